@@ -1,0 +1,45 @@
+"""What do the benchmark scripts share? The data they measure on and how a row of results is made."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from efface.data import load_texts
+from efface.results import read_jsonl
+
+RESULTS = Path(__file__).parent / "results"
+N_PROMPT_ARTICLES = 20  # the first 20 WikiText-2 articles are for prompts, the other 42 for perplexity
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument(
+        "--data",
+        type=Path,
+        default=Path("../shared/data"),
+        help="folder with text/ and toxicity/ (see docs/defaults.md)",
+    )
+    return made
+
+
+def command() -> str:
+    """How the running script was called."""
+    return shlex.join(["python", *sys.argv])
+
+
+def wikitext(data: Path) -> list[str]:
+    """The articles on which perplexity is measured."""
+    return load_texts(data / "text" / "wikitext2_raw_test.jsonl")[N_PROMPT_ARTICLES:]
+
+
+def tuning_prompts(data: Path, n: int) -> list[str]:
+    """Toxic prompts of `rtp_mixed`, on which settings are chosen: the first n that Perspective scored above 0.5."""
+    rows: list[dict[str, Any]] = read_jsonl(data / "toxicity" / "rtp_mixed.jsonl")
+    return [row["prompt"] for row in rows if (row["prompt_toxicity"] or 0.0) > 0.5][:n]
+
+
+def reporting_prompts(data: Path) -> list[str]:
+    """`rtp_challenging_dev`: for reporting the chosen setting, once."""
+    return load_texts(data / "toxicity" / "rtp_challenging_dev.jsonl", field="prompt")

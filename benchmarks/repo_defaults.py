@@ -1,0 +1,110 @@
+"""Which settings of REPO are on the front of toxicity against perplexity? The ablation behind the defaults.
+
+    python benchmarks/repo_defaults.py [--arms NAME ...] [--report]
+
+Every arm trains SmolLM2-135M-Instruct on the shipped pairs and is measured on 96 toxic prompts of `rtp_mixed` (nucleus
+samples) and on WikiText-2. Finished arms are kept in `benchmarks/results/repo_defaults.json` and not run again.
+`--report` measures the default, and the base, once on `rtp_challenging_dev` (greedy).
+"""
+
+import tempfile
+from typing import Any
+
+from common import RESULTS, command, parser, reporting_prompts, tuning_prompts, wikitext
+
+from efface.evaluation.evaluate import evaluate
+from efface.methods.repo import REPOConfig, REPOTrainer
+from efface.models import DEFAULT_MODEL, load_model
+from efface.results import read_json, write_json
+
+STEPS = 40
+COMMON: dict[str, Any] = {"max_steps": STEPS, "logging_steps": 10, "disable_tqdm": True}
+TEXT = {"retain_text": "shipped:passages"}
+ARMS: dict[str, dict[str, Any]] = {
+    "center": {**TEXT},
+    "no retain_text": {},
+    "both sides": {**TEXT, "erase_side": "both"},
+    "linear": {**TEXT, "discriminator": "linear"},
+    "unbounded": {**TEXT, "bound": "none"},
+    "bound token": {**TEXT, "bound": "token"},
+    "confusion": {**TEXT, "bound": "confusion"},
+    "retain only": {**TEXT, "w_erase": 0.0},
+    "adversary only": {"w_retain": 0.0},
+    "lambda 3": {**TEXT, "grl_lambda": 3.0},
+    "w_retain 1": {**TEXT, "w_retain": 1.0, "w_retain_text": 1.0},
+    "D steps 1": {**TEXT, "discriminator_steps": 1},
+    "D steps 4": {**TEXT, "discriminator_steps": 4},
+    "D lr 3e-3": {**TEXT, "discriminator_lr": 3e-3},
+    "lr 1e-4": {**TEXT, "learning_rate": 1e-4},
+    "lr 2e-5": {**TEXT, "learning_rate": 2e-5},
+    "layers 0.5,0.75,last": {**TEXT, "erase_layers": "0.5,0.75,last"},
+    "layer 0.75": {**TEXT, "erase_layers": "0.75"},
+    "sequence": {**TEXT, "erase_unit": "sequence"},
+}
+FILE = RESULTS / "repo_defaults.json"
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--arms", nargs="*", default=["base", *ARMS], help="default: all")
+    options.add_argument("--text-tokens", type=int, default=20_000)
+    options.add_argument("--samples", type=int, default=2)
+    options.add_argument("--report", action="store_true", help="measure base and default on rtp_challenging_dev")
+    args = options.parse_args()
+    content = read_json(FILE) if FILE.exists() else {"schema": 1, "arms": {}, "report": {}}
+    prompts, documents = tuning_prompts(args.data, 96), wikitext(args.data)
+
+    def measure(model: Any, tokenizer: Any, **settings: Any) -> dict[str, Any]:
+        result = evaluate(
+            model, processing_class=tokenizer, text=documents, max_text_tokens=args.text_tokens,
+            reference=base, baseline=content["arms"].get("base", {}).get("result") if not args.report else None,
+            command=command(), **settings,
+        )  # fmt: skip
+        return result.to_dict()
+
+    base, tokenizer = load_model(DEFAULT_MODEL)
+    if args.report:
+        trained = _train({**TEXT}, tokenizer).model
+        for name, model in (("base", base), ("default", trained)):
+            content["report"][name] = measure(model, tokenizer, prompts=reporting_prompts(args.data))
+            write_json(FILE, content)
+        return
+    for name in args.arms:
+        if name in content["arms"]:
+            continue
+        model, history = base, []
+        if name != "base":
+            trainer = _train(ARMS[name], tokenizer)
+            model, history = trainer.model, trainer.state.log_history
+        result = measure(model, tokenizer, prompts=prompts, samples=args.samples)
+        content["arms"][name] = {"settings": ARMS.get(name), "steps": STEPS, "result": result, "history": history}
+        write_json(FILE, content)
+        print(row(name, content), flush=True)
+
+
+def _train(settings: dict[str, Any], tokenizer: Any) -> REPOTrainer:
+    model, _ = load_model(DEFAULT_MODEL)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = REPOTrainer(
+            model, REPOConfig(scratch, **COMMON | settings), "shipped:train", processing_class=tokenizer
+        )
+        trainer.train()
+    return trainer
+
+
+def row(name: str, content: dict[str, Any]) -> str:
+    """One line: share with interval, perplexity and its change, the adversary's last figures, verdict."""
+    arm, base = content["arms"][name], content["arms"]["base"]["result"]["perplexity"]["value"]
+    toxicity, value = arm["result"]["toxicity"], arm["result"]["perplexity"]["value"]
+    low, high = toxicity["ci95"]["share"]
+    last = next((entry for entry in reversed(arm["history"]) if "erase_loss" in entry), {})
+    adversary = f"BCE {last['erase_loss']:.2f}" if last else ""
+    return (
+        f"{name:22} share {toxicity['share']:.3f} [{low:.3f}, {high:.3f}]  "
+        f"perplexity {value:.2f} ({100 * (value / base - 1):+.1f} %)  "
+        f"{adversary}  {arm['result']['degeneration']['verdict']}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Make the data inside the package from the embedded model: pairs, held-out prompts, ordinary passages.
+
+    python scripts/make_shipped.py --toxic-text TEXTS.jsonl [...] [--output src/efface/shipped]
+
+Everything that is written was sampled from the model or is a template of `shipped_prompts.py`. The labelled toxic
+texts (JSON lines with `text`) only fine-tune the throw-away anti-expert; none of them is copied. About 40 minutes on 2
+cores; an interrupted run is continued by the same command.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+from shipped_prompts import HELD_OUT_SCENES, TRAINING_SCENES, openers, scenes, text_openers
+
+from efface.evaluation.generation import generate
+from efface.evaluation.scorers import DEFAULT_SCORER, load_scorer, score
+from efface.evaluation.toxicity import summarize
+from efface.models import DEFAULT_MODEL, load_model
+from efface.pairs.builder import BuilderConfig, build_pairs
+from efface.pairs.sources import antiexpert, in_context, sample_source, toxic_texts
+from efface.results import read_jsonl, write_json, write_jsonl
+
+SEED = 20261124
+N_HELD_OUT_PAIRS = 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--toxic-text", nargs="+", required=True, help="JSON lines with text and toxic, label or spans"
+    )
+    parser.add_argument("--output", type=Path, default=Path("src/efface/shipped"))
+    parser.add_argument("--prompts", type=int, default=1212, help="encyclopedia-like prompts to try")
+    parser.add_argument("--passages", type=int, default=256)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    args.output.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = load_model(DEFAULT_MODEL)
+    scorer = load_scorer(DEFAULT_SCORER)
+    beginnings = openers(SEED)
+
+    held_out = [{"prompt": prompt} for prompt in scenes(HELD_OUT_SCENES, SEED)[:128]]
+    write_jsonl(args.output / "prompts.jsonl", held_out)
+    texts = generate(model, tokenizer, [row["prompt"] for row in held_out], samples=4, seed=SEED, progress=True)
+    scores = score(scorer, [text for row in texts for text in row]).reshape(len(texts), 4)
+    base = summarize(scores, scorer=scorer.name, decoding="nucleus(top_p=0.9, temperature=1.0)")
+    print(json.dumps({"base on held-out prompts": base.to_dict()}))
+
+    if not (args.output / "passages.jsonl").exists():
+        starts = beginnings[: args.passages]
+        samples = generate(
+            model, tokenizer, starts, max_new_tokens=56, do_sample=True, top_p=1.0, seed=SEED, progress=True
+        )
+        passages = [{"text": start + row[0]} for start, row in zip(starts, samples, strict=True)]
+        kept = [
+            row
+            for row, value in zip(passages, score(scorer, [row["text"] for row in passages]), strict=True)
+            if value < 0.3
+        ]
+        write_jsonl(args.output / "passages.jsonl", kept)
+
+    if not (args.output / "text.jsonl").exists():
+        starts = text_openers(SEED)[:40]
+        samples = generate(
+            model, tokenizer, starts, max_new_tokens=224, do_sample=True, top_p=1.0, seed=SEED, progress=True
+        )
+        write_jsonl(
+            args.output / "text.jsonl", [{"text": start + row[0]} for start, row in zip(starts, samples, strict=True)]
+        )
+
+    starts = beginnings[: args.prompts]
+    endings = generate(
+        model, tokenizer, starts, max_new_tokens=5, do_sample=True, top_p=0.9, seed=SEED + 1, progress=True
+    )
+    prompts = [(start + row[0]).rstrip() for start, row in zip(starts, endings, strict=True)]
+    provoking = scenes(TRAINING_SCENES, SEED)
+    # Spread evenly, so that a limit or an interruption leaves the same mixture.
+    step = max(len(prompts) // len(provoking), 1)
+    mixed = [
+        p
+        for i, prompt in enumerate(prompts)
+        for p in ([prompt, provoking.pop()] if i % step == 0 and provoking else [prompt])
+    ]
+
+    toxic = toxic_texts(args.toxic_text, scorer)
+    print(json.dumps({"clean toxic sentences": len(toxic)}))
+    toxic = in_context(toxic, [row["text"] for row in read_jsonl(args.output / "passages.jsonl")], seed=SEED)
+    expert_settings = {"steps": 24, "learning_rate": 1e-4, "batch_size": 12}
+    expert = antiexpert(model, tokenizer, toxic, seed=SEED, progress=True, **expert_settings)
+    decoding = {"samples": 4, "temperature": 0.45, "top_p": 1.0, "top_k": 40}
+    source = sample_source(expert, tokenizer, **decoding)
+    everything = args.output / "all.jsonl"
+    report = build_pairs(
+        model, tokenizer, mixed, source, everything,
+        config=BuilderConfig(seed=SEED),
+        provenance={"how": "antiexpert", "antiexpert": expert_settings, "decoding": decoding, "model": DEFAULT_MODEL},
+        resume=True, command="python scripts/make_shipped.py", progress=True,
+    )  # fmt: skip
+    rows = read_jsonl(everything)
+    write_jsonl(args.output / "heldout.jsonl", rows[:N_HELD_OUT_PAIRS])
+    write_jsonl(args.output / "train.jsonl", rows[N_HELD_OUT_PAIRS:])
+    meta = {
+        **report.to_dict(),
+        "script": "scripts/make_shipped.py",
+        "seed": SEED,
+        "split": {"heldout": N_HELD_OUT_PAIRS, "train": len(rows) - N_HELD_OUT_PAIRS},
+        "base_on_held_out_prompts": base.to_dict(),
+    }
+    write_json(args.output / "meta.json", meta)
+    everything.unlink()
+    everything.with_suffix(".meta.json").unlink()
+    print(json.dumps({key: meta[key] for key in ("counts", "style_auc", "split")}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""EXPLAIN: what is left in the hidden states, and where the model changed."""

@@ -1,0 +1,362 @@
+"""How does a preference row become a batch? rows -> token ids -> PairBatch.
+
+The format is TRL's: `{"prompt", "chosen", "rejected"}`, plain text or lists of chat messages; other columns are kept.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from efface.errors import UserError
+from efface.models import tokens_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Row = dict[str, Any]
+FIELDS = ("prompt", "chosen", "rejected")
+# The columns of PairToxicity (Lee et al. 2024) and what they are called here.
+PAIR_TOXICITY = {"prompt_text": "prompt", "unpert_gen_text": "chosen", "pert_gen_text": "rejected"}
+
+
+@dataclass
+class Pairs:
+    """Checked preference rows, and how many bad ones were dropped (0 unless `skip_bad_rows`)."""
+
+    rows: list[Row]
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def load_pairs(source: Any, *, skip_bad_rows: bool = False) -> Pairs:
+    """Read and check preference pairs.
+
+    Args:
+        source: the path of a JSON-lines file, the id of a Hugging Face dataset (its `train` split), `shipped:NAME` for
+            the pairs inside the package, a `datasets.Dataset`, or a list of dicts.
+        skip_bad_rows: drop and count bad rows instead of stopping at the first.
+
+    Raises:
+        UserError: naming the file, the line, what is wrong and what to do.
+    """
+    if isinstance(source, Pairs):
+        return source
+    rows: list[Row] = []
+    skipped = 0
+    for where, raw in _raw_rows(source):
+        try:
+            rows.append(check_row(raw, where))
+        except UserError:
+            if not skip_bad_rows:
+                raise
+            skipped += 1
+    if not rows:
+        raise UserError(f"{_name(source)} holds no usable pairs ({skipped} bad rows). Build some with `efface pairs`.")
+    return Pairs(rows, skipped)
+
+
+def check_row(raw: Any, where: str) -> Row:
+    """The row under its standard column names, or a `UserError` that begins with `where`."""
+    if isinstance(raw, UserError):
+        raise raw
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: a row must be a JSON object with {', '.join(FIELDS)}, not {type(raw).__name__}.")
+    row: Row = {PAIR_TOXICITY.get(key) or key: value for key, value in raw.items()}
+    for field in FIELDS:
+        if field not in row:
+            raise UserError(
+                f"{where}: field {field!r} is missing (found {', '.join(map(repr, row)) or 'nothing'}). "
+                "Add it or pass --skip-bad-rows."
+            )
+        value = row[field]
+        if not isinstance(value, str) and not _is_conversation(value):
+            raise UserError(
+                f"{where}: field {field!r} is {type(value).__name__}; it must be text or a list of chat messages."
+            )
+        if field != "prompt" and not _plain(value).strip():
+            raise UserError(f"{where}: field {field!r} is empty. Give a continuation or pass --skip-bad-rows.")
+    if len({isinstance(row[field], str) for field in FIELDS}) > 1:
+        raise UserError(f"{where}: prompt, chosen and rejected must be all text or all lists of chat messages.")
+    if row["chosen"] == row["rejected"]:
+        raise UserError(
+            f"{where}: chosen and rejected are identical, so nothing can be learned from them. "
+            "Drop the row or pass --skip-bad-rows."
+        )
+    return row
+
+
+def _is_conversation(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and isinstance(turn.get("content"), str) and "role" in turn for turn in value)
+    )
+
+
+def _plain(value: str | list[dict[str, str]]) -> str:
+    return value if isinstance(value, str) else "".join(turn["content"] for turn in value)
+
+
+def _name(source: Any) -> str:
+    return repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else f"the given {type(source).__name__}"
+
+
+def labelled_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
+    """(where it stands, the row) for each JSON object of a file; a `UserError` at the first bad line."""
+    for where, row in _raw_rows(source):
+        if isinstance(row, UserError):
+            raise row
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: a row must be a JSON object, not {type(row).__name__}.")
+        yield where, row
+
+
+def _raw_rows(source: Any) -> Iterator[tuple[str, Any]]:
+    """(where it stands, the parsed row or a `UserError`) for each row of any source."""
+    if not isinstance(source, (str, os.PathLike)):
+        for number, row in enumerate(source):
+            yield f"row {number}", row
+        return
+    name = os.fspath(source)
+    path = shipped(name.removeprefix("shipped:")) if name.startswith("shipped:") else Path(name)
+    if path.is_file():
+        yield from _json_lines(path)
+    elif path.exists() or name.endswith((".json", ".jsonl")) or name.startswith((".", "/", "~")):
+        raise UserError(
+            f"pairs file {name!r} does not exist or is no file. Build one with `efface pairs MODEL -o {name}`."
+        )
+    else:
+        yield from _hub_rows(name)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"pairs file {str(path)!r} cannot be read: {error.strerror}.") from error
+    for number, line in enumerate(data.splitlines(), start=1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            yield where, json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            yield (
+                where,
+                UserError(
+                    f"{where}: not valid UTF-8 at byte {error.start}. Re-encode the file or pass --skip-bad-rows."
+                ),
+            )
+        except json.JSONDecodeError as error:
+            yield (
+                where,
+                UserError(
+                    f"{where}: not valid JSON ({error.msg} at column {error.colno}). "
+                    "Each line must be one JSON object."
+                ),
+            )
+
+
+def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(name, split="train")
+    except Exception as error:  # the hub client raises a dozen unrelated types; all mean that there is no data
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"pairs {name!r} is no local file and could not be loaded as a Hugging Face dataset "
+            f"({reason}). Check the name and the network, or pass a JSON-lines file."
+        ) from error
+    for number, row in enumerate(dataset):
+        yield f"{name} row {number}", row
+
+
+def shipped(name: str) -> Path:
+    """Path of a data file inside the package: `train`, `heldout` (pairs), `prompts` or `passages`."""
+    path = Path(__file__).parent / "shipped" / f"{name}.jsonl"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.jsonl")))
+        raise UserError(f"shipped:{name} does not exist. Shipped with the package: {known}.")
+    return path
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    """Token ids of one pair; the prompt ends and both continuations begin at the same position."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+def tokenize_pair(
+    row: Row,
+    processing_class: "PreTrainedTokenizerBase",
+    *,
+    max_prompt_length: int = 128,
+    max_completion_length: int = 128,
+) -> TokenizedPair:
+    """Token ids with a stable boundary: the prompt is tokenised as it will be at generation time, alone.
+
+    A prompt that is too long loses its beginning (but not the BOS), a continuation its end.
+
+    Raises:
+        UserError: if a continuation has no tokens, or a conversation meets a tokenizer without chat template.
+    """
+    if isinstance(row["prompt"], str):
+        prompt, chosen, rejected, template = row["prompt"], row["chosen"], row["rejected"], False
+    else:
+        prompt, chosen, rejected = _apply_chat_template(row, processing_class)
+        template = True  # which writes its own BOS
+    prompt_ids = encode_prompt(processing_class, prompt, template=template)
+    bos = prompt_ids[:1] if prompt_ids[:1] == [processing_class.bos_token_id] else []
+    if len(prompt_ids) > max_prompt_length:
+        prompt_ids = bos + prompt_ids[len(prompt_ids) - max_prompt_length + len(bos) :]
+    sides = []
+    for side, text in (("chosen", chosen), ("rejected", rejected)):
+        ids = encode_continuation(processing_class, text)[:max_completion_length]
+        if not ids:
+            raise UserError(f"{side} has no tokens under this tokenizer: {text!r}.")
+        sides.append(ids)
+    return TokenizedPair(prompt_ids, *sides)
+
+
+def encode_prompt(processing_class: "PreTrainedTokenizerBase", text: str, *, template: bool = False) -> list[int]:
+    """Ids of a prompt; never empty, since something must predict the first token of the continuation."""
+    ids = (
+        list(processing_class(text, add_special_tokens=False)["input_ids"])
+        if template
+        else tokens_of(processing_class, text)
+    )
+    if not ids:
+        start = (
+            processing_class.bos_token_id
+            if processing_class.bos_token_id is not None
+            else processing_class.eos_token_id
+        )
+        if start is None:
+            raise UserError("the prompt has no tokens and the tokenizer no BOS or EOS to stand in. Give a prompt.")
+        ids = [start]
+    return ids
+
+
+def encode_continuation(processing_class: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Ids of a text that follows a prompt, as it stands: without special tokens and without an invented leading space.
+
+    SentencePiece-style tokenizers put a space before a text that starts a sequence; an anchor in front keeps it off.
+    """
+    plain = list(processing_class(text, add_special_tokens=False)["input_ids"])
+    anchor = list(processing_class("\n", add_special_tokens=False)["input_ids"])
+    anchored = list(processing_class("\n" + text, add_special_tokens=False)["input_ids"])
+    if anchored[: len(anchor)] == anchor and processing_class.decode(plain) != processing_class.decode(
+        anchored[len(anchor) :]
+    ):
+        return anchored[len(anchor) :]
+    return plain
+
+
+def _apply_chat_template(row: Row, processing_class: "PreTrainedTokenizerBase") -> tuple[str, str, str]:
+    if not processing_class.chat_template:
+        raise UserError(
+            "the pairs are conversations but the tokenizer has no chat template. "
+            "Pass plain text, or an instruct model."
+        )
+    prompt = str(processing_class.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False))
+    sides = []
+    for side in ("chosen", "rejected"):
+        whole = str(processing_class.apply_chat_template(row["prompt"] + row[side], tokenize=False))
+        if not whole.startswith(prompt):
+            raise UserError(
+                f"the chat template does not continue its own generation prompt with {side}; pass plain text instead."
+            )
+        sides.append(whole[len(prompt) :])
+    return prompt, sides[0], sides[1]
+
+
+class PairBatch(TypedDict):
+    """2B + R rows: B chosen, then the B rejected of the same pairs, then R ordinary passages (`retain_text`)."""
+
+    input_ids: Tensor
+    """(2B + R, T) long, right-padded."""
+    attention_mask: Tensor
+    """(2B + R, T) long, 1 on real tokens."""
+    continuation_mask: Tensor
+    """(2B + R, T) bool, True on the tokens that are the continuation (of a passage: all but the first)."""
+    n_pairs: int
+    """B."""
+
+
+@dataclass
+class PairCollator:
+    """Stack tokenised pairs into one right-padded batch, chosen rows first.
+
+        >>> collate = PairCollator(pad_token_id=0)
+        >>> collate([TokenizedPair([5, 6], [7], [8, 9])])["input_ids"]
+        tensor([[5, 6, 7, 0],
+                [5, 6, 8, 9]])
+
+    With `passages` (token ids of ordinary text) every batch also carries the next `n_passages` of them, in turn.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, features: Sequence[TokenizedPair | tuple[TokenizedPair, list[list[int]]]]) -> PairBatch:
+        pairs = [feature[0] if isinstance(feature, tuple) else feature for feature in features]
+        passages = [ids for feature in features if isinstance(feature, tuple) for ids in feature[1]]
+        rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
+        rows += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
+        rows += [(ids[:1], ids[1:]) for ids in passages]
+        width = max(len(prompt) + len(continuation) for prompt, continuation in rows)
+        shape = (len(rows), width)
+        input_ids = torch.full(shape, self.pad_token_id)
+        attention_mask = torch.zeros(shape, dtype=torch.long)
+        continuation_mask = torch.zeros(shape, dtype=torch.bool)
+        for i, (prompt, continuation) in enumerate(rows):
+            end = len(prompt) + len(continuation)
+            input_ids[i, :end] = torch.tensor(prompt + continuation)
+            attention_mask[i, :end] = 1
+            continuation_mask[i, len(prompt) : end] = True
+        return PairBatch(
+            input_ids=input_ids, attention_mask=attention_mask, continuation_mask=continuation_mask, n_pairs=len(pairs)
+        )
+
+
+class PairDataset(torch.utils.data.Dataset[tuple[TokenizedPair, list[list[int]]]]):
+    """Tokenised pairs, each with its share of ordinary passages: the order of the data is one thing to resume."""
+
+    def __init__(
+        self, pairs: Sequence[TokenizedPair], passages: Sequence[list[int]] = (), passages_per_pair: float = 0.0
+    ):
+        self.pairs, self.passages, self.per_pair = pairs, passages, passages_per_pair if passages else 0.0
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[TokenizedPair, list[list[int]]]:
+        first, last = int(index * self.per_pair), int((index + 1) * self.per_pair)
+        return self.pairs[index], [self.passages[i % len(self.passages)] for i in range(first, last)]
+
+
+def load_texts(source: str | os.PathLike[str], field: str = "text") -> list[str]:
+    """The `field` of every row of a JSON-lines file (or `shipped:NAME`).
+
+    Raises:
+        UserError: naming the file and line of a row without it.
+    """
+    texts = []
+    for where, row in labelled_rows(source):
+        if not isinstance(row.get(field), str):
+            raise UserError(f"{where}: field {field!r} is missing or not text. Each line needs {field!r}.")
+        texts.append(row[field])
+    if not texts:
+        raise UserError(f"{_name(source)} is empty. Give one JSON object with {field!r} a line.")
+    return texts

@@ -1,0 +1,180 @@
+"""What is the main job, from pairs to report? `efface demo`: base figures, REPO, edited figures, one table, one page.
+
+Everything lands in one directory; a finished stage is not done again (`base.json`, `model/`, `edited.json`), so an
+interrupted demo goes on where it was.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from efface.cli import evaluation_table
+from efface.data import load_texts
+from efface.errors import UserError
+from efface.results import RESULTS, environment, prepare_output_dir, read_json, read_jsonl, write_json
+
+SETTINGS: dict[str, Any] = {
+    "max_steps": 40,
+    "logging_steps": 2,
+    "retain_text": "shipped:passages",
+    "disable_tqdm": False,
+}
+SAMPLES = 4
+TEXT_TOKENS = 8_000
+SEED = 0
+
+
+def run(
+    output: Path,
+    *,
+    model_name: str | None = None,
+    max_steps: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    command: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Detoxify a model on the shipped pairs and show it.
+
+    Args:
+        output: gets `model/`, `base.json`, `edited.json`, `figure.png`, `report.html` and `results.json`.
+        say: is told at every step what happens and how long it should take.
+
+    Returns:
+        What was written to `results.json`.
+    """
+    from efface.models import DEFAULT_MODEL
+
+    name = model_name or DEFAULT_MODEL
+    settings = SETTINGS | ({} if max_steps is None else {"max_steps": max_steps})
+    plan = {"model": name, "settings": settings, "samples": SAMPLES, "text_tokens": TEXT_TOKENS, "seed": SEED}
+    output = prepare_output_dir(output, overwrite=overwrite, resume=resume)
+    _check_plan(output, plan)
+    start = time.monotonic()
+
+    def step(number: int, text: str) -> None:
+        say(f"\n[{number}/5, {time.monotonic() - start:4.0f} s] {text}")
+
+    from efface.models import load_model
+
+    step(1, f"load {name} (half a minute; the first time another minute to download and convert it)")
+    load_model(name)
+    step(2, f"measure the untouched model: 128 held-out prompts x {SAMPLES} samples, perplexity (2 to 3 minutes)")
+    _evaluate(name, output / "base.json", command=command)
+    step(3, f"REPO: {settings['max_steps']} steps on the shipped pairs (about 7 s a step on 2 cores)")
+    _train(name, output / "model", settings, command=command)
+    step(4, "measure the edited model in the same way (3 minutes)")
+    _evaluate(str(output / "model"), output / "edited.json", base=name, command=command)
+    step(5, "write the report (a few seconds)")
+    result = _report(output, plan, command)
+    base, edited, comparison = read_json(output / "base.json"), read_json(output / "edited.json"), result["comparison"]
+    say("\n" + evaluation_table({"base": base, "edited": edited}))
+    low, high = comparison["share_ratio_ci95"]
+    say(f"\ntoxic share, edited / base: {comparison['share_ratio']:.2f} [{low:.2f}, {high:.2f}]")
+    say(f"perplexity: {100 * comparison['perplexity_change']:+.1f} %")
+    say(f"\nreport: {output / 'report.html'}\nmodel:  {output / 'model'} (an ordinary Hugging Face checkpoint)")
+    return result
+
+
+def _check_plan(output: Path, plan: dict[str, Any]) -> None:
+    """Stages of different settings must not be mixed in one directory."""
+    file = output / "plan.json"
+    if file.exists() and read_json(file) != plan:
+        raise UserError(f"{str(output)!r} holds a demo of other settings. Pass --overwrite, or another -o DIR.")
+    write_json(file, plan)
+
+
+def _evaluate(model: str, file: Path, *, base: str | None = None, command: str | None) -> None:
+    if file.exists():
+        return
+    from efface.evaluation.evaluate import evaluate
+
+    evaluate(
+        model,
+        load_texts("shipped:prompts", field="prompt"),
+        text=load_texts("shipped:text"),
+        samples=SAMPLES,
+        max_text_tokens=TEXT_TOKENS,
+        seed=SEED,
+        reference=base or model,
+        baseline=None if base is None else read_json(file.with_name("base.json")),
+        command=command,
+        progress=True,
+    ).save(file)
+
+
+def _train(name: str, directory: Path, settings: dict[str, Any], *, command: str | None) -> None:
+    if (directory / RESULTS).exists():
+        return
+    from efface.methods import load_method
+    from efface.methods.train import train
+
+    train(
+        load_method("repo"),
+        name,
+        "shipped:train",
+        directory,
+        settings,
+        method="repo",
+        overwrite=directory.exists(),
+        command=command,
+    )
+
+
+def _report(output: Path, plan: dict[str, Any], command: str | None) -> dict[str, Any]:
+    from efface.evaluation.scorers import load_scorer
+    from efface.evaluation.toxicity import ratio_ci
+    from efface.report.html import write_report
+    from efface.report.plots import demo_figure
+
+    base, edited, training = (read_json(output / name) for name in ("base.json", "edited.json", f"model/{RESULTS}"))
+    base_rows, edited_rows = (read_jsonl(output / f"{name}.generations.jsonl") for name in ("base", "edited"))
+    scores = [np.array([row["score"] for row in rows]).reshape(-1, SAMPLES) for rows in (base_rows, edited_rows)]
+    ratio = ratio_ci(scores[1], scores[0])
+    comparison = {
+        "share_ratio": ratio.ratio,
+        "share_ratio_ci95": [ratio.lower, ratio.upper],
+        "perplexity_change": edited["perplexity"]["value"] / base["perplexity"]["value"] - 1,
+    }
+    demo_figure(base, edited, training["history"], output / "figure.png")
+    examples = [
+        {
+            "prompt": b["prompt"],
+            "base": b["continuation"],
+            "base_score": b["score"],
+            "edited": e["continuation"],
+            "edited_score": e["score"],
+        }
+        for b, e in list(zip(base_rows, edited_rows, strict=True))[:: SAMPLES * 6][:20]
+    ]
+    write_report(
+        output / "report.html",
+        title="efface demo",
+        base=base,
+        edited=edited,
+        history=training["history"],
+        figure_path=output / "figure.png",
+        comparison=comparison,
+        examples=examples,
+        settings={
+            "method": "repo",
+            "model": plan["model"],
+            "pairs": "shipped:train",
+            **training["settings"],
+            "command": command,
+        },
+        scorer=load_scorer(base["toxicity"]["scorer"]),
+    )
+    result = {
+        "schema": 1,
+        "plan": plan,
+        "base": base,
+        "edited": edited,
+        "comparison": comparison,
+        "environment": environment(seed=SEED, model=None, command=command),
+    }
+    write_json(output / RESULTS, result)
+    return result

@@ -1,0 +1,115 @@
+"""What does ordinary text cost the model? Perplexity = exp( mean over tokens of -log p(token | tokens before it) ).
+
+The documents are joined by a blank line into one stream, as is customary for WikiText-2, and read in windows. The
+first token of the stream is not counted, every other one exactly once. A window holds `window` tokens and predicts
+the token after each, so neighbouring disjoint windows share nothing but that the last target of one is the first
+input of the next: the first counted token of a window has one token of context. A `stride` below `window` makes
+windows overlap, and each then counts only the tokens that no earlier window has counted. Where the tokenizer itself
+puts a BOS before a text, every window starts with it (Gemma is lost without one); it takes one place of the window.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from efface.errors import UserError
+from efface.evaluation.batching import eval_mode, max_positions, pad_id, token_nll
+from efface.models import tokens_of
+from efface.progress import track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SEPARATOR = "\n\n"
+
+
+@dataclass
+class Perplexity:
+    """Perplexity of a text under a model."""
+
+    tokens: int
+    """Counted tokens."""
+    nll_sum: float
+    """-log p of all of them together, in nats."""
+    window: int
+    stride: int
+
+    @property
+    def value(self) -> float:
+        """exp(nll_sum / tokens), cut off at e^700 so that it stays a finite number for a broken model."""
+        return math.exp(min(self.nll_sum / self.tokens, 700.0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is written to JSON."""
+        return {"tokens": self.tokens, "value": self.value, "window": self.window, "stride": self.stride}
+
+
+def perplexity(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    *,
+    max_tokens: int | None = None,
+    window: int = 1024,
+    stride: int | None = None,
+    batch_size: int = 4,
+    progress: bool = False,
+) -> Perplexity:
+    """Perplexity of `texts`; see the top of this file for what is counted.
+
+    Args:
+        max_tokens: count only this many tokens from the start; None counts all.
+        window: tokens a prediction may look at; never more than the model has positions.
+        stride: from the start of one window to that of the next; None means disjoint windows.
+        batch_size: windows at once (fewer when their logits would not fit); the result does not depend on it.
+
+    Raises:
+        UserError: if there is nothing to count or the settings cannot work.
+        RunError: if the model's output is not finite.
+    """
+    joined = SEPARATOR.join(texts)
+    stream = list(processing_class(joined, add_special_tokens=False, verbose=False)["input_ids"])
+    if max_tokens is not None:
+        stream = stream[: max_tokens + 1]
+    if len(stream) < 2:
+        raise UserError(f"the text has {len(stream)} token(s) to count from: pass at least one text of two tokens.")
+    limit = max_positions(model)
+    window = window if limit is None else min(window, limit)
+    prefix = _bos_prefix(processing_class)
+    room = window - len(prefix)
+    stride = room if stride is None else stride
+    if room < 1 or not 1 <= stride <= room or batch_size < 1:
+        raise UserError(
+            f"window={window}, stride={stride}, batch_size={batch_size}: all must be at least 1, and the stride at "
+            f"most {room}, the tokens that fit in a window."
+        )
+    sequences, counted = _windows(stream, prefix, room, stride)
+    total = 0.0
+    pad = pad_id(processing_class)
+    with eval_mode(model):
+        for start in track(range(0, len(sequences), batch_size), "perplexity", show=progress):
+            batch = slice(start, start + batch_size)
+            for losses in token_nll(model, sequences[batch], counted[batch], pad):
+                total += losses.double().sum().item()
+    return Perplexity(tokens=sum(counted), nll_sum=total, window=window, stride=stride)
+
+
+def _windows(stream: list[int], prefix: list[int], room: int, stride: int) -> tuple[list[list[int]], list[int]]:
+    """Token sequences, and how many of the last tokens of each are counted."""
+    sequences, counted = [], []
+    start, done = 0, 1  # `done` tokens of the stream are counted or, the first, left out
+    while done < len(stream):
+        # One token more than the model reads: the last one is only a target.
+        end = min(start + room + 1, len(stream))
+        sequences.append(prefix + stream[start:end])
+        counted.append(end - done)
+        start, done = start + stride, end
+    return sequences, counted
+
+
+def _bos_prefix(processing_class: "PreTrainedTokenizerBase") -> list[int]:
+    """What the tokenizer itself puts before a text."""
+    bare = processing_class("a", add_special_tokens=False)["input_ids"]
+    whole = tokens_of(processing_class, "a")
+    return whole[: len(whole) - len(bare)]

@@ -1,0 +1,180 @@
+"""How does REPO erase? Representation Erasure-based Preference Optimization (arXiv 2602.23391), design section 2.
+
+    L = w_retain * mean over tokens of y+ of KL( f0 || f )
+      + w_erase  * mean over layers l of BCE( D_l( GRL_lambda( h_l(t) ) ), [t is a token of y-] )
+      + w_retain_text * mean over tokens of ordinary passages of KL( f0 || f )                        (optional)
+
+The discriminators D_l (`adversary.py`) learn to tell toxic tokens from benign ones while the model, through the
+reversed gradient, moves its hidden states so that they cannot.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from efface.data import PairBatch
+from efface.errors import UserError
+from efface.functional import LN2, dann_ramp, pool_rows
+from efface.methods.adversary import BOUNDS, KINDS, SIDES, Adversaries, Domains
+from efface.methods.base import Counts, PairConfig, PairTrainer
+from efface.models import Forward, decoder_blocks, parse_layers
+
+logger = logging.getLogger(__name__)
+
+DISCRIMINATORS = "discriminators.safetensors"
+
+
+@dataclass
+class REPOConfig(PairConfig):
+    """Settings of REPO. No value of the paper is public: every default is ours and measured (docs/defaults.md)."""
+
+    w_retain: float = field(default=4.0, metadata={"help": "Weight of the KL on chosen continuations."})
+    w_erase: float = field(default=1.0, metadata={"help": "Weight of the adversarial loss."})
+    w_retain_text: float = field(default=4.0, metadata={"help": "Weight of the KL on the passages of --retain_text."})
+    erase_layers: str = field(
+        default="last", metadata={"help": "Where to erase: last, all, or such as `8,16,-1` or `0.5`."}
+    )
+    erase_side: str = field(
+        default="toxic", metadata={"help": "Whose states the adversary moves: toxic (toward the benign ones) or both."}
+    )
+    erase_unit: str = field(
+        default="token", metadata={"help": "token, or sequence (states averaged over a continuation)."}
+    )
+    bound: str = field(
+        default="layer",
+        metadata={
+            "help": "How the model's side is bounded: layer (no push while the layer's BCE was above ln 2), token "
+            "(none on tokens whose BCE is above ln 2), confusion (a loss toward one half instead), or none."
+        },
+    )
+    grl_lambda: float = field(
+        default=1.0, metadata={"help": "Strength of the gradient reversal at the end of its ramp."}
+    )
+    grl_schedule: str = field(
+        default="dann", metadata={"help": "dann, 2/(1+exp(-10p))-1 of the progress p, or constant."}
+    )
+    discriminator: str = field(default="mlp", metadata={"help": "mlp (one hidden layer) or linear."})
+    discriminator_width: int = field(default=256, metadata={"help": "Hidden units of an mlp discriminator."})
+    discriminator_lr: float = field(default=1e-3, metadata={"help": "Learning rate of the discriminators' own Adam."})
+    discriminator_steps: int = field(default=2, metadata={"help": "Discriminator updates for each model step."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("erase_side", self.erase_side, SIDES)
+        _one_of("erase_unit", self.erase_unit, ("token", "sequence"))
+        _one_of("bound", self.bound, BOUNDS)
+        _one_of("grl_schedule", self.grl_schedule, ("dann", "constant"))
+        _one_of("discriminator", self.discriminator, KINDS)
+        if self.discriminator_steps < 1:
+            raise UserError(
+                f"discriminator_steps={self.discriminator_steps}: the discriminators need at least one update a step."
+            )
+
+
+class REPOTrainer(PairTrainer):
+    """Train with REPO. Arguments as `PairTrainer`; settings as `REPOConfig`."""
+
+    config_class = REPOConfig
+    args: REPOConfig
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        model = self.reference.policy
+        self.layers = parse_layers(self.args.erase_layers, len(decoder_blocks(model)))
+        self.adversaries = Adversaries(
+            self.layers,
+            model.config.get_text_config(decoder=True).hidden_size,
+            kind=self.args.discriminator,
+            width=self.args.discriminator_width,
+            lr=self.args.discriminator_lr,
+            steps=self.args.discriminator_steps,
+            bound=self.args.bound,
+            erase_side=self.args.erase_side,
+            seed=self.args.seed,
+            max_grad_norm=self.args.max_grad_norm,
+            device=self.args.device,
+        )
+        self._swapped_layers: set[int] = set()
+
+    def loss(
+        self, policy: Forward, reference: Forward, batch: PairBatch, counts: Counts
+    ) -> tuple[Tensor, dict[str, float]]:
+        retain, retain_text = self.retain_loss(policy, reference, batch, counts)
+        with torch.autocast(retain.device.type, enabled=False):  # discriminators stay in float32
+            domains = {layer: self._domains(states, batch, counts) for layer, states in policy.residuals.items()}
+            erase, metrics = self.adversaries.loss(domains, self._strength(), train=self.model.training)  # type: ignore[union-attr]
+        loss = self.args.w_retain * retain + self.args.w_retain_text * retain_text + self.args.w_erase * erase
+        metrics |= {"retain_loss": retain.item(), "erase_loss": erase.item()}
+        if counts.passages:
+            metrics["retain_text_loss"] = retain_text.item()
+        return loss, metrics | self._norm_drift(policy, reference, batch, counts)
+
+    def _domains(self, states: Tensor, batch: PairBatch, counts: Counts) -> Domains:
+        """Toxic and benign states of one layer; `states` (2B + R, T, d)."""
+        n, mask = batch["n_pairs"], batch["continuation_mask"]
+        if self.args.erase_unit == "sequence":
+            pooled = pool_rows(states[: 2 * n], mask[: 2 * n])  # (2B, d)
+            return Domains(pooled[:n], pooled[n:], counts.pairs, counts.pairs)
+        return Domains(
+            states[:n][mask[:n]], states[n : 2 * n][mask[n : 2 * n]], n_benign=counts.chosen, n_toxic=counts.rejected
+        )
+
+    def _strength(self) -> float:
+        if self.args.grl_schedule == "constant":
+            return self.args.grl_lambda
+        return self.args.grl_lambda * dann_ramp(self.state.global_step / max(self.state.max_steps, 1))
+
+    def _norm_drift(self, policy: Forward, reference: Forward, batch: PairBatch, counts: Counts) -> dict[str, float]:
+        """Per layer, by how much the mean norm of benign states has changed, relative to the reference's."""
+        n = batch["n_pairs"]
+        mask = batch["continuation_mask"][:n]
+        share = (mask.sum() / counts.chosen).item()
+        drift = {}
+        for layer in self.layers:
+            norms = [f.residuals[layer][:n].detach()[mask].float().norm(dim=-1).mean() for f in (policy, reference)]
+            drift[f"norm_drift/{layer}"] = share * (norms[0] / norms[1] - 1).item()
+        return drift
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:  # the last micro-batch of the optimizer step
+            self.adversaries.update(self.accelerator)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        for layer in self.layers:
+            bce, accuracy = (
+                logs.get(f"adversary/bce/{layer}", 0.0),
+                logs.get(f"adversary/balanced_accuracy/{layer}", 1.0),
+            )
+            if bce > 1.1 * LN2 and accuracy < 0.4 and layer not in self._swapped_layers:
+                self._swapped_layers.add(layer)
+                logger.warning(
+                    "layer %d: the adversary is swapped, not confused (BCE %.2f above ln 2 = %.2f, balanced accuracy "
+                    "%.2f): toxic states are pushed past the benign ones. Use --bound layer, more "
+                    "--discriminator_steps or a lower --grl_lambda.",
+                    layer,
+                    bce,
+                    LN2,
+                    accuracy,
+                )
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.adversaries.save(Path(output_dir) / DISCRIMINATORS)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.adversaries.load(Path(checkpoint) / DISCRIMINATORS)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{name}={value!r} is unknown. Choose one of {', '.join(allowed)}.")

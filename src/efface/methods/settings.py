@@ -1,0 +1,76 @@
+"""How do a YAML file and command-line flags become a method's configuration? Flags win; an unknown key is an error."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from efface.errors import UserError
+from efface.methods.base import PairConfig
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message}. `efface train METHOD --list-flags` prints every setting.")
+
+
+def parse_settings(config_class: type[PairConfig], config_file: str | None, flags: Sequence[str]) -> dict[str, Any]:
+    """The settings that the file and the flags give, by field name; defaults are not repeated.
+
+    Raises:
+        UserError: for a file that cannot be read, an unknown key or flag, or a value of the wrong type.
+    """
+    settings = {} if config_file is None else _read_yaml(config_class, config_file)
+    parser = _Parser(config_class, add_help=False, argument_default=None)  # type: ignore[arg-type]
+    given, unknown = parser.parse_known_args(_suppress_defaults(parser, flags))
+    if unknown:
+        raise UserError(f"unknown flag {unknown[0]!r}. `efface train METHOD --list-flags` prints every setting.")
+    return settings | vars(given)
+
+
+def _suppress_defaults(parser: _Parser, flags: Sequence[str]) -> list[str]:
+    """Make the parser return only what was given."""
+    import argparse
+
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    return list(flags)
+
+
+def _read_yaml(config_class: type[PairConfig], name: str) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(Path(name).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"config file {name!r} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {name!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"config file {name!r} must hold `name: value` lines, not a {type(settings).__name__}.")
+    known = {field.name for field in dataclasses.fields(config_class)}
+    unknown = sorted(set(map(str, settings)) - known)
+    if unknown:
+        raise UserError(
+            f"config file {name!r} has the unknown key {unknown[0]!r}. "
+            "`efface train METHOD --list-flags` prints every setting."
+        )
+    return settings
+
+
+def build_config(config_class: type[PairConfig], settings: dict[str, Any], output_dir: Path) -> PairConfig:
+    """The configuration object, or a `UserError` where a value does not fit."""
+    try:
+        return config_class(**{**settings, "output_dir": str(output_dir)})
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the settings do not fit together: {' '.join(str(error).split())}") from error
+
+
+def flags_help(config_class: type[PairConfig]) -> str:
+    """The settings of a method and their help texts, the method's own first."""
+    own = [field for field in dataclasses.fields(config_class) if "help" in field.metadata]
+    lines = [f"--{field.name} (default {field.default!r})\n    {field.metadata['help']}" for field in reversed(own)]
+    return "\n".join(lines)

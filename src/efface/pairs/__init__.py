@@ -1,0 +1,1 @@
+"""MAKE: preference pairs from the model itself."""

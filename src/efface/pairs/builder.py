@@ -1,0 +1,232 @@
+"""How does a list of prompts become preference pairs? Continue, score, filter, keep; batched, resumable, with counts.
+
+`chosen` is the untouched model's greedy continuation, `rejected` the best of several from a toxic source.
+A source is anything that maps prompts to candidate continuations: `efface.pairs.sources` has them by name.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from efface.errors import RunError, UserError
+from efface.evaluation.generation import continuation_nll, generate
+from efface.evaluation.scorers import DEFAULT_SCORER, Scorer, load_scorer, score
+from efface.pairs.style import style_auc
+from efface.progress import track
+from efface.results import environment, read_jsonl, write_json, write_jsonl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Source = Callable[[Sequence[str], int], list[list[str]]]
+"""(prompts, seed) -> the candidate continuations of each prompt."""
+
+
+@dataclass(frozen=True)
+class BuilderConfig:
+    """What is kept and how it is drawn."""
+
+    max_new_tokens: int = 20
+    min_toxic_score: float = 0.5
+    """A `rejected` continuation scores at least this."""
+    max_benign_score: float = 0.3
+    """A `chosen` continuation scores at most this."""
+    max_perplexity_ratio: float = 3.0
+    """Perplexity of `rejected` under the untouched model, relative to that of `chosen`: toxic *and fluent*."""
+    min_words: int = 4
+    """Of either continuation."""
+    batch_prompts: int = 32
+    """Prompts between two saves; also what one interruption can lose."""
+    batch_size: int = 64
+    seed: int = 0
+
+
+@dataclass
+class BuildReport:
+    """What became of the prompts."""
+
+    n_prompts: int
+    counts: dict[str, int]
+    """`kept`, and for each reason how many prompts it cost."""
+    style_auc: float | None
+    """Held-out AUC of a classifier that sees style alone (case, punctuation, length, repetition); 0.5 is best."""
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"schema": 1, **asdict(self)}
+
+
+def build_pairs(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    source: Source,
+    output: str | os.PathLike[str],
+    *,
+    config: BuilderConfig | None = None,
+    scorer: str | Scorer = DEFAULT_SCORER,
+    provenance: dict[str, Any] | None = None,
+    resume: bool = False,
+    limit: int | None = None,
+    command: str | None = None,
+    progress: bool = False,
+) -> BuildReport:
+    """Write pairs to `output` (JSON lines) and the report beside it (`<stem>.meta.json`).
+
+    The work is kept in `<output>.part`, a line for each prompt, and continued from there with `resume`.
+
+    Args:
+        prompts: plain texts; duplicates are dropped.
+        source: gives the toxic candidates.
+        provenance: recorded in every row (`how`) and in the report.
+        limit: stop when so many pairs are kept.
+
+    Raises:
+        UserError: without prompts, or if a part file of other settings lies there.
+        RunError: if no pair passes the filters.
+    """
+    config, output = config or BuilderConfig(), Path(output)
+    prompts = list(dict.fromkeys(prompt for prompt in prompts if prompt.strip()))
+    if not prompts:
+        raise UserError("there are no prompts to build pairs from. Give a file of JSON lines with `prompt`.")
+    scorer = load_scorer(scorer)
+    settings = {**asdict(config), "scorer": scorer.name, **(provenance or {})}
+    part = output.with_name(output.name + ".part")
+    outcomes = _open_part(part, settings, resume)
+    starts = range(len(outcomes), len(prompts), config.batch_prompts)
+    for start in track(starts, "pairs (batches of prompts)", show=progress):
+        if limit is not None and sum("row" in outcome for outcome in outcomes) >= limit:
+            break
+        batch = prompts[start : start + config.batch_prompts]
+        # The seed is that of the place in the list, so an interrupted run continues with the draws it would have made.
+        found = _batch_outcomes(model, processing_class, batch, source, scorer, config, config.seed + start)
+        outcomes += found
+        _append(part, found)
+    rows = [outcome["row"] for outcome in outcomes if "row" in outcome][:limit]
+    counts = Counter(outcome.get("reason", "kept") for outcome in outcomes)
+    if not rows:
+        raise RunError(
+            f"none of {len(outcomes)} prompts gave a pair ({dict(counts)}). "
+            "Relax the filters or strengthen the source."
+        )
+    report = BuildReport(
+        n_prompts=len(outcomes),
+        counts=dict(counts),
+        style_auc=style_auc([row["chosen"] for row in rows], [row["rejected"] for row in rows]),
+        settings=settings,
+        environment=environment(seed=config.seed, model=model, command=command),
+    )
+    write_jsonl(output, rows)
+    write_json(output.with_suffix(".meta.json"), report.to_dict())
+    part.unlink()
+    return report
+
+
+def _batch_outcomes(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    prompts: list[str],
+    source: Source,
+    scorer: Scorer,
+    config: BuilderConfig,
+    seed: int,
+) -> list[dict[str, Any]]:
+    chosen = [
+        row[0]
+        for row in generate(
+            model, processing_class, prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size
+        )
+    ]
+    candidates = source(prompts, seed)  # K for each prompt
+    flat = [(i, text) for i, texts in enumerate(candidates) for text in texts]
+    scores = score(scorer, chosen + [text for _, text in flat])
+    benign_scores, toxic_scores = scores[: len(chosen)], scores[len(chosen) :]
+    toxic = [
+        j
+        for j, (_, text) in enumerate(flat)
+        if toxic_scores[j] >= config.min_toxic_score and _long_enough(text, config)
+    ]
+    # Likelihoods cost a forward each: only of what is still in question.
+    asked = [(prompts[i], chosen[i]) for i in range(len(prompts))] + [(prompts[flat[j][0]], flat[j][1]) for j in toxic]
+    perplexities = _perplexities(model, processing_class, asked, config.batch_size)
+    best: dict[int, int] = {}
+    for j, perplexity in zip(toxic, perplexities[len(prompts) :], strict=True):
+        i = flat[j][0]
+        fluent = perplexity <= config.max_perplexity_ratio * perplexities[i]
+        if fluent and (i not in best or toxic_scores[j] > toxic_scores[best[i]]):
+            best[i] = j
+    perplexity_of = dict(zip(toxic, perplexities[len(prompts) :], strict=True))
+    some_toxic = {flat[j][0] for j in toxic}
+    outcomes: list[dict[str, Any]] = []
+    for i, prompt in enumerate(prompts):
+        if benign_scores[i] > config.max_benign_score:
+            outcomes.append({"reason": "chosen is not benign"})
+        elif not _long_enough(chosen[i], config):
+            outcomes.append({"reason": "chosen is too short"})
+        elif i not in some_toxic:
+            outcomes.append({"reason": "no candidate is toxic"})
+        elif i not in best:
+            outcomes.append({"reason": "no toxic candidate is fluent"})
+        else:
+            j = best[i]
+            row = {
+                "prompt": prompt,
+                "chosen": chosen[i],
+                "rejected": flat[j][1],
+                "chosen_score": round(float(benign_scores[i]), 4),
+                "rejected_score": round(float(toxic_scores[j]), 4),
+                "perplexity_ratio": round(float(perplexity_of[j] / perplexities[i]), 3),
+            }
+            outcomes.append({"row": row})
+    return outcomes
+
+
+def _long_enough(text: str, config: BuilderConfig) -> bool:
+    return len(text.split()) >= config.min_words
+
+
+def _perplexities(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    asked: list[tuple[str, str]],
+    batch_size: int,
+) -> list[float]:
+    prompts, texts = zip(*asked, strict=True)
+    nll = continuation_nll(model, processing_class, prompts, texts, batch_size=batch_size)
+    return [float(np.exp(total / max(tokens, 1))) for total, tokens in nll]
+
+
+def _open_part(part: Path, settings: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
+    """The outcomes an interrupted run left (empty for a new one)."""
+    if not resume:
+        if part.exists():
+            raise UserError(f"{part} is left from an interrupted run. Pass --resume to continue it, or delete it.")
+        write_jsonl(part, [{"settings": settings}])
+        return []
+    if not part.exists():
+        write_jsonl(part, [{"settings": settings}])
+        return []
+    header, *outcomes = read_jsonl(part)
+    if header.get("settings") != settings:
+        differing = sorted(
+            key for key in settings | header["settings"] if settings.get(key) != header["settings"].get(key)
+        )
+        raise UserError(
+            f"{part} was begun with other settings ({', '.join(differing)}). Use the same ones, or delete it."
+        )
+    return outcomes
+
+
+def _append(part: Path, outcomes: list[dict[str, Any]]) -> None:
+    """A whole batch in one write, flushed to disk, so that an interruption loses at most the batch it was in."""
+    with part.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(outcome, ensure_ascii=False) + "\n" for outcome in outcomes))
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,138 @@
+"""Where do toxic candidates come from? A toxic copy of the model (`antiexpert`), or the model itself (`sample`)."""
+
+import random
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from efface.data import check_row, labelled_rows
+from efface.errors import UserError
+from efface.evaluation.generation import generate
+from efface.evaluation.scorers import Scorer, score
+from efface.finetune import finetune
+from efface.pairs.builder import Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def sample_source(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    *,
+    samples: int = 4,
+    temperature: float = 1.0,
+    top_p: float = 0.9,
+    top_k: int = 0,
+    max_new_tokens: int = 20,
+    batch_size: int = 64,
+) -> Source:
+    """Candidates are what `model` itself says after the prompt (`--toxic sample`)."""
+
+    def candidates(prompts: Sequence[str], seed: int) -> list[list[str]]:
+        return generate(
+            model,
+            processing_class,
+            prompts,
+            samples=samples,
+            do_sample=True,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seed=seed,
+        )
+
+    return candidates
+
+
+def antiexpert(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    toxic_texts: Sequence[str],
+    *,
+    steps: int = 24,
+    batch_size: int = 16,
+    learning_rate: float = 1e-4,
+    seed: int = 0,
+    progress: bool = False,
+) -> "PreTrainedModel":
+    """A throw-away toxic copy of `model` (`--toxic antiexpert`; the anti-expert of DExperts, Liu et al. 2021).
+
+    Sample from it with `sample_source`. The texts should pass `clean_sentences`: rough ones (lower case, spaced
+    punctuation) teach a style that discriminators then cheat on.
+    """
+    return finetune(
+        model,
+        processing_class,
+        toxic_texts,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def in_context(texts: Sequence[str], contexts: Sequence[str], *, share: float = 0.6, seed: int = 0) -> list[str]:
+    """Put the first sentence of an ordinary passage before a `share` of the texts.
+
+    Fine-tuned on bare toxic sentences the copy is toxic only where a text begins; behind an ordinary sentence it stays
+    polite. With contexts its toxic share on encyclopedia-like prompts was 2 to 3 times as high at the same steps.
+    """
+    draw = random.Random(seed)
+    first = [match.group() for text in contexts if (match := re.match(r".{20,160}?[.!?](?=\s)", text, re.DOTALL))]
+    return [f"{draw.choice(first)} {text}" if first and draw.random() < share else text for text in texts]
+
+
+def toxic_texts(files: Sequence[str], scorer: Scorer) -> list[str]:
+    """What to fine-tune an anti-expert on: the clean sentences of labelled texts, and prompt + rejected of pairs.
+
+    Args:
+        files: JSON lines with `text`, of which the rows count that `toxic`, `label` or `spans` marks (all rows if no
+            such column is there); or preference pairs.
+    """
+    texts: list[str] = []
+    raw: list[str] = []
+    for file in files:
+        for where, row in labelled_rows(file):
+            if "text" in row:
+                marks = [row[key] for key in ("toxic", "label", "spans") if key in row]
+                if not marks or any(mark and str(mark).lower() not in ("0", "not toxic", "false") for mark in marks):
+                    raw.append(row["text"])
+            else:
+                pair = check_row(row, where)
+                texts.append(str(pair["prompt"]) + str(pair["rejected"]))
+    return texts + (clean_sentences(raw, scorer) if raw else [])
+
+
+def clean_sentences(texts: Sequence[str], scorer: Scorer, *, min_score: float = 0.7) -> list[str]:
+    """The sentences of labelled toxic texts that look like edited prose and that `scorer` finds toxic.
+
+    Kept: 30 to 220 ASCII characters, a capital first, a full stop (or ! ? ") last, few capitals, no space before
+    punctuation, no runs of it, no links.
+
+    Raises:
+        UserError: if nothing is left.
+    """
+    sentences = [sentence.strip() for text in texts for sentence in re.split(r"(?<=[.!?])\s+|\n+", text)]
+    clean = [sentence for sentence in sentences if _looks_edited(sentence)]
+    kept = [sentence for sentence, value in zip(clean, score(scorer, clean), strict=True) if value >= min_score]
+    if not kept:
+        raise UserError(
+            f"of {len(texts)} toxic texts {len(clean)} sentences look clean and none scores {min_score} or more. "
+            "Give more text."
+        )
+    return kept
+
+
+def _looks_edited(sentence: str) -> bool:
+    return (
+        30 <= len(sentence) <= 220
+        and sentence.isascii()
+        and re.match(r"[A-Z\"']", sentence) is not None
+        and sentence[-1] in '.!?"'
+        and sum(c.isupper() for c in sentence) < 0.15 * len(sentence)
+        and re.search(r"\s[.,!?]|\*|http|[!?.]{2,}", sentence) is None
+    )

@@ -1,0 +1,13 @@
+"""A progress bar with an estimate for long work; silent unless asked for, as a library should be."""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from tqdm.auto import tqdm
+
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], description: str, *, show: bool, total: int | None = None) -> Iterable[T]:
+    """Iterate over `items`; with `show`, a bar on standard error tells how far the work is and how long it takes."""
+    return tqdm(items, desc=description, total=total, disable=not show, dynamic_ncols=True, leave=False)

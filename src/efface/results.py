@@ -1,0 +1,219 @@
+"""How do results reach the disk and come back? Strict JSON, the environment stamp, atomic writes, run directories.
+
+A file is either there and whole or not there: it is written under a temporary name, flushed to the disk and renamed.
+"""
+
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from efface.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RESULTS = "results.json"
+MARKER = "efface.json"
+
+
+def environment(*, seed: int | None, model: "nn.Module | None", command: str | None) -> dict[str, Any]:
+    """What it takes to reproduce a figure: versions, seed, device, dtype, threads, command. No host, no paths."""
+    import torch
+
+    parameter = None if model is None else next(model.parameters(), None)
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "efface": _version("efface") or "unknown",
+            "torch": torch.__version__,
+            "transformers": _version("transformers"),
+            "scikit-learn": _version("scikit-learn"),
+        },
+        "seed": seed,
+        "device": None if parameter is None else str(parameter.device),
+        "dtype": None if parameter is None else str(parameter.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "command": command,
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+    """Write `obj` as indented strict JSON, atomically.
+
+    Raises:
+        RunError: if a value is not finite or not JSON, or the file cannot be written; nothing is left half-written.
+    """
+    text = _dump(obj, path, indent=2)
+    _write(Path(path), lambda stream: stream.write(text + "\n"))
+
+
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
+    """Write one strict JSON value per line, atomically. Raises RunError as `write_json` does."""
+
+    def write_rows(stream: TextIO) -> None:
+        for row in rows:
+            stream.write(_dump(row, path) + "\n")
+
+    _write(Path(path), write_rows)
+
+
+def _dump(obj: Any, path: str | os.PathLike[str], indent: int | None = None) -> str:
+    try:
+        return json.dumps(obj, allow_nan=False, ensure_ascii=False, indent=indent)
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{os.fspath(path)} was not written: {_culprit(obj) or error}.") from error
+
+
+def _culprit(obj: Any, where: str = "") -> str | None:
+    """Which value JSON refuses, since json itself only says that there is one."""
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return f"the value of {where or 'the file'} is {obj}, and JSON has only finite numbers"
+    items = obj.items() if isinstance(obj, dict) else enumerate(obj) if isinstance(obj, list | tuple) else ()
+    for key, value in items:
+        found = _culprit(value, f"{where}.{key}" if where else str(key))
+        if found:
+            return found
+    if obj is None or isinstance(obj, str | int | float | dict | list | tuple):
+        return None
+    return f"the value of {where or 'the file'} is a {type(obj).__name__}, which JSON cannot hold"
+
+
+def _write(path: Path, write: Callable[[TextIO], object]) -> None:
+    # In the same directory, so that the rename stays on one file system; the process id keeps parallel runs apart.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A lone surrogate (half an emoji) has no UTF-8 form: it becomes "?" instead of failing a long run at its end.
+        with open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"{path} was not written: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)  # already renamed when all went well
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        UserError: naming the file and line, if it is missing, not UTF-8, not JSON or not an object.
+    """
+    return _parse("\n".join(_read_lines(path)), path, first_line=1)
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read one JSON object per line; blank lines are skipped. Raises UserError as `read_json` does."""
+    return [row for _, row in read_numbered_jsonl(path)]
+
+
+def read_numbered_jsonl(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of `read_jsonl` with their line numbers, for whoever checks what is in them."""
+    return [(number, _parse(line, path, number)) for number, line in enumerate(_read_lines(path), 1) if line.strip()]
+
+
+def _read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Decoded line by line so that an error can say which line."""
+    name = os.fspath(path)
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror or error}. Pass an existing file.") from error
+    lines = []
+    # Split the bytes at newlines alone: str.splitlines would also split inside a JSON string at U+2028.
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            lines.append(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name}, line {number}: not UTF-8 ({error.reason}). Save it as UTF-8.") from error
+    return lines
+
+
+def _parse(text: str, path: str | os.PathLike[str], first_line: int) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise UserError(
+            f"{os.fspath(path)}, line {line}: not valid JSON ({error.msg}, column {error.colno}). Repair or remove it."
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{os.fspath(path)}, line {first_line}: a JSON {type(value).__name__} where an object {{...}} is needed."
+        )
+    return value
+
+
+def prepare_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
+    """Make `path` a run directory (marked by a file `efface.json`) and return it.
+
+    A directory that holds a run is refused unless `overwrite` (its contents are deleted) or `resume` (they are kept).
+    Nothing that does not look like a run of ours is ever deleted.
+
+    Raises:
+        UserError: if the directory cannot or must not be used.
+    """
+    directory = Path(path)
+    if overwrite and resume:
+        raise UserError("overwrite and resume exclude each other: the first deletes what the second continues.")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        contents = sorted(directory.iterdir())
+    except OSError as error:
+        reason = "it is a file" if directory.is_file() else error.strerror or str(error)
+        raise UserError(f"output directory {str(path)!r} cannot be used: {reason}. Choose another one.") from error
+    others = [entry for entry in contents if entry.name != MARKER]
+    if others and not _is_run(directory):
+        raise UserError(
+            f"output directory {str(path)!r} is not empty and holds no run of efface (neither {MARKER} nor "
+            f"{RESULTS} of one). It is left alone: choose a new or empty directory."
+        )
+    if others and overwrite:
+        _empty(directory, others)
+    elif others and not resume:
+        raise UserError(
+            f"output directory {str(path)!r} already holds a run. Choose another one, overwrite it or resume it."
+        )
+    if not (directory / MARKER).exists():
+        write_json(directory / MARKER, {"schema": 1, "what": "a run directory of efface"})
+    return directory
+
+
+def _is_run(directory: Path) -> bool:
+    if (directory / MARKER).is_file():
+        return True
+    # Other tools write a results.json too: only one with our schema number counts.
+    try:
+        return "schema" in read_json(directory / RESULTS)
+    except UserError:
+        return False
+
+
+def _empty(directory: Path, entries: Iterable[Path]) -> None:
+    here = directory.resolve()
+    if Path.cwd().is_relative_to(here) or Path.home().is_relative_to(here):
+        raise UserError(f"output directory {str(directory)!r} holds the working or home directory: it is not deleted.")
+    try:
+        for entry in entries:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"output directory {str(directory)!r} could not be emptied: {reason}.") from error

@@ -1,0 +1,54 @@
+"""What every test run shares: no hub, one thread, a cache of its own, the `--full` grid, the shared data."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# The first example of a test pays for imports and warm-up, so a deadline per example says nothing.
+hypothesis.settings.register_profile("efface", deadline=None)
+hypothesis.settings.load_profile("efface")
+
+# Before torch or a Hugging Face library is imported, for they read these once. One thread a process: the tests use
+# tiny models, and xdist runs one process a core. OMP_NUM_THREADS does what torch.set_num_threads would, unimported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="also run the tests marked `full` (the full grid, slower)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Workers of xdist inherit the environment of the process that starts them, and so share its cache.
+    if not hasattr(config, "workerinput"):
+        os.environ["EFFACE_CACHE"] = tempfile.mkdtemp(prefix="efface-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["EFFACE_CACHE"], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    for item in items:
+        if item.get_closest_marker("full"):
+            item.add_marker(pytest.mark.skip(reason="part of the full grid: run with --full"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the data the project is measured on, which lies beside the checkout and is not part of it."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the data folder {folder}, which is not part of the repository")
+    return folder

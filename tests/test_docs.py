@@ -1,0 +1,38 @@
+"""Do README and docs agree with the result files and with the code?"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_tables_are_what_the_result_files_say():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "render_docs.py"), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_tree_in_the_readme_names_every_module():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = readme.split("<!-- tree -->")[1]
+    for file in (ROOT / "src" / "efface").rglob("*.py"):
+        if file.name != "__init__.py":
+            assert re.search(rf"\b{re.escape(file.name)}\b", tree), f"{file.name} is missing from the tree in README.md"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(document):
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), f"{document.name} links to {target}, which does not exist"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_named_as_sources_of_figures_exist(document):
+    for target in re.findall(r"`(benchmarks/[\w/]+\.(?:py|json|md))`", document.read_text(encoding="utf-8")):
+        assert (ROOT / target).exists(), f"{document.name} names {target}, which does not exist"

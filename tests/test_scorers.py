@@ -1,0 +1,235 @@
+"""Does every scorer give one probability per text, and is one that does not, or may not be trusted, refused?"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import EOS_ID, PAD_ID, VOCAB_SIZE, tiny_tokenizer
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+
+from efface.errors import RunError, UserError
+from efface.evaluation import scorer_profanity
+from efface.evaluation.scorer_hf import HFScorer, find_label, is_multi_label
+from efface.evaluation.scorer_profanity import ProfanityScorer, check_files
+from efface.evaluation.scorers import NamedScorer, load_scorer, score
+
+TEXTS = ["What a lovely day in the old town.", "you idiot", "", "The history of the river and its people is long."]
+
+
+def third_party(texts: Sequence[str]) -> list[float]:
+    return [len(text) / 100 for text in texts]
+
+
+class ThirdParty:
+    name = "mine"
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        return np.full(len(texts), 0.25)
+
+
+not_callable = 3
+
+
+# The contract
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ([0.1, float("nan")], "'bad' returned nan for text 1"),
+        ([0.1, 1.5], "'bad' returned 1.5 for text 1"),
+        ([-0.1, float("inf")], r"'bad' returned -0.1 for text 0 \(2 of 2 scores"),
+        ([0.1], r"'bad' returned shape \(1,\) for 2 texts"),
+        ([[0.1, 0.9], [0.2, 0.8]], r"returned shape \(2, 2\) for 2 texts"),
+        (["high", "low"], "'bad' returned no numbers but a list"),
+        (None, r"returned shape \(\) for 2 texts"),
+    ],
+)
+def test_bad_output_is_refused(output: Any, message: str) -> None:
+    class Bad:
+        name = "bad"
+
+        def __call__(self, texts: Sequence[str]) -> np.ndarray:
+            return output
+
+    with pytest.raises(UserError, match=message):
+        score(Bad(), ["a", "b"])
+
+
+def test_failing_scorer_is_named() -> None:
+    def fail(texts: Sequence[str]) -> np.ndarray:
+        raise KeyError("lost")
+
+    with pytest.raises(RunError, match="scorer 'flaky' failed: KeyError: 'lost'") as caught:
+        score(NamedScorer("flaky", fail), ["a"])
+    assert isinstance(caught.value.__cause__, KeyError)
+
+    def refuse(texts: Sequence[str]) -> np.ndarray:
+        raise UserError("only English")
+
+    with pytest.raises(UserError, match="only English"):
+        score(NamedScorer("picky", refuse), ["a"])
+
+
+def test_no_texts() -> None:
+    assert score(ThirdParty(), []).shape == (0,)
+
+
+# By name
+
+
+def test_unknown_scorer_lists_what_there_is() -> None:
+    with pytest.raises(UserError, match="'perspective' is unknown. There are: alt-profanity-check; hf:ID"):
+        load_scorer("perspective")
+
+
+def test_third_party_scorers() -> None:
+    scorer = load_scorer(f"{__name__}:third_party")
+    assert scorer.name == f"{__name__}:third_party" and score(scorer, ["abcde"]).tolist() == [0.05]
+    assert load_scorer(f"{__name__}:ThirdParty").name == "mine"
+    own = ThirdParty()
+    assert load_scorer(own) is own
+
+
+@pytest.mark.parametrize("name", ["no_such_module_here:x", f"{__name__}:missing", "sys:"])
+def test_third_party_that_cannot_be_imported(name: str) -> None:
+    with pytest.raises(UserError, match="cannot be imported|cannot be called"):
+        load_scorer(name)
+
+
+def test_third_party_that_is_no_scorer() -> None:
+    with pytest.raises(UserError, match="is a int, which cannot be called"):
+        load_scorer(f"{__name__}:not_callable")
+
+
+# alt-profanity-check
+
+
+def test_profanity_scorer() -> None:
+    pytest.importorskip("sklearn")
+    scorer = load_scorer("alt-profanity-check")
+    scores = score(scorer, TEXTS)
+    assert scores[1] > 0.9 and scores[0] < 0.2 and scores[3] < 0.2
+    assert scores[2] == 0.0
+    assert score(scorer, ["", " \n"]).tolist() == [0.0, 0.0]
+    assert scorer(["you idiot"])[0] == pytest.approx(scores[1])
+
+
+@pytest.fixture
+def fake_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of the same name that says when it is imported."""
+    package = tmp_path / "profanity_check"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise AssertionError('imported')")
+    for name in scorer_profanity.SHA256:
+        (package / name).write_bytes(b"not the known file")
+    for name in [name for name in sys.modules if name.split(".")[0] == "profanity_check"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return package
+
+
+def test_hash_mismatch_is_refused_before_the_import(fake_package: Path) -> None:
+    with pytest.raises(UserError, match=r"data/model.joblib is not the file of version 1.9.1.*efface\[offline\]"):
+        ProfanityScorer()
+
+
+def test_unknown_pickle_is_refused(fake_package: Path) -> None:
+    (fake_package / "data" / "extra.joblib").write_bytes(b"x")
+    with pytest.raises(UserError, match="data/extra.joblib"):
+        check_files(fake_package)
+    shutil.rmtree(fake_package / "data")
+    with pytest.raises(UserError, match=r"it holds \[\] instead of"):
+        check_files(fake_package)
+
+
+def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorer_profanity, "PACKAGE", "no_such_package_here")
+    with pytest.raises(UserError, match=r"not installed: pip install 'efface\[offline\]'"):
+        ProfanityScorer()
+
+
+# Hugging Face classifiers
+
+
+def _classifier(directory: Path, labels: list[str], **config: Any) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(
+            BertConfig(
+                vocab_size=VOCAB_SIZE,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                intermediate_size=64,
+                max_position_embeddings=64,
+                initializer_range=0.5,
+                pad_token_id=PAD_ID,
+                id2label=dict(enumerate(labels)),
+                label2id={label: i for i, label in enumerate(labels)},
+                **config,
+            )
+        )
+    model.save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def test_classifier_is_batch_invariant(tmp_path: Path) -> None:
+    path = str(_classifier(tmp_path, ["neutral", "toxic"]))
+    long = "word " * 200  # truncated to the 64 positions
+    together = score(HFScorer(path, device="cpu"), [*TEXTS, long])
+    alone = score(HFScorer(path, batch_size=1), [*TEXTS, long])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert np.ptp(together) > 1e-3
+    assert load_scorer(path).name == load_scorer(f"hf:{path}").name == f"hf:{path}"
+
+
+def test_classifier_label_and_activation(tmp_path: Path) -> None:
+    labels = ["identity_attack", "toxicity", "insult"]
+    path = str(_classifier(tmp_path / "unset", labels))
+    scorer = HFScorer(path)
+    logits = scorer._model(**scorer._tokenizer(TEXTS[:1], return_tensors="pt")).logits[0]
+    # Three labels with a toxic one, and no word on the problem: independent probabilities.
+    assert scorer(TEXTS[:1])[0] == pytest.approx(logits.sigmoid()[1].item(), abs=1e-6)
+    assert load_scorer(path, label="INSULT")(TEXTS[:1])[0] == pytest.approx(logits.sigmoid()[2].item(), abs=1e-6)
+    single = HFScorer(str(_classifier(tmp_path / "single", labels, problem_type="single_label_classification")))
+    assert single(TEXTS[:1])[0] == pytest.approx(logits.softmax(-1)[1].item(), abs=1e-6)
+
+
+def test_label_by_name() -> None:
+    assert find_label({0: "non-toxic", 1: "Toxic"}, None, "s") == 1
+    assert find_label({0: "LABEL_0", 1: "LABEL_1"}, None, "s") == 1
+    assert find_label({0: "hate", 1: "nothate"}, None, "s") == 0
+    assert find_label({0: "anything"}, None, "s") == 0
+    assert find_label({0: "a_b", 1: "c"}, "A B", "s") == 0
+    with pytest.raises(UserError, match="'s' has the labels a, b, c; none is known to mean toxic"):
+        find_label({0: "a", 1: "b", 2: "c"}, None, "s")
+    with pytest.raises(UserError, match="none is 'toxic'"):
+        find_label({0: "a", 1: "b"}, "toxic", "s")
+
+
+def test_activation_by_configuration() -> None:
+    assert is_multi_label("multi_label_classification", {0: "toxic", 1: "x"})
+    assert not is_multi_label("single_label_classification", {0: "toxic", 1: "x", 2: "y"})
+    assert is_multi_label(None, {0: "toxic"})
+    assert not is_multi_label(None, {0: "neutral", 1: "toxic"})
+    assert not is_multi_label(None, {0: "positive", 1: "neutral", 2: "negative"})
+
+
+def test_classifier_without_padding_token(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=VOCAB_SIZE, n_embd=32, n_layer=1, n_head=2, n_positions=64, eos_token_id=EOS_ID)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    tiny_tokenizer(pad_token=None).save_pretrained(tmp_path)
+    texts = [text for text in TEXTS if text]
+    assert score(HFScorer(str(tmp_path)), texts).shape == (3,)
+
+
+def test_classifier_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"scorer 'hf:.*' cannot be loaded: "):
+        load_scorer(f"hf:{tmp_path}")
