@@ -25,7 +25,7 @@ dev: $(DEV)  ## add the test and lint tools to .venv (about half a minute, once)
 
 demo: $(RUNTIME)  ## the whole job on the embedded model, left under runs/demo (ARGS=... go to `efface demo`)
 	@echo "demo: detoxify the embedded model and write runs/demo/report.html (it prints its own estimate)"
-	@$(BIN)/efface demo -o runs/demo $(ARGS)
+	@$(BIN)/efface demo -o runs/demo $(if $(filter --overwrite,$(ARGS)),,--resume) $(ARGS)
 
 # One thread a worker: the tests use tiny models, for which more threads only get in each other's way.
 test: $(DEV)  ## run the tests (ARGS=... go to pytest, for example ARGS=--full)

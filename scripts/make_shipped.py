@@ -8,22 +8,24 @@ cores; an interrupted run is continued by the same command.
 """
 
 import argparse
+import functools
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from shipped_prompts import HELD_OUT_SCENES, TRAINING_SCENES, openers, scenes, text_openers
+from shipped_prompts import openers, scenes, text_openers
 
 from efface.evaluation.generation import generate
 from efface.evaluation.scorers import DEFAULT_SCORER, load_scorer, score
 from efface.evaluation.toxicity import summarize
 from efface.models import DEFAULT_MODEL, load_model
-from efface.pairs.builder import BuilderConfig, build_pairs
+from efface.pairs.builder import BuilderConfig, Source, build_pairs
 from efface.pairs.sources import antiexpert, in_context, sample_source, toxic_texts
-from efface.results import read_jsonl, write_json, write_jsonl
+from efface.results import read_json, read_jsonl, write_json, write_jsonl
 
 SEED = 20261124
-N_HELD_OUT_PAIRS = 128
+N_HELD_OUT_PAIRS = 64
 
 
 def main() -> None:
@@ -33,6 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("src/efface/shipped"))
     parser.add_argument("--prompts", type=int, default=1212, help="encyclopedia-like prompts to try")
+    parser.add_argument("--pairs", type=int, default=None, help="stop at so many pairs")
     parser.add_argument("--passages", type=int, default=256)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -41,12 +44,15 @@ def main() -> None:
     scorer = load_scorer(DEFAULT_SCORER)
     beginnings = openers(SEED)
 
-    held_out = [{"prompt": prompt} for prompt in scenes(HELD_OUT_SCENES, SEED)[:128]]
-    write_jsonl(args.output / "prompts.jsonl", held_out)
-    texts = generate(model, tokenizer, [row["prompt"] for row in held_out], samples=4, seed=SEED, progress=True)
-    scores = score(scorer, [text for row in texts for text in row]).reshape(len(texts), 4)
-    base = summarize(scores, scorer=scorer.name, decoding="nucleus(top_p=0.9, temperature=1.0)")
-    print(json.dumps({"base on held-out prompts": base.to_dict()}))
+    held_out = [{"prompt": prompt} for prompt in scenes("held_out", SEED)[:128]]
+    base_file = args.output / "base.json"  # what is done is kept until meta.json has it
+    if not base_file.exists():
+        write_jsonl(args.output / "prompts.jsonl", held_out)
+        texts = generate(model, tokenizer, [row["prompt"] for row in held_out], samples=4, seed=SEED, progress=True)
+        scores = score(scorer, [text for row in texts for text in row]).reshape(len(texts), 4)
+        base = summarize(scores, scorer=scorer.name, decoding="nucleus(top_p=0.9, temperature=1.0)")
+        write_json(base_file, base.to_dict())
+    print(json.dumps({"base on held-out prompts": read_json(base_file)}))
 
     if not (args.output / "passages.jsonl").exists():
         starts = beginnings[: args.passages]
@@ -75,7 +81,7 @@ def main() -> None:
         model, tokenizer, starts, max_new_tokens=5, do_sample=True, top_p=0.9, seed=SEED + 1, progress=True
     )
     prompts = [(start + row[0]).rstrip() for start, row in zip(starts, endings, strict=True)]
-    provoking = scenes(TRAINING_SCENES, SEED)
+    provoking = scenes("training", SEED)
     # Spread evenly, so that a limit or an interruption leaves the same mixture.
     step = max(len(prompts) // len(provoking), 1)
     mixed = [
@@ -88,15 +94,22 @@ def main() -> None:
     print(json.dumps({"clean toxic sentences": len(toxic)}))
     toxic = in_context(toxic, [row["text"] for row in read_jsonl(args.output / "passages.jsonl")], seed=SEED)
     expert_settings = {"steps": 24, "learning_rate": 1e-4, "batch_size": 12}
-    expert = antiexpert(model, tokenizer, toxic, seed=SEED, progress=True, **expert_settings)
     decoding = {"samples": 4, "temperature": 0.45, "top_p": 1.0, "top_k": 40}
-    source = sample_source(expert, tokenizer, **decoding)
+
+    @functools.cache
+    def expert_source() -> Source:  # trained only when there is something left to sample
+        expert = antiexpert(model, tokenizer, toxic, seed=SEED, progress=True, **expert_settings)
+        return sample_source(expert, tokenizer, **decoding)
+
+    def source(prompts: Sequence[str], seed: int) -> list[list[str]]:
+        return expert_source()(prompts, seed)
+
     everything = args.output / "all.jsonl"
     report = build_pairs(
         model, tokenizer, mixed, source, everything,
         config=BuilderConfig(seed=SEED),
         provenance={"how": "antiexpert", "antiexpert": expert_settings, "decoding": decoding, "model": DEFAULT_MODEL},
-        resume=True, command="python scripts/make_shipped.py", progress=True,
+        resume=True, limit=args.pairs, command="python scripts/make_shipped.py", progress=True,
     )  # fmt: skip
     rows = read_jsonl(everything)
     write_jsonl(args.output / "heldout.jsonl", rows[:N_HELD_OUT_PAIRS])
@@ -106,10 +119,11 @@ def main() -> None:
         "script": "scripts/make_shipped.py",
         "seed": SEED,
         "split": {"heldout": N_HELD_OUT_PAIRS, "train": len(rows) - N_HELD_OUT_PAIRS},
-        "base_on_held_out_prompts": base.to_dict(),
+        "base_on_held_out_prompts": read_json(base_file),
     }
     write_json(args.output / "meta.json", meta)
     everything.unlink()
+    base_file.unlink()
     everything.with_suffix(".meta.json").unlink()
     print(json.dumps({key: meta[key] for key in ("counts", "style_auc", "split")}))
 

@@ -70,11 +70,15 @@ def defaults() -> str:
         result = arm["result"]
         last = next((entry for entry in reversed(arm["history"]) if "erase_loss" in entry), {})
         adversary = f"{last['erase_loss']:.2f}" if last else ""
-        settings = ", ".join(f"`{key}={value}`" for key, value in (arm["settings"] or {}).items() if key != "retain_text")
+        settings = ", ".join(
+            f"`{key}={value}`" for key, value in (arm["settings"] or {}).items() if key != "retain_text"
+        )
         perplexity = result["perplexity"]["value"]
         cells = [_share(result["toxicity"]), f"{perplexity:.2f}", _change(perplexity, base), adversary]
         rows.append([name, settings, *cells, result["degeneration"]["verdict"]])
-    return _table(["arm", "differs from the centre by", "toxic share", "perplexity", "change", "last BCE", "verdict"], rows)
+    return _table(
+        ["arm", "differs from the centre by", "toxic share", "perplexity", "change", "last BCE", "verdict"], rows
+    )
 
 
 def erasure() -> str:
@@ -110,7 +114,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="exit 1 if a table differs from its result file")
     args = parser.parse_args()
-    stale = [path for path in documents() if rendered(path.read_text(encoding="utf-8")) != path.read_text(encoding="utf-8")]
+    stale = [
+        path for path in documents() if rendered(path.read_text(encoding="utf-8")) != path.read_text(encoding="utf-8")
+    ]
     for path in stale:
         print(f"{'stale' if args.check else 'rendered'}: {path.relative_to(ROOT)}")
         if not args.check:

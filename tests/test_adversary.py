@@ -153,7 +153,9 @@ def test_micro_batches_add_up_to_the_whole_batch() -> None:
     )
     whole.update()
     parts.update()
-    torch.testing.assert_close(parts.discriminators.state_dict(), whole.discriminators.state_dict(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        parts.discriminators.state_dict(), whole.discriminators.state_dict(), rtol=1e-5, atol=1e-6
+    )
     assert parts.last_bce[0] == pytest.approx(whole.last_bce[0]) == pytest.approx(metrics["adversary/bce/0"])
 
 
@@ -297,8 +299,8 @@ def test_the_start_is_seeded_and_leaves_the_global_state() -> None:
 def play(bound: str, side: str = "both", steps: int = 150) -> list[float]:
     """Hidden states that are free to move, against a discriminator that lags: the worst case. BCE of each step.
 
-    The states follow plain gradient descent. Adam's momentum would carry them on after a bound has stopped the push, and
-    a discriminator this slow never catches up: how far is a matter of the learning rates, not of the bound.
+    The states follow plain gradient descent. Adam's momentum would carry them on after a bound has stopped the push,
+    and a discriminator this slow never catches up: how far is a matter of the learning rates, not of the bound.
     """
     game = adversaries(bound=bound, erase_side=side, lr=1e-5, steps=1, seed=3)
     benign = states(32).requires_grad_()

@@ -1,4 +1,4 @@
-"""Does a row become exactly the tokens it should, and does a bad row stop the load with a line that says what to do?"""
+"""Does a row become exactly the tokens it should, and does a bad row stop the load with a line that says why?"""
 
 import json
 from pathlib import Path
@@ -51,7 +51,9 @@ def test_sources_agree(tmp_path: Path) -> None:
 
 def test_blank_lines_and_windows_line_ends_are_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
-    path.write_bytes(b"\n" + json.dumps(GOOD).encode() + b"\r\n  \r\n" + json.dumps(GOOD | {"prompt": "\u2028"}).encode())
+    path.write_bytes(
+        b"\n" + json.dumps(GOOD).encode() + b"\r\n  \r\n" + json.dumps(GOOD | {"prompt": "\u2028"}).encode()
+    )
     assert [row["prompt"] for row in load_pairs(path).rows] == ["The weather", "\u2028"]
 
 
@@ -68,7 +70,10 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "not JSON": ("{'prompt': 1}\n", r"not valid JSON \(Expecting property name .* at column 2\)\. Each line must be"),
     "cut off": ('{"prompt": "a", "chosen"\n', "not valid JSON"),
     "not an object": (["a"], "a row must be a JSON object with prompt, chosen, rejected, not list"),
-    "no prompt": ({"chosen": "a", "rejected": "b"}, "field 'prompt' is missing .found 'chosen', 'rejected'.*--skip-bad"),
+    "no prompt": (
+        {"chosen": "a", "rejected": "b"},
+        "field 'prompt' is missing .found 'chosen', 'rejected'.*--skip-bad",
+    ),
     "no rejected": ({"prompt": "a", "chosen": "b"}, "field 'rejected' is missing"),
     "no field at all": ({}, "field 'prompt' is missing .found nothing"),
     "empty chosen": (GOOD | {"chosen": ""}, "field 'chosen' is empty. Give a continuation"),
@@ -215,7 +220,11 @@ def test_a_tokenizer_that_closes_every_text_does_not_close_the_prompt() -> None:
 @pytest.mark.parametrize("add_bos", [False, True])
 def test_truncation_keeps_the_end_of_the_prompt_and_the_bos(add_bos: bool) -> None:
     tokenizer = tiny_tokenizer(add_bos=add_bos)
-    row = {"prompt": "The history of the town is its river", "chosen": " and its people", "rejected": " and silly fools"}
+    row = {
+        "prompt": "The history of the town is its river",
+        "chosen": " and its people",
+        "rejected": " and silly fools",
+    }
     whole = tokenize_pair(row, tokenizer)
     short = tokenize_pair(row, tokenizer, max_prompt_length=4, max_completion_length=2)
     assert len(short.prompt_ids) == 4 and len(whole.prompt_ids) > 5
@@ -278,7 +287,9 @@ def test_conversations_without_a_chat_template() -> None:
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="the pairs are conversations but the tokenizer has no chat template"):
         tokenize_pair(CHAT, tokenizer)
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}{{ messages | length }}"
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['content'] }}{% endfor %}{{ messages | length }}"
+    )
     with pytest.raises(UserError, match="does not continue its own generation prompt with chosen"):
         tokenize_pair(CHAT, tokenizer)
 
@@ -320,7 +331,12 @@ def test_a_padding_id_that_is_also_a_token_is_not_counted() -> None:
 
 @pytest.mark.parametrize(
     ("per_pair", "expected"),
-    [(0.0, [[], [], [], []]), (0.5, [[], [0], [], [1]]), (1.0, [[0], [1], [2], [0]]), (1.5, [[0], [1, 2], [0], [1, 2]])],
+    [
+        (0.0, [[], [], [], []]),
+        (0.5, [[], [0], [], [1]]),
+        (1.0, [[0], [1], [2], [0]]),
+        (1.5, [[0], [1, 2], [0], [1, 2]]),
+    ],
 )
 def test_passages_are_dealt_in_turn(per_pair: float, expected: list[list[int]]) -> None:
     pairs = [TokenizedPair([i], [1], [2]) for i in range(4)]

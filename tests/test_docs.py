@@ -23,7 +23,9 @@ def test_the_tree_in_the_readme_names_every_module():
     tree = readme.split("<!-- tree -->")[1]
     for file in (ROOT / "src" / "efface").rglob("*.py"):
         if file.name != "__init__.py":
-            assert re.search(rf"\b{re.escape(file.name)}\b", tree), f"{file.name} is missing from the tree in README.md"
+            assert re.search(rf"\b{re.escape(file.name)}\b", tree), (
+                f"{file.name} is missing from the tree in README.md"
+            )
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

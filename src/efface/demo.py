@@ -4,6 +4,7 @@ Everything lands in one directory; a finished stage is not done again (`base.jso
 interrupted demo goes on where it was.
 """
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +23,11 @@ SETTINGS: dict[str, Any] = {
     "retain_text": "shipped:passages",
     "disable_tqdm": False,
 }
+PAIRS = "shipped:train"
 SAMPLES = 4
 TEXT_TOKENS = 8_000
 SEED = 0
+PLAN = "plan.json"
 
 
 def run(
@@ -51,8 +54,10 @@ def run(
     name = model_name or DEFAULT_MODEL
     settings = SETTINGS | ({} if max_steps is None else {"max_steps": max_steps})
     plan = {"model": name, "settings": settings, "samples": SAMPLES, "text_tokens": TEXT_TOKENS, "seed": SEED}
-    output = prepare_output_dir(output, overwrite=overwrite, resume=resume)
-    _check_plan(output, plan)
+    # What the user may have got wrong is checked before anything in the output directory is deleted or written.
+    output = prepare_output_dir(output, resume=resume or overwrite)
+    if not overwrite:
+        _check_plan(output, plan)
     start = time.monotonic()
 
     def step(number: int, text: str) -> None:
@@ -62,6 +67,7 @@ def run(
 
     step(1, f"load {name} (half a minute; the first time another minute to download and convert it)")
     load_model(name)
+    write_json(prepare_output_dir(output, overwrite=overwrite, resume=resume) / PLAN, plan)
     step(2, f"measure the untouched model: 128 held-out prompts x {SAMPLES} samples, perplexity (2 to 3 minutes)")
     _evaluate(name, output / "base.json", command=command)
     step(3, f"REPO: {settings['max_steps']} steps on the shipped pairs (about 7 s a step on 2 cores)")
@@ -72,8 +78,10 @@ def run(
     result = _report(output, plan, command)
     base, edited, comparison = read_json(output / "base.json"), read_json(output / "edited.json"), result["comparison"]
     say("\n" + evaluation_table({"base": base, "edited": edited}))
-    low, high = comparison["share_ratio_ci95"]
-    say(f"\ntoxic share, edited / base: {comparison['share_ratio']:.2f} [{low:.2f}, {high:.2f}]")
+    ratio, low, high = (
+        math.inf if x is None else x for x in (comparison["share_ratio"], *comparison["share_ratio_ci95"])
+    )
+    say(f"\ntoxic share, edited / base: {ratio:.2f} [{low:.2f}, {high:.2f}]")
     say(f"perplexity: {100 * comparison['perplexity_change']:+.1f} %")
     say(f"\nreport: {output / 'report.html'}\nmodel:  {output / 'model'} (an ordinary Hugging Face checkpoint)")
     return result
@@ -81,10 +89,8 @@ def run(
 
 def _check_plan(output: Path, plan: dict[str, Any]) -> None:
     """Stages of different settings must not be mixed in one directory."""
-    file = output / "plan.json"
-    if file.exists() and read_json(file) != plan:
+    if (output / PLAN).exists() and read_json(output / PLAN) != plan:
         raise UserError(f"{str(output)!r} holds a demo of other settings. Pass --overwrite, or another -o DIR.")
-    write_json(file, plan)
 
 
 def _evaluate(model: str, file: Path, *, base: str | None = None, command: str | None) -> None:
@@ -115,13 +121,17 @@ def _train(name: str, directory: Path, settings: dict[str, Any], *, command: str
     train(
         load_method("repo"),
         name,
-        "shipped:train",
+        PAIRS,
         directory,
         settings,
         method="repo",
         overwrite=directory.exists(),
         command=command,
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _report(output: Path, plan: dict[str, Any], command: str | None) -> dict[str, Any]:
@@ -135,8 +145,9 @@ def _report(output: Path, plan: dict[str, Any], command: str | None) -> dict[str
     scores = [np.array([row["score"] for row in rows]).reshape(-1, SAMPLES) for rows in (base_rows, edited_rows)]
     ratio = ratio_ci(scores[1], scores[0])
     comparison = {
-        "share_ratio": ratio.ratio,
-        "share_ratio_ci95": [ratio.lower, ratio.upper],
+        # JSON has no infinity, which the ratio is where the base (of a resample) is not toxic at all.
+        "share_ratio": _finite(ratio.ratio),
+        "share_ratio_ci95": [_finite(ratio.lower), _finite(ratio.upper)],
         "perplexity_change": edited["perplexity"]["value"] / base["perplexity"]["value"] - 1,
     }
     demo_figure(base, edited, training["history"], output / "figure.png")
@@ -162,7 +173,7 @@ def _report(output: Path, plan: dict[str, Any], command: str | None) -> dict[str
         settings={
             "method": "repo",
             "model": plan["model"],
-            "pairs": "shipped:train",
+            "pairs": PAIRS,
             **training["settings"],
             "command": command,
         },

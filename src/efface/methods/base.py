@@ -7,13 +7,17 @@ reference's forward on the rows that need it) -> `loss(policy, reference, batch,
 import copy
 import logging
 import math
+import shutil
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from efface.data import PairBatch, PairCollator, PairDataset, load_pairs, tokenize_pair
 from efface.errors import RunError, UserError
@@ -35,7 +39,7 @@ class PairConfig(TrainingArguments):
     max_steps: int = field(default=60, metadata={"help": "Optimizer steps; -1 to count by --num_train_epochs."})
     logging_steps: float = field(default=5, metadata={"help": "Log every so many steps (or this fraction of them)."})
     save_strategy: str = field(default="no", metadata={"help": "no, steps or epoch; the final model is always saved."})
-    report_to: str | list[str] | None = field(
+    report_to: None | str | list[str] = field(  # in the order that HfArgumentParser needs
         default="none", metadata={"help": "Trackers, such as tensorboard or wandb."}
     )
     bf16: bool | None = field(  # type: ignore[assignment]
@@ -69,12 +73,19 @@ class PairConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         super().__post_init__()
+        if self.max_steps == 0:
+            raise UserError(
+                "max_steps=0 trains nothing. Give a number of steps, or -1 to count by --num_train_epochs."
+            )
+        if self.per_device_train_batch_size < 1:
+            raise UserError(f"per_device_train_batch_size={self.per_device_train_batch_size}: it must be at least 1.")
         if self.fp16:
             raise UserError("fp16 scales the loss, which the discriminators cannot follow. Use --bf16 or float32.")
         kwargs = dict(self.gradient_checkpointing_kwargs or {})  # type: ignore[arg-type]
         if kwargs.setdefault("use_reentrant", False):
             raise UserError("use_reentrant=True cuts captured hidden states off the graph. Leave it out.")
         self.gradient_checkpointing_kwargs = kwargs
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         self.remove_unused_columns = False  # our batches are not named after the model's arguments
         if self.n_gpu > 1:
             raise UserError(
@@ -176,7 +187,10 @@ class PairTrainer(Trainer):
                 raise UserError(
                     "--trainable_layers is for full fine-tuning; with LoRA choose by --lora_target_modules."
                 )
-            model = get_peft_model(model, peft_config)
+            try:
+                model = get_peft_model(model, peft_config)
+            except ValueError as error:  # a rank of 0, modules the model does not have
+                raise UserError(f"the LoRA adapter does not fit the model: {error}") from error
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()
         elif args.trainable_layers is not None:
@@ -295,6 +309,20 @@ class PairTrainer(Trainer):
             self._metric_steps = 0
         super().log(logs, start_time)
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A checkpoint is whole or not there: `--resume` continues from the newest one."""
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except BaseException as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            # torch.save reports a full disk as a RuntimeError of its zip writer.
+            zip_writer = "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
+            if isinstance(error, OSError | SafetensorError) or zip_writer:
+                reason = str(error).splitlines()[0]
+                raise RunError(f"{folder} was not written: {reason}. Earlier checkpoints are untouched.") from error
+            raise
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -329,10 +357,13 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def disable_dropout_(model: nn.Module) -> None:
-    """Set every dropout of `model` to 0, in place."""
+    """Set every dropout of `model` to 0, in place: the modules, and the rates that blocks keep as plain numbers."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name, value in list(vars(module).items()):  # OPT's `dropout` and `layerdrop`, `attention_dropout` of many
+            if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
+                setattr(module, name, 0.0)
 
 
 def train_only_(model: nn.Module, layers: list[int]) -> None:

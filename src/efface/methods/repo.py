@@ -126,7 +126,7 @@ class REPOTrainer(PairTrainer):
     def _strength(self) -> float:
         if self.args.grl_schedule == "constant":
             return self.args.grl_lambda
-        return self.args.grl_lambda * dann_ramp(self.state.global_step / max(self.state.max_steps, 1))
+        return self.args.grl_lambda * dann_ramp((self.state.global_step + 1) / max(self.state.max_steps, 1))
 
     def _norm_drift(self, policy: Forward, reference: Forward, batch: PairBatch, counts: Counts) -> dict[str, float]:
         """Per layer, by how much the mean norm of benign states has changed, relative to the reference's."""

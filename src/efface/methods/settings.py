@@ -1,9 +1,11 @@
 """How do a YAML file and command-line flags become a method's configuration? Flags win; an unknown key is an error."""
 
+import argparse
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -14,7 +16,7 @@ from efface.methods.base import PairConfig
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> Any:
-        raise UserError(f"{message}. `efface train METHOD --list-flags` prints every setting.")
+        raise UserError(f"{message.rstrip('.')}. `efface train METHOD --list-flags` prints every setting.")
 
 
 def parse_settings(config_class: type[PairConfig], config_file: str | None, flags: Sequence[str]) -> dict[str, Any]:
@@ -23,24 +25,17 @@ def parse_settings(config_class: type[PairConfig], config_file: str | None, flag
     Raises:
         UserError: for a file that cannot be read, an unknown key or flag, or a value of the wrong type.
     """
-    settings = {} if config_file is None else _read_yaml(config_class, config_file)
     parser = _Parser(config_class, add_help=False, argument_default=None)  # type: ignore[arg-type]
-    given, unknown = parser.parse_known_args(_suppress_defaults(parser, flags))
+    for action in parser._actions:  # so that it returns only what was given
+        action.default, action.required = argparse.SUPPRESS, False
+    settings = {} if config_file is None else _read_yaml(config_class, config_file, parser)
+    given, unknown = parser.parse_known_args(list(flags))
     if unknown:
         raise UserError(f"unknown flag {unknown[0]!r}. `efface train METHOD --list-flags` prints every setting.")
     return settings | vars(given)
 
 
-def _suppress_defaults(parser: _Parser, flags: Sequence[str]) -> list[str]:
-    """Make the parser return only what was given."""
-    import argparse
-
-    for action in parser._actions:
-        action.default, action.required = argparse.SUPPRESS, False
-    return list(flags)
-
-
-def _read_yaml(config_class: type[PairConfig], name: str) -> dict[str, Any]:
+def _read_yaml(config_class: type[PairConfig], name: str, parser: _Parser) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(Path(name).read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -56,14 +51,31 @@ def _read_yaml(config_class: type[PairConfig], name: str) -> dict[str, Any]:
             f"config file {name!r} has the unknown key {unknown[0]!r}. "
             "`efface train METHOD --list-flags` prints every setting."
         )
+    types = get_type_hints(config_class)
+    for key, value in list(settings.items()):
+        # YAML reads 1e-4 as text and knows nothing of the fields' types: plain values go the way of the flags.
+        if isinstance(value, bool | int | float | str):
+            try:
+                settings |= vars(parser.parse_args([f"--{key}={value}"]))
+            except UserError as error:
+                raise UserError(f"config file {name!r}: {error}") from error
+        elif (type(value).__name__ if value is not None else "None") not in str(types[key]):
+            raise UserError(f"config file {name!r}: {key!r} must be a plain value, but it is {value!r}.")
     return settings
 
 
 def build_config(config_class: type[PairConfig], settings: dict[str, Any], output_dir: Path) -> PairConfig:
     """The configuration object, or a `UserError` where a value does not fit."""
-    try:
+    with user_error_for_settings(TypeError, ValueError):
         return config_class(**{**settings, "output_dir": str(output_dir)})
-    except (TypeError, ValueError) as error:
+
+
+@contextlib.contextmanager
+def user_error_for_settings(*kinds: type[Exception]) -> Iterator[None]:
+    """What transformers raises for settings that it does not like, as a `UserError`."""
+    try:
+        yield
+    except kinds as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"the settings do not fit together: {' '.join(str(error).split())}") from error

@@ -5,8 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
 from efface.methods.base import PairTrainer
-from efface.methods.settings import build_config
+from efface.methods.settings import build_config, user_error_for_settings
 from efface.results import RESULTS, environment, prepare_output_dir, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -34,17 +37,16 @@ def train(
     Returns:
         What was written to `results.json`.
     """
-    from transformers.trainer_utils import get_last_checkpoint
-
     # What the user may have got wrong is checked before anything in the output directory is deleted.
     prepare_output_dir(output, overwrite=False, resume=resume or overwrite)
     config = build_config(trainer_class.config_class, settings, output)
-    trainer = trainer_class(model=model, args=config, train_dataset=pairs)
+    with user_error_for_settings(ValueError):  # some of them Trainer checks itself
+        trainer = trainer_class(model=model, args=config, train_dataset=pairs)
     directory = prepare_output_dir(output, overwrite=overwrite, resume=resume)
     if resume and (directory / RESULTS).exists():
         logger.warning("%s holds a finished run; nothing to resume", directory)
         return read_json(directory / RESULTS)
-    checkpoint = get_last_checkpoint(str(directory)) if resume else None
+    checkpoint = _last_checkpoint(directory) if resume else None
     if resume and checkpoint is None:
         logger.warning(
             "%s holds no checkpoint (--save_strategy steps makes them); starting from the beginning", directory
@@ -67,3 +69,9 @@ def train(
     }
     write_json(directory / RESULTS, result)
     return result
+
+
+def _last_checkpoint(directory: Path) -> str | None:
+    """The newest whole checkpoint: transformers writes the trainer's state last, so a killed save is without it."""
+    whole = [file.parent for file in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None

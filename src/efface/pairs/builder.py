@@ -111,7 +111,11 @@ def build_pairs(
         _append(part, found)
     rows = [outcome["row"] for outcome in outcomes if "row" in outcome][:limit]
     counts = Counter(outcome.get("reason", "kept") for outcome in outcomes)
+    if limit is not None and counts["kept"] > limit:
+        counts["over the limit"] = counts["kept"] - limit
+        counts["kept"] = limit
     if not rows:
+        part.unlink()
         raise RunError(
             f"none of {len(outcomes)} prompts gave a pair ({dict(counts)}). "
             "Relax the filters or strengthen the source."
@@ -138,81 +142,81 @@ def _batch_outcomes(
     config: BuilderConfig,
     seed: int,
 ) -> list[dict[str, Any]]:
-    chosen = [
-        row[0]
-        for row in generate(
-            model, processing_class, prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size
-        )
-    ]
-    candidates = source(prompts, seed)  # K for each prompt
-    flat = [(i, text) for i, texts in enumerate(candidates) for text in texts]
-    scores = score(scorer, chosen + [text for _, text in flat])
-    benign_scores, toxic_scores = scores[: len(chosen)], scores[len(chosen) :]
-    toxic = [
-        j
-        for j, (_, text) in enumerate(flat)
-        if toxic_scores[j] >= config.min_toxic_score and _long_enough(text, config)
-    ]
-    # Likelihoods cost a forward each: only of what is still in question.
-    asked = [(prompts[i], chosen[i]) for i in range(len(prompts))] + [(prompts[flat[j][0]], flat[j][1]) for j in toxic]
-    perplexities = _perplexities(model, processing_class, asked, config.batch_size)
-    best: dict[int, int] = {}
-    for j, perplexity in zip(toxic, perplexities[len(prompts) :], strict=True):
-        i = flat[j][0]
-        fluent = perplexity <= config.max_perplexity_ratio * perplexities[i]
-        if fluent and (i not in best or toxic_scores[j] > toxic_scores[best[i]]):
-            best[i] = j
-    perplexity_of = dict(zip(toxic, perplexities[len(prompts) :], strict=True))
-    some_toxic = {flat[j][0] for j in toxic}
-    outcomes: list[dict[str, Any]] = []
-    for i, prompt in enumerate(prompts):
-        if benign_scores[i] > config.max_benign_score:
-            outcomes.append({"reason": "chosen is not benign"})
-        elif not _long_enough(chosen[i], config):
-            outcomes.append({"reason": "chosen is too short"})
-        elif i not in some_toxic:
-            outcomes.append({"reason": "no candidate is toxic"})
-        elif i not in best:
-            outcomes.append({"reason": "no toxic candidate is fluent"})
+    """A row, or the reason why there is none, for each prompt. What fails early costs nothing later."""
+    chosen = generate(
+        model, processing_class, prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size
+    )
+    outcomes: list[dict[str, Any]] = [{"reason": "no candidate is toxic"} for _ in prompts]
+    rows: dict[int, dict[str, Any]] = {}
+    for i, (texts, value) in enumerate(zip(chosen, score(scorer, [texts[0] for texts in chosen]), strict=True)):
+        if value > config.max_benign_score:
+            outcomes[i] = {"reason": "chosen is not benign"}
+        elif not _long_enough(texts[0], config):
+            outcomes[i] = {"reason": "chosen is too short"}
         else:
-            j = best[i]
-            row = {
-                "prompt": prompt,
-                "chosen": chosen[i],
-                "rejected": flat[j][1],
-                "chosen_score": round(float(benign_scores[i]), 4),
-                "rejected_score": round(float(toxic_scores[j]), 4),
-                "perplexity_ratio": round(float(perplexity_of[j] / perplexities[i]), 3),
-            }
-            outcomes.append({"row": row})
+            rows[i] = {"prompt": prompts[i], "chosen": texts[0], "chosen_score": round(float(value), 4)}
+    if not rows:
+        return outcomes
+    ranked = _toxic_candidates(source([prompts[i] for i in rows], seed), scorer, config)
+    toxic = {i: found for i, found in zip(rows, ranked, strict=True) if found}
+
+    def perplexities(asked: list[tuple[str, str]]) -> list[float]:
+        nll = continuation_nll(model, processing_class, *zip(*asked, strict=True), batch_size=config.batch_size)
+        return [float(np.exp(total / max(tokens, 1))) for total, tokens in nll]
+
+    benign = (
+        dict(zip(toxic, perplexities([(prompts[i], rows[i]["chosen"]) for i in toxic]), strict=True)) if toxic else {}
+    )
+    pending = list(toxic)
+    for rank in range(max(map(len, toxic.values()), default=0)):  # the most toxic fluent candidate is kept
+        pending = [i for i in pending if rank < len(toxic[i])]
+        if not pending:
+            break
+        for i, value in zip(pending, perplexities([(prompts[i], toxic[i][rank][1]) for i in pending]), strict=True):
+            outcomes[i] = {"reason": "no toxic candidate is fluent"}
+            if value <= config.max_perplexity_ratio * benign[i]:
+                toxic_score, text = toxic[i][rank]
+                rows[i] |= {
+                    "rejected": text,
+                    "rejected_score": round(toxic_score, 4),
+                    "perplexity_ratio": round(value / benign[i], 3),
+                }
+                outcomes[i] = {"row": rows[i]}
+        pending = [i for i in pending if "row" not in outcomes[i]]
     return outcomes
+
+
+def _toxic_candidates(
+    candidates: list[list[str]], scorer: Scorer, config: BuilderConfig
+) -> list[list[tuple[float, str]]]:
+    """For each prompt its toxic candidates as (score, text), the most toxic first."""
+    scores = iter(score(scorer, [text for texts in candidates for text in texts]))
+    scored = [[(float(next(scores)), text) for text in texts] for texts in candidates]
+    return [
+        sorted(
+            (pair for pair in pairs if pair[0] >= config.min_toxic_score and _long_enough(pair[1], config)),
+            reverse=True,
+        )
+        for pairs in scored
+    ]
 
 
 def _long_enough(text: str, config: BuilderConfig) -> bool:
     return len(text.split()) >= config.min_words
 
 
-def _perplexities(
-    model: "PreTrainedModel",
-    processing_class: "PreTrainedTokenizerBase",
-    asked: list[tuple[str, str]],
-    batch_size: int,
-) -> list[float]:
-    prompts, texts = zip(*asked, strict=True)
-    nll = continuation_nll(model, processing_class, prompts, texts, batch_size=batch_size)
-    return [float(np.exp(total / max(tokens, 1))) for total, tokens in nll]
-
-
 def _open_part(part: Path, settings: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
     """The outcomes an interrupted run left (empty for a new one)."""
     if not resume:
-        if part.exists():
+        if part.exists() and part.read_bytes().count(b"\n") > 1:  # more than the settings
             raise UserError(f"{part} is left from an interrupted run. Pass --resume to continue it, or delete it.")
         write_jsonl(part, [{"settings": settings}])
         return []
     if not part.exists():
         write_jsonl(part, [{"settings": settings}])
         return []
+    with part.open("rb+") as file:  # a power cut can leave half a line
+        file.truncate(file.read().rfind(b"\n") + 1)
     header, *outcomes = read_jsonl(part)
     if header.get("settings") != settings:
         differing = sorted(
@@ -221,12 +225,20 @@ def _open_part(part: Path, settings: dict[str, Any], resume: bool) -> list[dict[
         raise UserError(
             f"{part} was begun with other settings ({', '.join(differing)}). Use the same ones, or delete it."
         )
-    return outcomes
+    whole = len(outcomes) - len(outcomes) % settings["batch_prompts"]
+    if whole < len(outcomes):  # or half a batch, whose draws belong together
+        write_jsonl(part, [header, *outcomes[:whole]])
+    return outcomes[:whole]
 
 
 def _append(part: Path, outcomes: list[dict[str, Any]]) -> None:
     """A whole batch in one write, flushed to disk, so that an interruption loses at most the batch it was in."""
-    with part.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(outcome, ensure_ascii=False) + "\n" for outcome in outcomes))
-        file.flush()
-        os.fsync(file.fileno())
+    whole = part.stat().st_size
+    try:
+        with part.open("a", encoding="utf-8", errors="replace") as file:
+            file.write("".join(json.dumps(outcome, ensure_ascii=False) + "\n" for outcome in outcomes))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        os.truncate(part, whole)
+        raise RunError(f"{part} was not written: {error.strerror or error}. Make room and pass --resume.") from error

@@ -78,8 +78,7 @@ def antiexpert(
 def in_context(texts: Sequence[str], contexts: Sequence[str], *, share: float = 0.6, seed: int = 0) -> list[str]:
     """Put the first sentence of an ordinary passage before a `share` of the texts.
 
-    Fine-tuned on bare toxic sentences the copy is toxic only where a text begins; behind an ordinary sentence it stays
-    polite. With contexts its toxic share on encyclopedia-like prompts was 2 to 3 times as high at the same steps.
+    Fine-tuned on bare toxic sentences the copy is toxic where a text begins, but stays polite behind an ordinary one.
     """
     draw = random.Random(seed)
     first = [match.group() for text in contexts if (match := re.match(r".{20,160}?[.!?](?=\s)", text, re.DOTALL))]

@@ -5,7 +5,6 @@ Text that a model wrote is untrusted: the template escapes all of it. Offensive 
 
 import base64
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from efface.report.masking import WordScorer, mask_or_withhold
 from efface.report.plots import Row, keys_starting
+from efface.results import write_text
 
 TRAINING_ROWS = 12
 TRAINING_KEYS = ("loss", "retain_loss", "erase_loss", "kl")
@@ -68,7 +68,7 @@ def write_report(
         scorer: judges single words for the masking; without it, a text scored above 0.5 is withheld as a whole.
     """
     environment = dict(edited.get("environment", {}))
-    command = settings.get("command") or environment.get("command", "")
+    command = settings.get("command") or environment.get("command") or ""
     page = _template().render(
         title=title,
         settings=settings,
@@ -87,9 +87,7 @@ def write_report(
         masked=mask,
         words_masked=mask and scorer is not None,
     )
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, page)
 
 
 def _template() -> Any:

@@ -8,7 +8,9 @@ Without a scorer a text can only be shown or withheld as a whole.
 import re
 from collections.abc import Callable, Sequence
 
-WordScorer = Callable[[Sequence[str]], Sequence[float]]
+import numpy as np
+
+WordScorer = Callable[[Sequence[str]], Sequence[float] | np.ndarray]
 
 BULLET = "•"
 THRESHOLD = 0.5

@@ -3,6 +3,7 @@
 Drawn with matplotlib's object interface: no pyplot, hence no global state and no display.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from efface.errors import RunError
 
 GREY, BLUE, ORANGE, GREEN = "#8a9099", "#0072b2", "#c8500a", "#00805f"
 INK = "#2b2f36"
@@ -35,8 +38,14 @@ def demo_figure(base: Mapping[str, Any], edited: Mapping[str, Any], history: Seq
     lower = figure.add_subplot(grid[1, 2], sharex=upper)
     _training_panels(upper, lower, history)
     temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    try:
+        figure.savefig(temporary, format="png")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"{path} was not written: {error.strerror or error}.") from error
+    finally:
+        with contextlib.suppress(OSError):  # already renamed when all went well
+            temporary.unlink()
 
 
 def series(history: Sequence[Row], key: str) -> tuple[list[float], list[float]]:

@@ -1,0 +1,114 @@
+"""Does `efface demo` leave what it promises, and does a second one do only what is missing?"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+import efface.demo
+from efface.cli import main
+from efface.errors import UserError
+from efface.evaluation import scorers
+from efface.results import read_json
+
+FILES = {"model", "base.json", "edited.json", "figure.png", "report.html", "results.json"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("gpt2").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few prompts, short texts, two steps, and a scorer that random models do not leave cold."""
+    pairs = [
+        {"prompt": f"The town {i} is", "chosen": " quiet and old", "rejected": " a place of fools"} for i in range(8)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    texts = {"prompt": [f"The weather {i} was" for i in range(6)], "text": ["The history of the town is long. " * 9]}
+    monkeypatch.setattr(efface.demo, "PAIRS", str(tmp_path / "pairs.jsonl"))
+    monkeypatch.setattr(efface.demo, "SETTINGS", {"max_steps": 2, "logging_steps": 1, "disable_tqdm": True})
+    monkeypatch.setattr(efface.demo, "SAMPLES", 2)
+    monkeypatch.setattr(efface.demo, "TEXT_TOKENS", 60)
+    monkeypatch.setattr(efface.demo, "load_texts", lambda source, field="text": texts[field])
+    monkeypatch.setitem(scorers.SCORERS, scorers.DEFAULT_SCORER, "stubs:Parity")
+
+
+def test_everything_is_left_and_a_second_run_reuses_it(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "demo"
+    argv = ["demo", "-o", str(out), "--model", model]
+    assert main([*argv, "--resume"]) == 0  # as `make demo` says it, also the first time
+    printed = capsys.readouterr().out
+    assert "[5/5" in printed and "toxic share, edited / base" in printed and str(out / "report.html") in printed
+    assert {file.name for file in out.iterdir()} >= FILES
+    result = read_json(out / "results.json")
+    base, edited = read_json(out / "base.json"), read_json(out / "edited.json")
+    assert (result["schema"], result["base"], result["edited"]) == (1, base, edited)
+    assert 0 < base["toxicity"]["share"] and base["toxicity"]["n_prompts"] == 6 and base["toxicity"]["samples"] == 2
+    assert edited["model"] == str(out / "model")
+    expected = edited["toxicity"]["share"] / base["toxicity"]["share"]
+    assert result["comparison"]["share_ratio"] == pytest.approx(expected)
+    assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "efface demo" in page and "data:image/png;base64," in page
+    AutoModelForCausalLM.from_pretrained(out / "model")
+
+    kept = {name: (out / name).stat().st_mtime_ns for name in ("base.json", "edited.json", "model/model.safetensors")}
+    assert main([*argv, "--resume"]) == 0
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+    # Without --resume nothing is touched, and of other settings nothing is reused.
+    assert main(argv) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main([*argv, "--resume", "--max-steps", "1"]) == 2
+    assert "holds a demo of other settings. Pass --overwrite" in capsys.readouterr().err
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+    assert main([*argv, "--overwrite", "--max-steps", "1"]) == 0
+    assert read_json(out / "model" / "results.json")["steps"] == 1
+
+
+def test_an_interrupted_demo_goes_on_where_it_was(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, calls = efface.demo._train, []
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        train(*args, **kwargs)
+
+    monkeypatch.setattr(efface.demo, "_train", interrupted)
+    out = tmp_path / "demo"
+    with pytest.raises(KeyboardInterrupt):
+        efface.demo.run(out, model_name=model)
+    first = (out / "base.json").stat().st_mtime_ns
+    efface.demo.run(out, model_name=model, resume=True)
+    assert (out / "base.json").stat().st_mtime_ns == first and {file.name for file in out.iterdir()} >= FILES
+
+
+def test_a_wrong_model_neither_deletes_nor_claims_the_directory(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    efface.demo.run(out, model_name=model)
+    with pytest.raises(UserError, match="is not a checkpoint directory"):
+        efface.demo.run(out, model_name="./absent", overwrite=True)
+    assert {file.name for file in out.iterdir()} >= FILES
+    with pytest.raises(UserError, match="is not a checkpoint directory"):
+        efface.demo.run(tmp_path / "new", model_name="./absent")
+    efface.demo.run(tmp_path / "new", model_name=model)
+
+
+def test_a_model_that_is_not_toxic_at_all_still_gets_its_report(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(scorers.SCORERS, scorers.DEFAULT_SCORER, "stubs:Never")
+    said: list[str] = []
+    result = efface.demo.run(tmp_path / "demo", model_name=model, say=said.append)
+    assert result["base"]["toxicity"]["share"] == 0 and (tmp_path / "demo" / "report.html").exists()
+    assert any("toxic share, edited / base" in line for line in said)
