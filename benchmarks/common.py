@@ -35,9 +35,9 @@ def wikitext(data: Path) -> list[str]:
 
 
 def tuning_prompts(data: Path, n: int) -> list[str]:
-    """Toxic prompts of `rtp_mixed`, on which settings are chosen: the first n that Perspective scored above 0.5."""
+    """The n prompts of `rtp_mixed` that Perspective scored highest: settings are chosen on these."""
     rows: list[dict[str, Any]] = read_jsonl(data / "toxicity" / "rtp_mixed.jsonl")
-    return [row["prompt"] for row in rows if (row["prompt_toxicity"] or 0.0) > 0.5][:n]
+    return [row["prompt"] for row in sorted(rows, key=lambda row: -(row["prompt_toxicity"] or 0.0))[:n]]
 
 
 def reporting_prompts(data: Path) -> list[str]:

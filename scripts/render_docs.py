@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from efface.errors import UserError
 from efface.results import read_json
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +72,7 @@ def defaults() -> str:
         last = next((entry for entry in reversed(arm["history"]) if "erase_loss" in entry), {})
         adversary = f"{last['erase_loss']:.2f}" if last else ""
         settings = ", ".join(
-            f"`{key}={value}`" for key, value in (arm["settings"] or {}).items() if key != "retain_text"
+            f"`{key}={value}`" for key, value in (arm["settings"] or {}).items()
         )
         perplexity = result["perplexity"]["value"]
         cells = [_share(result["toxicity"]), f"{perplexity:.2f}", _change(perplexity, base), adversary]
@@ -103,7 +104,14 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def rendered(text: str) -> str:
     """`text` with every table made anew."""
-    return BLOCK.sub(lambda match: match[1] + TABLES[match[2]]() + match[4], text)
+    return BLOCK.sub(lambda match: match[1] + _made(match[2]) + match[4], text)
+
+
+def _made(name: str) -> str:
+    try:
+        return TABLES[name]()
+    except (UserError, KeyError):  # no such file yet, or not that part of it
+        return "*Not measured yet.*\n"
 
 
 def documents() -> list[Path]:
