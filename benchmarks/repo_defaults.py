@@ -22,7 +22,7 @@ from efface.results import read_json, write_json
 
 STEPS = 24  # fewer than the demo's 40: an arm takes 4 minutes on 2 cores
 COMMON: dict[str, Any] = {"max_steps": STEPS, "logging_steps": 10, "disable_tqdm": True}
-CENTRE: dict[str, Any] = {"retain_text": "shipped:passages", "learning_rate": 1e-4}
+CENTRE: dict[str, Any] = {"retain_text": "shipped:passages", "learning_rate": 1e-4, "grl_lambda": 1.0}
 ARMS: dict[str, dict[str, Any]] = {
     "centre": {},
     "lambda 3": {"grl_lambda": 3.0},
@@ -53,9 +53,7 @@ def main() -> None:
     options.add_argument("--text-tokens", type=int, default=8_000)
     options.add_argument("--samples", type=int, default=2)
     options.add_argument("--keep", type=Path, default=None, metavar="DIR", help="save the arms' models here")
-    options.add_argument(
-        "--report", default=None, metavar="DIR", help="measure base and a checkpoint, once"
-    )
+    options.add_argument("--report", default=None, metavar="DIR", help="measure base and a checkpoint, once")
     args = options.parse_args()
     content = _read()
     prompts, documents = tuning_prompts(args.data, 96), wikitext(args.data)

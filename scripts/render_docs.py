@@ -71,9 +71,7 @@ def defaults() -> str:
         result = arm["result"]
         last = next((entry for entry in reversed(arm["history"]) if "erase_loss" in entry), {})
         adversary = f"{last['erase_loss']:.2f}" if last else ""
-        settings = ", ".join(
-            f"`{key}={value}`" for key, value in (arm["settings"] or {}).items()
-        )
+        settings = ", ".join(f"`{key}={value}`" for key, value in (arm["settings"] or {}).items())
         perplexity = result["perplexity"]["value"]
         cells = [_share(result["toxicity"]), f"{perplexity:.2f}", _change(perplexity, base), adversary]
         rows.append([name, settings, *cells, result["degeneration"]["verdict"]])

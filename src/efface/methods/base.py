@@ -34,7 +34,7 @@ class PairConfig(TrainingArguments):
     The defaults below that differ from transformers' were measured on SmolLM2-135M-Instruct (docs/defaults.md).
     """
 
-    learning_rate: float = field(default=7e-5, metadata={"help": "Peak learning rate of the model."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the model."})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Pairs in a micro-batch."})
     max_steps: int = field(default=40, metadata={"help": "Optimizer steps; -1 to count by --num_train_epochs."})
     logging_steps: float = field(default=5, metadata={"help": "Log every so many steps (or this fraction of them)."})
