@@ -63,7 +63,8 @@ def main() -> None:
             model, processing_class=tokenizer, text=documents, max_text_tokens=args.text_tokens,
             reference=base, command=command(), **settings,
         )  # fmt: skip
-        return result.to_dict()
+        # The name the user knows, not the cache folder of this machine.
+        return {**result.to_dict(), "model": DEFAULT_MODEL}
 
     base, tokenizer = load_model(DEFAULT_MODEL)
     if args.report:
