@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class PairConfig(TrainingArguments):
     """The settings common to all methods, on top of every `transformers.TrainingArguments`.
 
-    The defaults below that differ from transformers' were measured on SmolLM2-135M-Instruct (docs/defaults.md).
+    The defaults below that differ from transformers' are ours and provisional (docs/defaults.md).
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the model."})

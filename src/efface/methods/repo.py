@@ -30,7 +30,7 @@ DISCRIMINATORS = "discriminators.safetensors"
 
 @dataclass
 class REPOConfig(PairConfig):
-    """Settings of REPO. No value of the paper is public: every default is ours and measured (docs/defaults.md)."""
+    """Settings of REPO. No value of the paper is public: the defaults are ours, provisional (docs/defaults.md)."""
 
     w_retain: float = field(default=4.0, metadata={"help": "Weight of the KL on chosen continuations."})
     w_erase: float = field(default=1.0, metadata={"help": "Weight of the adversarial loss."})
