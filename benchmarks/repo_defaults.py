@@ -14,10 +14,10 @@ from typing import Any
 
 from common import RESULTS, command, parser, reporting_prompts, tuning_prompts, wikitext
 
-from efface.cli import evaluation_table
 from efface.evaluation.evaluate import evaluate
 from efface.methods.repo import REPOConfig, REPOTrainer
 from efface.models import DEFAULT_MODEL, load_model
+from efface.report.table import evaluation_table
 from efface.results import read_json, write_json
 
 STEPS = 24  # fewer than the demo's 40: an arm takes 4 minutes on 2 cores

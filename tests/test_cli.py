@@ -413,7 +413,7 @@ def test_an_interruption_says_how_to_go_on(fails: Any, monkeypatch: pytest.Monke
     def interrupted(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("efface.cli.run_list", interrupted)
+    monkeypatch.setattr("efface.commands.lists.run", interrupted)
     assert "`--resume` continues" in fails(130, "models")
 
 

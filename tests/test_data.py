@@ -170,13 +170,13 @@ def test_unknown_shipped_name() -> None:
 def test_load_texts(tmp_path: Path) -> None:
     path = write(tmp_path / "texts.jsonl", {"text": "One.", "prompt": "p"}, {"text": "Two."})
     assert load_texts(path) == ["One.", "Two."]
-    with pytest.raises(UserError, match=rf"{path}:2: field 'prompt' is missing or not text"):
+    with pytest.raises(UserError, match=rf"{path}:2: 'prompt' must be a text, but it is"):
         load_texts(path, field="prompt")
     with pytest.raises(UserError, match=rf"{write(tmp_path / 'bad.jsonl', '[')}:1: not valid JSON"):
         load_texts(tmp_path / "bad.jsonl")
     with pytest.raises(UserError, match=r"two.jsonl:1: a row must be a JSON object, not list"):
         load_texts(write(tmp_path / "two.jsonl", ["a"]))
-    with pytest.raises(UserError, match="empty.jsonl' is empty. Give one JSON object with 'text' a line"):
+    with pytest.raises(UserError, match="empty.jsonl' is empty: pass at least one text"):
         load_texts(write(tmp_path / "empty.jsonl"))
     with pytest.raises(UserError, match="does not exist"):
         load_texts(tmp_path / "absent.jsonl")

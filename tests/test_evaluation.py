@@ -269,10 +269,10 @@ def test_evaluate_from_files(tmp_path: Path, gpt2: PreTrainedModel) -> None:
     assert evaluate(loaded, prompts, scorer=SCORER).generations == found.generations
 
     prompts.write_text('{"prompt": "You"}\n\n{"promt": "He"}\n')
-    with pytest.raises(UserError, match=r"p\.jsonl, line 3: 'prompt' must be a text, but it is None"):
+    with pytest.raises(UserError, match=r"p\.jsonl:3: 'prompt' must be a text, but it is None"):
         evaluate(model, prompts, scorer=SCORER)
     prompts.write_text("\n")
-    with pytest.raises(UserError, match=r"p\.jsonl is empty: pass at least one prompt"):
+    with pytest.raises(UserError, match=r"p\.jsonl' is empty: pass at least one prompt"):
         evaluate(model, prompts, scorer=SCORER)
     with pytest.raises(UserError, match="the list of texts is empty"):
         evaluate(model, ["a"], text=[], scorer=SCORER)

@@ -345,17 +345,24 @@ class PairDataset(torch.utils.data.Dataset[tuple[TokenizedPair, list[list[int]]]
         return self.pairs[index], [self.passages[i % len(self.passages)] for i in range(first, last)]
 
 
-def load_texts(source: str | os.PathLike[str], field: str = "text") -> list[str]:
-    """The `field` of every row of a JSON-lines file (or `shipped:NAME`).
+def load_texts(source: Sequence[str] | str | os.PathLike[str], field: str = "text") -> list[str]:
+    """The `field` of every row of a JSON-lines file (or `shipped:NAME`), or the texts of a list.
+
+    A field may also hold `{"text": ...}`, which is how RealToxicityPrompts stores a prompt with its scores.
 
     Raises:
-        UserError: naming the file and line of a row without it.
+        UserError: naming the file and line (or the place in the list) of what is no text.
     """
+    if isinstance(source, str | os.PathLike):
+        name, found = _name(source), [(where, row.get(field)) for where, row in labelled_rows(source)]
+    else:
+        name, found = f"the list of {field}s", [(f"{field} {number}", value) for number, value in enumerate(source)]
     texts = []
-    for where, row in labelled_rows(source):
-        if not isinstance(row.get(field), str):
-            raise UserError(f"{where}: field {field!r} is missing or not text. Each line needs {field!r}.")
-        texts.append(row[field])
+    for where, value in found:
+        text = value.get("text") if isinstance(value, dict) else value
+        if not isinstance(text, str):
+            raise UserError(f"{where}: {field!r} must be a text, but it is {value!r}.")
+        texts.append(text)
     if not texts:
-        raise UserError(f"{_name(source)} is empty. Give one JSON object with {field!r} a line.")
+        raise UserError(f"{name} is empty: pass at least one {field}.")
     return texts

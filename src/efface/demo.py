@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from efface.cli import evaluation_table
 from efface.data import load_texts
 from efface.errors import UserError
+from efface.report.table import evaluation_table
 from efface.results import RESULTS, environment, prepare_output_dir, read_json, read_jsonl, write_json
 
 SETTINGS: dict[str, Any] = {

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -98,15 +98,26 @@ def _culprit(obj: Any, where: str = "") -> str | None:
 
 
 def _write(path: Path, write: Callable[[TextIO], object]) -> None:
-    # In the same directory, so that the rename stays on one file system; the process id keeps parallel runs apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with renamed_when_whole(path) as temporary:
         # A lone surrogate (half an emoji) has no UTF-8 form: it becomes "?" instead of failing a long run at its end.
         with open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def renamed_when_whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; it becomes `path` when the block ends well, else it is removed.
+
+    Raises:
+        RunError: if the file cannot be written.
+    """
+    # In the same directory, so that the rename stays on one file system; the process id keeps parallel runs apart.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
         raise RunError(f"{path} was not written: {error.strerror or error}.") from error

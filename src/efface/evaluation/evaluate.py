@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efface import results
+from efface.data import load_texts
 from efface.errors import UserError
 from efface.evaluation import degeneration as degeneration_guard
 from efface.evaluation import toxicity as toxicity_figures
@@ -110,8 +111,8 @@ def evaluate(
         UserError: for input that cannot work, as far as possible before the model is loaded.
         RunError: if the model or the scorer fails.
     """
-    prompts = _texts(prompts, "prompt")
-    documents = None if text is None else _texts(text, "text")
+    prompts = load_texts(prompts, "prompt")
+    documents = None if text is None else load_texts(text, "text")
     judge = load_scorer(scorer)
     base = _baseline(baseline)
     # Costs seconds, so it comes after the cheap checks.
@@ -172,25 +173,6 @@ def evaluate(
         generations=rows,
         environment=results.environment(seed=seed, model=network, command=command),
     )
-
-
-def _texts(source: Texts, key: str) -> list[str]:
-    if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-        found = [(f"{name}, line {line}", row.get(key)) for line, row in results.read_numbered_jsonl(source)]
-    else:
-        name = f"the list of {key}s"
-        found = [(f"{key} {number}", value) for number, value in enumerate(source)]
-    if not found:
-        raise UserError(f"{name} is empty: pass at least one {key}.")
-    texts = []
-    for place, value in found:
-        # A dict is how RealToxicityPrompts itself stores a prompt, with its scores beside the text.
-        text = value.get("text") if isinstance(value, dict) else value
-        if not isinstance(text, str):
-            raise UserError(f"{place}: {key!r} must be a text, but it is {value!r}.")
-        texts.append(text)
-    return texts
 
 
 def _baseline(baseline: Evaluation | dict[str, Any] | None) -> Degeneration | None:

@@ -3,9 +3,7 @@
 Drawn with matplotlib's object interface: no pyplot, hence no global state and no display.
 """
 
-import contextlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from efface.errors import RunError
+from efface.results import renamed_when_whole
 
 GREY, BLUE, ORANGE, GREEN = "#8a9099", "#0072b2", "#c8500a", "#00805f"
 INK = "#2b2f36"
@@ -37,15 +35,8 @@ def demo_figure(base: Mapping[str, Any], edited: Mapping[str, Any], history: Seq
     upper = figure.add_subplot(grid[0, 2])
     lower = figure.add_subplot(grid[1, 2], sharex=upper)
     _training_panels(upper, lower, history)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with renamed_when_whole(path) as temporary:
         figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(f"{path} was not written: {error.strerror or error}.") from error
-    finally:
-        with contextlib.suppress(OSError):  # already renamed when all went well
-            temporary.unlink()
 
 
 def series(history: Sequence[Row], key: str) -> tuple[list[float], list[float]]:

