@@ -34,8 +34,8 @@ def main() -> None:
         "--toxic-text", nargs="+", required=True, help="JSON lines with text and toxic, label or spans"
     )
     parser.add_argument("--output", type=Path, default=Path("src/efface/shipped"))
-    parser.add_argument("--prompts", type=int, default=1212, help="encyclopedia-like prompts to try")
-    parser.add_argument("--pairs", type=int, default=None, help="stop at so many pairs")
+    parser.add_argument("--prompts", type=int, default=800, help="encyclopedia-like prompts to try")
+    parser.add_argument("--pairs", type=int, default=608, help="stop at so many pairs")
     parser.add_argument("--passages", type=int, default=256)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
