@@ -495,6 +495,13 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     assert logged(resumed, "retain_loss") == logged(whole, "retain_loss")
 
 
+def test_a_checkpoint_of_the_model_alone_is_not_resumed(build: Build, tmp_path: Path) -> None:
+    settings = {"output_dir": str(tmp_path), "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    build(save_only_model=True, **settings).train()
+    with pytest.raises(UserError, match=f"holds no {DISCRIMINATORS} .saved with --save_only_model"):
+        build(**settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_step(build: Build, tmp_path: Path) -> None:
     trainer = build(max_steps=6, save_strategy="steps", save_steps=2)
     loss = trainer.loss

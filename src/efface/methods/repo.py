@@ -172,7 +172,13 @@ class REPOTrainer(PairTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.adversaries.load(Path(checkpoint) / DISCRIMINATORS)
+            file = Path(checkpoint) / DISCRIMINATORS
+            if not file.exists():
+                raise UserError(
+                    f"{checkpoint} holds no {DISCRIMINATORS} (saved with --save_only_model?), so training cannot go on "
+                    "from it. Train from its model into a new directory, or resume from a whole checkpoint."
+                )
+            self.adversaries.load(file)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
