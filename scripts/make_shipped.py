@@ -22,7 +22,8 @@ from efface.evaluation.toxicity import summarize
 from efface.models import DEFAULT_MODEL, load_model
 from efface.pairs.builder import BuilderConfig, Source, build_pairs
 from efface.pairs.sources import antiexpert, in_context, sample_source, toxic_texts
-from efface.results import read_json, read_jsonl, write_json, write_jsonl
+from efface.results import read_json, write_json, write_jsonl
+from efface.rows import read_jsonl
 
 SEED = 20261124
 N_HELD_OUT_PAIRS = 96

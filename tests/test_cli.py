@@ -21,7 +21,8 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from efface.cli import main
-from efface.results import read_json, read_jsonl
+from efface.results import read_json
+from efface.rows import read_jsonl
 
 GOOD = {"prompt": "The town is", "chosen": " a quiet place by the river", "rejected": " a silly place of fools"}
 

@@ -19,11 +19,10 @@ from efface.data import (
     encode_continuation,
     encode_prompt,
     load_pairs,
-    load_texts,
-    shipped,
     tokenize_pair,
 )
 from efface.errors import UserError
+from efface.rows import load_texts, shipped
 
 GOOD = {"prompt": "The weather", "chosen": " was cold", "rejected": " is for fools"}
 CHAT = {
@@ -49,10 +48,13 @@ def test_sources_agree(tmp_path: Path) -> None:
         assert pairs.rows == rows and pairs.skipped == 0 and len(pairs) == 2  # extra columns are kept
 
 
-def test_blank_lines_and_windows_line_ends_are_no_rows(tmp_path: Path) -> None:
+def test_blank_lines_windows_line_ends_and_byte_order_marks_are_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(
-        b"\n" + json.dumps(GOOD).encode() + b"\r\n  \r\n" + json.dumps(GOOD | {"prompt": "\u2028"}).encode()
+        b"\xef\xbb\xbf\n"
+        + json.dumps(GOOD).encode()
+        + b"\r\n  \r\n"
+        + json.dumps(GOOD | {"prompt": "\u2028"}).encode()
     )
     assert [row["prompt"] for row in load_pairs(path).rows] == ["The weather", "\u2028"]
 
@@ -128,7 +130,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_bytes", refuse)  # the tests may run as root, who may read everything
-    with pytest.raises(UserError, match="pairs.jsonl' cannot be read: Permission denied"):
+    with pytest.raises(UserError, match="file '.*pairs.jsonl' cannot be read: Permission denied"):
         load_pairs(path)
 
 

@@ -10,7 +10,8 @@ import torch
 
 from efface import results
 from efface.errors import RunError, UserError
-from efface.results import environment, prepare_output_dir, read_json, read_jsonl, write_json, write_jsonl
+from efface.results import environment, prepare_output_dir, read_json, write_json, write_jsonl
+from efface.rows import read_jsonl
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -58,20 +59,6 @@ def test_unwritable_values_are_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"a": 1}\n\n{"a": \n', r"x\.jsonl, line 3: not valid JSON"),
-        (b'{"a": 1}\n{"a": "\xff"}\n', r"x\.jsonl, line 2: not UTF-8"),
-        (b'{"a": 1}\n[1]\n', r"x\.jsonl, line 2: a JSON list where an object"),
-    ],
-)
-def test_broken_lines_are_named(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "x.jsonl").write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        read_jsonl(tmp_path / "x.jsonl")
-
-
 def test_broken_json_file(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{\n"a": 1,\n"b"\n}')
@@ -83,12 +70,10 @@ def test_broken_json_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing\.json cannot be read: No such file"):
         read_json(tmp_path / "missing.json")
     with pytest.raises(UserError, match="cannot be read"):
-        read_jsonl(tmp_path)
-
-
-def test_byte_order_mark_and_windows_lines(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n')
-    assert read_jsonl(tmp_path / "x.jsonl") == [{"a": 1}, {"a": 2}]
+        read_json(tmp_path)
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(UserError, match=r"x\.json is not UTF-8 .*Save it as UTF-8"):
+        read_json(path)
 
 
 def test_environment_is_json_and_says_no_path() -> None:

@@ -1,13 +1,10 @@
-"""How does a preference row become a batch? rows -> token ids -> PairBatch.
+"""How does a preference row become a batch? checked rows -> token ids -> PairBatch.
 
 The format is TRL's: `{"prompt", "chosen", "rejected"}`, plain text or lists of chat messages; other columns are kept.
 """
 
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
@@ -15,11 +12,11 @@ from torch import Tensor
 
 from efface.errors import UserError
 from efface.models import tokens_of
+from efface.rows import Row, name_of, raw_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Row = dict[str, Any]
 FIELDS = ("prompt", "chosen", "rejected")
 # The columns of PairToxicity (Lee et al. 2024) and what they are called here.
 PAIR_TOXICITY = {"prompt_text": "prompt", "unpert_gen_text": "chosen", "pert_gen_text": "rejected"}
@@ -51,7 +48,7 @@ def load_pairs(source: Any, *, skip_bad_rows: bool = False) -> Pairs:
         return source
     rows: list[Row] = []
     skipped = 0
-    for where, raw in _raw_rows(source):
+    for where, raw in raw_rows(source):
         try:
             rows.append(check_row(raw, where))
         except UserError:
@@ -59,7 +56,9 @@ def load_pairs(source: Any, *, skip_bad_rows: bool = False) -> Pairs:
                 raise
             skipped += 1
     if not rows:
-        raise UserError(f"{_name(source)} holds no usable pairs ({skipped} bad rows). Build some with `efface pairs`.")
+        raise UserError(
+            f"{name_of(source)} holds no usable pairs ({skipped} bad rows). Build some with `efface pairs`."
+        )
     return Pairs(rows, skipped)
 
 
@@ -103,89 +102,6 @@ def _is_conversation(value: Any) -> bool:
 
 def _plain(value: str | list[dict[str, str]]) -> str:
     return value if isinstance(value, str) else "".join(turn["content"] for turn in value)
-
-
-def _name(source: Any) -> str:
-    return repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else f"the given {type(source).__name__}"
-
-
-def labelled_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
-    """(where it stands, the row) for each JSON object of a file; a `UserError` at the first bad line."""
-    for where, row in _raw_rows(source, "Name an existing file of JSON lines."):
-        if isinstance(row, UserError):
-            raise row
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: a row must be a JSON object, not {type(row).__name__}.")
-        yield where, row
-
-
-def _raw_rows(source: Any, hint: str = "") -> Iterator[tuple[str, Any]]:
-    """(where it stands, the parsed row or a `UserError`) for each row of any source."""
-    if not isinstance(source, (str, os.PathLike)):
-        for number, row in enumerate(source):
-            yield f"row {number}", row
-        return
-    name = os.fspath(source)
-    path = shipped(name.removeprefix("shipped:")) if name.startswith("shipped:") else Path(name)
-    if path.is_file():
-        yield from _json_lines(path)
-    elif path.exists() or name.endswith((".json", ".jsonl")) or name.startswith((".", "/", "~")):
-        what, hint = ("", hint) if hint else ("pairs ", f"Build one with `efface pairs MODEL -o {name}`.")
-        raise UserError(f"{what}file {name!r} does not exist or is no file. {hint}")
-    else:
-        yield from _hub_rows(name)
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"pairs file {str(path)!r} cannot be read: {error.strerror}.") from error
-    for number, line in enumerate(data.splitlines(), start=1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            continue
-        try:
-            yield where, json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            yield (
-                where,
-                UserError(
-                    f"{where}: not valid UTF-8 at byte {error.start}. Re-encode the file or pass --skip-bad-rows."
-                ),
-            )
-        except json.JSONDecodeError as error:
-            yield (
-                where,
-                UserError(
-                    f"{where}: not valid JSON ({error.msg} at column {error.colno}). "
-                    "Each line must be one JSON object."
-                ),
-            )
-
-
-def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
-    from datasets import load_dataset
-
-    try:
-        dataset = load_dataset(name, split="train")
-    except Exception as error:  # the hub client raises a dozen unrelated types; all mean that there is no data
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"pairs {name!r} is no local file and could not be loaded as a Hugging Face dataset "
-            f"({reason}). Check the name and the network, or pass a JSON-lines file."
-        ) from error
-    for number, row in enumerate(dataset):
-        yield f"{name} row {number}", row
-
-
-def shipped(name: str) -> Path:
-    """Path of a data file inside the package: `train`, `heldout` (pairs), `prompts` or `passages`."""
-    path = Path(__file__).parent / "shipped" / f"{name}.jsonl"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.jsonl")))
-        raise UserError(f"shipped:{name} does not exist. Shipped with the package: {known}.")
-    return path
 
 
 @dataclass(frozen=True)
@@ -343,26 +259,3 @@ class PairDataset(torch.utils.data.Dataset[tuple[TokenizedPair, list[list[int]]]
     def __getitem__(self, index: int) -> tuple[TokenizedPair, list[list[int]]]:
         first, last = int(index * self.per_pair), int((index + 1) * self.per_pair)
         return self.pairs[index], [self.passages[i % len(self.passages)] for i in range(first, last)]
-
-
-def load_texts(source: Sequence[str] | str | os.PathLike[str], field: str = "text") -> list[str]:
-    """The `field` of every row of a JSON-lines file (or `shipped:NAME`), or the texts of a list.
-
-    A field may also hold `{"text": ...}`, which is how RealToxicityPrompts stores a prompt with its scores.
-
-    Raises:
-        UserError: naming the file and line (or the place in the list) of what is no text.
-    """
-    if isinstance(source, str | os.PathLike):
-        name, found = _name(source), [(where, row.get(field)) for where, row in labelled_rows(source)]
-    else:
-        name, found = f"the list of {field}s", [(f"{field} {number}", value) for number, value in enumerate(source)]
-    texts = []
-    for where, value in found:
-        text = value.get("text") if isinstance(value, dict) else value
-        if not isinstance(text, str):
-            raise UserError(f"{where}: {field!r} must be a text, but it is {value!r}.")
-        texts.append(text)
-    if not texts:
-        raise UserError(f"{name} is empty: pass at least one {field}.")
-    return texts

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from efface.data import load_texts
 from efface.errors import UserError
 from efface.report.table import evaluation_table
-from efface.results import RESULTS, environment, prepare_output_dir, read_json, read_jsonl, write_json
+from efface.results import RESULTS, environment, prepare_output_dir, read_json, write_json
+from efface.rows import load_texts, read_jsonl
 
 SETTINGS: dict[str, Any] = {
     "max_steps": 40,

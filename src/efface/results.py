@@ -132,48 +132,19 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: naming the file and line, if it is missing, not UTF-8, not JSON or not an object.
     """
-    return _parse("\n".join(_read_lines(path)), path, first_line=1)
-
-
-def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read one JSON object per line; blank lines are skipped. Raises UserError as `read_json` does."""
-    return [row for _, row in read_numbered_jsonl(path)]
-
-
-def read_numbered_jsonl(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of `read_jsonl` with their line numbers, for whoever checks what is in them."""
-    return [(number, _parse(line, path, number)) for number, line in enumerate(_read_lines(path), 1) if line.strip()]
-
-
-def _read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """Decoded line by line so that an error can say which line."""
     name = os.fspath(path)
     try:
-        content = Path(path).read_bytes()
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}. Pass an existing file.") from error
-    lines = []
-    # Split the bytes at newlines alone: str.splitlines would also split inside a JSON string at U+2028.
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        try:
-            lines.append(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{name}, line {number}: not UTF-8 ({error.reason}). Save it as UTF-8.") from error
-    return lines
-
-
-def _parse(text: str, path: str | os.PathLike[str], first_line: int) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 ({error.reason}). Save it as UTF-8.") from error
     except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
         raise UserError(
-            f"{os.fspath(path)}, line {line}: not valid JSON ({error.msg}, column {error.colno}). Repair or remove it."
+            f"{name}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno}). Repair or remove it."
         ) from error
     if not isinstance(value, dict):
-        raise UserError(
-            f"{os.fspath(path)}, line {first_line}: a JSON {type(value).__name__} where an object {{...}} is needed."
-        )
+        raise UserError(f"{name}: a JSON {type(value).__name__} where an object {{...}} is needed.")
     return value
 
 

@@ -44,9 +44,9 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from efface.data import load_texts
     from efface.evaluation.evaluate import evaluate, generations_path
     from efface.results import read_json
+    from efface.rows import load_texts
 
     prompts = load_texts(options.prompts, field="prompt")[: options.limit]
     evaluation = evaluate(

@@ -48,11 +48,11 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from efface.data import load_texts
     from efface.evaluation.scorers import load_scorer
     from efface.models import load_model
     from efface.pairs.builder import BuilderConfig, build_pairs
     from efface.pairs.sources import antiexpert, in_context, sample_source, toxic_texts
+    from efface.rows import load_texts
 
     prompts = load_texts(options.prompts, field="prompt")
     scorer = load_scorer(options.scorer)

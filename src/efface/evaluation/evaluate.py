@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efface import results
-from efface.data import load_texts
 from efface.errors import UserError
 from efface.evaluation import degeneration as degeneration_guard
 from efface.evaluation import toxicity as toxicity_figures
 from efface.evaluation.degeneration import Degeneration
 from efface.evaluation.scorers import DEFAULT_SCORER, Scorer, load_scorer, score
 from efface.evaluation.toxicity import ToxicitySummary
+from efface.rows import load_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -19,7 +19,8 @@ from efface.evaluation.generation import continuation_nll, generate
 from efface.evaluation.scorers import DEFAULT_SCORER, Scorer, load_scorer, score
 from efface.pairs.style import style_auc
 from efface.progress import track
-from efface.results import environment, read_jsonl, write_json, write_jsonl
+from efface.results import environment, write_json, write_jsonl
+from efface.rows import read_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -5,12 +5,13 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from efface.data import check_row, labelled_rows
+from efface.data import check_row
 from efface.errors import UserError
 from efface.evaluation.generation import generate
 from efface.evaluation.scorers import Scorer, score
 from efface.finetune import finetune
 from efface.pairs.builder import Source
+from efface.rows import labelled_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -1,0 +1,115 @@
+"""Where do rows come from? JSON lines, the Hugging Face hub, the data in the package; only their form is checked."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from efface.errors import UserError
+
+Row = dict[str, Any]
+
+
+def raw_rows(source: Any, hint: str = "") -> Iterator[tuple[str, Any]]:
+    """(where it stands, the parsed row or a `UserError`) for each row of any source."""
+    if not isinstance(source, (str, os.PathLike)):
+        for number, row in enumerate(source):
+            yield f"row {number}", row
+        return
+    name = os.fspath(source)
+    path = shipped(name.removeprefix("shipped:")) if name.startswith("shipped:") else Path(name)
+    if path.is_file():
+        yield from _json_lines(path)
+    elif path.exists() or name.endswith((".json", ".jsonl")) or name.startswith((".", "/", "~")):
+        what, hint = ("", hint) if hint else ("pairs ", f"Build one with `efface pairs MODEL -o {name}`.")
+        raise UserError(f"{what}file {name!r} does not exist or is no file. {hint}")
+    else:
+        yield from _hub_rows(name)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"file {str(path)!r} cannot be read: {error.strerror}.") from error
+    # Split the bytes at newlines alone: str.splitlines would also split inside a JSON string at U+2028.
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            yield where, json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            problem = f"not valid UTF-8 at byte {error.start}. Re-encode the file or pass --skip-bad-rows."
+            yield where, UserError(f"{where}: {problem}")
+        except json.JSONDecodeError as error:
+            problem = f"not valid JSON ({error.msg} at column {error.colno}). Each line must be one JSON object."
+            yield where, UserError(f"{where}: {problem}")
+
+
+def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(name, split="train")
+    except Exception as error:  # the hub client raises a dozen unrelated types; all mean that there is no data
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"pairs {name!r} is no local file and could not be loaded as a Hugging Face dataset "
+            f"({reason}). Check the name and the network, or pass a JSON-lines file."
+        ) from error
+    for number, row in enumerate(dataset):
+        yield f"{name} row {number}", row
+
+
+def shipped(name: str) -> Path:
+    """Path of a data file inside the package: `train`, `heldout` (pairs), `prompts` or `passages`."""
+    path = Path(__file__).parent / "shipped" / f"{name}.jsonl"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.jsonl")))
+        raise UserError(f"shipped:{name} does not exist. Shipped with the package: {known}.")
+    return path
+
+
+def labelled_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
+    """(where it stands, the row) for each JSON object of a file; a `UserError` at the first bad line."""
+    for where, row in raw_rows(source, "Name an existing file of JSON lines."):
+        if isinstance(row, UserError):
+            raise row
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: a row must be a JSON object, not {type(row).__name__}.")
+        yield where, row
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> list[Row]:
+    """The JSON objects of a file, one a line; blank lines are skipped. Raises as `labelled_rows` does."""
+    return [row for _, row in labelled_rows(path)]
+
+
+def load_texts(source: Sequence[str] | str | os.PathLike[str], field: str = "text") -> list[str]:
+    """The `field` of every row of a JSON-lines file (or `shipped:NAME`), or the texts of a list.
+
+    A field may also hold `{"text": ...}`, which is how RealToxicityPrompts stores a prompt with its scores.
+
+    Raises:
+        UserError: naming the file and line (or the place in the list) of what is no text.
+    """
+    if isinstance(source, str | os.PathLike):
+        name, found = name_of(source), [(where, row.get(field)) for where, row in labelled_rows(source)]
+    else:
+        name, found = f"the list of {field}s", [(f"{field} {number}", value) for number, value in enumerate(source)]
+    texts = []
+    for where, value in found:
+        text = value.get("text") if isinstance(value, dict) else value
+        if not isinstance(text, str):
+            raise UserError(f"{where}: {field!r} must be a text, but it is {value!r}.")
+        texts.append(text)
+    if not texts:
+        raise UserError(f"{name} is empty: pass at least one {field}.")
+    return texts
+
+
+def name_of(source: Any) -> str:
+    """What to call a source in a message."""
+    return repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else f"the given {type(source).__name__}"
