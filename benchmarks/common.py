@@ -3,11 +3,14 @@
 import argparse
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from efface.data import load_texts
-from efface.results import read_jsonl
+from efface.demo import PAIRS, SETTINGS
+from efface.methods.repo import REPOConfig, REPOTrainer
+from efface.models import DEFAULT_MODEL, load_model
+from efface.rows import load_texts, read_jsonl
 
 RESULTS = Path(__file__).parent / "results"
 N_PROMPT_ARTICLES = 20  # the first 20 WikiText-2 articles are for prompts, the other 42 for perplexity
@@ -43,3 +46,13 @@ def tuning_prompts(data: Path, n: int) -> list[str]:
 def reporting_prompts(data: Path) -> list[str]:
     """`rtp_challenging_dev`: for reporting the chosen setting, once."""
     return load_texts(data / "toxicity" / "rtp_challenging_dev.jsonl", field="prompt")
+
+
+def train_repo(**changes: Any) -> REPOTrainer:
+    """The default model after the demo's training, with these settings changed."""
+    model, tokenizer = load_model(DEFAULT_MODEL)
+    with tempfile.TemporaryDirectory() as scratch:
+        config = REPOConfig(scratch, **SETTINGS | {"logging_steps": 10, "disable_tqdm": True} | changes)
+        trainer = REPOTrainer(model, config, PAIRS, processing_class=tokenizer)
+        trainer.train()
+    return trainer

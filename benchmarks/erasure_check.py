@@ -2,19 +2,18 @@
 
     python benchmarks/erasure_check.py [--models NAME=DIR ...]
 
-Trains REPO with its defaults, and retain-only, on the shipped pairs (or takes checkpoints), probes the untouched model
-and both at the trained layer on the shipped held-out pairs, and writes `benchmarks/results/erasure_check.json`.
+Trains REPO as `make demo` does, and retain-only, on the shipped pairs (or takes checkpoints), probes the untouched
+model and both at the trained layer on the shipped held-out pairs, and writes `benchmarks/results/erasure_check.json`.
 """
 
-import tempfile
 from dataclasses import asdict
 from typing import Any
 
-from common import RESULTS, command, parser
+from common import RESULTS, command, parser, train_repo
 
 from efface.analysis.probes import fresh_probe, token_states
 from efface.data import load_pairs
-from efface.methods.repo import REPOConfig, REPOTrainer
+from efface.methods.repo import REPOConfig
 from efface.models import DEFAULT_MODEL, decoder_blocks, load_model, parse_layers
 from efface.results import environment, write_json
 
@@ -25,7 +24,6 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--models", nargs="*", default=[], metavar="NAME=DIR", help="checkpoints instead of training")
     options.add_argument("--layers", default=None, help="probe these (default: those REPO erases from)")
-    options.add_argument("--max-steps", type=int, default=40)
     args = options.parse_args()
     given = dict(entry.split("=", 1) for entry in args.models)
     rows = load_pairs("shipped:heldout").rows
@@ -36,7 +34,7 @@ def main() -> None:
         if name in given:
             model, _ = load_model(given[name])
         else:
-            model = base if settings is None else _train(settings, tokenizer, args.max_steps)
+            model = base if settings is None else train_repo(**settings).model
         for layer, states in token_states(model, tokenizer, rows, layers).items():
             found.setdefault(str(layer), {})[name] = asdict(fresh_probe(states))
             print(
@@ -56,18 +54,7 @@ def main() -> None:
             + ", ".join(f"{name} {share:.2f}" for name, share in remaining.items())
         )
     stamp = environment(seed=0, model=base, command=command())
-    write_json(
-        RESULTS / "erasure_check.json", {"schema": 1, "layers": found, "steps": args.max_steps, "environment": stamp}
-    )
-
-
-def _train(settings: dict[str, Any], tokenizer: Any, steps: int) -> Any:
-    model, _ = load_model(DEFAULT_MODEL)
-    with tempfile.TemporaryDirectory() as scratch:
-        config = REPOConfig(scratch, max_steps=steps, retain_text="shipped:passages", **settings)
-        trainer = REPOTrainer(model, config, "shipped:train", processing_class=tokenizer)
-        trainer.train()
-    return trainer.model
+    write_json(RESULTS / "erasure_check.json", {"schema": 1, "layers": found, "environment": stamp})
 
 
 def _short(value: Any) -> Any:

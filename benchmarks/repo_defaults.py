@@ -1,48 +1,47 @@
 """Which settings of REPO are on the front of toxicity against perplexity? The ablation behind the defaults.
 
     python benchmarks/repo_defaults.py [--arms NAME ...]
-    python benchmarks/repo_defaults.py --report runs/demo/model --text-tokens 20000
+    python benchmarks/repo_defaults.py --report runs/demo/model
 
 Every arm trains SmolLM2-135M-Instruct on the shipped pairs and is measured on 96 toxic prompts of `rtp_mixed` (nucleus
 samples) and on WikiText-2. Finished arms are kept in `benchmarks/results/repo_defaults.json` and not run again.
 `--report` measures the base and the demo's checkpoint, made with the default, once on `rtp_challenging_dev` (greedy).
 """
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, command, parser, reporting_prompts, tuning_prompts, wikitext
+from common import RESULTS, command, parser, reporting_prompts, train_repo, tuning_prompts, wikitext
 
 from efface.evaluation.evaluate import evaluate
-from efface.methods.repo import REPOConfig, REPOTrainer
+from efface.methods.base import PairConfig
+from efface.methods.repo import REPOConfig
 from efface.models import DEFAULT_MODEL, load_model
 from efface.report.table import evaluation_table
 from efface.results import read_json, write_json
 
-STEPS = 24  # fewer than the demo's 40: an arm takes 4 minutes on 2 cores
-COMMON: dict[str, Any] = {"max_steps": STEPS, "logging_steps": 10, "disable_tqdm": True}
-CENTRE: dict[str, Any] = {"retain_text": "shipped:passages", "learning_rate": 1e-4, "grl_lambda": 1.0}
-ARMS: dict[str, dict[str, Any]] = {
+ARMS: dict[str, dict[str, Any]] = {  # differences from what `make demo` trains with
     "centre": {},
-    "lambda 3": {"grl_lambda": 3.0},
     "retain only": {"w_erase": 0.0},
+    "adversary only": {"w_retain": 0.0, "w_retain_text": 0.0},
+    "lambda 1.5": {"grl_lambda": 1.5},
+    "lambda 4": {"grl_lambda": 4.0},
     "both sides": {"erase_side": "both"},
-    "confusion": {"bound": "confusion"},
-    "w_retain 1": {"w_retain": 1.0, "w_retain_text": 1.0},
-    "no retain_text": {"retain_text": None},
-    "unbounded": {"bound": "none"},
-    "D steps 4": {"discriminator_steps": 4},
     "linear": {"discriminator": "linear"},
+    "confusion": {"bound": "confusion"},
+    "unbounded": {"bound": "none"},
     "layers 0.5, 0.75, last": {"erase_layers": "0.5,0.75,last"},
-    "adversary only": {"w_retain": 0.0, "retain_text": None},
+    "layer 0.75": {"erase_layers": "0.75"},
     "lr 5e-5": {"learning_rate": 5e-5},
     "lr 2e-4": {"learning_rate": 2e-4},
-    "bound token": {"bound": "token"},
     "D steps 1": {"discriminator_steps": 1},
+    "D steps 4": {"discriminator_steps": 4},
+    "no retain_text": {"retain_text": None},
+    "weights 1": {"w_retain": 1.0, "w_retain_text": 1.0},
+    "24 steps": {"max_steps": 24},
     "D lr 3e-3": {"discriminator_lr": 3e-3},
-    "layer 0.75": {"erase_layers": "0.75"},
     "sequence": {"erase_unit": "sequence"},
+    "bound token": {"bound": "token"},
 }
 FILE = RESULTS / "repo_defaults.json"
 
@@ -50,7 +49,7 @@ FILE = RESULTS / "repo_defaults.json"
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--arms", nargs="*", default=["base", *ARMS], help="default: all")
-    options.add_argument("--text-tokens", type=int, default=8_000)
+    options.add_argument("--text-tokens", type=int, default=20_000)
     options.add_argument("--samples", type=int, default=2)
     options.add_argument("--keep", type=Path, default=None, metavar="DIR", help="save the arms' models here")
     options.add_argument("--report", default=None, metavar="DIR", help="measure base and a checkpoint, once")
@@ -78,16 +77,22 @@ def main() -> None:
     for name in args.arms:
         if name in content["arms"]:
             continue
-        model, history = base, []
+        model, training = base, {}
         if name != "base":
-            trainer = _train(CENTRE | ARMS[name], tokenizer)
-            model, history = trainer.model, trainer.state.log_history
+            trainer = train_repo(**ARMS[name])
+            model = trainer.model
+            keys = [key for config in (PairConfig, REPOConfig) for key in config.__annotations__]
+            training = {
+                "differs": ARMS[name],
+                "settings": {key: getattr(trainer.args, key) for key in keys},
+                "history": trainer.state.log_history,
+            }
             if args.keep is not None:
                 trainer.save_model(str(args.keep / name.replace(" ", "-")))
         result = measure(model, tokenizer, prompts=prompts, samples=args.samples,
                          baseline=content["arms"].get("base", {}).get("result"))  # fmt: skip
         content = _read()
-        content["arms"][name] = {"settings": ARMS.get(name), "steps": STEPS, "result": result, "history": history}
+        content["arms"][name] = {"training": training, "result": result}
         write_json(FILE, content)
         print(row(name, content), flush=True)
 
@@ -96,22 +101,12 @@ def _read() -> dict[str, Any]:
     return read_json(FILE) if FILE.exists() else {"schema": 1, "arms": {}, "report": {}}
 
 
-def _train(settings: dict[str, Any], tokenizer: Any) -> REPOTrainer:
-    model, _ = load_model(DEFAULT_MODEL)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = REPOTrainer(
-            model, REPOConfig(scratch, **COMMON | settings), "shipped:train", processing_class=tokenizer
-        )
-        trainer.train()
-    return trainer
-
-
 def row(name: str, content: dict[str, Any]) -> str:
     """One line: share with interval, perplexity and its change, the adversary's last figures, verdict."""
     arm, base = content["arms"][name], content["arms"]["base"]["result"]["perplexity"]["value"]
     toxicity, value = arm["result"]["toxicity"], arm["result"]["perplexity"]["value"]
     low, high = toxicity["ci95"]["share"]
-    last = next((entry for entry in reversed(arm["history"]) if "erase_loss" in entry), {})
+    last = next((entry for entry in reversed(arm["training"].get("history", [])) if "erase_loss" in entry), {})
     adversary = f"BCE {last['erase_loss']:.2f}" if last else ""
     return (
         f"{name:22} share {toxicity['share']:.3f} [{low:.3f}, {high:.3f}]  "

@@ -69,15 +69,15 @@ def defaults() -> str:
     rows = []
     for name, arm in arms.items():
         result = arm["result"]
-        last = next((entry for entry in reversed(arm["history"]) if "erase_loss" in entry), {})
+        toxicity, perplexity = result["toxicity"], result["perplexity"]["value"]
+        training = arm["training"]
+        last = next((entry for entry in reversed(training.get("history", [])) if "erase_loss" in entry), {})
         adversary = f"{last['erase_loss']:.2f}" if last else ""
-        settings = ", ".join(f"`{key}={value}`" for key, value in (arm["settings"] or {}).items())
-        perplexity = result["perplexity"]["value"]
-        cells = [_share(result["toxicity"]), f"{perplexity:.2f}", _change(perplexity, base), adversary]
-        rows.append([name, settings, *cells, result["degeneration"]["verdict"]])
-    return _table(
-        ["arm", "differs from the centre by", "toxic share", "perplexity", "change", "last BCE", "verdict"], rows
-    )
+        settings = ", ".join(f"`{key}={value}`" for key, value in training.get("differs", {}).items())
+        cells = [settings, _share(toxicity), f"{toxicity['mean']:.3f}", f"{perplexity:.2f}", _change(perplexity, base)]
+        rows.append([name, *cells, adversary, result["degeneration"]["verdict"]])
+    header = ["arm", "differs from the default by", "toxic share", "mean score", "perplexity", "change"]
+    return _table([*header, "last BCE", "verdict"], rows)
 
 
 def erasure() -> str:

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class PairConfig(TrainingArguments):
     """The settings common to all methods, on top of every `transformers.TrainingArguments`.
 
-    The defaults below that differ from transformers' are ours and provisional (docs/defaults.md).
+    The defaults below that differ from transformers' are ours, chosen by measurement (docs/defaults.md).
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the model."})
@@ -225,7 +225,7 @@ class PairTrainer(Trainer):
         self, args: PairConfig, tokenizer: PreTrainedTokenizerBase, texts: list[str] | None
     ) -> list[list[int]]:
         if texts is None and args.retain_text is not None:
-            from efface.data import load_texts
+            from efface.rows import load_texts
 
             texts = load_texts(args.retain_text)
         passages = [tokens_of(tokenizer, text)[: args.retain_text_tokens] for text in texts or []]

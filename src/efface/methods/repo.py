@@ -30,11 +30,11 @@ DISCRIMINATORS = "discriminators.safetensors"
 
 @dataclass
 class REPOConfig(PairConfig):
-    """Settings of REPO. No value of the paper is public: the defaults are ours, provisional (docs/defaults.md)."""
+    """Settings of REPO. No value of the paper is public: the defaults are ours, measured (docs/defaults.md)."""
 
     w_retain: float = field(default=4.0, metadata={"help": "Weight of the KL on chosen continuations."})
     w_erase: float = field(default=1.0, metadata={"help": "Weight of the adversarial loss."})
-    w_retain_text: float = field(default=4.0, metadata={"help": "Weight of the KL on the passages of --retain_text."})
+    w_retain_text: float = field(default=8.0, metadata={"help": "Weight of the KL on the passages of --retain_text."})
     erase_layers: str = field(
         default="last", metadata={"help": "Where to erase: last, all, or such as `8,16,-1` or `0.5`."}
     )
@@ -52,7 +52,7 @@ class REPOConfig(PairConfig):
         },
     )
     grl_lambda: float = field(
-        default=1.0, metadata={"help": "Strength of the gradient reversal at the end of its ramp."}
+        default=2.5, metadata={"help": "Strength of the gradient reversal at the end of its ramp."}
     )
     grl_schedule: str = field(
         default="dann", metadata={"help": "dann, 2/(1+exp(-10p))-1 of the progress p, or constant."}
@@ -175,8 +175,8 @@ class REPOTrainer(PairTrainer):
             file = Path(checkpoint) / DISCRIMINATORS
             if not file.exists():
                 raise UserError(
-                    f"{checkpoint} holds no {DISCRIMINATORS} (saved with --save_only_model?), so training cannot go on "
-                    "from it. Train from its model into a new directory, or resume from a whole checkpoint."
+                    f"{checkpoint} holds no {DISCRIMINATORS} (saved with --save_only_model?): training cannot go "
+                    "on from it. Train from its model into a new directory, or resume from a whole checkpoint."
                 )
             self.adversaries.load(file)
 
