@@ -113,10 +113,14 @@ def test_a_pairs_file_that_is_not_there_or_cannot_be_read(
     assert "does not exist or is no file" in fails(2, "train", "repo", gpt2, tmp_path, "-o", out)
     assert "holds no usable pairs" in fails(2, "train", "repo", gpt2, write(tmp_path / "empty.jsonl"), "-o", out)
 
-    def denied(path: Path) -> bytes:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    opened = Path.open
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    def denied(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if str(path) == str(pairs):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", denied)
     assert "cannot be read: Permission denied" in fails(2, "train", "repo", gpt2, pairs, "-o", out)
 
 

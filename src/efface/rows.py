@@ -30,22 +30,25 @@ def raw_rows(source: Any, hint: str = "") -> Iterator[tuple[str, Any]]:
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            # Bytes, which split at newlines alone: text would also split inside a JSON string at U+2028.
+            for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield _json_line(line, f"{path}:{number}")
     except OSError as error:
         raise UserError(f"file {str(path)!r} cannot be read: {error.strerror}.") from error
-    # Split the bytes at newlines alone: str.splitlines would also split inside a JSON string at U+2028.
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            continue
-        try:
-            yield where, json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            problem = f"not valid UTF-8 at byte {error.start}. Re-encode the file or pass --skip-bad-rows."
-            yield where, UserError(f"{where}: {problem}")
-        except json.JSONDecodeError as error:
-            problem = f"not valid JSON ({error.msg} at column {error.colno}). Each line must be one JSON object."
-            yield where, UserError(f"{where}: {problem}")
+
+
+def _json_line(line: bytes, where: str) -> tuple[str, Any]:
+    try:
+        return where, json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        problem = f"not valid UTF-8 at byte {error.start}. Re-encode the file or pass --skip-bad-rows."
+    except json.JSONDecodeError as error:
+        problem = f"not valid JSON ({error.msg} at column {error.colno}). Each line must be one JSON object."
+    return where, UserError(f"{where}: {problem}")
 
 
 def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
