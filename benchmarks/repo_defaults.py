@@ -14,7 +14,7 @@ from typing import Any
 from common import RESULTS, command, parser, reporting_prompts, train_repo, tuning_prompts, wikitext
 
 from efface.evaluation.evaluate import evaluate
-from efface.methods.base import PairConfig
+from efface.methods.config import PairConfig
 from efface.methods.repo import REPOConfig
 from efface.models import DEFAULT_MODEL, load_model
 from efface.report.table import evaluation_table

@@ -6,6 +6,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end table -->`; `--check
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -92,11 +93,38 @@ def erasure() -> str:
     return _table(header, rows)
 
 
+def step() -> str:
+    rows = []
+    for entry in json.loads((RESULTS / "step.json").read_text(encoding="utf-8")):
+        seconds = {name: side["seconds"]["median"] for name, side in entry["sides"].items()}
+        peaks = {name: side["memory"]["peak"] / 1e9 for name, side in entry["sides"].items()}
+        for name in seconds:
+            ratio = f"{seconds['repo'] / seconds[name]:.2f}"
+            above = entry["sides"][name]["memory"]["above"] / 1e9
+            rows.append([entry["model"], name, f"{seconds[name]:.2f}", ratio, f"{peaks[name]:.2f}", f"{above:.2f}"])
+        shares = f"memory ratio {entry['memory_ratio']:.2f}", f"share of matrix product {entry['matmul_share']:.2f}"
+        rows.append([entry["model"], *shares, "", "", ""])
+    return _table(["model", "side", "seconds a step", "repo / it", "peak GB", "memory GB"], rows)
+
+
+def scaling() -> str:
+    content = read_json(RESULTS / "scaling.json")
+    keys = ("seconds_per_step", "setup_seconds", "anonymous_mb", "peak_mb")
+    rows = [
+        [f"{size['pairs']:,}", f"{1000 * size[keys[0]]:.1f}", *(f"{size[key]:.0f}" for key in keys[1:])]
+        for size in content["sizes"]
+    ]
+    rows.append(["ratio", *(f"{content['ratios'][key]:.2f}" for key in keys)])
+    return _table(["pairs", "ms a step", "set-up s", "anonymous memory MB", "peak with mapped files MB"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "challenging": challenging,
     "defaults": defaults,
     "erasure": erasure,
+    "step": step,
+    "scaling": scaling,
 }
 
 
@@ -108,7 +136,7 @@ def rendered(text: str) -> str:
 def _made(name: str) -> str:
     try:
         return TABLES[name]()
-    except (UserError, KeyError):  # no such file yet, or not that part of it
+    except (UserError, KeyError, FileNotFoundError):  # no such file yet, or not that part of it
         return "*Not measured yet.*\n"
 
 

