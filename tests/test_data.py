@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tiny import BOS_ID, EOS_ID, tiny_tokenizer
 
 from efface.data import (
+    Example,
     PairCollator,
-    PairDataset,
     Pairs,
     TokenizedPair,
     encode_continuation,
@@ -21,6 +21,7 @@ from efface.data import (
     load_pairs,
     tokenize_pair,
 )
+from efface.dataset import PairDataset
 from efface.errors import UserError
 from efface.rows import load_texts, shipped
 
@@ -126,10 +127,10 @@ def test_a_directory_is_no_file(tmp_path: Path) -> None:
 def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "pairs.jsonl", GOOD)
 
-    def refuse(self: Path) -> bytes:
+    def refuse(self: Path, mode: str) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)  # the tests may run as root, who may read everything
+    monkeypatch.setattr(Path, "open", refuse)  # the tests may run as root, who may read everything
     with pytest.raises(UserError, match="file '.*pairs.jsonl' cannot be read: Permission denied"):
         load_pairs(path)
 
@@ -301,7 +302,7 @@ def test_conversations_without_a_chat_template() -> None:
 
 def test_the_collator_stacks_chosen_rows_first_and_passages_last() -> None:
     pairs = [TokenizedPair([5, 6], [7], [8, 9]), TokenizedPair([3], [4, 4, 4], [2])]
-    batch = PairCollator(pad_token_id=0)([(pairs[0], [[11, 12, 13]]), (pairs[1], [])])
+    batch = PairCollator(pad_token_id=0)([Example(pairs[0], [[11, 12, 13]]), Example(pairs[1])])
     assert batch["n_pairs"] == 2
     assert batch["input_ids"].tolist() == [[5, 6, 7, 0], [3, 4, 4, 4], [5, 6, 8, 9], [3, 2, 0, 0], [11, 12, 13, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
@@ -345,10 +346,30 @@ def test_passages_are_dealt_in_turn(per_pair: float, expected: list[list[int]]) 
     passages = [[10, 0], [10, 1], [10, 2]]
     dataset = PairDataset(pairs, passages, per_pair)
     assert [dataset[i] for i in range(len(dataset))] == [
-        (pairs[i], [passages[j] for j in numbers]) for i, numbers in enumerate(expected)
+        Example(pairs[i], [passages[j] for j in numbers]) for i, numbers in enumerate(expected)
     ]
 
 
 def test_no_passages() -> None:
     pair = TokenizedPair([1], [1], [2])
-    assert PairDataset([pair], [], 0.5)[0] == (pair, [])
+    assert PairDataset([pair], [], 0.5)[0] == Example(pair)
+
+
+@pytest.mark.parametrize("sides", [("chosen",), ("chosen", "rejected")])
+def test_what_the_reference_is_asked_comes_back_in_the_order_of_the_batch(sides: tuple[str, ...]) -> None:
+    pairs = [TokenizedPair([1, 2], [3, 4], [5]), TokenizedPair([6], [7], [8, 9]), TokenizedPair([1], [2, 2, 2], [3])]
+    dataset = PairDataset(pairs, [[10, 11, 12], [13, 14]], 1.0, sides)
+    items = list(dataset.items)
+    assert items[: len(sides)] == [([1, 2], [3, 4]), ([1, 2], [5])][: len(sides)]
+    assert items[-2:] == [([10], [11, 12]), ([13], [14])] and len(items) == 3 * len(sides) + 2
+    # A reference whose state at a predicted token is the token itself.
+    dataset.states = [
+        {"hidden": torch.tensor(ids)[:, None].float(), "norms": -torch.tensor(ids)[:, None].float()}
+        for _, ids in items
+    ]
+    batch = PairCollator(pad_token_id=0)([dataset[2], dataset[0]])
+    mask, n = batch["continuation_mask"].clone(), 2
+    assert batch["reference"]["norms"].flatten().tolist() == [-float(i) for i in batch["input_ids"][:n][mask[:n]]]
+    if "rejected" not in sides:
+        mask[n : 2 * n] = False
+    assert batch["reference"]["hidden"].flatten().tolist() == batch["input_ids"][mask].tolist()

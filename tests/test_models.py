@@ -26,13 +26,11 @@ from efface.models import (
     BLOCK_OVERRIDES,
     capture_residuals,
     decoder_blocks,
-    forward,
     load_model,
     parse_layers,
     position_ids,
     save_model,
     tokens_of,
-    unwrap,
 )
 
 TEXT = "The history of the town"
@@ -106,25 +104,6 @@ def test_a_second_forward_overwrites() -> None:
     assert residuals[0].shape[0] == 1
 
 
-def test_hooks_are_removed_also_when_the_forward_raises() -> None:
-    model = tiny_model("llama")
-    before = hooks_of(model)
-    input_ids, mask = batch()
-    project = mask.bool()
-    forward(model, input_ids, mask, project, [0, 1])
-    assert hooks_of(model) == before
-
-    def fail(*args: Any) -> None:
-        assert hooks_of(model) > before + 1
-        raise RuntimeError("interrupted")
-
-    handle = model.lm_head.register_forward_hook(fail)
-    with pytest.raises(RuntimeError, match="interrupted"):
-        forward(model, input_ids, mask, project, [0, 1])
-    handle.remove()
-    assert hooks_of(model) == before
-
-
 def test_a_model_without_blocks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     config = copy.deepcopy(model.config)
@@ -142,72 +121,6 @@ def test_the_outermost_list_is_taken() -> None:
     assert decoder_blocks(model) is model.model.layers
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     assert decoder_blocks(adapted) is model.model.layers
-
-
-# Logits at the asked positions
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_forward_gives_the_models_own_logits(family: str) -> None:
-    """With the head's bias (Phi), projection (OPT), soft cap (Gemma 2); right-padded, left-padded and one by one."""
-    model = model_of(family)
-    for left in (False, True):
-        input_ids, mask = batch(left=left)
-        project = mask.bool() & (torch.arange(20) % 3 == 1)
-        project[2] = False
-        with torch.no_grad():
-            result = forward(model, input_ids, mask, project, [0])
-        expected = torch.cat(
-            [plain_logits(model, input_ids[i][mask[i].bool()])[project[i][mask[i].bool()]] for i in range(2)]
-        )
-        assert result.logits.shape == (int(project.sum()), VOCAB_SIZE) == tuple(expected.shape)
-        torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-5)
-        with torch.no_grad():
-            whole = model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids(mask)).logits[project]
-        torch.testing.assert_close(result.logits, whole, rtol=1e-5, atol=1e-5)
-        for i in range(3):  # the residuals do not depend on the other rows either
-            real = mask[i].bool()
-            alone = forward(model, input_ids[i][real][None], mask[i][real][None], real[real][None], [0])
-            torch.testing.assert_close(result.residuals[0][i][real], alone.residuals[0][0], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_head_sees_the_asked_positions_and_no_others(family: str) -> None:
-    model = model_of(family)
-    input_ids, mask = batch()
-    project = torch.zeros_like(mask, dtype=torch.bool)
-    project[0, 3:6] = project[1, 2] = True
-    seen: list[tuple[int, ...]] = []
-    handle = model.get_output_embeddings().register_forward_hook(
-        lambda module, args, out: seen.append(tuple(out.shape))
-    )
-    try:
-        forward(model, input_ids, mask, project)
-    finally:
-        handle.remove()
-    assert seen == [(1, 4, VOCAB_SIZE)]
-
-
-def test_forward_through_a_wrapped_model() -> None:
-    """As under DDP: the wrapper is what is called, the hooks sit on the model inside."""
-
-    class Wrapper(nn.parallel.DistributedDataParallel):
-        def __init__(self, module: nn.Module) -> None:
-            nn.Module.__init__(self)
-            self.module, self.calls = module, 0
-
-        def forward(self, **kwargs: Any) -> Any:
-            self.calls += 1
-            return self.module(**kwargs)
-
-    model = model_of("gpt2")
-    wrapped = Wrapper(model)
-    input_ids, mask = batch()
-    assert unwrap(wrapped) is model
-    result, plain = (forward(each, input_ids, mask, mask.bool(), [1]) for each in (wrapped, model))
-    assert wrapped.calls == 1
-    torch.testing.assert_close(result.logits, plain.logits)
-    torch.testing.assert_close(result.residuals[1], plain.residuals[1])
 
 
 def test_position_ids() -> None:

@@ -18,7 +18,8 @@ from efface.errors import RunError, UserError
 from efface.functional import LN2, dann_ramp
 from efface.methods import METHODS, load_method
 from efface.methods.adversary import Domains
-from efface.methods.base import Counts, PairTrainer, disable_dropout_, pad_token_id
+from efface.methods.base import Counts, PairTrainer
+from efface.methods.prepare import disable_dropout_, pad_token_id
 from efface.methods.repo import DISCRIMINATORS, REPOConfig, REPOTrainer
 from efface.models import decoder_blocks, load_model, save_model
 
@@ -125,12 +126,13 @@ def assert_moved(model: nn.Module, before: dict[str, Tensor]) -> None:
 def test_every_family_trains(family: str, build: Build) -> None:
     model = tiny_model(family)
     before = weights(model)
-    trainer = build(model)
+    trainer = build(model, precompute_reference="off")
     assert all(parameter.requires_grad for parameter in model.parameters())
     trainer.train()
     assert_moved(model, before)
     assert logged(trainer, "retain_loss")[0] < 1e-6 < logged(trainer, "retain_loss")[-1]
-    assert_same(weights(trainer.reference.model), before, rtol=0, atol=0)  # type: ignore[arg-type]
+    assert trainer.reference is not None
+    assert_same(weights(trainer.reference.model), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("layers", "expected"), [("last", [1]), ("0", [0]), ("all", [0, 1])])
@@ -148,7 +150,7 @@ def test_only_the_trainable_layers_move(layers: str, expected: list[int], build:
 def test_only_the_adapter_moves(build: Build) -> None:
     model = tiny_model("llama")
     before = weights(model)
-    trainer = build(model, lora_r=2)
+    trainer = build(model, lora_r=2, precompute_reference="off")
     start = weights(trainer.model)
     trainer.train()
     assert_moved(trainer.model, start)
@@ -159,10 +161,8 @@ def test_only_the_adapter_moves(build: Build) -> None:
         for name, p in weights(trainer.model).items()
     }
     assert_same({name: frozen[name] for name in before}, before, rtol=0, atol=0)
-    assert (
-        trainer.reference.model is None
-        and logged(trainer, "retain_loss")[0] < 1e-6 < logged(trainer, "retain_loss")[-1]
-    )
+    assert trainer.reference is not None and trainer.reference.adapter_off
+    assert logged(trainer, "retain_loss")[0] < 1e-6 < logged(trainer, "retain_loss")[-1]
 
 
 def test_lora_settings(build: Build) -> None:
@@ -287,27 +287,37 @@ def test_accumulated_micro_batches_equal_one_large_batch(family: str, settings: 
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_toxic_rows_never_reach_a_head_nor_the_reference(lora: bool, build: Build) -> None:
-    trainer = build(lora_r=2 if lora else None, retain_text_list=PASSAGES, max_steps=1)
+@pytest.mark.parametrize("layout", ["plain", "shared", "apart"])
+def test_toxic_rows_never_reach_a_head_nor_the_reference(layout: str, lora: bool, build: Build) -> None:
+    trainer = build(
+        layout=layout,
+        erase_layers="0",
+        lora_r=2 if lora else None,
+        retain_text_list=PASSAGES,
+        precompute_reference="off",
+    )
     batch = whole_batch(trainer)
     n, mask = batch["n_pairs"], batch["continuation_mask"]
     asked = int(mask[:n].sum() + mask[2 * n :].sum())
-    assert mask[n : 2 * n].sum() > 0
-    heads: list[tuple[int, ...]] = []
-    bodies: list[Tensor] = []
-
-    def watch(model: Any) -> None:
-        model.get_output_embeddings().register_forward_hook(lambda module, args, out: heads.append(tuple(out.shape)))
-        model.get_input_embeddings().register_forward_hook(lambda module, args, out: bodies.append(args[0]))
-
-    watch(trainer.model)
-    if not lora:
-        watch(trainer.reference.model)
+    assert mask[n : 2 * n].sum() > 0 and trainer.reference is not None
+    head_rows: list[int] = []
+    projected: list[int] = []
+    asked_of_reference: list[Tensor] = []
+    trainer.model.get_output_embeddings().register_forward_hook(  # type: ignore[union-attr,operator]
+        lambda module, args, out: head_rows.append(out.numel())
+    )
+    for head in (trainer.head, trainer.reference_head):
+        head.finish = lambda scores: (projected.append(len(scores)), scores)[1]  # type: ignore[func-returns-value]
+    call = trainer.reference.states
+    trainer.reference.states = lambda layout, *rest: (  # type: ignore[method-assign]
+        asked_of_reference.append(layout.input_ids),
+        call(layout, *rest),
+    )[1]
     trainer.compute_loss(trainer.model, batch)
-    assert heads == [(1, asked, VOCAB_SIZE)] * 2
-    policy, reference = bodies
-    assert torch.equal(policy, batch["input_ids"])
-    assert torch.equal(reference, torch.cat([batch["input_ids"][:n], batch["input_ids"][2 * n :]]))
+    assert head_rows and set(head_rows) == {0}
+    assert projected == [asked, asked]  # of the reference and of the policy, in one piece each
+    assert len(asked_of_reference) == 1
+    assert torch.equal(asked_of_reference[0], torch.cat([batch["input_ids"][:n], batch["input_ids"][2 * n :]]))
 
 
 def test_where_the_loss_asks_for_logits(build: Build) -> None:
@@ -519,7 +529,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(build: Build, tmp_path:
 
     trainer.add_callback(Record())
     with pytest.raises(
-        RunError, match=r"the loss is inf at step 3 \(adversary/.*retain_loss .*\); stopped before the opt"
+        RunError, match=r"the loss is inf at step 3 \(retain_loss .*adversary/.*\); stopped before the opt"
     ):
         trainer.train()
     assert len(steps) == 3
@@ -604,10 +614,12 @@ def test_models_by_path_and_tokenizers_by_origin(build: Build, tmp_path: Path) -
 
 
 def test_a_reference_of_ones_own(build: Build) -> None:
-    trainer = build(ref_model=tiny_model("llama", seed=1), max_steps=1)
-    assert not any(parameter.requires_grad for parameter in trainer.reference.model.parameters())  # type: ignore[union-attr]
-    trainer.train()
-    assert logged(trainer, "retain_loss")[0] > 0.1
+    for precompute in ("off", "on"):
+        trainer = build(ref_model=tiny_model("llama", seed=1), max_steps=1, precompute_reference=precompute)
+        if trainer.reference is not None:
+            assert not any(parameter.requires_grad for parameter in trainer.reference.model.parameters())
+        trainer.train()
+        assert logged(trainer, "retain_loss")[0] > 0.1
 
 
 # Gradient checkpointing

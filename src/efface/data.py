@@ -3,9 +3,9 @@
 The format is TRL's: `{"prompt", "chosen", "rejected"}`, plain text or lists of chat messages; other columns are kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -33,33 +33,49 @@ class Pairs:
         return len(self.rows)
 
 
-def load_pairs(source: Any, *, skip_bad_rows: bool = False) -> Pairs:
-    """Read and check preference pairs.
+class PairReader:
+    """Checked rows of a source, read one at a time by iterating; `skipped` counts the bad ones dropped so far.
 
     Args:
         source: the path of a JSON-lines file, the id of a Hugging Face dataset (its `train` split), `shipped:NAME` for
-            the pairs inside the package, a `datasets.Dataset`, or a list of dicts.
+            the pairs inside the package, a `datasets.Dataset`, a list of dicts, or `Pairs`.
         skip_bad_rows: drop and count bad rows instead of stopping at the first.
-
-    Raises:
-        UserError: naming the file, the line, what is wrong and what to do.
     """
+
+    def __init__(self, source: Any, *, skip_bad_rows: bool = False):
+        self.source, self.skip_bad_rows, self.skipped = source, skip_bad_rows, 0
+
+    def __iter__(self) -> Iterator[Row]:
+        """Raises UserError, at the row itself: naming the file, the line, what is wrong and what to do."""
+        if isinstance(self.source, Pairs):  # checked already
+            self.skipped = self.source.skipped
+            yield from self.source.rows
+            return
+        self.skipped = found = 0
+        for where, raw in raw_rows(self.source):
+            try:
+                row = check_row(raw, where)
+            except UserError:
+                if not self.skip_bad_rows:
+                    raise
+                self.skipped += 1
+                continue
+            found += 1
+            yield row
+        if not found:
+            raise UserError(
+                f"{name_of(self.source)} holds no usable pairs ({self.skipped} bad rows). "
+                "Build some with `efface pairs`."
+            )
+
+
+def load_pairs(source: Any, *, skip_bad_rows: bool = False) -> Pairs:
+    """Read and check preference pairs, all at once; arguments and errors as with `PairReader`."""
     if isinstance(source, Pairs):
         return source
-    rows: list[Row] = []
-    skipped = 0
-    for where, raw in raw_rows(source):
-        try:
-            rows.append(check_row(raw, where))
-        except UserError:
-            if not skip_bad_rows:
-                raise
-            skipped += 1
-    if not rows:
-        raise UserError(
-            f"{name_of(source)} holds no usable pairs ({skipped} bad rows). Build some with `efface pairs`."
-        )
-    return Pairs(rows, skipped)
+    reader = PairReader(source, skip_bad_rows=skip_bad_rows)
+    rows = list(reader)
+    return Pairs(rows, reader.skipped)
 
 
 def check_row(raw: Any, where: str) -> Row:
@@ -197,6 +213,19 @@ def _apply_chat_template(row: Row, processing_class: "PreTrainedTokenizerBase") 
     return prompt, sides[0], sides[1]
 
 
+Item = tuple[list[int], list[int]]
+"""One sequence as (context, continuation), token ids."""
+
+
+class ReferenceStates(TypedDict):
+    """What the reference has to say of a batch (or of one sequence)."""
+
+    hidden: Tensor
+    """(N, d) final hidden states at the positions whose logits a method asks for, in row-major order."""
+    norms: Tensor
+    """(chosen tokens, layers) norms of the residual stream at the tokens of y+."""
+
+
 class PairBatch(TypedDict):
     """2B + R rows: B chosen, then the B rejected of the same pairs, then R ordinary passages (`retain_text`)."""
 
@@ -208,6 +237,17 @@ class PairBatch(TypedDict):
     """(2B + R, T) bool, True on the tokens that are the continuation (of a passage: all but the first)."""
     n_pairs: int
     """B."""
+    reference: NotRequired[ReferenceStates]
+    """From the cache, if there is one."""
+
+
+class Example(NamedTuple):
+    """A pair with its share of ordinary passages, and the reference's states of all of them from the cache."""
+
+    pair: TokenizedPair
+    passages: list[list[int]] = []
+    states: list[ReferenceStates] = []
+    """Of the pair's sides (in the order of `PairDataset.sides`), then of the passages."""
 
 
 @dataclass
@@ -219,43 +259,55 @@ class PairCollator:
         tensor([[5, 6, 7, 0],
                 [5, 6, 8, 9]])
 
-    With `passages` (token ids of ordinary text) every batch also carries the next `n_passages` of them, in turn.
+    Of an `Example` the passages follow, and what the cache holds of the reference is put in the same order.
     """
 
     pad_token_id: int
 
-    def __call__(self, features: Sequence[TokenizedPair | tuple[TokenizedPair, list[list[int]]]]) -> PairBatch:
-        pairs = [feature[0] if isinstance(feature, tuple) else feature for feature in features]
-        passages = [ids for feature in features if isinstance(feature, tuple) for ids in feature[1]]
-        rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
-        rows += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
-        rows += [(ids[:1], ids[1:]) for ids in passages]
-        width = max(len(prompt) + len(continuation) for prompt, continuation in rows)
-        shape = (len(rows), width)
-        input_ids = torch.full(shape, self.pad_token_id)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
-        continuation_mask = torch.zeros(shape, dtype=torch.bool)
-        for i, (prompt, continuation) in enumerate(rows):
-            end = len(prompt) + len(continuation)
-            input_ids[i, :end] = torch.tensor(prompt + continuation)
-            attention_mask[i, :end] = 1
-            continuation_mask[i, len(prompt) : end] = True
-        return PairBatch(
-            input_ids=input_ids, attention_mask=attention_mask, continuation_mask=continuation_mask, n_pairs=len(pairs)
+    def __call__(self, features: Sequence[TokenizedPair | Example]) -> PairBatch:
+        examples = [feature if isinstance(feature, Example) else Example(feature) for feature in features]
+        items = [side for name in SIDES for side in (side_of(example.pair, name) for example in examples)]
+        items += [passage_item(ids) for example in examples for ids in example.passages]
+        input_ids, attention_mask, continuation_mask = collate_rows(items, self.pad_token_id)
+        batch = PairBatch(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            continuation_mask=continuation_mask,
+            n_pairs=len(examples),
         )
+        if examples[0].states:
+            n_sides = len(examples[0].states) - len(examples[0].passages)
+            sides = [example.states[side] for side in range(n_sides) for example in examples]
+            passages = [states for example in examples for states in example.states[n_sides:]]
+            batch["reference"] = ReferenceStates(
+                hidden=torch.cat([states["hidden"] for states in sides + passages]),
+                norms=torch.cat([states["norms"] for states in sides[: len(examples)]]),
+            )
+        return batch
 
 
-class PairDataset(torch.utils.data.Dataset[tuple[TokenizedPair, list[list[int]]]]):
-    """Tokenised pairs, each with its share of ordinary passages: the order of the data is one thing to resume."""
+SIDES = ("chosen", "rejected")
 
-    def __init__(
-        self, pairs: Sequence[TokenizedPair], passages: Sequence[list[int]] = (), passages_per_pair: float = 0.0
-    ):
-        self.pairs, self.passages, self.per_pair = pairs, passages, passages_per_pair if passages else 0.0
 
-    def __len__(self) -> int:
-        return len(self.pairs)
+def side_of(pair: TokenizedPair, side: str) -> Item:
+    """The prompt and one of the continuations."""
+    return pair.prompt_ids, pair.chosen_ids if side == "chosen" else pair.rejected_ids
 
-    def __getitem__(self, index: int) -> tuple[TokenizedPair, list[list[int]]]:
-        first, last = int(index * self.per_pair), int((index + 1) * self.per_pair)
-        return self.pairs[index], [self.passages[i % len(self.passages)] for i in range(first, last)]
+
+def passage_item(ids: list[int]) -> Item:
+    """Of ordinary text everything but the first token is predicted."""
+    return ids[:1], ids[1:]
+
+
+def collate_rows(items: Sequence[Item], pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """input_ids, attention_mask and continuation_mask, each (rows, T), right-padded."""
+    shape = (len(items), max(len(context) + len(continuation) for context, continuation in items))
+    input_ids = torch.full(shape, pad_token_id)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    continuation_mask = torch.zeros(shape, dtype=torch.bool)
+    for i, (context, continuation) in enumerate(items):
+        end = len(context) + len(continuation)
+        input_ids[i, :end] = torch.tensor(context + continuation)
+        attention_mask[i, :end] = 1
+        continuation_mask[i, len(context) : end] = True
+    return input_ids, attention_mask, continuation_mask

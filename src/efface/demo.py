@@ -71,7 +71,7 @@ def run(
     step(2, f"measure the untouched model: 128 held-out prompts x {SAMPLES} samples, perplexity (2 to 3 minutes)")
     _evaluate(name, output / "base.json", command=command)
     step(3, f"REPO: {settings['max_steps']} steps on the shipped pairs (about 7 s a step on 2 cores)")
-    _train(name, output / "model", settings, command=command)
+    _train(name, output / "model", settings, command=command, say=say)
     step(4, "measure the edited model in the same way (3 minutes)")
     _evaluate(str(output / "model"), output / "edited.json", base=name, command=command)
     step(5, "write the report (a few seconds)")
@@ -112,7 +112,9 @@ def _evaluate(model: str, file: Path, *, base: str | None = None, command: str |
     ).save(file)
 
 
-def _train(name: str, directory: Path, settings: dict[str, Any], *, command: str | None) -> None:
+def _train(
+    name: str, directory: Path, settings: dict[str, Any], *, command: str | None, say: Callable[[str], None]
+) -> None:
     if (directory / RESULTS).exists():
         return
     from efface.methods import load_method
@@ -127,6 +129,7 @@ def _train(name: str, directory: Path, settings: dict[str, Any], *, command: str
         method="repo",
         overwrite=directory.exists(),
         command=command,
+        say=say,
     )
 
 

@@ -10,20 +10,6 @@ from torch import Tensor
 LN2 = math.log(2.0)
 
 
-def token_kl(reference_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL( f0(.|context) || f(.|context) ) of each token over the whole vocabulary, in nats and in float32.
-
-    Args:
-        reference_logits: (N, V), of the frozen reference f0.
-        logits: (N, V), of the model f that is trained.
-
-    Returns:
-        (N,), non-negative up to rounding.
-    """
-    reference = F.log_softmax(reference_logits.float(), dim=-1)
-    return F.kl_div(F.log_softmax(logits.float(), dim=-1), reference, reduction="none", log_target=True).sum(-1)
-
-
 class _GradientReversal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, strength: Tensor) -> Tensor:
@@ -72,7 +58,8 @@ def predicting_positions(continuation_mask: Tensor) -> Tensor:
     return F.pad(continuation_mask[:, 1:], (0, 1), value=False)
 
 
-def pool_rows(hidden: Tensor, mask: Tensor) -> Tensor:
-    """(batch, d) mean over the marked tokens of each row of `hidden` (batch, T, d), `mask` (batch, T) bool."""
-    weights = mask.to(hidden.dtype).unsqueeze(-1)  # (batch, T, 1)
-    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+def pool_rows(states: Tensor, mask: Tensor) -> Tensor:
+    """(rows, d) mean of the states of each row, from `states` (M, d) at the marked tokens of `mask` (rows, T) bool."""
+    rows = mask.nonzero()[:, 0]  # (M,)
+    sums = states.new_zeros(len(mask), states.shape[1]).index_add(0, rows, states)
+    return sums / mask.sum(1, keepdim=True).clamp(min=1)

@@ -1,7 +1,7 @@
-"""How is a model loaded and saved, and where are its decoder blocks, residual stream and output head?
+"""How is a model loaded and saved, and where are its decoder blocks and residual stream?
 
-`load_model` takes whatever the user calls a model; `save_model` writes an ordinary checkpoint; `decoder_blocks`,
-`capture_residuals` and `forward` are the only places that know how a decoder is built.
+`load_model` takes whatever the user calls a model; `save_model` writes an ordinary checkpoint; `decoder_blocks` and
+`capture_residuals` (with `forward.py`) are the only places that know how a decoder is built.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -302,56 +301,6 @@ def capture_residuals(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[
     finally:
         for handle in handles:
             handle.remove()
-
-
-@dataclass
-class Forward:
-    """What one forward gave."""
-
-    logits: Tensor
-    """(N, V) at the N positions that were asked for, in row-major order; by the model's own head and soft-capping."""
-    residuals: dict[int, Tensor]
-    """layer -> (batch, T, d), the residual stream after that block."""
-
-
-def forward(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, project: Tensor, layers: Sequence[int] = ()
-) -> Forward:
-    """One forward that projects to the vocabulary only where `project` says so.
-
-    The final hidden states are narrowed by a hook on the input of the output head, so everything after it (the bias
-    of Phi, the soft-capping of Gemma 2, the scale of Cohere) is the model's own code, and a wrapped model (DDP) is
-    called as it is.
-
-    Args:
-        model: any causal language model, possibly wrapped.
-        input_ids, attention_mask: (batch, T), right-padded.
-        project: (batch, T) bool, the positions whose logits are wanted.
-        layers: the blocks whose residual stream is wanted.
-    """
-    inner = unwrap(model)
-    # One time step, no batch: what follows the head slices, scales and caps it as if it were (1, N, d).
-    handle = inner.get_output_embeddings().register_forward_pre_hook(
-        lambda module, args: (args[0][project].unsqueeze(0),)
-    )
-    try:
-        with capture_residuals(inner, layers) as residuals:
-            output = model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids(attention_mask),
-                use_cache=False,
-            )
-    finally:
-        handle.remove()
-    return Forward(logits=output.logits.squeeze(0), residuals=residuals)
-
-
-def unwrap(model: nn.Module) -> Any:
-    """The model inside DDP or torch.compile."""
-    from accelerate.utils import extract_model_from_parallel
-
-    return extract_model_from_parallel(model, keep_fp32_wrapper=True)
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

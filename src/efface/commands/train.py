@@ -1,6 +1,7 @@
 """`efface train METHOD MODEL PAIRS -o DIR`"""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,5 +55,6 @@ def run(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         resume=options.resume,
         command=options.command_line,
+        say=lambda line: print(line, file=sys.stderr),
     )
     print(f"{options.output}: {result['method']} trained for {result['steps']} steps in {result['seconds']:.0f} s")

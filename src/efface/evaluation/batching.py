@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efface.errors import RunError
-from efface.models import forward
+from efface.forward import Head, forward
+from efface.layout import plain_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,12 +49,13 @@ def token_nll(
     targets = torch.tensor(
         [token for sequence, count in zip(sequences, counted, strict=True) for token in sequence[-count:]]
     ).to(input_ids.device)  # (N,)
-    logits = forward(model, input_ids, attention_mask, project).logits  # (N, V)
+    hidden = forward(model, plain_layout(input_ids, attention_mask), project).hidden  # (N, d)
+    head = Head.of(model)
     # In pieces: a float32 copy of all logits would double the memory.
     losses = torch.cat(
         [
-            F.cross_entropy(piece.float(), target, reduction="none")
-            for piece, target in zip(logits.split(256), targets.split(256), strict=True)
+            F.cross_entropy(head(piece).float(), target, reduction="none")
+            for piece, target in zip(hidden.split(256), targets.split(256), strict=True)
         ]
     )  # (N,)
     if not torch.isfinite(losses).all():

@@ -1,7 +1,7 @@
-"""What do all methods share? Configuration, data, reference, one forward a step, counts, metrics, checkpoints.
+"""What do all methods share? Data, reference, one forward a step, counts, metrics, checkpoints.
 
-A method is a subclass with a `loss`. One batch: `PairCollator` -> `compute_loss` here (one policy forward, the
-reference's forward on the rows that need it) -> `loss(policy, reference, batch, counts)` in the method's own file.
+A method is a subclass with a `loss`. One batch: `PairCollator` -> `compute_loss` here (one policy forward; what the
+reference says, from its cache or live) -> `loss(policy, reference, batch, counts)` in the method's own file.
 """
 
 import copy
@@ -9,91 +9,33 @@ import logging
 import math
 import shutil
 from collections import defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from efface.data import PairBatch, PairCollator, PairDataset, load_pairs, tokenize_pair
+from efface.buckets import TokenBudgetBatchSampler, forward_epochs_
+from efface.chunked import weighted_kl
+from efface.data import SIDES, PairBatch, PairCollator, PairReader, ReferenceStates
+from efface.dataset import PairDataset
 from efface.errors import RunError, UserError
-from efface.functional import predicting_positions, token_kl
-from efface.models import Forward, decoder_blocks, forward, load_model, parse_layers, save_model, tokens_of
+from efface.evaluation.batching import eval_mode
+from efface.forward import Forward, Head
+from efface.functional import predicting_positions
+from efface.methods.config import PairConfig
+from efface.methods.passes import choose_layout, policy_forward
+from efface.methods.prepare import pad_token_id, prepare_model_
+from efface.methods.reference import Reference, fingerprint_of, open_cache
+from efface.models import load_model, save_model, tokens_of
+from efface.store import PairStore
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class PairConfig(TrainingArguments):
-    """The settings common to all methods, on top of every `transformers.TrainingArguments`.
-
-    The defaults below that differ from transformers' are ours, chosen by measurement (docs/defaults.md).
-    """
-
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the model."})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Pairs in a micro-batch."})
-    max_steps: int = field(default=40, metadata={"help": "Optimizer steps; -1 to count by --num_train_epochs."})
-    logging_steps: float = field(default=5, metadata={"help": "Log every so many steps (or this fraction of them)."})
-    save_strategy: str = field(default="no", metadata={"help": "no, steps or epoch; the final model is always saved."})
-    report_to: None | str | list[str] = field(  # in the order that HfArgumentParser needs
-        default="none", metadata={"help": "Trackers, such as tensorboard or wandb."}
-    )
-    bf16: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "bfloat16 autocast; by default where a GPU supports it."}
-    )
-    gradient_checkpointing_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Always non-reentrant: a reentrant checkpoint would cut captured states off the graph."},
-    )
-    max_prompt_length: int = field(default=128, metadata={"help": "Tokens; a longer prompt loses its beginning."})
-    max_completion_length: int = field(default=128, metadata={"help": "Tokens; a longer continuation loses its end."})
-    skip_bad_rows: bool = field(default=False, metadata={"help": "Drop and count bad pairs instead of stopping."})
-    disable_dropout: bool = field(
-        default=True, metadata={"help": "Train without dropout, so that the KL is 0 at step 0."}
-    )
-    trainable_layers: str | None = field(
-        default=None,
-        metadata={"help": "Train only these decoder blocks (`8,16,-1`, `0.5`, `last`); default: everything."},
-    )
-    lora_r: int | None = field(default=None, metadata={"help": "Rank of a LoRA adapter; default: full fine-tuning."})
-    lora_alpha: int | None = field(default=None, metadata={"help": "LoRA scale; default twice the rank."})
-    lora_target_modules: str = field(default="all-linear", metadata={"help": "Comma-separated names, or all-linear."})
-    retain_text: str | None = field(
-        default=None,
-        metadata={"help": "JSON lines with `text`: ordinary passages whose KL is kept low beside the pairs."},
-    )
-    retain_text_per_pair: float = field(default=0.25, metadata={"help": "Passages for each pair in a batch."})
-    retain_text_tokens: int = field(
-        default=32, metadata={"help": "Tokens of a passage that are used; rows are padded to the longest."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        super().__post_init__()
-        if self.max_steps == 0:
-            raise UserError(
-                "max_steps=0 trains nothing. Give a number of steps, or -1 to count by --num_train_epochs."
-            )
-        if self.per_device_train_batch_size < 1:
-            raise UserError(f"per_device_train_batch_size={self.per_device_train_batch_size}: it must be at least 1.")
-        if self.fp16:
-            raise UserError("fp16 scales the loss, which the discriminators cannot follow. Use --bf16 or float32.")
-        kwargs = dict(self.gradient_checkpointing_kwargs or {})  # type: ignore[arg-type]
-        if kwargs.setdefault("use_reentrant", False):
-            raise UserError("use_reentrant=True cuts captured hidden states off the graph. Leave it out.")
-        self.gradient_checkpointing_kwargs = kwargs
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
-        self.remove_unused_columns = False  # our batches are not named after the model's arguments
-        if self.n_gpu > 1:
-            raise UserError(
-                f"{self.n_gpu} GPUs in one process would split pairs apart. "
-                "Launch with `torchrun` or `accelerate launch`."
-            )
 
 
 class Counts(NamedTuple):
@@ -126,8 +68,9 @@ class PairTrainer(Trainer):
     """
 
     config_class: type[PairConfig] = PairConfig
-    layers: list[int] = []
-    """The blocks whose residual stream `loss` needs."""
+    args: PairConfig
+    sides: tuple[str, ...] = ("chosen",)
+    """Of which continuations `loss` needs logits; the passages' are always at hand."""
 
     def __init__(
         self,
@@ -146,7 +89,8 @@ class PairTrainer(Trainer):
             raise UserError(
                 f"{type(self).__name__} needs train_dataset: a pairs file, a dataset id or a list of dicts."
             )
-        pairs = load_pairs(train_dataset, skip_bad_rows=args.skip_bad_rows)
+        rows = PairReader(train_dataset, skip_bad_rows=args.skip_bad_rows)
+        next(iter(rows))  # so that a wrong path is reported before the model is loaded
         if isinstance(model, str):
             model, tokenizer = load_model(model, device="cpu" if args.use_cpu else None)
             processing_class = processing_class or tokenizer
@@ -154,72 +98,106 @@ class PairTrainer(Trainer):
             from transformers import AutoTokenizer
 
             processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
-        self.n_skipped_rows = pairs.skipped
-        self.reference = self._prepare_models(model, args, ref_model, peft_config)
-        model = self.reference.policy
-        if args.disable_dropout:
-            disable_dropout_(model)
+        adapted = args.lora_r is not None or peft_config is not None
+        self._fingerprint = None if args.precompute_reference == "off" else fingerprint_of(ref_model or model)
+        model = prepare_model_(model, args, peft_config)
         passages = self._tokenize_passages(args, processing_class, retain_text)
         self._metric_sums: dict[str, float] = defaultdict(float)
         self._metric_steps = 0
         super().__init__(
             model=model,
             args=args,
-            train_dataset=self._tokenize(pairs.rows, args, processing_class, passages),
+            train_dataset=self._tokenize(rows, args, processing_class, passages),
             eval_dataset=None
             if eval_dataset is None
-            else self._tokenize(load_pairs(eval_dataset).rows, args, processing_class, []),
+            else self._tokenize(PairReader(eval_dataset), args, processing_class, []),
             processing_class=processing_class,
             data_collator=PairCollator(pad_token_id=pad_token_id(processing_class)),  # type: ignore[arg-type]
             **trainer_kwargs,
         )
+        self.n_skipped_rows = rows.skipped
         self.model_accepts_loss_kwargs = True  # our losses are already divided by the counts of the whole step
+        self.layers = self.layers_of(model)
+        self.head = Head.of(model)
+        self.reference_head = (Head.of(ref_model) if ref_model is not None else self.head).frozen()
+        self.layout = self._choose_layout(model)
+        # Before training the model itself is the reference; only one that must outlive the first step is copied.
+        before = Reference(ref_model if ref_model is not None else model, adapter_off=adapted and ref_model is None)
+        self.reference: Reference | None = None
+        if self._precomputes():
+            self._fill_cache(before)
+        elif before.adapter_off:
+            self.reference = before
+        else:
+            frozen = copy.deepcopy(model) if ref_model is None else ref_model
+            self.reference = Reference(frozen.requires_grad_(False).eval(), adapter_off=False)
 
     # ---- set-up ----
 
-    def _prepare_models(
-        self, model: PreTrainedModel, args: PairConfig, ref_model: PreTrainedModel | None, peft_config: Any
-    ) -> "Reference":
-        if args.lora_r is not None:
-            peft_config = peft_config or _lora_config(args)
-        if peft_config is not None:
-            from peft import get_peft_model
+    @property
+    def reference_kind(self) -> str:
+        """Where what the reference says comes from."""
+        if self.reference is None:
+            return "from its cache"
+        return "with the adapter off" if self.reference.adapter_off else "in memory"
 
-            if args.trainable_layers is not None:
-                raise UserError(
-                    "--trainable_layers is for full fine-tuning; with LoRA choose by --lora_target_modules."
-                )
-            try:
-                model = get_peft_model(model, peft_config)
-            except ValueError as error:  # a rank of 0, modules the model does not have
-                raise UserError(f"the LoRA adapter does not fit the model: {error}") from error
-            if args.gradient_checkpointing:
-                model.enable_input_require_grads()
-        elif args.trainable_layers is not None:
-            train_only_(model, parse_layers(args.trainable_layers, len(decoder_blocks(model))))
-        if ref_model is None and not hasattr(model, "disable_adapter"):
-            ref_model = copy.deepcopy(model)
-        if ref_model is not None:
-            ref_model.requires_grad_(False).eval()
-        return Reference(model, ref_model)
+    def layers_of(self, model: PreTrainedModel) -> list[int]:
+        """The blocks whose residual stream `loss` needs; by default none."""
+        return []
+
+    def _choose_layout(self, model: PreTrainedModel) -> str:
+        dataset = self.train_dataset
+        example = self.data_collator([dataset[i] for i in range(min(len(dataset), 2))])  # type: ignore[index,arg-type]
+        return choose_layout(
+            self.args.layout,
+            model,
+            dataset.pairs.lengths,  # type: ignore[union-attr]
+            self.layers,
+            projects_rejected="rejected" in self.sides,
+            distributed=self.args.world_size > 1,
+            example=self._prepare_inputs(example),  # type: ignore[arg-type]
+        )
+
+    def _precomputes(self) -> bool:
+        """Is the reference asked once, before training? It pays if every pair is seen."""
+        if self.args.precompute_reference != "auto":
+            return self.args.precompute_reference == "on"
+        if self.args.max_steps < 0:
+            return self.args.num_train_epochs >= 1
+        seen = self.args.max_steps * self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return seen * self.args.world_size >= len(self.train_dataset)  # type: ignore[arg-type]
+
+    def _fill_cache(self, reference: Reference) -> None:
+        assert self._fingerprint is not None
+        for dataset in (self.train_dataset, self.eval_dataset):
+            if isinstance(dataset, PairDataset):
+                with self.args.main_process_first(desc="reference cache"), eval_mode(reference.model):
+                    dataset.states = open_cache(
+                        reference,
+                        self.reference_head,
+                        dataset.items,
+                        self.layers,
+                        fingerprint=self._fingerprint,
+                        dtype=self.args.reference_dtype,
+                        device=self.args.device,
+                        progress=not self.args.disable_tqdm,
+                    )
 
     def _tokenize(
         self,
-        rows: list[dict[str, Any]],
+        rows: PairReader,
         args: PairConfig,
         tokenizer: PreTrainedTokenizerBase,
         passages: list[list[int]],
     ) -> PairDataset:
-        pairs = [
-            tokenize_pair(
-                row,
-                tokenizer,
-                max_prompt_length=args.max_prompt_length,
-                max_completion_length=args.max_completion_length,
-            )
-            for row in rows
-        ]
-        return PairDataset(pairs, passages, args.retain_text_per_pair)
+        pairs = PairStore.build(
+            rows,
+            tokenizer,
+            max_prompt_length=args.max_prompt_length,
+            max_completion_length=args.max_completion_length,
+            progress=not args.disable_tqdm,
+        )
+        return PairDataset(pairs, passages, args.retain_text_per_pair, self.sides)
 
     def _tokenize_passages(
         self, args: PairConfig, tokenizer: PreTrainedTokenizerBase, texts: list[str] | None
@@ -234,21 +212,48 @@ class PairTrainer(Trainer):
             raise UserError("retain_text has no passage of two tokens or more.")
         return passages
 
+    def get_train_dataloader(self) -> DataLoader:
+        if self.args.max_batch_tokens is None:
+            return super().get_train_dataloader()
+        dataset = self.train_dataset
+        assert isinstance(dataset, PairDataset) and isinstance(dataset.pairs, PairStore)
+        prompt, *sides = dataset.pairs.lengths.T  # each (n,)
+        sampler = TokenBudgetBatchSampler(
+            2 * (prompt + np.maximum(*sides)),  # both rows of a pair, as wide as the longer
+            max_pairs=self._train_batch_size,
+            max_tokens=self.args.max_batch_tokens,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            drop_last=self.args.dataloader_drop_last,
+        )
+        loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return forward_epochs_(self.accelerator.prepare(loader), sampler)
+
     # ---- one step ----
 
     def loss(
-        self, policy: Forward, reference: Forward, batch: PairBatch, counts: Counts
+        self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
     ) -> tuple[Tensor, dict[str, float]]:
         """The method's loss and what it logs, both already divided by `counts` so that micro-batches add up.
 
-        `policy.logits` and `reference.logits` (N, V) are at the positions of `project`, in the same order.
+        `policy.hidden` and `reference["hidden"]` (N, d) are at the positions of `project`, in the same order, ready
+        for `self.head` and `self.reference_head`; `policy.residuals[layer]` (M, d) at the tokens of y+, then of y-.
         """
         raise NotImplementedError  # abstract: every method has its own
 
     def project(self, batch: PairBatch) -> Tensor:
-        """(2B + R, T) bool: where `loss` needs logits. By default where chosen texts and passages are predicted."""
-        mask = predicting_positions(batch["continuation_mask"])
-        mask[batch["n_pairs"] : 2 * batch["n_pairs"]] = False
+        """(2B + R, T) bool: the positions that predict the continuations of `sides` and the passages."""
+        mask, n = predicting_positions(batch["continuation_mask"]), batch["n_pairs"]
+        for i, side in enumerate(SIDES):
+            if side not in self.sides:
+                mask[i * n : (i + 1) * n] = False
         return mask
 
     def compute_loss(  # type: ignore[override]
@@ -260,8 +265,13 @@ class PairTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, None]:
         counts = Counts.of(inputs) if num_items_in_batch is None else Counts(*num_items_in_batch.to(self.args.device))
         project = self.project(inputs)
-        policy = forward(model, inputs["input_ids"], inputs["attention_mask"], project, self.layers)
-        reference = self.reference(inputs, project, self.layers)
+        pairs = inputs["continuation_mask"].clone()  # the tokens that are a pair's continuations
+        pairs[2 * inputs["n_pairs"] :] = False
+        policy = policy_forward(model, inputs, project, self.layers, pairs, self.layout)
+        if self.reference is None:
+            reference = inputs["reference"]
+        else:
+            reference = self.reference(inputs, project, self.layers)
         loss, metrics = self.loss(policy, reference, inputs, counts)
         if not math.isfinite(loss.item()):
             terms = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
@@ -279,12 +289,29 @@ class PairTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def retain_loss(
-        self, policy: Forward, reference: Forward, batch: PairBatch, counts: Counts
-    ) -> tuple[Tensor, Tensor]:
-        """Token-wise KL to the reference: (mean over the tokens of y+, mean over the tokens of passages)."""
-        kl = token_kl(reference.logits, policy.logits)  # (N,) chosen tokens first, then passages
-        n_chosen = int(batch["continuation_mask"][: batch["n_pairs"]].sum())
-        return kl[:n_chosen].sum() / counts.chosen, kl[n_chosen:].sum() / counts.passages.clamp(min=1)
+        self,
+        policy: Forward,
+        reference: ReferenceStates,
+        batch: PairBatch,
+        counts: Counts,
+        weight: float,
+        text_weight: float,
+    ) -> tuple[Tensor, dict[str, float]]:
+        """weight * mean KL to the reference over the tokens of y+ + text_weight * the same over those of passages.
+
+        Meant for methods that ask for the logits of chosen continuations alone.
+        """
+        n = int(batch["continuation_mask"][: batch["n_pairs"]].sum())
+        means = policy.hidden.new_ones(len(policy.hidden))  # (N,) chosen tokens first, then passages
+        means[:n] /= counts.chosen
+        means[n:] /= counts.passages.clamp(min=1)
+        weights = torch.cat([weight * means[:n], text_weight * means[n:]])
+        states = reference["hidden"].to(self.reference_head.weight.dtype)
+        loss, kl = weighted_kl(policy.hidden, self.head, states, self.reference_head, weights)
+        metrics = {"retain_loss": (kl * means)[:n].sum().item()}
+        if counts.passages:
+            metrics["retain_text_loss"] = (kl * means)[n:].sum().item()
+        return loss, metrics
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -329,61 +356,3 @@ class PairTrainer(Trainer):
         if self.args.should_save:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             save_model(model, self.processing_class, output_dir or self.args.output_dir, state_dict=state_dict)  # type: ignore[arg-type]
-
-
-@dataclass
-class Reference:
-    """The frozen reference f0: a model of its own, or the policy with its LoRA adapter off."""
-
-    policy: PreTrainedModel
-    model: PreTrainedModel | None
-
-    def __call__(self, batch: PairBatch, project: Tensor, layers: list[int]) -> Forward:
-        """Forward of those rows alone that `project` asks anything of; without a graph."""
-        rows = project.any(dim=1)
-        inputs = batch["input_ids"][rows], batch["attention_mask"][rows], project[rows]
-        with torch.no_grad():
-            if self.model is not None:
-                self.model.to(batch["input_ids"].device)  # type: ignore[arg-type]
-                return forward(self.model, *inputs, layers)
-            with self.policy.disable_adapter():  # type: ignore[operator]
-                return forward(self.policy, *inputs, layers)
-
-
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """An id to fill up rows with. Which one does not matter: masks, never ids, tell padding from tokens."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
-
-
-def disable_dropout_(model: nn.Module) -> None:
-    """Set every dropout of `model` to 0, in place: the modules, and the rates that blocks keep as plain numbers."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in list(vars(module).items()):  # OPT's `dropout` and `layerdrop`, `attention_dropout` of many
-            if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
-                setattr(module, name, 0.0)
-
-
-def train_only_(model: nn.Module, layers: list[int]) -> None:
-    """Freeze everything but the parameters of these decoder blocks, in place."""
-    model.requires_grad_(False)
-    blocks = decoder_blocks(model)
-    for layer in layers:
-        blocks[layer].requires_grad_(True)
-
-
-def _lora_config(args: PairConfig) -> Any:
-    from peft import LoraConfig
-
-    assert args.lora_r is not None
-    names = args.lora_target_modules
-    return LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha or 2 * args.lora_r,
-        target_modules=names if names == "all-linear" else names.split(","),
-        task_type="CAUSAL_LM",
-    )

@@ -15,13 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from efface.data import PairBatch
+from efface.data import PairBatch, ReferenceStates
 from efface.errors import UserError
+from efface.forward import Forward
 from efface.functional import LN2, dann_ramp, pool_rows
 from efface.methods.adversary import BOUNDS, KINDS, SIDES, Adversaries, Domains
-from efface.methods.base import Counts, PairConfig, PairTrainer
-from efface.models import Forward, decoder_blocks, parse_layers
+from efface.methods.base import Counts, PairTrainer
+from efface.methods.config import PairConfig, one_of
+from efface.models import decoder_blocks, parse_layers
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +67,11 @@ class REPOConfig(PairConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("erase_side", self.erase_side, SIDES)
-        _one_of("erase_unit", self.erase_unit, ("token", "sequence"))
-        _one_of("bound", self.bound, BOUNDS)
-        _one_of("grl_schedule", self.grl_schedule, ("dann", "constant"))
-        _one_of("discriminator", self.discriminator, KINDS)
+        one_of("erase_side", self.erase_side, SIDES)
+        one_of("erase_unit", self.erase_unit, ("token", "sequence"))
+        one_of("bound", self.bound, BOUNDS)
+        one_of("grl_schedule", self.grl_schedule, ("dann", "constant"))
+        one_of("discriminator", self.discriminator, KINDS)
         if self.discriminator_steps < 1:
             raise UserError(
                 f"discriminator_steps={self.discriminator_steps}: the discriminators need at least one update a step."
@@ -83,11 +86,9 @@ class REPOTrainer(PairTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        model = self.reference.policy
-        self.layers = parse_layers(self.args.erase_layers, len(decoder_blocks(model)))
         self.adversaries = Adversaries(
             self.layers,
-            model.config.get_text_config(decoder=True).hidden_size,
+            self.model.config.get_text_config(decoder=True).hidden_size,  # type: ignore[union-attr,operator]
             kind=self.args.discriminator,
             width=self.args.discriminator_width,
             lr=self.args.discriminator_lr,
@@ -100,43 +101,43 @@ class REPOTrainer(PairTrainer):
         )
         self._swapped_layers: set[int] = set()
 
+    def layers_of(self, model: PreTrainedModel) -> list[int]:
+        return parse_layers(self.args.erase_layers, len(decoder_blocks(model)))
+
     def loss(
-        self, policy: Forward, reference: Forward, batch: PairBatch, counts: Counts
+        self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
     ) -> tuple[Tensor, dict[str, float]]:
-        retain, retain_text = self.retain_loss(policy, reference, batch, counts)
+        retain, metrics = self.retain_loss(
+            policy, reference, batch, counts, self.args.w_retain, self.args.w_retain_text
+        )
         with torch.autocast(retain.device.type, enabled=False):  # discriminators stay in float32
             domains = {layer: self._domains(states, batch, counts) for layer, states in policy.residuals.items()}
-            erase, metrics = self.adversaries.loss(domains, self._strength(), train=self.model.training)  # type: ignore[union-attr]
-        loss = self.args.w_retain * retain + self.args.w_retain_text * retain_text + self.args.w_erase * erase
-        metrics |= {"retain_loss": retain.item(), "erase_loss": erase.item()}
-        if counts.passages:
-            metrics["retain_text_loss"] = retain_text.item()
-        return loss, metrics | self._norm_drift(policy, reference, batch, counts)
+            erase, adversary = self.adversaries.loss(domains, self._strength(), train=self.model.training)  # type: ignore[union-attr]
+        metrics |= adversary | {"erase_loss": erase.item()} | self._norm_drift(policy, reference, counts)
+        return retain + self.args.w_erase * erase, metrics
 
     def _domains(self, states: Tensor, batch: PairBatch, counts: Counts) -> Domains:
-        """Toxic and benign states of one layer; `states` (2B + R, T, d)."""
+        """Toxic and benign states of one layer; `states` (M, d), those of y+ first."""
         n, mask = batch["n_pairs"], batch["continuation_mask"]
         if self.args.erase_unit == "sequence":
-            pooled = pool_rows(states[: 2 * n], mask[: 2 * n])  # (2B, d)
+            pooled = pool_rows(states, mask[: 2 * n])  # (2B, d)
             return Domains(pooled[:n], pooled[n:], counts.pairs, counts.pairs)
-        return Domains(
-            states[:n][mask[:n]], states[n : 2 * n][mask[n : 2 * n]], n_benign=counts.chosen, n_toxic=counts.rejected
-        )
+        n_benign = int(mask[:n].sum())
+        return Domains(states[:n_benign], states[n_benign:], n_benign=counts.chosen, n_toxic=counts.rejected)
 
     def _strength(self) -> float:
         if self.args.grl_schedule == "constant":
             return self.args.grl_lambda
         return self.args.grl_lambda * dann_ramp((self.state.global_step + 1) / max(self.state.max_steps, 1))
 
-    def _norm_drift(self, policy: Forward, reference: Forward, batch: PairBatch, counts: Counts) -> dict[str, float]:
+    def _norm_drift(self, policy: Forward, reference: ReferenceStates, counts: Counts) -> dict[str, float]:
         """Per layer, by how much the mean norm of benign states has changed, relative to the reference's."""
-        n = batch["n_pairs"]
-        mask = batch["continuation_mask"][:n]
-        share = (mask.sum() / counts.chosen).item()
+        before = reference["norms"]  # (tokens of y+, layers)
+        share = len(before) / counts.chosen.item()
         drift = {}
-        for layer in self.layers:
-            norms = [f.residuals[layer][:n].detach()[mask].float().norm(dim=-1).mean() for f in (policy, reference)]
-            drift[f"norm_drift/{layer}"] = share * (norms[0] / norms[1] - 1).item()
+        for i, layer in enumerate(self.layers):
+            norms = policy.residuals[layer][: len(before)].detach().float().norm(dim=-1)
+            drift[f"norm_drift/{layer}"] = share * (norms.mean() / before[:, i].float().mean() - 1).item()
         return drift
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -179,8 +180,3 @@ class REPOTrainer(PairTrainer):
                     "on from it. Train from its model into a new directory, or resume from a whole checkpoint."
                 )
             self.adversaries.load(file)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{name}={value!r} is unknown. Choose one of {', '.join(allowed)}.")

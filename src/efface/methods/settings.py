@@ -11,7 +11,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from efface.errors import UserError
-from efface.methods.base import PairConfig
+from efface.methods.config import PairConfig
 
 
 class _Parser(HfArgumentParser):

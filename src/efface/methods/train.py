@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from efface.methods.base import PairTrainer
+from efface.methods.estimate import estimate
 from efface.methods.settings import build_config, user_error_for_settings
 from efface.results import RESULTS, environment, prepare_output_dir, read_json, write_json
 
@@ -26,6 +29,7 @@ def train(
     overwrite: bool = False,
     resume: bool = False,
     command: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train `model` on `pairs` and leave the checkpoint and `results.json` in `output`.
 
@@ -33,6 +37,7 @@ def train(
         settings: fields of the method's configuration; the rest keeps its default.
         resume: continue from the last checkpoint in `output` (from the start if there is none; a finished run is
             returned as it is).
+        say: is told the estimate of memory before the first step.
 
     Returns:
         What was written to `results.json`.
@@ -51,6 +56,9 @@ def train(
         logger.warning(
             "%s holds no checkpoint (--save_strategy steps makes them); starting from the beginning", directory
         )
+    memory = estimate(trainer)
+    say(f"{method}: {len(trainer.train_dataset)} pairs, layout {trainer.layout}, reference {trainer.reference_kind}")  # type: ignore[arg-type]
+    say(str(memory))
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -62,10 +70,13 @@ def train(
         "n_pairs": len(trainer.train_dataset),  # type: ignore[arg-type]
         "n_skipped_rows": trainer.n_skipped_rows,
         "settings": settings,
+        "layout": trainer.layout,
+        "reference": trainer.reference_kind,
+        "memory_estimate": asdict(memory),
         "steps": trainer.state.global_step,
         "seconds": round(time.monotonic() - start, 1),
         "history": trainer.state.log_history,
-        "environment": environment(seed=config.seed, model=trainer.reference.policy, command=command),
+        "environment": environment(seed=config.seed, model=trainer.model, command=command),
     }
     write_json(directory / RESULTS, result)
     return result

@@ -1,0 +1,232 @@
+"""What does the frozen reference f0 say? Its final hidden states where continuations are predicted, live or from disk.
+
+Live, f0 is a model of its own, or the trained one with its LoRA adapter off. From disk it is neither: its states
+(tokens x d, after the final norm: small) are computed once and memory-mapped; all that stays is a frozen output head.
+The cache lies under `EFFACE_CACHE/reference/KEY`; KEY is a hash of the model's weights, of all token ids and of what
+is stored, so a cache of something else is never found. Every file's hash is checked when a cache is opened; what is
+missing or damaged is computed again.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from efface.chunked import weighted_kl
+from efface.data import Item, PairBatch, ReferenceStates, collate_rows
+from efface.errors import UserError
+from efface.forward import Head, forward
+from efface.functional import predicting_positions
+from efface.layout import Layout, plain_layout
+from efface.progress import track
+from efface.results import read_json, renamed_when_whole, write_json
+from efface.sources import cache_dir
+
+logger = logging.getLogger(__name__)
+
+INDEX = "index.json"
+FILE_BYTES = 2**26  # states in one file, about; also what an interruption can lose
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass
+class Reference:
+    """The frozen reference as a model."""
+
+    model: nn.Module
+    adapter_off: bool
+    """`model` is the trained one; its adapter is switched off for the time of a call."""
+
+    def __call__(self, batch: PairBatch, project: Tensor, layers: Sequence[int]) -> ReferenceStates:
+        """Its states where `project` (rows, T) asks for them: those rows alone go through it, without a graph."""
+        rows = project.any(1)
+        asked = project[rows]
+        chosen = batch["continuation_mask"] & (torch.arange(len(rows), device=rows.device) < batch["n_pairs"])[:, None]
+        layout = plain_layout(batch["input_ids"][rows], batch["attention_mask"][rows])
+        return self.states(layout, asked, layers, chosen[rows])
+
+    def states(self, layout: Layout, project: Tensor, layers: Sequence[int], capture: Tensor) -> ReferenceStates:
+        """Final hidden states at `project` and the norms of the residuals at `capture`."""
+        with torch.no_grad():
+            if self.adapter_off:
+                with self.model.disable_adapter():  # type: ignore[operator]
+                    found = forward(self.model, layout, project, layers, capture)
+            else:
+                self.model.to(layout.input_ids.device)
+                found = forward(self.model, layout, project, layers, capture)
+        norms = [found.residuals[layer].float().norm(dim=-1) for layer in layers]
+        return ReferenceStates(hidden=found.hidden, norms=torch.stack(norms, -1) if norms else found.hidden[:, :0])
+
+
+class ReferenceCache(Sequence[ReferenceStates]):
+    """States on disk, an entry for each item: what predicts its continuation, and the norms of its residuals."""
+
+    def __init__(self, directory: Path, lengths: np.ndarray, bounds: list[int]):
+        self.directory, self.bounds = directory, bounds
+        self.ends = np.cumsum(lengths)
+        self._open: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, number: Any) -> Any:
+        file = int(np.searchsorted(self.bounds, number, side="right")) - 1
+        if file not in self._open:
+            self._open[file] = safe_open(self.directory / _file_name(file), "pt")
+        before = self.ends[self.bounds[file] - 1] if self.bounds[file] else 0
+        start = (self.ends[number - 1] if number else 0) - before
+        rows = slice(int(start), int(self.ends[number] - before))
+        hidden, norms = (self._open[file].get_slice(name)[rows] for name in ("hidden", "norms"))
+        return ReferenceStates(hidden=hidden, norms=norms)
+
+    @property
+    def nbytes(self) -> int:
+        """On disk."""
+        return sum(file.stat().st_size for file in self.directory.glob(_file_name(0).replace("00000", "*")))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # a worker process opens its own
+
+
+def open_cache(
+    reference: Reference,
+    head: Head,
+    items: Sequence[Item],
+    layers: Sequence[int],
+    *,
+    fingerprint: str,
+    dtype: str = "float32",
+    device: torch.device | str = "cpu",
+    batch_size: int = 16,
+    progress: bool = False,
+) -> ReferenceCache:
+    """The cache of the reference's states for `items`, computed as far as it is not there.
+
+    Args:
+        head: of the reference; with a half-precision `dtype` it tells what rounding costs, in the log and in
+            `index.json` (`rounding_kl`, nats a token).
+        fingerprint: of the reference's weights, see `fingerprint_of`.
+        dtype: of the stored states; those of the computation are the model's.
+
+    Raises:
+        UserError: for an unknown dtype.
+        RunError: if the disk is full.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"reference_dtype={dtype!r} is unknown. Choose one of {', '.join(DTYPES)}.")
+    lengths = np.array([len(continuation) for _, continuation in items], dtype=np.int64)
+    key = _key(fingerprint, items, layers, dtype)
+    directory = cache_dir() / "reference" / key
+    width = reference.model.config.get_text_config(decoder=True).hidden_size  # type: ignore[union-attr,operator]
+    bounds = _bounds(lengths, 4 * width)
+    index = _read_index(directory)
+    digests: dict[str, str] = index.get("files", {})
+    todo = [i for i in range(len(bounds)) if not _is_whole(directory / _file_name(i), digests.get(_file_name(i)))]
+    if digests and todo:
+        logger.warning(
+            "%d of %d files of the reference cache are missing or damaged: made again", len(todo), len(bounds)
+        )
+    for i in track(todo, "reference states", show=progress):
+        numbers = range(bounds[i], bounds[i + 1] if i + 1 < len(bounds) else len(items))
+        states = _compute(reference, items, numbers, layers, device, batch_size)
+        if dtype != "float32" and "rounding_kl" not in index:
+            index["rounding_kl"] = _rounding(states["hidden"][:1024], head, dtype)
+            logger.info("reference states in %s: rounding costs %.1e nats a token", dtype, index["rounding_kl"])
+        states["hidden"] = states["hidden"].to(getattr(torch, dtype))
+        path = directory / _file_name(i)
+        with renamed_when_whole(path) as temporary:
+            save_file(states, temporary)
+        digests[path.name] = _digest(path)
+        write_json(directory / INDEX, index | {"schema": 1, "dtype": dtype, "layers": list(layers), "files": digests})
+    return ReferenceCache(directory, lengths, bounds)
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """Hash of all weights and of the configuration's class of `model`; about a second for a gigabyte."""
+    digest = hashlib.blake2b(type(model).__name__.encode(), digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _key(fingerprint: str, items: Iterable[Item], layers: Sequence[int], dtype: str) -> str:
+    digest = hashlib.blake2b(f"1 {fingerprint} {list(layers)} {dtype}".encode(), digest_size=16)
+    for context, continuation in items:
+        digest.update(np.array([len(context), *context, *continuation], dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _bounds(lengths: np.ndarray, token_bytes: int) -> list[int]:
+    """The first item of each file."""
+    bounds, size = [0], 0
+    for i, length in enumerate(lengths.tolist()):
+        if size and size + length * token_bytes > FILE_BYTES:
+            bounds.append(i)
+            size = 0
+        size += length * token_bytes
+    return bounds
+
+
+def _compute(
+    reference: Reference,
+    items: Sequence[Item],
+    numbers: range,
+    layers: Sequence[int],
+    device: torch.device | str,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """hidden (tokens, d) and norms (tokens, layers) of some items, in their order; batched by length."""
+    order = sorted(numbers, key=lambda i: sum(map(len, items[i])))
+    found: dict[int, ReferenceStates] = {}
+    for start in range(0, len(order), batch_size):
+        chunk = order[start : start + batch_size]
+        input_ids, attention_mask, continuation = (
+            tensor.to(device) for tensor in collate_rows([items[i] for i in chunk], pad_token_id=0)
+        )
+        layout = plain_layout(input_ids, attention_mask)
+        states = reference.states(layout, predicting_positions(continuation), layers, continuation)
+        sizes = continuation.sum(1).tolist()
+        parts = zip(chunk, states["hidden"].cpu().split(sizes), states["norms"].cpu().split(sizes), strict=True)
+        found |= {i: ReferenceStates(hidden=hidden, norms=norms) for i, hidden, norms in parts}
+    return {
+        "hidden": torch.cat([found[i]["hidden"] for i in numbers]),
+        "norms": torch.cat([found[i]["norms"] for i in numbers]),
+    }
+
+
+def _rounding(hidden: Tensor, head: Head, dtype: str) -> float:
+    """Mean KL of the reference from itself when its states are rounded, in nats a token."""
+    hidden = hidden.to(head.weight.device, head.weight.dtype)
+    rounded = hidden.to(getattr(torch, dtype)).to(hidden.dtype)
+    with torch.no_grad():
+        _, kl = weighted_kl(rounded, head, hidden, head, hidden.new_ones(len(hidden)))
+    return float(kl.mean())
+
+
+def _file_name(number: int) -> str:
+    return f"states-{number:05d}.safetensors"
+
+
+def _read_index(directory: Path) -> dict[str, Any]:
+    try:
+        return read_json(directory / INDEX)
+    except UserError:  # not there yet, or damaged: then nothing is known of the files
+        return {}
+
+
+def _is_whole(path: Path, digest: str | None) -> bool:
+    return digest is not None and path.is_file() and _digest(path) == digest
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
