@@ -107,7 +107,7 @@ def start_profiler(trainer: Any) -> torch.profiler.profile:
 
 
 def where_time_goes(profiler: torch.profiler.profile, model: nn.Module) -> dict[str, dict[str, float]]:
-    """Shares of a step's self CPU time by part and by operator, largest first."""
+    """Shares of a step's self CPU time, largest first: of its parts, and of the 20 largest operators."""
     sizes = [size for module in linear_layers(decoder_blocks(model)) for size in module.weight.shape]
     largest = max(2 * PAIRS * (PROMPT + CONTINUATION), *sizes)
     parts: dict[str, float] = {}
@@ -118,7 +118,7 @@ def where_time_goes(profiler: torch.profiler.profile, model: nn.Module) -> dict[
         parts[part] = parts.get(part, 0.0) + event.self_cpu_time_total
         name = f"{event.name}  ({part})"
         operators[name] = operators.get(name, 0.0) + event.self_cpu_time_total
-    return {"parts": _shares(parts), "operators": _shares(operators)}
+    return {"parts": _shares(parts), "operators": dict(list(_shares(operators).items())[:20])}
 
 
 def _with_callers(event: Any) -> Iterator[Any]:

@@ -20,7 +20,19 @@ from efface.models import DEFAULT_MODEL, load_model
 from efface.report.table import evaluation_table
 from efface.results import read_json, write_json
 
-ARMS: dict[str, dict[str, Any]] = {  # differences from what `make demo` trains with
+# What one setting at a time is varied of; the first guess, not the default that came out of it.
+CENTRE: dict[str, Any] = {
+    "learning_rate": 1e-4,
+    "max_steps": 40,
+    "w_retain": 4.0,
+    "w_retain_text": 8.0,
+    "retain_text": "shipped:passages",
+    "retain_text_per_pair": 0.25,
+    "retain_text_tokens": 32,
+    "grl_lambda": 2.5,
+    "bound": "layer",
+}
+ARMS: dict[str, dict[str, Any]] = {  # differences from the centre
     "centre": {},
     "retain only": {"w_erase": 0.0},
     "adversary only": {"w_retain": 0.0, "w_retain_text": 0.0},
@@ -42,6 +54,23 @@ ARMS: dict[str, dict[str, Any]] = {  # differences from what `make demo` trains 
     "D lr 3e-3": {"discriminator_lr": 3e-3},
     "sequence": {"erase_unit": "sequence"},
     "bound token": {"bound": "token"},
+}
+DEFAULT: dict[str, Any] = {
+    "bound": "confusion",
+    "grl_lambda": 10.0,
+    "w_retain": 0.5,
+    "w_retain_text": 20.0,
+    "retain_text_tokens": 64,
+    "max_steps": 48,
+}
+ARMS |= {  # what the first round pointed to, and one setting at a time varied of that
+    "default": DEFAULT,
+    "default, lambda 5": DEFAULT | {"grl_lambda": 5.0},
+    "default, w_retain 2": DEFAULT | {"w_retain": 2.0},
+    "default, bound layer": DEFAULT | {"bound": "layer"},
+    "default, linear": DEFAULT | {"discriminator": "linear"},
+    "default, both sides": DEFAULT | {"erase_side": "both"},
+    "default, 24 steps": DEFAULT | {"max_steps": 24},
 }
 FILE = RESULTS / "repo_defaults.json"
 
@@ -79,7 +108,7 @@ def main() -> None:
             continue
         model, training = base, {}
         if name != "base":
-            trainer = train_repo(**ARMS[name])
+            trainer = train_repo(**CENTRE | ARMS[name])
             model = trainer.model
             keys = [key for config in (PairConfig, REPOConfig) for key in config.__annotations__]
             training = {

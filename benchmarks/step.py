@@ -80,7 +80,7 @@ class Side:
         line = self.process.stdout.readline()
         if not line:
             self.log.seek(0)
-            raise SystemExit(f"{self.name} failed:\n{self.log.read()[-4000:]}")
+            raise SystemExit(f"{self.name} ended with code {self.process.wait()}:\n{self.log.read()[-4000:]}")
         return json.loads(line)
 
 
@@ -223,7 +223,7 @@ def report(entry: dict[str, Any]) -> str:
         lines.append("\nwhere a step of repo goes (self CPU time under the profiler)")
         lines += [f"{share:7.1%}  {name}" for name, share in entry["profile"]["parts"].items()]
         lines.append("the largest operators")
-        lines += [f"{share:7.1%}  {name}" for name, share in list(entry["profile"]["operators"].items())[:15]]
+        lines += [f"{share:7.1%}  {name}" for name, share in entry["profile"]["operators"].items()]
     return "\n".join(lines)
 
 

@@ -19,7 +19,6 @@ import resource
 import sys
 import tempfile
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -49,8 +48,8 @@ PROTOCOL: dict[str, Any] = {  # what the measurement itself needs, of TRL's defa
     "disable_tqdm": True,
 }
 EQUAL = (
-    *SETTINGS, "use_cpu", "fp16", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "lr_scheduler_type", "warmup_steps",
-    "max_steps", "optim_args", "torch_compile", "disable_dropout",
+    *SETTINGS, "use_cpu", "fp16", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "lr_scheduler_type",
+    "warmup_steps", "max_steps", "optim_args", "torch_compile", "disable_dropout",
 )  # fmt: skip
 
 
@@ -119,10 +118,7 @@ def build(
     if side == "repo":
         from efface.methods.repo import REPOConfig, REPOTrainer
 
-        ours = SETTINGS | PROTOCOL | {"max_steps": steps}
-        # FIXME(precompute_reference): remove this condition when the setting has landed.
-        if "precompute_reference" in {field.name for field in fields(REPOConfig)}:
-            ours["precompute_reference"] = "on"
+        ours = SETTINGS | PROTOCOL | {"max_steps": steps, "precompute_reference": "on", "retain_text": None}
         return REPOTrainer(model, REPOConfig(scratch, **ours), rows, processing_class=tokenizer)
 
     from datasets import Dataset

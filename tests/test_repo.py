@@ -72,6 +72,7 @@ def build(tmp_path: Path) -> Callable[..., REPOTrainer]:
             "grl_schedule": "constant",
             "logging_steps": 1,
             "discriminator_width": 16,
+            "retain_text": None,
             "use_cpu": True,
             "disable_tqdm": True,
         }

@@ -18,9 +18,8 @@ from efface.results import RESULTS, environment, prepare_output_dir, read_json, 
 from efface.rows import load_texts, read_jsonl
 
 SETTINGS: dict[str, Any] = {
-    "max_steps": 40,
+    "max_steps": 48,
     "logging_steps": 2,
-    "retain_text": "shipped:passages",
     "disable_tqdm": False,
 }
 PAIRS = "shipped:train"

@@ -20,7 +20,7 @@ class PairConfig(TrainingArguments):
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the model."})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Pairs in a micro-batch."})
-    max_steps: int = field(default=40, metadata={"help": "Optimizer steps; -1 to count by --num_train_epochs."})
+    max_steps: int = field(default=48, metadata={"help": "Optimizer steps; -1 to count by --num_train_epochs."})
     logging_steps: float = field(default=5, metadata={"help": "Log every so many steps (or this fraction of them)."})
     save_strategy: str = field(default="no", metadata={"help": "no, steps or epoch; the final model is always saved."})
     report_to: None | str | list[str] = field(  # in the order that HfArgumentParser needs
@@ -52,7 +52,7 @@ class PairConfig(TrainingArguments):
     )
     retain_text_per_pair: float = field(default=0.25, metadata={"help": "Passages for each pair in a batch."})
     retain_text_tokens: int = field(
-        default=32, metadata={"help": "Tokens of a passage that are used; rows are padded to the longest."}
+        default=64, metadata={"help": "Tokens of a passage that are used; rows are padded to the longest."}
     )
 
     layout: str = field(
@@ -82,6 +82,8 @@ class PairConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.retain_text == "none":
+            self.retain_text = None
         one_of("layout", self.layout, ("auto", *LAYOUTS))
         one_of("precompute_reference", self.precompute_reference, ("auto", "on", "off"))
         one_of("reference_dtype", self.reference_dtype, DTYPES)

@@ -35,9 +35,13 @@ DISCRIMINATORS = "discriminators.safetensors"
 class REPOConfig(PairConfig):
     """Settings of REPO. No value of the paper is public: the defaults are ours, measured (docs/defaults.md)."""
 
-    w_retain: float = field(default=4.0, metadata={"help": "Weight of the KL on chosen continuations."})
+    retain_text: str | None = field(
+        default="shipped:passages",
+        metadata={"help": "JSON lines with `text`, ordinary passages whose KL is kept low; none to do without."},
+    )
+    w_retain: float = field(default=0.5, metadata={"help": "Weight of the KL on chosen continuations."})
     w_erase: float = field(default=1.0, metadata={"help": "Weight of the adversarial loss."})
-    w_retain_text: float = field(default=8.0, metadata={"help": "Weight of the KL on the passages of --retain_text."})
+    w_retain_text: float = field(default=20.0, metadata={"help": "Weight of the KL on the passages of --retain_text."})
     erase_layers: str = field(
         default="last", metadata={"help": "Where to erase: last, all, or such as `8,16,-1` or `0.5`."}
     )
@@ -48,14 +52,14 @@ class REPOConfig(PairConfig):
         default="token", metadata={"help": "token, or sequence (states averaged over a continuation)."}
     )
     bound: str = field(
-        default="layer",
+        default="confusion",
         metadata={
             "help": "How the model's side is bounded: layer (no push while the layer's BCE was above ln 2), token "
             "(none on tokens whose BCE is above ln 2), confusion (a loss toward one half instead), or none."
         },
     )
     grl_lambda: float = field(
-        default=2.5, metadata={"help": "Strength of the gradient reversal at the end of its ramp."}
+        default=10.0, metadata={"help": "Strength of the gradient reversal at the end of its ramp."}
     )
     grl_schedule: str = field(
         default="dann", metadata={"help": "dann, 2/(1+exp(-10p))-1 of the progress p, or constant."}
