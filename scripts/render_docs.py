@@ -107,6 +107,26 @@ def step() -> str:
     return _table(["model", "side", "seconds a step", "repo / it", "peak GB", "memory GB"], rows)
 
 
+def switches() -> str:
+    rows = []
+    for block, sides in read_json(RESULTS / "switches.json")["blocks"].items():
+        for name, side in sides.items():
+            rows.append([block, name, f"{side['step']:.2f}", f"{side['pair']:.3f}", f"{side['ratio']:.2f}"])
+    return _table(["block", "switch", "seconds a step", "seconds a pair", "x"], rows)
+
+
+def demo_training() -> str:
+    content = read_json(RESULTS / "demo_training.json")
+    rows = []
+    for name, side in content["sides"].items():
+        result = side["result"]
+        figures = _share(result["toxicity"]), f"{result['perplexity']['value']:.2f}"
+        rows.append([name, f"{side['step_median']:.2f}", f"{side['training']:.0f}", *figures])
+    ratio = content["speedup"]
+    rows.append(["faster by", f"{ratio['step_median']:.2f}", f"{ratio['training']:.2f}", "", ""])
+    return _table(["side", "seconds a step", "seconds in all", "toxic share", "perplexity"], rows)
+
+
 def scaling() -> str:
     content = read_json(RESULTS / "scaling.json")
     keys = ("seconds_per_step", "setup_seconds", "anonymous_mb", "peak_mb")
@@ -124,6 +144,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "defaults": defaults,
     "erasure": erasure,
     "step": step,
+    "switches": switches,
+    "demo_training": demo_training,
     "scaling": scaling,
 }
 
@@ -141,7 +163,7 @@ def _made(name: str) -> str:
 
 
 def documents() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", ROOT / "benchmarks" / "LOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def main() -> int:
