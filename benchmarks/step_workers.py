@@ -49,7 +49,7 @@ PROTOCOL: dict[str, Any] = {  # what the measurement itself needs, of TRL's defa
 }
 EQUAL = (
     *SETTINGS, "use_cpu", "fp16", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "lr_scheduler_type",
-    "warmup_steps", "max_steps", "optim_args", "torch_compile", "disable_dropout",
+    "warmup_steps", "optim_args", "torch_compile", "disable_dropout",
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
     python benchmarks/switches.py [--steps 6]
 
 The first block is the step of `step.py` (8 pairs of 32 + 32 tokens, erasure at the last layer), the second the same
-with erasure at half the depth, the third pairs of ragged lengths (8 to 96 tokens a text), where batches of random pairs
+with erasure at half the depth, the third pairs of ragged lengths (8 to 96 words a text), where batches of any pairs
 stand against batches of like length; there ratios are of seconds a pair. Writes `benchmarks/results/switches.json`.
 """
 

@@ -99,7 +99,8 @@ def step() -> str:
         seconds = {name: side["seconds"]["median"] for name, side in entry["sides"].items()}
         peaks = {name: side["memory"]["peak"] / 1e9 for name, side in entry["sides"].items()}
         for name in seconds:
-            ratio = f"{seconds['repo'] / seconds[name]:.2f}"
+            beside = entry["sides"][name].get("repo_seconds")
+            ratio = f"{beside['median'] / seconds[name]:.2f}" if beside else ""
             above = entry["sides"][name]["memory"]["above"] / 1e9
             rows.append([entry["model"], name, f"{seconds[name]:.2f}", ratio, f"{peaks[name]:.2f}", f"{above:.2f}"])
         shares = f"memory ratio {entry['memory_ratio']:.2f}", f"share of matrix product {entry['matmul_share']:.2f}"

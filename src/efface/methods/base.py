@@ -119,18 +119,8 @@ class PairTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # our losses are already divided by the counts of the whole step
         self.layers = self.layers_of(model)
         self.head = Head.of(model)
-        self.reference_head = (Head.of(ref_model) if ref_model is not None else self.head).frozen()
         self.layout = self._choose_layout(model)
-        # Before training the model itself is the reference; only one that must outlive the first step is copied.
-        before = Reference(ref_model if ref_model is not None else model, adapter_off=adapted and ref_model is None)
-        self.reference: Reference | None = None
-        if self._precomputes():
-            self._fill_cache(before)
-        elif before.adapter_off:
-            self.reference = before
-        else:
-            frozen = copy.deepcopy(model) if ref_model is None else ref_model
-            self.reference = Reference(frozen.requires_grad_(False).eval(), adapter_off=False)
+        self.reference, self.reference_head = self._prepare_reference(model, ref_model, adapted)
 
     # ---- set-up ----
 
@@ -158,6 +148,21 @@ class PairTrainer(Trainer):
             example=self._prepare_inputs(example),  # type: ignore[arg-type]
         )
 
+    def _prepare_reference(
+        self, model: PreTrainedModel, ref_model: PreTrainedModel | None, adapted: bool
+    ) -> tuple[Reference | None, Head]:
+        """A live reference, or None if its cache has been filled; and its head."""
+        # Before training the model itself is the reference; only one that must outlive the first step is copied.
+        reference = Reference(ref_model if ref_model is not None else model, adapter_off=adapted and ref_model is None)
+        if self._precomputes():
+            head = Head.of(reference.model).frozen()
+            self._fill_cache(reference, head)
+            return None, head
+        if not reference.adapter_off:
+            frozen = copy.deepcopy(model) if ref_model is None else ref_model
+            reference = Reference(frozen.requires_grad_(False).eval(), adapter_off=False)
+        return reference, Head.of(reference.model).frozen()
+
     def _precomputes(self) -> bool:
         """Is the reference asked once, before training? It pays if every pair is seen."""
         if self.args.precompute_reference != "auto":
@@ -167,14 +172,14 @@ class PairTrainer(Trainer):
         seen = self.args.max_steps * self.args.train_batch_size * self.args.gradient_accumulation_steps
         return seen * self.args.world_size >= len(self.train_dataset)  # type: ignore[arg-type]
 
-    def _fill_cache(self, reference: Reference) -> None:
+    def _fill_cache(self, reference: Reference, head: Head) -> None:
         assert self._fingerprint is not None
         for dataset in (self.train_dataset, self.eval_dataset):
             if isinstance(dataset, PairDataset):
                 with self.args.main_process_first(desc="reference cache"), eval_mode(reference.model):
                     dataset.states = open_cache(
                         reference,
-                        self.reference_head,
+                        head,
                         dataset.items,
                         self.layers,
                         fingerprint=self._fingerprint,
