@@ -52,8 +52,8 @@ def test_two_processes_train_as_one(reference: str, build: Build, tmp_path: Path
             settings=settings | {"per_device_train_batch_size": 4},
         )
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", str(script)]
-    done = subprocess.run(launch, capture_output=True, text=True)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     one = build(retain_text_list=PASSAGES, per_device_train_batch_size=len(ROWS), **settings)
     one.train()

@@ -62,13 +62,16 @@ class _WeightedKL(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         gradients = _Gradients(ctx, hidden, weight, bias)
         kl = _wide(hidden.new_empty(len(hidden)))
+        buffers = _buffers(3, len(hidden), weight)
         for piece in _pieces(len(hidden), weight):
-            expected = _log_softmax_of(reference[piece], reference_head)  # (n, V)
-            scores, logits = _project(hidden[piece], weight, bias, finish)
-            found = F.log_softmax(_wide(logits.detach()), -1)
-            probability = expected.exp()
+            first, second, third = (buffer[: len(hidden[piece])] for buffer in buffers)  # (n, V) each
+            scores = _scores(reference[piece], reference_head.weight, reference_head.bias, first)
+            expected = torch.log_softmax(reference_head.finish(scores), -1, dtype=third.dtype, out=third)
+            scores, logits = _traced(_scores(hidden[piece], weight, bias, first), finish)
+            found = torch.log_softmax(logits.detach(), -1, dtype=second.dtype, out=second)
+            # The scores are still needed where the model's own code stands between them and the logits.
+            probability = torch.exp(expected, out=first) if _is_same(scores, logits, first) else expected.exp()
             kl[piece] = expected.sub_(found).mul_(probability).sum(-1)
-            del expected  # a piece is large: nothing of it outlives its use
             if gradients.any:
                 slope = found.exp_().sub_(probability).mul_(weights[piece].unsqueeze(-1))  # d(sum) / d(logits)
                 gradients.add(piece, scores, logits, slope)
@@ -94,7 +97,7 @@ class _LogProbabilities(torch.autograd.Function):
         ctx.finish = finish
         found = _wide(hidden.new_empty(len(hidden)))
         for piece in _pieces(len(hidden), weight):
-            logits = _wide(_project(hidden[piece], weight, bias, finish)[1].detach())  # (n, V)
+            logits = _wide(finish(F.linear(hidden[piece], weight, bias)))  # (n, V)
             found[piece] = logits.gather(-1, targets[piece, None]).squeeze(-1) - logits.logsumexp(-1)
         return found
 
@@ -104,7 +107,7 @@ class _LogProbabilities(torch.autograd.Function):
         hidden, weight, bias, targets = ctx.saved_tensors
         gradients = _Gradients(ctx, hidden, weight, bias)
         for piece in _pieces(len(hidden), weight):
-            scores, logits = _project(hidden[piece], weight, bias, ctx.finish)
+            scores, logits = _traced(F.linear(hidden[piece], weight, bias), ctx.finish)
             slope = F.softmax(_wide(logits.detach()), -1).neg_()  # (n, V): onehot - softmax
             slope.scatter_add_(-1, targets[piece, None], torch.ones_like(slope[:, :1]))
             gradients.add(piece, scores, logits, slope.mul_(outer[piece].unsqueeze(-1)))
@@ -124,7 +127,9 @@ class _Gradients:
 
     def add(self, piece: slice, scores: Tensor, logits: Tensor, slope: Tensor) -> None:
         """Add what a piece gives, from d(sum) / d(logits) (n, V)."""
-        (slope,) = torch.autograd.grad(logits, scores, slope.to(logits.dtype))  # through the model's own code
+        slope = slope.to(logits.dtype)
+        if not _is_same(scores, logits, scores):
+            (slope,) = torch.autograd.grad(logits, scores, slope)  # through the model's own code
         to_hidden, to_weight, to_bias = self.tensors
         if to_hidden is not None:
             to_hidden[piece] = slope @ self.weight.to(slope.dtype)
@@ -137,22 +142,38 @@ class _Gradients:
             to_bias += slope.sum(0)
 
 
-def _log_softmax_of(hidden: Tensor, head: Head) -> Tensor:
-    with torch.no_grad():
-        return F.log_softmax(_wide(head(hidden)), -1)
+def _scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """(n, V) output of the linear map; in `out` where precision allows."""
+    if torch.is_autocast_enabled(hidden.device.type) or not hidden.dtype == weight.dtype == out.dtype:
+        return F.linear(hidden, weight, bias)
+    torch.mm(hidden, weight.T, out=out)
+    return out if bias is None else out.add_(bias)
 
 
-def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, finish: Finish) -> tuple[Tensor, Tensor]:
-    """(n, V) output of the linear map, as a leaf, and (n, V) logits, whose graph begins at that leaf."""
-    with torch.no_grad():
-        scores = F.linear(hidden, weight, bias)
+def _traced(scores: Tensor, finish: Finish) -> tuple[Tensor, Tensor]:
+    """The scores as a leaf, and (n, V) logits, whose graph begins at that leaf."""
     with torch.enable_grad():
-        scores.requires_grad_()
-        return scores, finish(scores)
+        leaf = scores.detach().requires_grad_()
+        return leaf, finish(leaf)
+
+
+def _is_same(scores: Tensor, logits: Tensor, memory: Tensor) -> bool:
+    """Are the logits the scores, at most seen through views, and both in `memory`?"""
+    return logits.shape == scores.shape and logits.data_ptr() == scores.data_ptr() == memory.data_ptr()
+
+
+def _buffers(number: int, n: int, weight: Tensor) -> list[Tensor]:
+    """Room for pieces, used again for each: fresh memory of this size costs as much as what is written to it."""
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return [weight.new_empty(min(n, _piece(weight)), len(weight), dtype=dtype) for _ in range(number)]
+
+
+def _piece(weight: Tensor) -> int:
+    return max(PIECE // len(weight), 1)
 
 
 def _pieces(n: int, weight: Tensor) -> list[slice]:
-    size = max(PIECE // len(weight), 1)
+    size = _piece(weight)
     return [slice(start, start + size) for start in range(0, n, size)]
 
 

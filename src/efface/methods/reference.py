@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
 FILE_BYTES = 2**26  # states in one file, about; also what an interruption can lose
+FILE_ITEMS = 4096  # at most, for short items of a small model
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -169,7 +170,7 @@ def _bounds(lengths: np.ndarray, token_bytes: int) -> list[int]:
     """The first item of each file."""
     bounds, size = [0], 0
     for i, length in enumerate(lengths.tolist()):
-        if size and size + length * token_bytes > FILE_BYTES:
+        if size and (size + length * token_bytes > FILE_BYTES or i - bounds[-1] == FILE_ITEMS):
             bounds.append(i)
             size = 0
         size += length * token_bytes
