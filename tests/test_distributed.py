@@ -15,6 +15,7 @@ __all__ = ["build"]  # the fixture
 
 SCRIPT = """
 import sys
+import torch
 sys.path.insert(0, {tests!r})
 from test_repo import PASSAGES, ROWS
 from tiny import tiny_model, tiny_tokenizer
@@ -25,9 +26,11 @@ assert config.world_size == 2
 trainer = REPOTrainer(tiny_model("llama"), config, ROWS, processing_class=tiny_tokenizer(), retain_text=PASSAGES)
 trainer.train()
 trainer.save_model()
+torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("reference", ["on", "off"])
 def test_two_processes_train_as_one(reference: str, build: Build, tmp_path: Path) -> None:
     settings = {

@@ -17,10 +17,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_tokenizer
-from torch.utils.data import DataLoader
 
 from efface import store as module
-from efface.data import PairCollator, TokenizedPair, tokenize_pair
+from efface.data import TokenizedPair, tokenize_pair
 from efface.errors import RunError, UserError
 from efface.store import PairStore
 
@@ -135,24 +134,6 @@ def test_a_pickled_copy_reads_but_does_not_own(scratch: Path) -> None:
     del copy
     gc.collect()
     assert list(store) == expected(50)
-    assert len(list(scratch.iterdir())) == 1
-
-
-def test_workers_of_a_data_loader(scratch: Path) -> None:
-    store, collate = build(12), PairCollator(pad_token_id=0)
-    loader = DataLoader(
-        store,  # type: ignore[arg-type]
-        batch_size=4,
-        num_workers=1,
-        collate_fn=collate,
-        multiprocessing_context="spawn",  # a fork of a test process, which has threads, may hang
-    )
-    for _ in range(2):  # the workers of the first pass have ended by the second
-        batches = list(loader)
-        assert len(batches) == 3
-        for number, batch in enumerate(batches):
-            wanted = collate(expected(12)[4 * number : 4 * number + 4])
-            assert torch.equal(batch["input_ids"], wanted["input_ids"])
     assert len(list(scratch.iterdir())) == 1
 
 
