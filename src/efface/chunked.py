@@ -19,8 +19,8 @@ from efface.forward import Head
 
 Finish = Callable[[Tensor], Tensor]
 
-# Logits of one piece: 2^25 floats are 128 MB, that is 128 tokens of Gemma 3's 262,144 words.
-PIECE = 2**25
+# Logits of one piece: 2^24 floats are 64 MB, that is 64 tokens of Gemma 3's 262,144 words.
+PIECE = 2**24
 
 
 def weighted_kl(

@@ -34,6 +34,7 @@ from efface.methods.prepare import pad_token_id, prepare_model_
 from efface.methods.reference import Reference, fingerprint_of, open_cache
 from efface.models import load_model, save_model, tokens_of
 from efface.store import PairStore
+from efface.tied import sparse_lookup
 
 logger = logging.getLogger(__name__)
 
@@ -272,7 +273,8 @@ class PairTrainer(Trainer):
         project = self.project(inputs)
         pairs = inputs["continuation_mask"].clone()  # the tokens that are a pair's continuations
         pairs[2 * inputs["n_pairs"] :] = False
-        policy = policy_forward(model, inputs, project, self.layers, pairs, self.layout)
+        with sparse_lookup(model):
+            policy = policy_forward(model, inputs, project, self.layers, pairs, self.layout)
         if self.reference is None:
             reference = inputs["reference"]
         else:
