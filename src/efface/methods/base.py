@@ -4,7 +4,6 @@ A method is a subclass with a `loss`. One batch: `PairCollator` -> `compute_loss
 reference says, from its cache or live) -> `loss(policy, reference, batch, counts)` in the method's own file.
 """
 
-import copy
 import logging
 import math
 import shutil
@@ -12,7 +11,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -20,20 +18,20 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from efface.buckets import TokenBudgetBatchSampler, forward_epochs_
+from efface.buckets import forward_epochs_
 from efface.chunked import weighted_kl
 from efface.data import SIDES, PairBatch, PairCollator, PairReader, ReferenceStates
 from efface.dataset import PairDataset
 from efface.errors import RunError, UserError
-from efface.evaluation.batching import eval_mode
 from efface.forward import Forward, Head
 from efface.functional import predicting_positions
 from efface.methods.config import PairConfig
+from efface.methods.frozen import precomputes, set_up_reference
+from efface.methods.inputs import budget_loader, make_dataset, tokenize_passages
 from efface.methods.passes import choose_layout, policy_forward
 from efface.methods.prepare import pad_token_id, prepare_model_
-from efface.methods.reference import Reference, fingerprint_of, open_cache
-from efface.models import load_model, save_model, tokens_of
-from efface.store import PairStore
+from efface.methods.reference import fingerprint_of
+from efface.models import load_model, save_model
 from efface.tied import sparse_lookup
 
 logger = logging.getLogger(__name__)
@@ -100,18 +98,20 @@ class PairTrainer(Trainer):
 
             processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
         adapted = args.lora_r is not None or peft_config is not None
-        self._fingerprint = None if args.precompute_reference == "off" else fingerprint_of(ref_model or model)
+        passages = tokenize_passages(retain_text, args, processing_class)
+        dataset = make_dataset(rows, passages, args, processing_class, self.sides)
+        # Of the weights as they are before an adapter is put into them.
+        fingerprint = fingerprint_of(ref_model or model) if precomputes(args, len(dataset)) else None
         model = prepare_model_(model, args, peft_config)
-        passages = self._tokenize_passages(args, processing_class, retain_text)
         self._metric_sums: dict[str, float] = defaultdict(float)
         self._metric_steps = 0
         super().__init__(
             model=model,
             args=args,
-            train_dataset=self._tokenize(rows, args, processing_class, passages),
+            train_dataset=dataset,
             eval_dataset=None
             if eval_dataset is None
-            else self._tokenize(PairReader(eval_dataset), args, processing_class, []),
+            else make_dataset(PairReader(eval_dataset), [], args, processing_class, self.sides),
             processing_class=processing_class,
             data_collator=PairCollator(pad_token_id=pad_token_id(processing_class)),  # type: ignore[arg-type]
             **trainer_kwargs,
@@ -121,7 +121,15 @@ class PairTrainer(Trainer):
         self.layers = self.layers_of(model)
         self.head = Head.of(model)
         self.layout = self._choose_layout(model)
-        self.reference, self.reference_head = self._prepare_reference(model, ref_model, adapted)
+        self.reference, self.reference_head = set_up_reference(
+            model,
+            ref_model,
+            adapted=adapted,
+            datasets=(self.train_dataset, self.eval_dataset),
+            layers=self.layers,
+            args=args,
+            fingerprint=fingerprint,
+        )
 
     # ---- set-up ----
 
@@ -149,97 +157,11 @@ class PairTrainer(Trainer):
             example=self._prepare_inputs(example),  # type: ignore[arg-type]
         )
 
-    def _prepare_reference(
-        self, model: PreTrainedModel, ref_model: PreTrainedModel | None, adapted: bool
-    ) -> tuple[Reference | None, Head]:
-        """A live reference, or None if its cache has been filled; and its head."""
-        # Before training the model itself is the reference; only one that must outlive the first step is copied.
-        reference = Reference(ref_model if ref_model is not None else model, adapter_off=adapted and ref_model is None)
-        if self._precomputes():
-            head = Head.of(reference.model).frozen()
-            self._fill_cache(reference, head)
-            return None, head
-        if not reference.adapter_off:
-            frozen = copy.deepcopy(model) if ref_model is None else ref_model
-            reference = Reference(frozen.requires_grad_(False).eval(), adapter_off=False)
-        return reference, Head.of(reference.model).frozen()
-
-    def _precomputes(self) -> bool:
-        """Is the reference asked once, before training? It pays if every pair is seen."""
-        if self.args.precompute_reference != "auto":
-            return self.args.precompute_reference == "on"
-        if self.args.max_steps < 0:
-            return self.args.num_train_epochs >= 1
-        seen = self.args.max_steps * self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return seen * self.args.world_size >= len(self.train_dataset)  # type: ignore[arg-type]
-
-    def _fill_cache(self, reference: Reference, head: Head) -> None:
-        assert self._fingerprint is not None
-        for dataset in (self.train_dataset, self.eval_dataset):
-            if isinstance(dataset, PairDataset):
-                with self.args.main_process_first(desc="reference cache"), eval_mode(reference.model):
-                    dataset.states = open_cache(
-                        reference,
-                        head,
-                        dataset.items,
-                        self.layers,
-                        fingerprint=self._fingerprint,
-                        dtype=self.args.reference_dtype,
-                        device=self.args.device,
-                        progress=not self.args.disable_tqdm,
-                    )
-
-    def _tokenize(
-        self,
-        rows: PairReader,
-        args: PairConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        passages: list[list[int]],
-    ) -> PairDataset:
-        pairs = PairStore.build(
-            rows,
-            tokenizer,
-            max_prompt_length=args.max_prompt_length,
-            max_completion_length=args.max_completion_length,
-            progress=not args.disable_tqdm,
-        )
-        return PairDataset(pairs, passages, args.retain_text_per_pair, self.sides)
-
-    def _tokenize_passages(
-        self, args: PairConfig, tokenizer: PreTrainedTokenizerBase, texts: list[str] | None
-    ) -> list[list[int]]:
-        if texts is None and args.retain_text is not None:
-            from efface.rows import load_texts
-
-            texts = load_texts(args.retain_text)
-        passages = [tokens_of(tokenizer, text)[: args.retain_text_tokens] for text in texts or []]
-        passages = [ids for ids in passages if len(ids) > 1]
-        if texts and not passages:
-            raise UserError("retain_text has no passage of two tokens or more.")
-        return passages
-
     def get_train_dataloader(self) -> DataLoader:
         if self.args.max_batch_tokens is None:
             return super().get_train_dataloader()
-        dataset = self.train_dataset
-        assert isinstance(dataset, PairDataset) and isinstance(dataset.pairs, PairStore)
-        prompt, *sides = dataset.pairs.lengths.T  # each (n,)
-        sampler = TokenBudgetBatchSampler(
-            2 * (prompt + np.maximum(*sides)),  # both rows of a pair, as wide as the longer
-            max_pairs=self._train_batch_size,
-            max_tokens=self.args.max_batch_tokens,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            drop_last=self.args.dataloader_drop_last,
-        )
-        loader = DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-        )
+        assert isinstance(self.train_dataset, PairDataset)
+        loader, sampler = budget_loader(self.train_dataset, self.args, self._train_batch_size, self.data_collator)
         return forward_epochs_(self.accelerator.prepare(loader), sampler)
 
     # ---- one step ----

@@ -1,0 +1,65 @@
+"""Which reference does a training run have: a model in memory, the trained one without its adapter, or a cache?"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from efface.dataset import PairDataset
+from efface.evaluation.batching import eval_mode
+from efface.forward import Head
+from efface.methods.config import PairConfig
+from efface.methods.reference import Reference, open_cache
+
+
+def precomputes(args: PairConfig, n_pairs: int) -> bool:
+    """Is the reference asked once, before training? It pays if every pair is seen."""
+    if args.precompute_reference != "auto":
+        return args.precompute_reference == "on"
+    if args.max_steps < 0:
+        return args.num_train_epochs >= 1
+    seen = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
+    return seen * args.world_size >= n_pairs
+
+
+def set_up_reference(
+    model: PreTrainedModel,
+    ref_model: PreTrainedModel | None,
+    *,
+    adapted: bool,
+    datasets: Sequence[Any],
+    layers: Sequence[int],
+    args: PairConfig,
+    fingerprint: str | None,
+) -> tuple[Reference | None, Head]:
+    """A live reference, or None once its cache is filled for `datasets`; and its head.
+
+    Args:
+        model: what will be trained, not yet trained.
+        ref_model: the reference; None means the untrained `model`.
+        adapted: `model` has an adapter, without which it is its own reference.
+        fingerprint: of the reference's weights if a cache is wanted, otherwise None.
+    """
+    # Before training the model itself is the reference; only one that must outlive the first step is copied.
+    reference = Reference(ref_model if ref_model is not None else model, adapter_off=adapted and ref_model is None)
+    if fingerprint is not None:
+        head = Head.of(reference.model).frozen()
+        for dataset in datasets:
+            if isinstance(dataset, PairDataset):
+                with args.main_process_first(desc="reference cache"), eval_mode(reference.model):
+                    dataset.states = open_cache(
+                        reference,
+                        head,
+                        dataset.items,
+                        layers,
+                        fingerprint=fingerprint,
+                        dtype=args.reference_dtype,
+                        device=args.device,
+                        progress=not args.disable_tqdm,
+                    )
+        return None, head
+    if not reference.adapter_off:
+        frozen = copy.deepcopy(model) if ref_model is None else ref_model
+        reference = Reference(frozen.requires_grad_(False).eval(), adapter_off=False)
+    return reference, Head.of(reference.model).frozen()

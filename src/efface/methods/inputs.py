@@ -1,0 +1,74 @@
+"""What does a method draw its batches from? Pairs and passages, tokenised; batches under a token budget."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from efface.buckets import TokenBudgetBatchSampler
+from efface.data import PairReader
+from efface.dataset import PairDataset
+from efface.errors import UserError
+from efface.methods.config import PairConfig
+from efface.models import tokens_of
+from efface.store import PairStore
+
+
+def make_dataset(
+    rows: PairReader,
+    passages: list[list[int]],
+    args: PairConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    sides: tuple[str, ...],
+) -> PairDataset:
+    """All pairs of `rows`, tokenised to disk, each with its share of `passages`."""
+    pairs = PairStore.build(
+        rows,
+        tokenizer,
+        max_prompt_length=args.max_prompt_length,
+        max_completion_length=args.max_completion_length,
+        progress=not args.disable_tqdm,
+    )
+    return PairDataset(pairs, passages, args.retain_text_per_pair, sides)
+
+
+def tokenize_passages(
+    texts: list[str] | None, args: PairConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
+    """Token ids of ordinary passages: of `texts`, or if that is None of the file in `args.retain_text`."""
+    if texts is None and args.retain_text is not None:
+        from efface.rows import load_texts
+
+        texts = load_texts(args.retain_text)
+    passages = [tokens_of(tokenizer, text)[: args.retain_text_tokens] for text in texts or []]
+    passages = [ids for ids in passages if len(ids) > 1]
+    if texts and not passages:
+        raise UserError("retain_text has no passage of two tokens or more.")
+    return passages
+
+
+def budget_loader(
+    dataset: PairDataset, args: PairConfig, batch_size: int, collate: Callable[[Any], Any]
+) -> tuple[DataLoader, TokenBudgetBatchSampler]:
+    """Batches of pairs of like length, at most `batch_size` and `args.max_batch_tokens`, and their sampler."""
+    assert args.max_batch_tokens is not None and isinstance(dataset.pairs, PairStore)
+    prompt, *sides = dataset.pairs.lengths.T  # each (n,)
+    sampler = TokenBudgetBatchSampler(
+        2 * (prompt + np.maximum(*sides)),  # both rows of a pair, as wide as the longer
+        max_pairs=batch_size,
+        max_tokens=args.max_batch_tokens,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        drop_last=args.dataloader_drop_last,
+    )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+    )
+    return loader, sampler
