@@ -64,6 +64,7 @@ def measure(sides: dict[str, dict[str, Any]], rows: list[dict[str, str]], steps:
             config = REPOConfig(scratch, **SETTINGS | PROTOCOL | {"retain_text": None, "max_steps": 99} | settings)
             trainer = REPOTrainer(model, config, rows, processing_class=tokenizer)
             trainer.create_optimizer()
+            trainer.current_gradient_accumulation_steps = 1  # what train() would set
             trainers[name] = trainer, iter(trainer.get_train_dataloader())
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         pairs = dict.fromkeys(sides, 0)
