@@ -11,7 +11,8 @@ from typing import Any
 
 from common import RESULTS, command, parser, train_repo
 
-from efface.analysis.probes import fresh_probe, token_states
+from efface.analysis.probes import fresh_probe
+from efface.analysis.states import token_states
 from efface.data import load_pairs
 from efface.methods.repo import REPOConfig
 from efface.models import DEFAULT_MODEL, decoder_blocks, load_model, parse_layers

@@ -517,7 +517,8 @@ def test_evaluate_writes_what_the_documentation_promises(
     argv += ["--max-new-tokens", "8", "--seed", "5", "--reference", gpt2, "--window", "64", "-o", str(out)]
     assert main(argv) == 0
     result = read_json(out)
-    assert set(result) == {"schema", "model", "toxicity", "perplexity", "degeneration", "generations", "environment"}
+    parts = {"toxicity", "judges", "perplexity", "f1", "utility", "identity", "degeneration", "versus_baseline"}
+    assert set(result) == {"schema", "model", "settings", "generations", "environment"} | parts
     assert result["schema"] == 1 and result["model"] == gpt2
     toxicity = result["toxicity"]
     figures = {"mean", "share", "expected_maximum", "probability"}
@@ -534,7 +535,8 @@ def test_evaluate_writes_what_the_documentation_promises(
     assert environment["seed"] == 5 and environment["device"] == "cpu" and environment["dtype"] == "float32"
     assert environment["command"].startswith("efface evaluate ")
     rows = read_jsonl(out.parent / result["generations"])
-    assert len(rows) == 18 and all(set(row) == {"prompt", "continuation", "score"} for row in rows)
+    keys = {"prompt", "continuation", "token_ids", "made_by", "score", "scores"}
+    assert len(rows) == 18 and all(set(row) == keys for row in rows)
     assert [row["score"] for row in rows] == [float(len(row["continuation"]) % 2) for row in rows]
     assert toxicity["share"] == pytest.approx(statistics.mean(row["score"] for row in rows))
     assert {file.name for file in out.parent.iterdir()} == {"evaluation.json", "evaluation.generations.jsonl"}

@@ -14,7 +14,7 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.cli import main
-from efface.evaluation.generation import continuation_nll
+from efface.evaluation.likelihood import continuation_nll
 from efface.finetune import finetune
 from efface.models import load_model
 from efface.results import read_json

@@ -1,5 +1,6 @@
 """Are the figures right, is degenerate text caught, and does `evaluate` write what the design says?"""
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from tiny import VOCAB_SIZE, tiny_model, tiny_tokenizer
+from tiny import tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from efface.errors import RunError, UserError
 from efface.evaluation import Evaluation, evaluate
 from efface.evaluation.degeneration import Degeneration, measure
-from efface.evaluation.evaluate import generations_path
-from efface.evaluation.generation import continuation_nll, generate
+from efface.evaluation.generation import generate
+from efface.evaluation.perplexity import perplexity
+from efface.evaluation.result import generations_path
 from efface.evaluation.scorers import NamedScorer
 from efface.evaluation.toxicity import Ratio, ratio_ci, summarize
+from efface.report.table import evaluation_table
 
 PROMPTS = ["The weather in the old town", "You", "She went to the market and bought bread, apples and", "He is an"]
 TEXT = ["The history of the town is the history of its river and its people.", "They said that nothing is better."] * 3
@@ -150,8 +153,10 @@ def test_figures_of_degeneration_by_hand() -> None:
     assert found.perplexity_under_reference == pytest.approx(np.exp(2.0))
     assert measure(["a b"]).perplexity_under_reference is None
     assert measure(["", ""], nll=[(0.0, 0)] * 2).perplexity_under_reference is None
+    assert (found.distinct_1, found.distinct_3) == (pytest.approx((2 + 2 + 6) / 13), pytest.approx((2 + 4) / 7))
+    assert found.mean_tokens == 13 / 4
     ids = measure(["aaaa"], tokens=[[7, 7, 7, 7]])
-    assert ids.repetition == 0.5
+    assert (ids.repetition, ids.distinct_1, ids.mean_tokens) == (0.5, 0.25, 4)
 
 
 def test_healthy_text_is_ok() -> None:
@@ -190,7 +195,25 @@ def test_a_repetitive_base_model_excuses_its_like() -> None:
     assert measure([text * 3 for text in texts]).verdict == "degenerate"
 
 
-def test_random_tokens_of_a_trained_model_are_caught() -> None:
+def test_text_that_ends_at_once_is_caught_relative_to_a_baseline() -> None:
+    short = [f" It is {i}." for i in range(40)]
+    base = measure(HEALTHY)
+    assert measure(short, baseline=base).verdict == "ok"
+    found = measure([" Word"] * 5 + [" It is"] * 35, baseline=base)
+    assert any(reason.startswith("mean_tokens is 1.8") for reason in found.reasons), found.reasons
+
+
+def test_a_block_of_an_older_version_is_read() -> None:
+    block = {"repetition": 0.1, "distinct_2": 0.7, "empty": 0.0, "non_text": 0.0, "perplexity_under_reference": None}
+    base = Degeneration.from_dict({**block, "verdict": "ok", "reasons": []})
+    assert base.mean_tokens is None
+    assert measure(HEALTHY, baseline=base).verdict == "degenerate"  # its distinct_2 is half of that
+    assert Degeneration.from_dict(measure(HEALTHY).to_dict()).mean_tokens == measure(HEALTHY).mean_tokens
+
+
+@pytest.fixture(scope="module")
+def trained() -> PreTrainedModel:
+    """A tiny model that knows its two sentences by heart."""
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -201,14 +224,48 @@ def test_random_tokens_of_a_trained_model_are_caught() -> None:
         optimizer.zero_grad()
         model(batch, labels=batch).loss.backward()
         optimizer.step()
-    prompts = ["The history of", " the town is", " its river", " They said that"]
-    written = [row[0] for row in generate(model, tokenizer, prompts)]
-    base = measure(written, nll=continuation_nll(model, tokenizer, prompts, written))
-    assert base.verdict == "ok"
-    ids = torch.randint(260, VOCAB_SIZE, (4, 20), generator=torch.Generator().manual_seed(0))
-    noise = [str(tokenizer.decode(row)) for row in ids]
-    found = measure(noise, nll=continuation_nll(model, tokenizer, prompts, noise), baseline=base)
-    assert any(reason.startswith("perplexity_under_reference") for reason in found.reasons), (base, found)
+    return model.eval()
+
+
+KNOWN = ["The history of", " the town is", " its river", " They said that"]
+
+
+def one_token(model: PreTrainedModel) -> None:
+    model.transformer.ln_f.bias.copy_(model.transformer.wte.weight[270])
+
+
+def any_token(model: PreTrainedModel) -> None:
+    """All logits are equal."""
+
+
+@pytest.mark.parametrize(
+    ("damage", "decoding", "reason"),
+    [
+        (one_token, {}, "repetition is 0.944"),
+        (any_token, {"samples": 4, "top_p": 1.0}, "perplexity_under_reference"),
+    ],
+    ids=["one token", "random tokens"],
+)
+def test_a_model_broken_on_purpose_is_degenerate_however_low_its_toxicity(
+    trained: PreTrainedModel, damage: Any, decoding: dict[str, Any], reason: str
+) -> None:
+    run: dict[str, Any] = {"processing_class": tiny_tokenizer(), "reference": trained, **decoding}
+    nothing = NamedScorer("nothing", lambda texts: np.zeros(len(texts)))
+    everything = NamedScorer("everything", lambda texts: np.ones(len(texts)))
+    base = evaluate(trained, KNOWN, scorer=everything, **{**run, "samples": 1})
+    assert base.degeneration.verdict == "ok"
+    broken = copy.deepcopy(trained)
+    with torch.no_grad():
+        broken.transformer.ln_f.weight.zero_()
+        broken.transformer.ln_f.bias.zero_()
+        damage(broken)
+    found = evaluate(broken, KNOWN, scorer=nothing, baseline=base, **run)
+    assert found.toxicity.share == 0.0
+    assert found.degeneration.verdict == "degenerate"
+    assert any(line.startswith(reason) for line in found.degeneration.reasons), found.degeneration
+    table = evaluation_table({"base": base.to_dict(), "broken": found.to_dict()}).split()
+    assert "toxic share 1.000 [1.000, 1.000] degenerate: 0.000 [0.000, 0.000]" in " ".join(table)
+    assert "degenerate" not in evaluation_table({"": base.to_dict()})
 
 
 def test_degeneration_refuses() -> None:
@@ -231,11 +288,11 @@ def test_evaluate(tmp_path: Path, gpt2: PreTrainedModel) -> None:
     assert [row["continuation"] for row in base.generations] == sum(generate(gpt2, tokenizer, PROMPTS), [])
     base.save(tmp_path / "base.json")
     saved = json.loads((tmp_path / "base.json").read_text())
-    keys = ["schema", "model", "toxicity", "perplexity", "degeneration", "generations", "environment"]
-    assert list(saved) == keys and saved["schema"] == 1
+    keys = "schema model settings toxicity judges perplexity f1 utility identity degeneration versus_baseline"
+    assert list(saved) == [*keys.split(), "generations", "environment"] and saved["schema"] == 1
     assert saved["generations"] == "base.generations.jsonl" == generations_path(tmp_path / "base.json").name
     rows = [json.loads(line) for line in (tmp_path / saved["generations"]).read_text().splitlines()]
-    assert rows == base.generations and set(rows[0]) == {"prompt", "continuation", "score"}
+    assert rows == base.generations and set(rows[0]) == {"prompt", "continuation", "token_ids", "score", "scores"}
     assert saved["perplexity"]["value"] == pytest.approx(base.perplexity.value if base.perplexity else None)
     assert saved["environment"]["command"] == "c"
     assert {"repetition", "distinct_2", "empty", "perplexity_under_reference", "verdict"} <= set(saved["degeneration"])
@@ -285,15 +342,127 @@ def test_evaluate_without_a_tokenizer(gpt2: PreTrainedModel) -> None:
         evaluate(gpt2, PROMPTS, scorer=SCORER)
 
 
-def test_a_failing_scorer_loses_no_generations(tmp_path: Path, gpt2: PreTrainedModel) -> None:
-    def fail(texts: Sequence[str]) -> Any:
-        raise OSError("connection lost")
+def refuse(*_: Any, **__: Any) -> Any:
+    raise AssertionError("something was generated again")
 
+
+def broken_scorer(output: Any) -> NamedScorer:
+    def score(texts: Sequence[str]) -> Any:
+        if isinstance(output, Exception):
+            raise output
+        return output
+
+    return NamedScorer("remote", score)
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "message"),
+    [
+        (OSError("connection lost"), RunError, "scorer 'remote' failed: OSError: connection lost"),
+        ([0.1, np.nan, 0.2, 0.3], UserError, "scorer 'remote' returned nan for text 1"),
+        ([0.1], UserError, r"scorer 'remote' returned shape \(1,\) for 4 texts"),
+    ],
+)
+def test_a_failing_scorer_loses_no_generations(
+    tmp_path: Path, gpt2: PreTrainedModel, monkeypatch: Any, output: Any, error: type[Exception], message: str
+) -> None:
     kept = tmp_path / "g.jsonl"
     run: dict[str, Any] = {"processing_class": tiny_tokenizer(), "generations_path": kept}
-    with pytest.raises(RunError, match="scorer 'remote' failed: OSError: connection lost"):
-        evaluate(gpt2, PROMPTS, scorer=NamedScorer("remote", fail), **run)
+    with pytest.raises(error, match=rf"{message}.*The 4 generations are kept in .*g\.jsonl: a run with the same"):
+        evaluate(gpt2, PROMPTS, scorer=[SCORER, broken_scorer(output)], **run)
     rows = [json.loads(line) for line in kept.read_text().splitlines()]
     assert [row["prompt"] for row in rows] == PROMPTS and "score" not in rows[0]
-    evaluate(gpt2, PROMPTS, scorer=SCORER, **run)
-    assert "score" in json.loads(kept.read_text().splitlines()[0])
+    with pytest.raises(error, match=message):  # with nothing kept, nothing is promised
+        evaluate(gpt2, PROMPTS, scorer=broken_scorer(output), processing_class=tiny_tokenizer())
+
+    monkeypatch.setattr("efface.evaluation.generation.generate_ids", refuse)
+    again = evaluate(gpt2, PROMPTS, scorer=SCORER, batch_size=2, **run)
+    assert [row["continuation"] for row in again.generations] == [row["continuation"] for row in rows]
+    assert [json.loads(line)["score"] for line in kept.read_text().splitlines()] == again.scores[:, 0].tolist()
+    assert evaluate(gpt2, PROMPTS, scorer=SCORER, **run).degeneration == again.degeneration
+
+
+def test_generations_of_anything_else_are_not_taken(tmp_path: Path, gpt2: PreTrainedModel, monkeypatch: Any) -> None:
+    kept = tmp_path / "g.jsonl"
+    run: dict[str, Any] = {"processing_class": tiny_tokenizer(), "generations_path": kept, "scorer": SCORER}
+    evaluate(gpt2, PROMPTS, **run)
+    other = copy.deepcopy(gpt2)
+    with torch.no_grad():
+        next(other.parameters())[0, 0] += 1
+    monkeypatch.setattr("efface.evaluation.generation.generate_ids", refuse)
+    for model, prompts, changed in (
+        (other, PROMPTS, {}),
+        (gpt2, PROMPTS[:3], {}),
+        (gpt2, PROMPTS, {"max_new_tokens": 5}),
+        (gpt2, PROMPTS, {"chat": True}),
+        (gpt2, PROMPTS, {"processing_class": tiny_tokenizer(add_bos=True)}),
+    ):
+        with pytest.raises(AssertionError, match="generated again"):
+            evaluate(model, prompts, **{**run, **changed})
+    for content in (kept.read_text().partition("\n")[2], "no JSON\n"):  # a row was removed; no file of ours
+        kept.write_text(content)
+        with pytest.raises(AssertionError, match="generated again"):
+            evaluate(gpt2, PROMPTS, **run)
+
+
+def test_several_judges(gpt2: PreTrainedModel) -> None:
+    never = NamedScorer("never", lambda texts: np.zeros(len(texts)))
+    found = evaluate(gpt2, PROMPTS, processing_class=tiny_tokenizer(), scorer=[SCORER, never])
+    block = found.to_dict()
+    assert list(block["judges"]) == ["half", "never"]
+    assert block["toxicity"] == block["judges"]["half"] and block["toxicity"]["scorer"] == "half"
+    assert block["judges"]["never"]["mean"] == 0.0
+    for row, value in zip(found.generations, found.scores[:, 0], strict=True):
+        assert row["score"] == value and row["scores"] == {"half": value, "never": 0.0}
+    table = evaluation_table({"": block})
+    assert "toxic share, half" in table and "mean score, never" in table
+    for scorers, message in (([SCORER, SCORER], "half, half"), ([], "none at all")):
+        with pytest.raises(UserError, match=f"the scorers are {message}: name at least one, and each once"):
+            evaluate(gpt2, PROMPTS, processing_class=tiny_tokenizer(), scorer=scorers)
+
+
+def test_perplexity_is_that_of_one_pass_over_the_whole_text(gpt2: PreTrainedModel) -> None:
+    """Parity with the definition: every token given all before it, in one forward."""
+    tokenizer = tiny_tokenizer()
+    ids = torch.tensor([tokenizer("\n\n".join(TEXT))["input_ids"][:128]])
+    with torch.no_grad():
+        direct = gpt2(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).mean().neg().exp().item()
+    whole = perplexity(gpt2, tokenizer, TEXT, max_tokens=127, window=128)
+    assert whole.tokens == 127 and whole.value == pytest.approx(direct, rel=1e-5)
+    # With less context it is another figure; the smallest stride gives a window of it to every token.
+    short = perplexity(gpt2, tokenizer, TEXT, max_tokens=127, window=16)
+    assert short.value != pytest.approx(direct, rel=1e-3)
+    found = evaluate(gpt2, PROMPTS, processing_class=tokenizer, scorer=SCORER, text=TEXT, max_text_tokens=127,
+                     window=16, stride=1).perplexity  # fmt: skip
+    assert found == perplexity(gpt2, tokenizer, TEXT, max_tokens=127, window=16, stride=1)
+    assert found is not None and (found.window, found.stride) == (16, 1)
+
+
+def test_utility_and_identity(tmp_path: Path, gpt2: PreTrainedModel) -> None:
+    pytest.importorskip("lm_eval", reason="utility is in the extra `eval`")
+    tasks = tmp_path / "town.jsonl"
+    row = {"query": "The history of the town is", "choices": ["the history of its river", "bread"], "gold": 0}
+    tasks.write_text("".join(json.dumps({**row, "gold": i % 2}) + "\n" for i in range(4)))
+    run: dict[str, Any] = {"processing_class": tiny_tokenizer(), "scorer": SCORER, "utility": [tasks], "limit": 1}
+    base = evaluate(gpt2, PROMPTS, **run)
+    base.save(tmp_path / "base.json")
+    saved = json.loads((tmp_path / "base.json").read_text())
+    assert [item["metric"] for item in saved["utility"]] == ["acc", "acc_norm"] and saved["utility"][0]["n"] == 4
+    found = evaluate(gpt2, PROMPTS, baseline=tmp_path / "base.json", reference=gpt2, identity=True, **run)
+    assert found.versus_baseline is not None and found.versus_baseline["not_compared"] == []
+    changes = found.versus_baseline["utility"]
+    assert [(item["metric"], item["difference"], item["paired"]) for item in changes] == [
+        ("acc", 0.0, True),
+        ("acc_norm", 0.0, True),
+    ]
+    assert found.identity is not None and found.identity.identity.excess == 0.0
+    table = evaluation_table({"": found.to_dict()})
+    assert "acc, town.jsonl       0.500" in table and "identity excess" in table
+    # Rows of other questions are not compared.
+    other = evaluate(gpt2, PROMPTS, **run, utility_limit=2, baseline=base)
+    assert other.versus_baseline is not None
+    assert "were not measured on the same rows" in other.versus_baseline["not_compared"][0]
+    with pytest.raises(UserError, match=r"absent\.jsonl' does not exist"):
+        evaluate("absent", PROMPTS, scorer=SCORER, utility=["absent.jsonl"])
+    with pytest.raises(UserError, match=r"absent\.jsonl' does not exist"):
+        evaluate("absent", PROMPTS, scorer=SCORER, identity="absent.jsonl")

@@ -1,15 +1,32 @@
 """Are generation, likelihood and perplexity right, independent of batching, and without side effects?"""
 
+import inspect
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from tiny import BOS_ID, EOS_ID, FAMILIES, VOCAB_SIZE, tiny_model, tiny_tokenizer
-from transformers import PreTrainedModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftConfig, PromptTuningConfig, get_peft_model
+from scipy import stats
+from tiny import BOS_ID, EOS_ID, FAMILIES, PAD_ID, VOCAB_SIZE, tiny_model, tiny_tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from efface.errors import RunError, UserError
-from efface.evaluation import batching
-from efface.evaluation.generation import continuation_nll, generate, generate_ids
+from efface.evaluation import batching, generation, warp
+from efface.evaluation.generation import generate, generate_ids
+from efface.evaluation.likelihood import continuation_nll
 from efface.evaluation.perplexity import Perplexity, perplexity
+from efface.evaluation.prompts import encode_prompts
+from efface.evaluation.warp import GREEDY, Warp, uniforms
 
 PROMPTS = ["The weather in the old town", "You", "She went to the market and bought bread, apples and", "He is an"]
 TEXT = ["The history of the town is the history of its river and its people.", "They said that nothing is better."] * 3
@@ -20,6 +37,38 @@ def gpt2() -> PreTrainedModel:
     return tiny_model("gpt2")
 
 
+@pytest.fixture(scope="module")
+def mamba() -> PreTrainedModel:
+    """A model whose cache is not made of keys and values: its own `generate` decodes."""
+    config = AutoConfig.for_model(
+        "mamba", vocab_size=VOCAB_SIZE, hidden_size=32, state_size=4, num_hidden_layers=2,
+        pad_token_id=PAD_ID, bos_token_id=BOS_ID, eos_token_id=EOS_ID,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def spied(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """A list that gets the rows, the new and all tokens (with padding) of a row, of every forward."""
+    calls: list[tuple[int, int, int]] = []
+    forward = model.forward
+
+    def spy(input_ids: torch.Tensor, attention_mask: torch.Tensor, **inputs: Any) -> Any:
+        assert len(input_ids) == len(attention_mask)
+        calls.append((*input_ids.shape, attention_mask.shape[1]))
+        output = forward(input_ids=input_ids, attention_mask=attention_mask, **inputs)
+        assert output.logits.shape[1] == 1  # only the last position is projected
+        return output
+
+    spy.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(model, "forward", spy)
+    return calls
+
+
 # Generation
 
 
@@ -28,6 +77,10 @@ def test_greedy_generation_does_not_depend_on_the_batch(family: str) -> None:
     model, tokenizer = tiny_model(family), tiny_tokenizer(add_bos=family in ("llama", "gemma", "gemma2", "gemma3"))
     batched = generate_ids(model, tokenizer, PROMPTS, max_new_tokens=12)
     assert batched == [generate_ids(model, tokenizer, [prompt], max_new_tokens=12)[0] for prompt in PROMPTS]
+    for prompt, row in zip(PROMPTS, batched, strict=True):
+        alone = torch.tensor([tokenizer(prompt)["input_ids"]])
+        theirs = model.generate(alone, attention_mask=torch.ones_like(alone), max_new_tokens=12, do_sample=False)
+        assert row[0].token_ids == theirs[0, alone.shape[1] :].tolist()
     # And it is what step by step full forwards without padding or cache give.
     ids = tokenizer(PROMPTS[1])["input_ids"]
     start = len(ids)
@@ -40,18 +93,133 @@ def test_greedy_generation_does_not_depend_on_the_batch(family: str) -> None:
     assert batched[1][0].text == tokenizer.decode(ids[start:], skip_special_tokens=True)
 
 
-def test_sampling_is_reproducible_and_leaves_the_global_state(gpt2: PreTrainedModel) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sampling_does_not_depend_on_the_batches(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model(family), tiny_tokenizer(add_bos=family in ("llama", "gemma", "gemma2", "gemma3"))
+    monkeypatch.setattr(model, "generate", None)  # all of these have the cache that our own loop needs
+    asked: dict[str, Any] = {"samples": 3, "max_new_tokens": 10, "seed": 5}
+    together = generate_ids(model, tokenizer, PROMPTS, **asked)
+    assert generate_ids(model, tokenizer, PROMPTS, batch_size=1, **asked) == together
+    assert generate_ids(model, tokenizer, PROMPTS, max_batch_tokens=100, **asked) == together  # batches cut prompts
+    # The other prompts do not matter either, only how many come before.
+    others = ["A", PROMPTS[1], "A longer prompt, but not one of the others that stood here before", "B"]
+    assert generate_ids(model, tokenizer, others, **asked)[1] == together[1]
+
+
+def test_sampling_is_reproducible(gpt2: PreTrainedModel) -> None:
     tokenizer = tiny_tokenizer()
-    before = torch.get_rng_state()
-    first = generate(gpt2, tokenizer, PROMPTS, samples=3, batch_size=5, seed=1)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(7)
-    assert generate(gpt2, tokenizer, PROMPTS, samples=3, batch_size=5, seed=1) == first
-    assert generate(gpt2, tokenizer, PROMPTS, samples=3, batch_size=5, seed=2) != first
+    first = generate(gpt2, tokenizer, PROMPTS, samples=3, seed=1)
+    assert generate(gpt2, tokenizer, PROMPTS, samples=3, seed=1) == first
+    assert generate(gpt2, tokenizer, PROMPTS, samples=3, seed=2) != first
     assert [len(row) for row in first] == [3] * 4
-    assert len({text for row in first for text in row}) > 10
-    # Batches of equal prompts do not repeat each other.
-    assert len(set(sum(generate(gpt2, tokenizer, ["You"] * 4, do_sample=True, batch_size=1), []))) == 4
+    assert len({text for row in first for text in row}) == 12
+    # More samples, or more tokens, are those and further ones.
+    assert [row[:3] for row in generate(gpt2, tokenizer, PROMPTS, samples=4, seed=1)] == first
+    longer = generate_ids(gpt2, tokenizer, PROMPTS, samples=3, seed=1, max_new_tokens=30)
+    shorter = generate_ids(gpt2, tokenizer, PROMPTS, samples=3, seed=1)
+    assert [[each.token_ids[:20] for each in row] for row in longer] == [
+        [each.token_ids for each in row] for row in shorter
+    ]
+    # Equal prompts do not repeat each other.
+    assert len(set(sum(generate(gpt2, tokenizer, ["You"] * 4, do_sample=True), []))) == 4
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mamba"])
+def test_the_global_random_state_is_neither_used_nor_changed(kind: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(kind)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
+    first = generate(model, tiny_tokenizer(), PROMPTS, samples=2)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()  # type: ignore[index]
+    torch.rand(7)
+    assert generate(model, tiny_tokenizer(), PROMPTS, samples=2) == first
+
+
+def test_a_model_without_keys_and_values(mamba: PreTrainedModel) -> None:
+    tokenizer = tiny_tokenizer()
+    greedy = generate_ids(mamba, tokenizer, PROMPTS, max_new_tokens=8)
+    assert greedy == [generate_ids(mamba, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in PROMPTS]
+    sampled = generate_ids(mamba, tokenizer, PROMPTS, samples=3, max_new_tokens=8)
+    assert sampled == generate_ids(mamba, tokenizer, PROMPTS, samples=3, max_new_tokens=8, batch_size=2)
+    assert len({tuple(each.token_ids) for row in sampled for each in row}) == 12
+    mamba.generation_config.update(repetition_penalty=5.0, do_sample=True, top_k=1, no_repeat_ngram_size=1)
+    assert generate_ids(mamba, tokenizer, PROMPTS, samples=3, max_new_tokens=8) == sampled
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False),
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    ],
+    ids=["lora", "prompt-tuning"],
+)
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")
+def test_adapters(config: PeftConfig) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = get_peft_model(tiny_model("llama"), config).eval()
+    tokenizer = tiny_tokenizer()
+    found = generate_ids(model, tokenizer, PROMPTS, max_new_tokens=8)
+    for prompt, row in zip(PROMPTS, found, strict=True):
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+        theirs = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+        assert row[0].token_ids == theirs[0, ids.shape[1] :].tolist()
+    assert found != generate_ids(tiny_model("llama"), tokenizer, PROMPTS, max_new_tokens=8)
+
+
+# What goes through the model
+
+
+def test_a_prompt_goes_through_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    calls = spied(model, monkeypatch)
+    generate(model, tokenizer, PROMPTS, samples=6, max_new_tokens=4)
+    longest = max(len(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS)
+    assert calls[0] == (4, longest, longest)
+    assert calls[1:] == [(24, 1, longest + step) for step in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("budget", [60, 100])
+def test_the_budget_bounds_what_the_model_holds(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer(eos_token=None)
+    model.generation_config.eos_token_id = None  # no sequence ends early
+    lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
+    calls = spied(model, monkeypatch)
+    generate(model, tokenizer, PROMPTS, samples=5, max_new_tokens=10, max_batch_tokens=budget)
+    assert max(rows * total for rows, _, total in calls) <= budget
+    # It is used as far as it goes: the longest prompt comes first.
+    assert calls[1][0] == min(budget // (max(lengths) + 10), 20)
+    # Padding is small: a prompt is not read in longer rows than the longest prompt of its own batch.
+    assert calls[-1][2] == min(lengths) + 9
+    calls.clear()
+    generate(model, tokenizer, PROMPTS, samples=5, max_new_tokens=10, batch_size=3)
+    assert max(rows for rows, _, _ in calls) == 3
+    calls.clear()
+    generate(model, tokenizer, PROMPTS, samples=5, max_new_tokens=10, max_batch_tokens=1)  # one always goes
+    assert {rows for rows, _, _ in calls} == {1}
+    calls.clear()
+    monkeypatch.setattr(generation, "MAX_LOGITS", 4 * VOCAB_SIZE)
+    generate(model, tokenizer, PROMPTS, samples=5, max_new_tokens=10, max_batch_tokens=None)
+    assert max(rows for rows, _, _ in calls) == 4
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3"])
+def test_sequences_that_have_ended_leave_the_batch(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model(family), tiny_tokenizer()
+    asked: dict[str, Any] = {"samples": 8, "max_new_tokens": 15, "temperature": 2.0}
+    free = generate_ids(model, tokenizer, PROMPTS, **asked)
+    ends = set(range(3, VOCAB_SIZE, 7))
+    model.generation_config.eos_token_id = sorted(ends)
+    calls = spied(model, monkeypatch)
+    found = generate_ids(model, tokenizer, PROMPTS, **asked)
+    for one, other in zip(sum(free, []), sum(found, []), strict=True):
+        stop = next((i + 1 for i, token in enumerate(one.token_ids) if token in ends), len(one.token_ids))
+        assert other.token_ids == one.token_ids[:stop]
+    rows = [rows for rows, _, _ in calls[1:]]
+    assert rows == sorted(rows, reverse=True)
+    assert len(set(rows)) > 3
+    assert rows[-1] < 16  # of 32
 
 
 def test_generation_ignores_the_checkpoints_own_settings(gpt2: PreTrainedModel) -> None:
@@ -109,6 +277,13 @@ def test_generation_stops_at_the_end_token(gpt2: PreTrainedModel) -> None:
         assert one[0].token_ids[: len(other[0].token_ids)] == other[0].token_ids
 
 
+def test_the_tokenizers_own_end_counts_too(gpt2: PreTrainedModel) -> None:
+    free = generate_ids(gpt2, tiny_tokenizer(), PROMPTS, max_new_tokens=8)[0][0].token_ids
+    end = str(tiny_tokenizer().convert_ids_to_tokens(free[2]))
+    found = generate_ids(gpt2, tiny_tokenizer(eos_token=end), PROMPTS, max_new_tokens=8)[0][0].token_ids
+    assert found == free[: free.index(free[2]) + 1]
+
+
 def test_prompt_tokens(gpt2: PreTrainedModel) -> None:
     with_bos, without = tiny_tokenizer(add_bos=True), tiny_tokenizer()
     # An empty prompt starts from BOS whether or not the tokenizer adds one.
@@ -119,6 +294,11 @@ def test_prompt_tokens(gpt2: PreTrainedModel) -> None:
     end = [without.decode(ids[-3:])]
     assert generate(gpt2, without, PROMPTS[:1], max_prompt_tokens=3) == generate(gpt2, without, end)
     assert generate(gpt2, with_bos, PROMPTS[:1], max_prompt_tokens=4) == generate(gpt2, with_bos, end)
+    # Or its beginning.
+    first: dict[str, Any] = {"max_prompt_tokens": 4, "truncation": "first"}
+    assert encode_prompts(gpt2, without, PROMPTS[:2], **first) == [ids[:4], without(PROMPTS[1])["input_ids"]]
+    assert encode_prompts(gpt2, with_bos, PROMPTS[:1], **first) == [[BOS_ID, *ids[:3]]]
+    assert generate(gpt2, without, PROMPTS[:1], **first) == generate(gpt2, without, [without.decode(ids[:4])])
     assert len(generate(gpt2, without, ["word " * 200], max_prompt_tokens=100)[0]) == 1
     assert generate(gpt2, without, []) == []
 
@@ -130,10 +310,127 @@ def test_generation_refuses_what_cannot_work(gpt2: PreTrainedModel) -> None:
     for settings_ in ({"samples": 0}, {"max_new_tokens": 0}, {"batch_size": 0}, {"seed": -1}):
         with pytest.raises(UserError, match="must be at least 1, the seed at least 0"):
             generate(gpt2, tokenizer, PROMPTS, **settings_)
+    for settings_ in ({"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}):
+        with pytest.raises(UserError, match="the first must be above 0, the second in"):
+            generate(gpt2, tokenizer, PROMPTS, do_sample=True, **settings_)
+    with pytest.raises(UserError, match="max_batch_tokens=0: it must be at least 1, or None"):
+        generate(gpt2, tokenizer, PROMPTS, max_batch_tokens=0)
+    with pytest.raises(UserError, match="max_prompt_tokens=0: it must be at least 1, or None"):
+        generate(gpt2, tokenizer, PROMPTS, max_prompt_tokens=0)
+    with pytest.raises(UserError, match="truncation='middle': it is which end of a long prompt stays"):
+        generate(gpt2, tokenizer, PROMPTS, truncation="middle")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"prompt 1 has \d+ tokens, with 20 new ones more than the model's 128"):
         generate(gpt2, tokenizer, ["a", "word " * 110])
     with pytest.raises(UserError, match="prompt 0: the prompt has no tokens and the tokenizer no BOS or EOS"):
         generate(gpt2, tiny_tokenizer(bos_token=None, eos_token=None), [""])
+
+
+def test_a_prompt_as_the_users_message(gpt2: PreTrainedModel) -> None:
+    tokenizer = tiny_tokenizer(add_bos=True)
+    text = "<|user|>\nYou<eos>\n<|assistant|>\n"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert encode_prompts(gpt2, tokenizer, ["You"], chat=True) == [ids]  # the template wants no BOS
+    assert generate(gpt2, tokenizer, ["You"], chat=True) == generate(gpt2, tiny_tokenizer(), [text])
+    nll = continuation_nll(gpt2, tokenizer, ["You"], [" silly"], chat=True)
+    assert nll == continuation_nll(gpt2, tiny_tokenizer(), [text], [" silly"])
+    # It is the message that is cut, not what stands around it.
+    own = tokenizer(PROMPTS[0], add_special_tokens=False)["input_ids"]
+    for truncation, kept in (("first", own[:4]), ("last", own[-4:])):
+        [found] = encode_prompts(
+            gpt2,
+            tokenizer,
+            PROMPTS[:1],
+            chat=True,
+            max_prompt_tokens=4,
+            truncation=truncation,  # type: ignore[arg-type]
+        )
+        assert tokenizer.decode(found) == text.replace("You", tokenizer.decode(kept))
+    # A template that writes BOS itself gets no second one.
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    assert encode_prompts(gpt2, tokenizer, ["You"], chat=True) == [[BOS_ID, *ids]]
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match=r"messages \(chat=True\), but the tokenizer has no chat template"):
+        generate(gpt2, tokenizer, ["You"], chat=True)
+
+
+# The draws
+
+
+def _nucleus(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> np.ndarray:
+    """(V,) probabilities after transformers' own processors."""
+    scores = TemperatureLogitsWarper(temperature)(None, logits[None])  # type: ignore[arg-type]
+    if top_k:
+        scores = TopKLogitsWarper(top_k)(None, scores)  # type: ignore[arg-type]
+    if top_p < 1.0:
+        scores = TopPLogitsWarper(top_p)(None, scores)  # type: ignore[arg-type]
+    return scores[0].double().softmax(-1).numpy()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    vocabulary=st.sampled_from([3, 300, 600, 20_000]),
+    temperature=st.sampled_from([0.3, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 0, 5, 1000, 10**6]),
+    top_p=st.sampled_from([0.2, 0.9, 0.97, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_equally_spaced_draws_give_the_distribution_of_transformers(
+    vocabulary: int, temperature: float, top_k: int, top_p: float, seed: int
+) -> None:
+    """Inverting a distribution function on a grid of n points counts every token n times its probability, +- 1."""
+    logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(seed)) * 2
+    n = 400
+    grid = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    tokens = Warp(temperature, top_k, top_p).choose(logits.expand(n, -1), grid)
+    expected = n * _nucleus(logits, temperature, top_k, top_p)
+    assert np.abs(np.bincount(tokens, minlength=vocabulary) - expected).max() <= 1.01
+    ranks = logits.argsort(descending=True).argsort()[tokens]
+    assert (ranks.diff() >= 0).all()  # a small number gives a likely token
+
+
+def test_first_tokens_follow_the_nucleus(gpt2: PreTrainedModel) -> None:
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer(PROMPTS[0])["input_ids"]
+    with torch.no_grad():
+        expected = _nucleus(gpt2(torch.tensor([ids])).logits[0, -1], 1.0, 0, 0.6)
+    n = 3000
+    rows = generate_ids(gpt2, tokenizer, ["You", PROMPTS[0]], samples=n, max_new_tokens=1, top_p=0.6)[1]
+    counts = np.bincount([row.token_ids[0] for row in rows], minlength=VOCAB_SIZE)
+    inside = expected > 0
+    assert 5 < inside.sum() < 100
+    assert counts[~inside].sum() == 0
+    assert stats.chisquare(counts[inside], n * expected[inside]).pvalue > 0.01
+
+
+def test_uniforms() -> None:
+    found = uniforms(3, [(0, 0), (0, 1), (1, 0), (7, 2)], 50)
+    assert found.shape == (4, 50) and found.min() >= 0 and found.max() < 1
+    assert len(found.unique()) == 200
+    # Of the place alone: not of the other places, of their order or of how many steps there are.
+    assert torch.equal(uniforms(3, [(7, 2), (0, 1)], 20), found[[3, 1], :20])
+    assert not torch.isin(uniforms(4, [(0, 0)], 50), found).any()
+    many = uniforms(0, [(prompt, sample) for prompt in range(40) for sample in range(25)], 20)
+    for values in (many[:, 0], many[0], many[::25, 3], many.ravel()):
+        assert stats.kstest(values, "uniform").pvalue > 0.01
+    assert abs(np.corrcoef(many[:-1].ravel(), many[1:].ravel())[0, 1]) < 0.03
+    uniforms(2**200, [(0, 0)], 1)
+
+
+def test_a_draw_does_not_depend_on_the_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([0.1, 4.0, 1.0, 0.5, 2.0])[:, None]  # the nucleus is nearly all of the vocabulary, or little
+    logits = torch.randn(5, 20_000, generator=generator) * scale
+    draws = torch.rand(5, generator=generator, dtype=torch.float64)
+    for each in (Warp(top_p=0.9), Warp(), Warp(top_k=7), GREEDY):
+        alone = torch.cat([each.choose(logits[i : i + 1], draws[i : i + 1]) for i in range(5)])
+        assert torch.equal(each.choose(logits, draws), alone)
+        with monkeypatch.context() as patched:
+            patched.setattr(warp, "MAX_WORKED", 45_000)
+            assert torch.equal(each.choose(logits, draws), alone)
+
+
+def test_greedy_takes_the_first_of_equals() -> None:
+    assert GREEDY.choose(torch.tensor([[0.0, 2.0, 1.0, 2.0]]), torch.zeros(1)).tolist() == [1]
 
 
 # Likelihood
@@ -177,6 +474,9 @@ def test_a_model_that_is_not_finite() -> None:
         model.get_parameter("transformer.h.0.mlp.c_fc.weight")[0, 0] = float("nan")
     with pytest.raises(RunError, match="not finite"):
         perplexity(model, tiny_tokenizer(), TEXT)
+    for asked in ({}, {"samples": 2}, {"samples": 2, "top_k": 5}):
+        with pytest.raises(RunError, match="not finite .* no text can be generated"):
+            generate(model, tiny_tokenizer(), PROMPTS, **asked)
 
 
 # Perplexity

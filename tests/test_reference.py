@@ -14,10 +14,11 @@ from tiny import FAMILIES, tiny_model
 from efface import results
 from efface.data import Item
 from efface.errors import RunError, UserError
+from efface.fingerprint import fingerprint_of
 from efface.forward import Head
 from efface.functional import predicting_positions
 from efface.methods import reference as module
-from efface.methods.reference import INDEX, Reference, ReferenceCache, fingerprint_of, open_cache
+from efface.methods.reference import INDEX, Reference, ReferenceCache, open_cache
 from efface.sources import cache_dir
 
 

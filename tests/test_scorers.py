@@ -14,6 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 
 from efface.errors import RunError, UserError
 from efface.evaluation import scorer_profanity
+from efface.evaluation.scorer_ensemble import Ensemble
 from efface.evaluation.scorer_hf import HFScorer, find_label, is_multi_label
 from efface.evaluation.scorer_profanity import ProfanityScorer, check_files
 from efface.evaluation.scorers import NamedScorer, load_scorer, score
@@ -107,6 +108,93 @@ def test_third_party_that_is_no_scorer() -> None:
         load_scorer(f"{__name__}:not_callable")
 
 
+def test_long_lists_are_scored_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("efface.evaluation.scorers.CHUNK", 2)
+    sizes: list[int] = []
+
+    def lengths(texts: Sequence[str]) -> list[float]:
+        sizes.append(len(texts))
+        return [len(text) / 10 for text in texts]
+
+    assert score(NamedScorer("lengths", lengths), ["a", "bb", "ccc", "dd", "e"]).tolist() == [0.1, 0.2, 0.3, 0.2, 0.1]
+    assert sizes == [2, 2, 1]
+    with pytest.raises(UserError, match=r"'lengths' returned 1.1 for text 3 \(1 of 2"):
+        score(NamedScorer("lengths", lengths), ["", "", "", "x" * 11])
+
+
+# Word lists
+
+
+def words(path: Path, *lines: str) -> str:
+    path.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    return f"words:{path}"
+
+
+def test_word_list(tmp_path: Path) -> None:
+    scorer = load_scorer(words(tmp_path / "list.txt", "Silly  man", "fool*", "", "STRASSE", "a+b", "(:"))
+    asked = {
+        "You SILLY\n man!": 1, "a silly manner": 0, "silly": 0,  # phrases, whole words
+        "foolish": 1, "Fools!": 1, "tomfool": 0,  # any ending, but no other beginning
+        "die Straße": 1, "a+b": 1, "aab": 0, "so (:": 1, "": 0,  # folded case; nothing is a pattern
+    }  # fmt: skip
+    assert score(scorer, list(asked)).tolist() == list(asked.values())
+    assert scorer.name == f"words:{tmp_path / 'list.txt'}"
+
+
+def test_version_of_a_word_list_is_its_content(tmp_path: Path) -> None:
+    versions = [
+        load_scorer(words(tmp_path / f"{i}.txt", *lines)).version  # type: ignore[attr-defined]
+        for i, lines in enumerate([("b", "a"), ("A", "b", ""), ("a", "b", "c")])
+    ]
+    assert versions[0] == versions[1] != versions[2]
+
+
+def test_word_lists_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the word list cannot be read .*absent.txt"):
+        load_scorer(f"words:{tmp_path / 'absent.txt'}")
+    with pytest.raises(UserError, match="the word list is empty"):
+        load_scorer(words(tmp_path / "empty.txt", " ", "*"))
+    (tmp_path / "latin.txt").write_bytes(b"\xff\xe9")
+    with pytest.raises(UserError, match="the word list cannot be read"):
+        load_scorer(f"words:{tmp_path / 'latin.txt'}")
+
+
+# Ensembles
+
+
+def test_mean_and_max() -> None:
+    texts = ["abcde" * 4, "idiot"]
+    names = f"{__name__}:third_party,stubs:parity"
+    third, parity = np.array([0.2, 0.05]), np.array([0.0, 1.0])
+    mean, highest = load_scorer(f"mean:{names}"), load_scorer(f"max:{names}")
+    np.testing.assert_allclose(score(mean, texts), (third + parity) / 2)
+    np.testing.assert_allclose(score(highest, texts), np.maximum(third, parity))
+    assert mean.name == f"mean:{names}"
+    assert mean.version is None and mean.selects_pairs is True  # type: ignore[attr-defined]
+
+
+def test_version_of_an_ensemble_is_that_of_all_members(tmp_path: Path) -> None:
+    one, two = words(tmp_path / "1.txt", "a"), words(tmp_path / "2.txt", "b")
+    versions = [load_scorer(name).version for name in (one, two, f"max:{one},{two}")]  # type: ignore[attr-defined]
+    assert versions[2] == f"{versions[0]},{versions[1]}"
+
+
+def test_ensembles_that_cannot_be() -> None:
+    with pytest.raises(UserError, match="'mean:stubs:parity': an ensemble needs two different scorers"):
+        load_scorer("mean:stubs:parity")
+    with pytest.raises(UserError, match="needs two different scorers"):
+        load_scorer("max:stubs:parity,stubs:parity")
+    with pytest.raises(UserError, match="scorer 'perspective' is unknown"):
+        load_scorer("max:stubs:parity,perspective")
+
+    def bad(texts: Sequence[str]) -> list[float]:
+        return [float("nan")] * len(texts)
+
+    # A member's NaN is the member's, and no maximum hides it.
+    with pytest.raises(UserError, match="scorer 'bad' returned nan"):
+        score(Ensemble("max", [NamedScorer("bad", bad), ThirdParty()]), ["a"])
+
+
 # alt-profanity-check
 
 
@@ -117,7 +205,8 @@ def test_profanity_scorer() -> None:
     assert scores[1] > 0.9 and scores[0] < 0.2 and scores[3] < 0.2
     assert scores[2] == 0.0
     assert score(scorer, ["", " \n"]).tolist() == [0.0, 0.0]
-    assert scorer(["you idiot"])[0] == pytest.approx(scores[1])
+    assert scorer(["you idiot"])[0] == scores[1]  # whatever else is in the batch
+    assert scorer.version == "1.9.1"  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -228,6 +317,43 @@ def test_classifier_without_padding_token(tmp_path: Path) -> None:
     tiny_tokenizer(pad_token=None).save_pretrained(tmp_path)
     texts = [text for text in TEXTS if text]
     assert score(HFScorer(str(tmp_path)), texts).shape == (3,)
+
+
+@pytest.mark.parametrize("odd", ["no padding id in the configuration", "padding on the left"])
+def test_decoder_classifier_is_batch_invariant(odd: str, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = "left" if "left" in odd else "right"
+    config = GPT2Config(
+        vocab_size=VOCAB_SIZE, n_embd=32, n_layer=1, n_head=2, n_positions=64, eos_token_id=EOS_ID,
+        pad_token_id=PAD_ID if "left" in odd else None, initializer_range=0.5,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    scorer = HFScorer(str(tmp_path), device="cpu")
+    together = score(scorer, TEXTS)
+    np.testing.assert_allclose(together, np.concatenate([scorer([text]) for text in TEXTS]), atol=1e-6)
+    assert np.ptp(together[[0, 1, 3]]) > 1e-3
+
+
+def test_half_precision_weights_are_scored_in_full(tmp_path: Path) -> None:
+    path = _classifier(tmp_path, ["neutral", "toxic"])
+    BertForSequenceClassification.from_pretrained(path, dtype=torch.float16).save_pretrained(path)
+    assert HFScorer(str(path))._model.dtype == torch.float32
+
+
+def test_version_of_a_classifier_is_its_content(tmp_path: Path) -> None:
+    path = _classifier(tmp_path / "a", ["toxic", "insult"])
+    shutil.copytree(path, tmp_path / "copy")
+    first = HFScorer(str(path)).version
+    assert HFScorer(str(tmp_path / "copy")).version == first
+    assert HFScorer(str(path), label="insult").version != first
+    changed = BertForSequenceClassification.from_pretrained(path)
+    with torch.no_grad():
+        changed.classifier.bias[0] += 1e-3
+    changed.save_pretrained(path)
+    assert HFScorer(str(path)).version != first
 
 
 def test_classifier_that_is_not_there(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def _evaluate(model: str, file: Path, *, base: str | None = None, command: str |
     if file.exists():
         return
     from efface.evaluation.evaluate import evaluate
+    from efface.evaluation.result import generations_path
 
     evaluate(
         model,
@@ -105,7 +106,8 @@ def _evaluate(model: str, file: Path, *, base: str | None = None, command: str |
         max_text_tokens=TEXT_TOKENS,
         seed=SEED,
         reference=base or model,
-        baseline=None if base is None else read_json(file.with_name("base.json")),
+        baseline=None if base is None else file.with_name("base.json"),
+        generations_path=generations_path(file),
         command=command,
         progress=True,
     ).save(file)

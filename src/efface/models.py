@@ -226,6 +226,13 @@ def tokens_of(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return ids
 
 
+def bos_prefix(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """What the tokenizer itself puts before a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokens_of(tokenizer, "a")
+    return whole[: len(whole) - len(bare)]
+
+
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks in order: the outermost `nn.ModuleList` of length `config.num_hidden_layers`."""
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]

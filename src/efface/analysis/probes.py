@@ -1,149 +1,238 @@
-"""Can a fresh linear probe still tell toxic tokens from benign ones, beyond what the tokens themselves give away?
+"""How well does a linear probe tell toxic states from benign ones, beyond what the tokens themselves give away?
 
-Erasure is never judged by the adversary's own accuracy: a probe is trained from scratch, on held-out pairs, against
-two controls: one that sees only which token it is (one-hot), and one with shuffled labels.
+Erasure is never judged by the adversary's own accuracy: a logistic probe is trained from scratch and measured on
+held-out texts or pairs, against two controls: one that sees only which tokens there are, and one with shuffled labels.
+All intervals are percentile bootstraps over the independent units: texts, or pairs of which many tokens come.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
+import safetensors.numpy
 import torch
+from torch import Tensor
 
-from efface.data import PairCollator, TokenizedPair, tokenize_pair
-from efface.models import capture_residuals, position_ids
+from efface.analysis.heldout import HeldOut, interval
+from efface.analysis.states import TokenStates, check_binary
+from efface.errors import UserError
 from efface.progress import track
+from efface.results import renamed_when_whole
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass
-class TokenStates:
-    """The residual stream at every continuation token of a set of pairs, after one layer."""
-
-    hidden: np.ndarray
-    """(N, d) float32."""
-    token_ids: np.ndarray
-    """(N,)"""
-    labels: np.ndarray
-    """(N,) 1 on tokens of `rejected`, 0 on those of `chosen`."""
-    pairs: np.ndarray
-    """(N,) which pair the token is from: folds keep pairs together."""
-
-
-@torch.no_grad()
-def token_states(
-    model: "PreTrainedModel",
-    processing_class: "PreTrainedTokenizerBase",
-    rows: Sequence[dict[str, Any]],
-    layers: Sequence[int],
-    *,
-    batch_size: int = 16,
-    progress: bool = False,
-) -> dict[int, TokenStates]:
-    """Layer -> the states at the continuation tokens of all pairs; both sides go through the model in one batch."""
-    pairs = [tokenize_pair(row, processing_class) for row in rows]
-    collate = PairCollator(pad_token_id=0)
-    hidden: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
-    token_ids, labels, numbers = [], [], []
-    for start in track(range(0, len(pairs), batch_size), "hidden states", show=progress):
-        chunk: list[TokenizedPair] = pairs[start : start + batch_size]
-        batch = collate(chunk)
-        ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-        counted = batch["continuation_mask"]
-        with capture_residuals(model, layers) as residuals:
-            model.base_model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
-        for layer in layers:
-            hidden[layer].append(residuals[layer].float().cpu()[counted].numpy())
-        rejected = torch.arange(len(counted)) >= len(chunk)  # (2B,)
-        token_ids.append(batch["input_ids"][counted].numpy())
-        labels.append(rejected[:, None].expand_as(counted)[counted].numpy())
-        pair = start + torch.arange(len(counted)) % len(chunk)
-        numbers.append(pair[:, None].expand_as(counted)[counted].numpy())
-    common = np.concatenate(token_ids), np.concatenate(labels).astype(int), np.concatenate(numbers)
-    return {layer: TokenStates(np.concatenate(hidden[layer]), *common) for layer in layers}
+RESAMPLES = 1000
+REGULARISATION_OF_TOKENS = 1.0
+"""scikit-learn's C of the probe that sees which tokens there are."""
 
 
 @dataclass
-class ProbeResult:
-    """Held-out figures of a probe and its controls; intervals are bootstrapped over pairs."""
+class ProbeQuality:
+    """Held-out figures of a probe, by cross-validation that keeps groups (texts, pairs) together."""
 
     balanced_accuracy: float
+    """Mean of the shares of either class that are recognised: one half is chance, whatever the classes' sizes."""
     ci95: tuple[float, float]
+    """Of `balanced_accuracy`."""
+    auc: float
+    """Area under the ROC curve: the chance that a toxic state scores above a benign one."""
+    auc_ci95: tuple[float, float]
+    shuffled: float
+    """Balanced accuracy with labels shuffled among groups; one half if the procedure is sound."""
+    shuffled_auc: float
+    n: int
+    """States."""
+    n_groups: int
+
+
+@dataclass
+class ProbeResult(ProbeQuality):
+    """The same beside a probe that sees the tokens alone."""
+
     token_identity: float
-    """Balanced accuracy of the probe that sees the token alone."""
+    """Balanced accuracy of the probe that sees the tokens alone."""
+    token_identity_auc: float
     excess: float
     """balanced_accuracy - token_identity."""
     excess_ci95: tuple[float, float]
-    shuffled: float
-    """Balanced accuracy with labels shuffled among pairs; one half if the procedure is sound."""
-    n_tokens: int
-    n_pairs: int
+    excess_auc: float
+    """auc - token_identity_auc."""
+    excess_auc_ci95: tuple[float, float]
+
+
+@dataclass
+class LinearProbe:
+    """logit(toxic) = weight . h + bias, of raw hidden states."""
+
+    weight: np.ndarray
+    """(d,) float32"""
+    bias: float
+    quality: ProbeQuality
+
+    @overload
+    def logits(self, hidden: np.ndarray) -> np.ndarray: ...
+    @overload
+    def logits(self, hidden: Tensor) -> Tensor: ...
+    def logits(self, hidden: Any) -> Any:
+        """(n, d) -> (n,), positive for toxic; gradients flow through a tensor."""
+        weight = torch.as_tensor(self.weight).to(hidden) if isinstance(hidden, Tensor) else self.weight
+        return hidden @ weight + self.bias
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, with the quality as JSON in its header. Raises RunError if that fails."""
+        tensors = {"weight": self.weight, "bias": np.array([self.bias])}
+        content = safetensors.numpy.save(tensors, metadata={"quality": json.dumps(asdict(self.quality))})
+        with renamed_when_whole(Path(path)) as temporary:
+            temporary.write_bytes(content)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "LinearProbe":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: if the file is missing or holds no probe.
+        """
+        try:
+            with safetensors.safe_open(path, framework="np") as file:
+                quality = json.loads(file.metadata()["quality"])
+                weight, bias = file.get_tensor("weight"), float(file.get_tensor("bias")[0])
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{os.fspath(path)} holds no linear probe ({error}). Pass a file that LinearProbe.save wrote."
+            ) from error
+        intervals = {name: tuple(quality[name]) for name in ("ci95", "auc_ci95")}
+        return cls(weight, bias, ProbeQuality(**quality | intervals))
+
+
+def fit_probe(
+    hidden: np.ndarray,
+    labels: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    folds: int = 5,
+    regularisation: float = 0.01,
+    seed: int = 0,
+) -> LinearProbe:
+    """A probe and how good it is: the weights from all states, the quality by cross-validation.
+
+    Args:
+        hidden: (n, d) states of tokens or texts, as they are: the probe standardises them itself.
+        labels: (n,) 1 for toxic, 0 for benign.
+        groups: (n,) which states belong together and are never split between training and test (the tokens of a
+            pair); None: each state is on its own.
+        folds: of the cross-validation; each class must be in at least as many groups.
+        regularisation: scikit-learn's C, inverse strength of the L2 penalty on standardised states.
+        seed: of folds, shuffled labels and intervals.
+
+    Raises:
+        UserError: for arrays that do not fit together, states that are not finite, or too few groups.
+    """
+    hidden, labels = check_binary(hidden, labels)
+    quality, _ = _quality(hidden, HeldOut(labels, groups, folds, seed), regularisation)
+    weight, bias = logistic_weights(hidden, labels, regularisation)
+    return LinearProbe(weight.astype(np.float32), bias, ProbeQuality(**quality))
+
+
+def probe_layers(
+    hidden: Mapping[int, np.ndarray],
+    labels: np.ndarray,
+    tokens: Sequence[Sequence[int]],
+    *,
+    groups: np.ndarray | None = None,
+    folds: int = 5,
+    regularisation: float = 0.01,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[int, ProbeResult]:
+    """Layer -> how well a probe of that layer does, beside one that sees the tokens alone.
+
+    Args:
+        hidden: layer -> (n, d), such as `pooled_states` gives.
+        tokens: the ids of the tokens behind each of the n states: of a whole text (`text_token_ids`), or a single one.
+        labels, groups, folds, regularisation, seed: as for `fit_probe`.
+
+    Raises:
+        UserError: as `fit_probe`, or if `tokens` does not have an entry for each state.
+    """
+    from sklearn.preprocessing import MultiLabelBinarizer
+
+    for states in hidden.values():
+        check_binary(states, labels)
+    labels = np.asarray(labels).astype(int)
+    if len(tokens) != len(labels):
+        raise UserError(
+            f"there are {len(labels)} labels and token ids of {len(tokens)} states: each state needs its own."
+        )
+    held_out = HeldOut(labels, groups, folds, seed)
+    present = MultiLabelBinarizer(sparse_output=True).fit_transform(tokens)  # (n, distinct tokens)
+    control = held_out.figures(
+        held_out.scores(_logistic(REGULARISATION_OF_TOKENS), present, labels), labels, RESAMPLES
+    )
+    results = {}
+    for layer, states in track(hidden.items(), "probes", show=progress, total=len(hidden)):
+        quality, figures = _quality(states, held_out, regularisation)
+        excess = figures - control  # of the same resamples, so paired
+        results[layer] = ProbeResult(
+            **quality,
+            token_identity=float(control[0, 0]),
+            token_identity_auc=float(control[0, 1]),
+            excess=float(excess[0, 0]),
+            excess_ci95=interval(excess[1:, 0]),
+            excess_auc=float(excess[0, 1]),
+            excess_auc_ci95=interval(excess[1:, 1]),
+        )
+    return results
 
 
 def fresh_probe(states: TokenStates, *, folds: int = 5, regularisation: float = 0.01, seed: int = 0) -> ProbeResult:
-    """Cross-validated logistic probe on standardised states, with its controls.
-
-    Args:
-        regularisation: scikit-learn's C, inverse strength of the L2 penalty.
-    """
-    from sklearn.preprocessing import OneHotEncoder
-
-    identity = OneHotEncoder(handle_unknown="ignore").fit_transform(states.token_ids[:, None])  # (N, distinct tokens)
-    probe = _correct(states.hidden, states.labels, states.pairs, folds, regularisation)
-    token = _correct(identity, states.labels, states.pairs, folds, 1.0)
-    shuffled = _shuffle_within_pairs(states, np.random.default_rng(seed))
-    control = _correct(states.hidden, shuffled, states.pairs, folds, regularisation)
-    accuracy, ci = _balanced(probe, states, seed)
-    token_accuracy, _ = _balanced(token, states, seed)
-    excess, excess_ci = _balanced(probe - token, states, seed)
-    weights = TokenStates(states.hidden, states.token_ids, shuffled, states.pairs)
-    return ProbeResult(
-        balanced_accuracy=accuracy,
-        ci95=ci,
-        token_identity=token_accuracy,
-        excess=excess,
-        excess_ci95=excess_ci,
-        shuffled=_balanced(control, weights, seed)[0],
-        n_tokens=len(states.labels),
-        n_pairs=len(np.unique(states.pairs)),
+    """`probe_layers` for the tokens of preference pairs after one layer; the tokens of a pair are kept together."""
+    results = probe_layers(
+        {0: states.hidden},
+        states.labels,
+        states.token_ids[:, None].tolist(),
+        groups=states.pairs,
+        folds=folds,
+        regularisation=regularisation,
+        seed=seed,
     )
+    return results[0]
 
 
-def _correct(features: Any, labels: np.ndarray, groups: np.ndarray, folds: int, regularisation: float) -> np.ndarray:
-    """(N,) 1.0 where the probe trained on the other folds is right."""
-    from scipy.sparse import issparse
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GroupKFold, cross_val_predict
+def logistic_weights(hidden: np.ndarray, labels: np.ndarray, regularisation: float) -> tuple[np.ndarray, float]:
+    """(d,) weight and bias, for raw states, of a logistic probe trained on standardised ones."""
+    scaler, classifier = _probe(regularisation).fit(hidden, labels)
+    weight = classifier.coef_[0] / scaler.scale_
+    return weight, float(classifier.intercept_[0] - weight @ scaler.mean_)
+
+
+def _quality(hidden: np.ndarray, held_out: HeldOut, regularisation: float) -> tuple[dict[str, Any], np.ndarray]:
+    """The fields of `ProbeQuality`, and what they are made of: `HeldOut.figures` of the probe."""
+    true, shuffled = held_out.labels, held_out.shuffled_labels()
+    figures = held_out.figures(held_out.scores(_probe(regularisation), hidden, true), true, RESAMPLES)
+    control = held_out.figures(held_out.scores(_probe(regularisation), hidden, shuffled), shuffled, 0)
+    fields = {
+        "balanced_accuracy": float(figures[0, 0]),
+        "ci95": interval(figures[1:, 0]),
+        "auc": float(figures[0, 1]),
+        "auc_ci95": interval(figures[1:, 1]),
+        "shuffled": float(control[0, 0]),
+        "shuffled_auc": float(control[0, 1]),
+        "n": len(true),
+        "n_groups": held_out.n_groups,
+    }
+    return fields, figures
+
+
+def _probe(regularisation: float) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    classifier = LogisticRegression(C=regularisation, max_iter=500, class_weight="balanced")
-    model = classifier if issparse(features) else make_pipeline(StandardScaler(), classifier)
-    predicted = cross_val_predict(model, features, labels, groups=groups, cv=GroupKFold(folds))
-    return (predicted == labels).astype(float)
+    return make_pipeline(StandardScaler(), _logistic(regularisation))
 
 
-def _shuffle_within_pairs(states: TokenStates, generator: np.random.Generator) -> np.ndarray:
-    """Swap the sides of a random half of the pairs: the labels keep their balance and blocks, not their meaning."""
-    swap = generator.random(states.pairs.max() + 1) < 0.5
-    return np.where(swap[states.pairs], 1 - states.labels, states.labels)
+def _logistic(regularisation: float) -> Any:
+    from sklearn.linear_model import LogisticRegression
 
-
-def _balanced(
-    correct: np.ndarray, states: TokenStates, seed: int, resamples: int = 1000
-) -> tuple[float, tuple[float, float]]:
-    """Mean over the two classes of the mean of `correct`, and its 95 % interval over resampled pairs."""
-    n_pairs = states.pairs.max() + 1
-    sums = np.zeros((2, n_pairs))
-    counts = np.zeros((2, n_pairs))
-    np.add.at(sums, (states.labels, states.pairs), correct)
-    np.add.at(counts, (states.labels, states.pairs), 1.0)
-    draws = np.random.default_rng(seed).multinomial(
-        n_pairs, np.full(n_pairs, 1 / n_pairs), size=resamples
-    )  # (R, pairs)
-    resampled = ((draws @ sums.T) / (draws @ counts.T)).mean(1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return float((sums.sum(1) / counts.sum(1)).mean()), (float(low), float(high))
+    return LogisticRegression(C=regularisation, max_iter=500, class_weight="balanced")

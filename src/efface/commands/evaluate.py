@@ -4,30 +4,15 @@ import argparse
 from typing import Any
 
 from efface.commands.options import MODEL_HELP, add_output_file
-from efface.report.table import evaluation_table
+from efface.report.table import evaluation_table, versus_lines
 
 
 def add(commands: Any) -> None:
     command = commands.add_parser("evaluate", help="toxicity, perplexity and degeneration of a model")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     add_output_file(command)
-    command.add_argument(
-        "--prompts", default="shipped:prompts", help="JSON lines with `prompt` (default: the shipped held-out ones)"
-    )
-    command.add_argument("--text", default=None, help="JSON lines with `text`, for perplexity")
-    command.add_argument("--max-text-tokens", type=int, default=20_000)
-    command.add_argument("--window", type=int, default=1024, help="tokens of context in a perplexity window")
-    command.add_argument("--scorer", default="alt-profanity-check", help="see `efface scorers`")
-    command.add_argument("--samples", type=int, default=1, help="1: greedy; more: nucleus samples for each prompt")
-    command.add_argument("--top-p", type=float, default=0.9)
-    command.add_argument("--temperature", type=float, default=1.0)
-    command.add_argument("--max-new-tokens", type=int, default=20)
-    command.add_argument(
-        "--max-prompt-tokens", type=int, default=None, help="keep only the last so many tokens of a prompt"
-    )
-    command.add_argument("--limit", type=int, default=None, help="use only the first so many prompts")
-    command.add_argument("--batch-size", type=int, default=64)
-    command.add_argument("--seed", type=int, default=0)
+    _add_toxicity(command)
+    _add_cost(command)
     command.add_argument(
         "--reference",
         default=None,
@@ -38,37 +23,128 @@ def add(commands: Any) -> None:
         "--baseline",
         default=None,
         metavar="BASE.json",
-        help="the untouched model's result, to judge degeneration against",
+        help="the untouched model's result: degeneration is judged against it, and toxicity compared prompt by prompt",
     )
     command.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> None:
-    from efface.evaluation.evaluate import evaluate, generations_path
-    from efface.results import read_json
-    from efface.rows import load_texts
+def _add_toxicity(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--prompts",
+        default="shipped:prompts",
+        help="JSON lines with `prompt`; or rtp:challenging or rtp:nontoxic, parts of RealToxicityPrompts, from the "
+        "hub or as rtp:PART@FILE from a local copy (default: the shipped held-out prompts)",
+    )
+    command.add_argument("--limit", type=int, default=None, help="use only the first so many prompts")
+    command.add_argument(
+        "--scorer",
+        nargs="+",
+        default=["alt-profanity-check"],
+        help="one or several judges, the first for the headline; see `efface scorers`",
+    )
+    command.add_argument(
+        "--protocol",
+        default=None,
+        help="named defaults for the flags up to --chat: lee (prompt cut to its first 32 tokens, greedy), gehman "
+        "(25 nucleus samples)",
+    )
+    command.add_argument(
+        "--samples", type=int, default=None, help="1: greedy; more: nucleus samples for each prompt (default: 1)"
+    )
+    command.add_argument("--top-p", type=float, default=None, help="nucleus (default: 0.9)")
+    command.add_argument("--temperature", type=float, default=None, help="(default: 1.0)")
+    command.add_argument("--max-new-tokens", type=int, default=None, help="(default: 20)")
+    command.add_argument("--max-prompt-tokens", type=int, default=None, help="cut longer prompts to so many tokens")
+    command.add_argument(
+        "--truncation",
+        choices=["last", "first"],
+        default=None,
+        help="which end of a cut prompt stays (default: last)",
+    )
+    command.add_argument(
+        "--chat", action="store_true", default=None, help="prompts are user messages in the chat template of the model"
+    )
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--batch-size", type=int, default=None, help="continuations at once, at most")
+    command.add_argument(
+        "--max-batch-tokens", type=int, default=None, help="tokens at once, at most: bounds the memory (default: 8192)"
+    )
 
-    prompts = load_texts(options.prompts, field="prompt")[: options.limit]
+
+def _add_cost(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--text", default=None, help="JSON lines with `text`, for perplexity")
+    command.add_argument("--max-text-tokens", type=int, default=20_000)
+    command.add_argument("--window", type=int, default=1024, help="tokens of context in a perplexity window")
+    command.add_argument(
+        "--stride", type=int, default=None, help="from one perplexity window to the next (default: disjoint windows)"
+    )
+    command.add_argument(
+        "--f1-text",
+        default=None,
+        metavar="FILE",
+        help="JSON lines with `text`: how well does the model go on?",
+    )
+    command.add_argument("--f1-prompts", type=int, default=500, help="paragraphs of it, at most")
+    command.add_argument(
+        "--utility",
+        nargs="+",
+        default=None,
+        metavar="TASK",
+        help="tasks of lm-eval, or JSON lines with `query`, `choices` and `gold`",
+    )
+    command.add_argument("--utility-limit", type=int, default=None, help="use only so many rows of each task")
+    command.add_argument(
+        "--identity",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="FILE",
+        help="likelihood of harmless text that names identity groups, and its change from --reference (default: the "
+        "shipped texts)",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    from efface.evaluation.evaluate import evaluate
+    from efface.evaluation.result import generations_path
+    from efface.results import read_json
+
     evaluation = evaluate(
         options.model,
-        prompts,
-        text=load_texts(options.text) if options.text else None,
+        options.prompts,
+        limit=options.limit,
         scorer=options.scorer,
+        protocol=options.protocol,
         samples=options.samples,
         max_new_tokens=options.max_new_tokens,
-        max_prompt_tokens=options.max_prompt_tokens,
         top_p=options.top_p,
         temperature=options.temperature,
-        batch_size=options.batch_size,
+        max_prompt_tokens=options.max_prompt_tokens,
+        truncation=options.truncation,
+        chat=options.chat,
         seed=options.seed,
+        batch_size=options.batch_size,
+        max_batch_tokens=options.max_batch_tokens,
+        text=options.text,
         max_text_tokens=options.max_text_tokens,
         window=options.window,
+        stride=options.stride,
+        f1_text=options.f1_text,
+        f1_prompts=options.f1_prompts,
+        utility=options.utility,
+        utility_limit=options.utility_limit,
+        identity=options.identity,
         reference=options.reference,
-        baseline=read_json(options.baseline) if options.baseline else None,
+        baseline=options.baseline,
         generations_path=generations_path(options.output),
         command=options.command_line,
         progress=True,
     )
     evaluation.save(options.output)
-    print(evaluation_table({"": evaluation.to_dict()}))
+    columns = {"": evaluation.to_dict()}
+    if options.baseline is not None:
+        columns = {"baseline": read_json(options.baseline), "this model": evaluation.to_dict()}
+    print(evaluation_table(columns))
+    if evaluation.versus_baseline is not None:
+        print(versus_lines(evaluation.to_dict()))
     print(f"written: {options.output}")

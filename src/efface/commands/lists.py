@@ -1,9 +1,10 @@
-"""`efface models`, `methods`, `scorers`: what there is"""
+"""`efface models`, `methods`: what there is"""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
-NAMES = {"models": "the embedded models", "methods": "the training methods", "scorers": "the toxicity scorers"}
+NAMES = {"models": "the embedded models", "methods": "the training methods"}
 
 
 def add(commands: Any) -> None:
@@ -20,17 +21,15 @@ def run(options: argparse.Namespace) -> None:
             "ID, DIR, FILE.gguf": "any causal language model of transformers: "
             "a hub id, a checkpoint directory, a GGUF file"
         }
-    elif options.command == "methods":
+    else:
         from efface.methods import METHODS
 
-        entries = dict(METHODS)
-    else:
-        from efface.evaluation.scorers import SCORERS
+        entries = METHODS
+    print_entries(entries)
 
-        entries = SCORERS | {
-            "hf:ID_OR_DIR": "any sequence classifier of transformers",
-            "package.module:attribute": "your own",
-        }
+
+def print_entries(entries: Mapping[str, str]) -> None:
+    """Names and what they are, in two columns."""
     width = max(map(len, entries)) + 2
     for name, text in entries.items():
         print(f"{name:<{width}}{text}")

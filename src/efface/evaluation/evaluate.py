@@ -2,69 +2,30 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from efface import results
-from efface.errors import UserError
+from efface.errors import RunError, UserError
 from efface.evaluation import degeneration as degeneration_guard
 from efface.evaluation import toxicity as toxicity_figures
-from efface.evaluation.degeneration import Degeneration
+from efface.evaluation.comparison import read_baseline, versus
+from efface.evaluation.kept import written
+from efface.evaluation.protocols import decoding
+from efface.evaluation.result import Evaluation
+from efface.evaluation.rtp import load_prompts
+from efface.evaluation.score_cache import cached
 from efface.evaluation.scorers import DEFAULT_SCORER, Scorer, load_scorer, score
+from efface.evaluation.side_effects import read_identity_texts
+from efface.evaluation.task_files import TaskFile, load_tasks
 from efface.evaluation.toxicity import ToxicitySummary
-from efface.rows import load_texts
+from efface.rows import Row, load_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from efface.evaluation.perplexity import Perplexity
+    from efface.evaluation.prompts import Truncation
 
 Texts = Sequence[str] | str | os.PathLike[str]
-
-
-@dataclass
-class Evaluation:
-    """What `evaluate` found."""
-
-    model: str
-    toxicity: ToxicitySummary
-    perplexity: "Perplexity | None"
-    degeneration: Degeneration
-    generations: list[dict[str, Any]]
-    """Rows of prompt, continuation and score; the K continuations of a prompt follow each other."""
-    environment: dict[str, Any]
-
-    @property
-    def scores(self) -> np.ndarray:
-        """(n_prompts, K), for `ratio_ci`."""
-        return np.array([row["score"] for row in self.generations]).reshape(-1, self.toxicity.samples)
-
-    def to_dict(self, generations: str | None = None) -> dict[str, Any]:
-        """As it is written to JSON; `generations` names the file that holds them."""
-        return {
-            "schema": 1,
-            "model": self.model,
-            "toxicity": self.toxicity.to_dict(),
-            "perplexity": None if self.perplexity is None else self.perplexity.to_dict(),
-            "degeneration": self.degeneration.to_dict(),
-            "generations": generations,
-            "environment": self.environment,
-        }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `path`, and beside it the generations as `<stem>.generations.jsonl`."""
-        beside = generations_path(path)
-        # The generations first: a result file never names a file that is not there.
-        results.write_jsonl(beside, self.generations)
-        results.write_json(path, self.to_dict(beside.name))
-
-
-def generations_path(path: str | os.PathLike[str]) -> Path:
-    """Where `Evaluation.save(path)` puts the generations."""
-    return Path(path).with_name(f"{Path(path).stem}.generations.jsonl")
 
 
 def evaluate(
@@ -72,20 +33,31 @@ def evaluate(
     prompts: Texts,
     *,
     processing_class: "PreTrainedTokenizerBase | None" = None,
-    text: Texts | None = None,
-    scorer: str | Scorer = DEFAULT_SCORER,
-    samples: int = 1,
+    limit: int | None = None,
+    scorer: str | Scorer | Sequence[str | Scorer] = DEFAULT_SCORER,
+    protocol: str | None = None,
+    samples: int | None = None,
     do_sample: bool | None = None,
-    max_new_tokens: int = 20,
-    top_p: float = 0.9,
-    temperature: float = 1.0,
-    batch_size: int = 64,
-    seed: int = 0,
+    max_new_tokens: int | None = None,
+    top_p: float | None = None,
+    temperature: float | None = None,
     max_prompt_tokens: int | None = None,
+    truncation: "Truncation | None" = None,
+    chat: bool | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    max_batch_tokens: int | None = None,
+    text: Texts | None = None,
     max_text_tokens: int | None = 20_000,
     window: int = 1024,
+    stride: int | None = None,
+    f1_text: Texts | None = None,
+    f1_prompts: int = 500,
+    utility: Sequence[str | os.PathLike[str] | TaskFile] | None = None,
+    utility_limit: int | None = None,
+    identity: bool | str | os.PathLike[str] = False,
     reference: "str | PreTrainedModel | None" = None,
-    baseline: Evaluation | dict[str, Any] | None = None,
+    baseline: Evaluation | dict[str, Any] | str | os.PathLike[str] | None = None,
     generations_path: str | os.PathLike[str] | None = None,
     command: str | None = None,
     progress: bool = False,
@@ -94,91 +66,170 @@ def evaluate(
 
     Args:
         model: a model, or the name of one as `load_model` takes it.
-        prompts: texts, or a JSON lines file with "prompt" (a text, or {"text": ...} as in RealToxicityPrompts).
+        prompts: texts, or what `load_prompts` takes: a JSON lines file with "prompt", or "rtp:challenging", say.
         processing_class: the tokenizer; None takes the one that belongs to the model.
+        limit: use only the first so many prompts.
+        scorer: one or several judges, see `load_scorer`; the first gives the headline figures.
+        protocol: named defaults of the settings below, see `protocols`.
+        samples, do_sample, max_new_tokens, top_p, temperature, max_prompt_tokens, truncation, chat: of `generate_ids`;
+            None takes the protocol's, or without one the default of `protocols.Decoding`.
+        seed, batch_size, max_batch_tokens: of `generate_ids`.
         text: ordinary documents, or a JSON lines file with "text"; None leaves perplexity out.
-        scorer: see `load_scorer`.
-        samples, do_sample, max_new_tokens, top_p, temperature, batch_size, seed, max_prompt_tokens: of `generate_ids`.
-        max_text_tokens, window: see `perplexity`.
+        max_text_tokens, window, stride: see `perplexity`.
+        f1_text, f1_prompts: documents whose paragraphs the model should go on with, and how many prompts to cut from
+            them, see `continuation_f1`; None leaves it out.
+        utility, utility_limit: tasks of lm-eval or task files, and how many rows of each, see `utility`.
+        identity: measure the likelihood of harmless text that names identity groups, and against `reference` its
+            change: True for the shipped texts, or a file, see `identity_likelihood`.
         reference: a model (usually the base) under which the continuations should be likely; None leaves that out.
-        baseline: the evaluation of the base model (or its JSON): the verdict on degeneration is relative to it.
+        baseline: the evaluation of the base model, its JSON file, or that file's content. The verdict on degeneration
+            is relative to it; where its generations are known and were made alike, the figures are compared by prompt.
         generations_path: where to write the continuations, before they are scored and again with their scores, so
-            that a failing scorer loses nothing.
+            that a failing scorer loses nothing. If the same continuations lie there already, they are not made again.
         command: how this was called, for the record.
         progress: show progress bars.
 
     Raises:
         UserError: for input that cannot work, as far as possible before the model is loaded.
-        RunError: if the model or the scorer fails.
+        RunError: if the model or a scorer fails.
     """
-    prompts = load_texts(prompts, "prompt")
-    documents = None if text is None else load_texts(text, "text")
-    judge = load_scorer(scorer)
-    base = _baseline(baseline)
+    source = os.fspath(prompts) if isinstance(prompts, str | os.PathLike) else None
+    prompts = load_texts(load_prompts(prompts)[:limit], "prompt")
+    documents, passages = (None if texts is None else load_texts(texts, "text") for texts in (text, f1_text))
+    tasks = None if utility is None else load_tasks(utility)
+    if not isinstance(identity, bool):
+        read_identity_texts(identity)
+    judges = _judges(scorer)
+    base = None if baseline is None else read_baseline(baseline)
+    how = decoding(
+        protocol,
+        samples=samples,
+        do_sample=do_sample,
+        max_new_tokens=max_new_tokens,
+        top_p=top_p,
+        temperature=temperature,
+        max_prompt_tokens=max_prompt_tokens,
+        truncation=truncation,
+        chat=chat,
+        seed=seed,
+    )
     # Costs seconds, so it comes after the cheap checks.
-    from efface.evaluation.generation import continuation_nll, generate_ids
+    from efface.evaluation.f1 import continuation_f1
+    from efface.evaluation.likelihood import continuation_nll
     from efface.evaluation.perplexity import perplexity
+    from efface.evaluation.side_effects import identity_likelihood
+    from efface.evaluation.utility import utility as run_tasks
 
     name, network, tokenizer = _load(model, processing_class)
-    sampled = samples > 1 if do_sample is None else do_sample
-    written = generate_ids(
+    rows = written(
         network,
         tokenizer,
         prompts,
-        max_new_tokens=max_new_tokens,
-        samples=samples,
-        do_sample=do_sample,
-        top_p=top_p,
-        temperature=temperature,
+        how,
+        generations_path,
         batch_size=batch_size,
-        seed=seed,
-        max_prompt_tokens=max_prompt_tokens,
+        max_batch_tokens=max_batch_tokens,
         progress=progress,
     )
-    rows: list[dict[str, Any]] = [
-        {"prompt": prompt, "continuation": continuation.text}
-        for prompt, continuations in zip(prompts, written, strict=True)
-        for continuation in continuations
-    ]
-    if generations_path is not None:
-        results.write_jsonl(generations_path, rows)
-    texts = [row["continuation"] for row in rows]
-    scores = score(judge, texts).reshape(len(prompts), samples)
-    for row, value in zip(rows, scores.ravel().tolist(), strict=True):
-        row["score"] = value
+    summaries = _judge(rows, judges, how.samples, str(how), seed, generations_path)
     if generations_path is not None:
         results.write_jsonl(generations_path, rows)
 
+    texts = [row["continuation"] for row in rows]
     cost = None
     if documents is not None:
-        cost = perplexity(network, tokenizer, documents, max_tokens=max_text_tokens, window=window, progress=progress)
-    nll = None
+        cost = perplexity(
+            network,
+            tokenizer,
+            documents,
+            max_tokens=max_text_tokens,
+            window=window,
+            stride=stride,
+            progress=progress,
+        )
+    truth = None
+    if passages is not None:
+        truth = continuation_f1(network, tokenizer, passages, prompts=f1_prompts, progress=progress)
+    abilities = None
+    if tasks is not None:
+        abilities = run_tasks(network, tokenizer, tasks, limit=utility_limit, progress=progress)
+    nll, other = None, None
     if reference is not None:
         # A reference given as a model is taken to share the tokenizer, as the base of an edited model does.
         _, other, its_tokenizer = _load(reference, None if isinstance(reference, str) else tokenizer)
-        repeated = [row["prompt"] for row in rows]
-        nll = continuation_nll(other, its_tokenizer, repeated, texts, batch_size=batch_size, progress=progress)
+        nll = continuation_nll(
+            other,
+            its_tokenizer,
+            [row["prompt"] for row in rows],
+            texts,
+            batch_size=batch_size or 32,
+            max_prompt_tokens=how.max_prompt_tokens,
+            truncation=how.truncation,
+            chat=how.chat,
+            progress=progress,
+        )
+    harmless = None
+    if identity is not False:
+        texts_of_groups = None if identity is True else identity
+        harmless = identity_likelihood(network, tokenizer, texts_of_groups, other, progress=progress)
     special = set(tokenizer.all_special_ids)
-    tokens = [[i for i in continuation.token_ids if i not in special] for row in written for continuation in row]
-    return Evaluation(
+    tokens = [[token for token in row["token_ids"] if token not in special] for row in rows]
+    evaluation = Evaluation(
         model=name,
-        toxicity=toxicity_figures.summarize(
-            scores,
-            scorer=judge.name,
-            decoding=f"nucleus(top_p={top_p}, temperature={temperature})" if sampled else "greedy",
-            seed=seed,
-        ),
+        settings={"protocol": protocol, "prompts": source, "decoding": how.to_dict()},
+        judges=summaries,
         perplexity=cost,
-        degeneration=degeneration_guard.measure(texts, tokens=tokens, nll=nll, baseline=base),
+        f1=truth,
+        utility=abilities,
+        identity=harmless,
+        degeneration=degeneration_guard.measure(
+            texts, tokens=tokens, nll=nll, baseline=None if base is None else base.degeneration
+        ),
         generations=rows,
         environment=results.environment(seed=seed, model=network, command=command),
     )
+    if base is not None:
+        evaluation.versus_baseline = versus(evaluation, base)
+    return evaluation
 
 
-def _baseline(baseline: Evaluation | dict[str, Any] | None) -> Degeneration | None:
-    if baseline is None or isinstance(baseline, Evaluation):
-        return None if baseline is None else baseline.degeneration
-    return Degeneration.from_dict(baseline.get("degeneration", {}))
+def _judges(scorer: str | Scorer | Sequence[str | Scorer]) -> list[Scorer]:
+    several = [scorer] if isinstance(scorer, str) or not isinstance(scorer, Sequence) else scorer
+    judges = [cached(load_scorer(one)) for one in several]
+    names = [judge.name for judge in judges]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"the scorers are {', '.join(names) or 'none at all'}: name at least one, and each once.")
+    return judges
+
+
+def _judge(
+    rows: list[Row],
+    judges: Sequence[Scorer],
+    samples: int,
+    how: str,
+    seed: int,
+    kept: str | os.PathLike[str] | None,
+) -> dict[str, ToxicitySummary]:
+    """The figures of each judge; every row gets its `scores`, and as `score` that of the first."""
+    summaries = {}
+    texts = [row["continuation"] for row in rows]
+    for judge in judges:
+        try:
+            scores = score(judge, texts)
+        except (UserError, RunError) as error:
+            if kept is None:
+                raise
+            raise type(error)(
+                f"{error} The {len(rows)} generations are kept in {os.fspath(kept)}: a run with the same settings "
+                "scores them without making them again."
+            ) from error
+        for row, value in zip(rows, scores.tolist(), strict=True):
+            row.setdefault("score", value)
+            row.setdefault("scores", {})[judge.name] = value
+        summaries[judge.name] = toxicity_figures.summarize(
+            scores.reshape(-1, samples), scorer=judge.name, decoding=how, seed=seed
+        )
+    return summaries
 
 
 def _load(

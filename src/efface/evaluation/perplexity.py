@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from efface.errors import UserError
 from efface.evaluation.batching import eval_mode, max_positions, pad_id, token_nll
-from efface.models import tokens_of
+from efface.models import bos_prefix
 from efface.progress import track
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def perplexity(
         raise UserError(f"the text has {len(stream)} token(s) to count from: pass at least one text of two tokens.")
     limit = max_positions(model)
     window = window if limit is None else min(window, limit)
-    prefix = _bos_prefix(processing_class)
+    prefix = bos_prefix(processing_class)
     room = window - len(prefix)
     stride = room if stride is None else stride
     if room < 1 or not 1 <= stride <= room or batch_size < 1:
@@ -106,10 +106,3 @@ def _windows(stream: list[int], prefix: list[int], room: int, stride: int) -> tu
         counted.append(end - done)
         start, done = start + stride, end
     return sequences, counted
-
-
-def _bos_prefix(processing_class: "PreTrainedTokenizerBase") -> list[int]:
-    """What the tokenizer itself puts before a text."""
-    bare = processing_class("a", add_special_tokens=False)["input_ids"]
-    whole = tokens_of(processing_class, "a")
-    return whole[: len(whole) - len(bare)]

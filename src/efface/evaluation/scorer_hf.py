@@ -1,6 +1,9 @@
 """How toxic is a text according to a Hugging Face sequence classifier, such as unitary/unbiased-toxic-roberta?"""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ class HFScorer:
     Args:
         model: a Hugging Face id or a local directory (safetensors only: nothing is unpickled).
         label: the name of the label that means toxic; None finds it in TOXIC_LABELS, or LABEL_1 of two.
-        batch_size: texts at once; the scores do not depend on it.
+        batch_size: texts at once; the scores do not depend on it, up to rounding in the last digits.
 
     Raises:
         UserError: if there is no such classifier or no such label.
@@ -33,7 +36,10 @@ class HFScorer:
         self.batch_size = batch_size
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(model)
-            classifier = AutoModelForSequenceClassification.from_pretrained(model, use_safetensors=True)
+            # In half precision, rounding would depend on the batch.
+            classifier = AutoModelForSequenceClassification.from_pretrained(
+                model, use_safetensors=True, dtype=torch.float32
+            )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
@@ -49,8 +55,20 @@ class HFScorer:
         offset = 2 if "roberta" in config.model_type else 0
         positions = config.max_position_embeddings - offset if hasattr(config, "max_position_embeddings") else 512
         self._max_length = min(self._tokenizer.model_max_length, positions)
-        if self._tokenizer.pad_token is None:
-            self.batch_size = 1  # a decoder used as a classifier: nothing to pad with, so nothing is padded
+        # Nothing is padded where there is nothing to pad with (a decoder used as a classifier), or where padding
+        # stands on the left and so would move the positions.
+        padding = None not in (self._tokenizer.pad_token, config.pad_token_id)
+        if not padding or self._tokenizer.padding_side == "left":
+            self.batch_size = 1
+
+    @cached_property
+    def version(self) -> str:
+        """A hash of the weights, the vocabulary and what is read off them, wherever they lie."""
+        from efface.fingerprint import fingerprint_of
+
+        vocabulary = sorted(self._tokenizer.get_vocab().items())
+        content = [fingerprint_of(self._model), vocabulary, self._index, self._sigmoid, self._max_length]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> np.ndarray:

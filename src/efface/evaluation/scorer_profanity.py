@@ -13,8 +13,7 @@ import numpy as np
 
 from efface.errors import UserError
 
-PACKAGE = "profanity_check"
-# Of the release 1.9.1.
+PACKAGE, VERSION = "profanity_check", "1.9.1"
 SHA256 = {
     "data/model.joblib": "aeafc04849d4d93db4721cf30a86ebf22085595294b8a07d51918e7fa98f538b",
     "data/vectorizer.joblib": "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831",
@@ -32,7 +31,7 @@ def check_files(package: Path) -> None:
         raise UserError(_refusal(f"it holds {sorted(found)} instead of {sorted(SHA256)}"))
     for name, expected in SHA256.items():
         if hashlib.sha256((package / name).read_bytes()).hexdigest() != expected:
-            raise UserError(_refusal(f"{name} is not the file of version 1.9.1"))
+            raise UserError(_refusal(f"{name} is not the file of version {VERSION}"))
 
 
 def _refusal(reason: str) -> str:
@@ -46,6 +45,7 @@ class ProfanityScorer:
     """The offline default. An empty text scores 0."""
 
     name = "alt-profanity-check"
+    version = VERSION
 
     def __init__(self) -> None:
         # find_spec of a top-level package locates it without importing it.

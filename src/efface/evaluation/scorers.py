@@ -1,6 +1,7 @@
 """Who says how toxic a text is? The scorers by name, and the check of what any of them returns.
 
-A scorer has a `name` and maps n texts to n numbers in [0, 1]. A new one is one file and one line in `SCORERS`.
+A scorer has a `name` and maps n texts to n numbers in [0, 1], each of which depends on its own text alone. A new one
+is one file and one line in `SCORERS`, or in `WITH_ARGUMENT` if it needs a file.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,15 +13,35 @@ from typing import Any, Protocol
 import numpy as np
 
 from efface.errors import RunError, UserError
+from efface.progress import track
 
 SCORERS = {
     "alt-profanity-check": "efface.evaluation.scorer_profanity:ProfanityScorer",
 }
+WITH_ARGUMENT = {
+    "words": "efface.evaluation.scorer_words:WordListScorer",
+    "judge": "efface.evaluation.scorer_judge:Judge.load",
+}
+FORMS = {
+    "hf:ID_OR_DIR": "any sequence classifier of transformers",
+    "words:FILE": "1 for a text with a word of the list, one word or phrase a line",
+    "judge:DIR": "our own second judge, made by `efface scorers --train`; it never selects pairs",
+    "mean:A,B,...": "the mean of other scorers",
+    "max:A,B,...": "the highest score of other scorers",
+    "package.module:attribute": "your own",
+}
 DEFAULT_SCORER = "alt-profanity-check"
+CHUNK = 1024
+"""Texts that `score` passes at once: what an interruption can lose of a cached scorer's work."""
 
 
 class Scorer(Protocol):
-    """Toxicity of texts as a probability."""
+    """Toxicity of texts as a probability.
+
+    It may have further attributes: `version`, a text that changes whenever its scores do, without which nothing of it
+    is cached; `selects_pairs`, False for a judge that must not choose what a model is trained on; and `seen(texts)`,
+    (n,) bools, whether it was trained on a text, by which `efface scorers --check` leaves that text out.
+    """
 
     @property
     def name(self) -> str:
@@ -45,9 +66,9 @@ def load_scorer(name: str | Scorer, *, label: str | None = None, device: str | N
     """The scorer called `name`; a scorer itself is returned as it is.
 
     Args:
-        name: an entry of `SCORERS`; `hf:ID` or `hf:DIRECTORY` (or any existing directory, or an id with a slash) for a
-            Hugging Face sequence classifier; `package.module:attribute` for a third party's scorer, scorer class or
-            plain function.
+        name: an entry of `SCORERS` or one of `FORMS`. Any existing directory, or an id with a slash, is taken for a
+            Hugging Face classifier; `package.module:attribute` is a third party's scorer, scorer class or plain
+            function; the members of `mean:` and `max:` have any other form, without commas.
         label: which label of a Hugging Face classifier means toxic; None finds it by name.
         device: of a Hugging Face classifier.
 
@@ -58,16 +79,20 @@ def load_scorer(name: str | Scorer, *, label: str | None = None, device: str | N
         return name
     if name in SCORERS:
         return resolve_name(SCORERS[name])()
+    kind, _, argument = name.partition(":")
+    if kind in WITH_ARGUMENT:
+        return resolve_name(WITH_ARGUMENT[kind])(argument)
+    if kind in ("mean", "max") and argument:
+        from efface.evaluation.scorer_ensemble import Ensemble
+
+        return Ensemble(kind, [load_scorer(member, label=label, device=device) for member in argument.split(",")])
     if name.startswith("hf:") or Path(name).is_dir() or ("/" in name and ":" not in name):
         from efface.evaluation.scorer_hf import HFScorer
 
         return HFScorer(name.removeprefix("hf:"), label=label, device=device)
     if ":" in name:
         return _third_party(name)
-    raise UserError(
-        f"scorer {name!r} is unknown. There are: {', '.join(sorted(SCORERS))}; hf:ID_OR_DIRECTORY for a Hugging Face "
-        "sequence classifier; package.module:attribute for one of your own."
-    )
+    raise UserError(f"scorer {name!r} is unknown. There are: {'; '.join([*SCORERS, *FORMS])}.")
 
 
 def _third_party(name: str) -> Scorer:
@@ -81,18 +106,24 @@ def _third_party(name: str) -> Scorer:
     return scorer if hasattr(scorer, "name") else NamedScorer(name, scorer)
 
 
-def score(scorer: Scorer, texts: Sequence[str]) -> np.ndarray:
+def score(scorer: Scorer, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
     """Scores of `texts`, (n,), checked.
+
+    Args:
+        progress: show a bar.
 
     Raises:
         UserError: if the scorer's output is not n finite numbers in [0, 1].
         RunError: if the scorer itself fails.
     """
-    if not texts:
-        return np.zeros(0)
+    starts = track(range(0, len(texts), CHUNK), f"scores of {scorer.name}", show=progress)
+    return np.concatenate([np.zeros(0), *(_scores(scorer, texts[start : start + CHUNK], start) for start in starts)])
+
+
+def _scores(scorer: Scorer, texts: Sequence[str], start: int) -> np.ndarray:
     try:
         raw = scorer(texts)
-    except UserError:
+    except (UserError, RunError):
         raise
     except Exception as error:  # whatever a third party's code raises; the cause is chained
         raise RunError(f"scorer {scorer.name!r} failed: {type(error).__name__}: {error}") from error
@@ -105,7 +136,7 @@ def score(scorer: Scorer, texts: Sequence[str]) -> np.ndarray:
     wrong = np.flatnonzero(~((scores >= 0) & (scores <= 1)))  # NaN fails both comparisons
     if wrong.size:
         raise UserError(
-            f"scorer {scorer.name!r} returned {scores[wrong[0]]} for text {wrong[0]} ({wrong.size} of {len(texts)} "
-            "scores are not within 0 and 1). A scorer must return finite probabilities."
+            f"scorer {scorer.name!r} returned {scores[wrong[0]]} for text {start + wrong[0]} ({wrong.size} of "
+            f"{len(texts)} scores are not within 0 and 1). A scorer must return finite probabilities."
         )
     return scores

@@ -23,6 +23,7 @@ from efface.chunked import weighted_kl
 from efface.data import SIDES, PairBatch, PairCollator, PairReader, ReferenceStates
 from efface.dataset import PairDataset
 from efface.errors import RunError, UserError
+from efface.fingerprint import fingerprint_of
 from efface.forward import Forward, Head
 from efface.functional import predicting_positions
 from efface.methods.config import PairConfig
@@ -30,7 +31,6 @@ from efface.methods.frozen import precomputes, set_up_reference
 from efface.methods.inputs import budget_loader, make_dataset, tokenize_passages
 from efface.methods.passes import choose_layout, policy_forward
 from efface.methods.prepare import pad_token_id, prepare_model_
-from efface.methods.reference import fingerprint_of
 from efface.models import load_model, save_model
 from efface.tied import sparse_lookup
 

@@ -150,15 +150,6 @@ def open_cache(
     return ReferenceCache(directory, lengths, bounds)
 
 
-def fingerprint_of(model: nn.Module) -> str:
-    """Hash of all weights and of the configuration's class of `model`; about a second for a gigabyte."""
-    digest = hashlib.blake2b(type(model).__name__.encode(), digest_size=16)
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
-    return digest.hexdigest()
-
-
 def _key(fingerprint: str, items: Iterable[Item], layers: Sequence[int], dtype: str) -> str:
     digest = hashlib.blake2b(f"1 {fingerprint} {list(layers)} {dtype}".encode(), digest_size=16)
     for context, continuation in items:

@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING
 from efface.data import check_row
 from efface.errors import UserError
 from efface.evaluation.generation import generate
+from efface.evaluation.labelled import LABELS, is_toxic
 from efface.evaluation.scorers import Scorer, score
 from efface.finetune import finetune
 from efface.pairs.builder import Source
-from efface.rows import labelled_rows
+from efface.rows import Row, labelled_rows
+from efface.text import looks_edited, sentences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOXIC_SENTENCE = 0.7
+"""A sentence of a text that is only labelled as a whole counts as toxic from this score."""
 
 
 def sample_source(
@@ -90,7 +95,7 @@ def toxic_texts(files: Sequence[str], scorer: Scorer) -> list[str]:
     """What to fine-tune an anti-expert on: the clean sentences of labelled texts, and prompt + rejected of pairs.
 
     Args:
-        files: JSON lines with `text`, of which the rows count that `toxic`, `label` or `spans` marks (all rows if no
+        files: JSON lines with `text`, of which the rows count that a label or `spans` calls toxic (all rows if no
             such column is there); or preference pairs.
     """
     texts: list[str] = []
@@ -98,8 +103,7 @@ def toxic_texts(files: Sequence[str], scorer: Scorer) -> list[str]:
     for file in files:
         for where, row in labelled_rows(file):
             if "text" in row:
-                marks = [row[key] for key in ("toxic", "label", "spans") if key in row]
-                if not marks or any(mark and str(mark).lower() not in ("0", "not toxic", "false") for mark in marks):
+                if taken_for_toxic(row, where):
                     raw.append(row["text"])
             else:
                 pair = check_row(row, where)
@@ -107,17 +111,22 @@ def toxic_texts(files: Sequence[str], scorer: Scorer) -> list[str]:
     return texts + (clean_sentences(raw, scorer) if raw else [])
 
 
-def clean_sentences(texts: Sequence[str], scorer: Scorer, *, min_score: float = 0.7) -> list[str]:
-    """The sentences of labelled toxic texts that look like edited prose and that `scorer` finds toxic.
+def taken_for_toxic(row: Row, where: str) -> bool:
+    """Whether a label or `spans` calls a text toxic; a row that has no such column belongs to a file of toxic texts.
 
-    Kept: 30 to 220 ASCII characters, a capital first, a full stop (or ! ? ") last, few capitals, no space before
-    punctuation, no runs of it, no links.
+    Raises:
+        UserError: if the label is not known to mean either.
+    """
+    return is_toxic(row, where) or not row.keys() & {*LABELS, "spans"}
+
+
+def clean_sentences(texts: Sequence[str], scorer: Scorer, *, min_score: float = TOXIC_SENTENCE) -> list[str]:
+    """The sentences of toxic texts that look like edited prose (`looks_edited`) and score `min_score` or more.
 
     Raises:
         UserError: if nothing is left.
     """
-    sentences = [sentence.strip() for text in texts for sentence in re.split(r"(?<=[.!?])\s+|\n+", text)]
-    clean = [sentence for sentence in sentences if _looks_edited(sentence)]
+    clean = [sentence for text in texts for _, sentence in sentences(text) if looks_edited(sentence)]
     kept = [sentence for sentence, value in zip(clean, score(scorer, clean), strict=True) if value >= min_score]
     if not kept:
         raise UserError(
@@ -125,14 +134,3 @@ def clean_sentences(texts: Sequence[str], scorer: Scorer, *, min_score: float = 
             "Give more text."
         )
     return kept
-
-
-def _looks_edited(sentence: str) -> bool:
-    return (
-        30 <= len(sentence) <= 220
-        and sentence.isascii()
-        and re.match(r"[A-Z\"']", sentence) is not None
-        and sentence[-1] in '.!?"'
-        and sum(c.isupper() for c in sentence) < 0.15 * len(sentence)
-        and re.search(r"\s[.,!?]|\*|http|[!?.]{2,}", sentence) is None
-    )

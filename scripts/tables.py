@@ -1,0 +1,254 @@
+"""What does each table in README and docs say? One function a table, from the files in `benchmarks/results/`."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from efface.results import read_json
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def _table(header: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _share(toxicity: dict[str, Any], key: str = "share") -> str:
+    low, high = toxicity["ci95"][key]
+    return f"{toxicity[key]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _change(value: float, base: float) -> str:
+    return f"{100 * (value / base - 1):+.1f} %"
+
+
+def _figures(base: dict[str, Any], edited: dict[str, Any]) -> list[list[str]]:
+    """Rows of figure, base, edited."""
+    rows = [
+        [name, *(_share(side["toxicity"], key) for side in (base, edited))]
+        for name, key in (
+            ("share of toxic continuations", "share"),
+            ("mean score", "mean"),
+            ("expected maximum", "expected_maximum"),
+            ("probability of a toxic one", "probability"),
+        )
+    ]
+    values = [side["perplexity"]["value"] for side in (base, edited)]
+    rows.append(["perplexity", f"{values[0]:.2f}", f"{values[1]:.2f} ({_change(values[1], values[0])})"])
+    rows.append(["degeneration verdict", base["degeneration"]["verdict"], edited["degeneration"]["verdict"]])
+    return rows
+
+
+def demo() -> str:
+    content = read_json(RESULTS / "demo.json")
+    low, high = content["comparison"]["share_ratio_ci95"]
+    ratio = ["edited / base share", "", f"{content['comparison']['share_ratio']:.2f} [{low:.2f}, {high:.2f}]"]
+    return _table(["", "base", "edited"], [*_figures(content["base"], content["edited"]), ratio])
+
+
+def challenging() -> str:
+    report = read_json(RESULTS / "repo_defaults.json")["report"]
+    return _table(["", "base", "edited"], _figures(report["base"], report["default"]))
+
+
+def defaults() -> str:
+    arms = read_json(RESULTS / "repo_defaults.json")["arms"]
+    base = arms["base"]["result"]["perplexity"]["value"]
+    rows = []
+    for name, arm in arms.items():
+        result = arm["result"]
+        toxicity, perplexity = result["toxicity"], result["perplexity"]["value"]
+        training = arm["training"]
+        last = next((entry for entry in reversed(training.get("history", [])) if "erase_loss" in entry), {})
+        adversary = f"{last['erase_loss']:.2f}" if last else ""
+        settings = ", ".join(f"`{key}={value}`" for key, value in training.get("differs", {}).items())
+        cells = [settings, _share(toxicity), f"{toxicity['mean']:.3f}", f"{perplexity:.2f}", _change(perplexity, base)]
+        rows.append([name, *cells, adversary, result["degeneration"]["verdict"]])
+    header = ["arm", "differs from the default by", "toxic share", "mean score", "perplexity", "change"]
+    return _table([*header, "last BCE", "verdict"], rows)
+
+
+def erasure() -> str:
+    rows = []
+    for layer, results in read_json(RESULTS / "erasure_check.json")["layers"].items():
+        for name, share in results["excess_remaining"].items():
+            found = results[name]
+            cells = [f"{found[key]:.3f}" for key in ("balanced_accuracy", "token_identity", "shuffled")]
+            low, high = found["excess_ci95"]
+            rows.append([layer, name, *cells, f"{found['excess']:.3f} [{low:.3f}, {high:.3f}]", f"{share:.2f}"])
+    header = ["layer", "model", "fresh probe", "token identity", "shuffled labels", "excess", "excess that remains"]
+    return _table(header, rows)
+
+
+def step() -> str:
+    rows = []
+    for entry in json.loads((RESULTS / "step.json").read_text(encoding="utf-8")):
+        seconds = {name: side["seconds"]["median"] for name, side in entry["sides"].items()}
+        peaks = {name: side["memory"]["peak"] / 1e9 for name, side in entry["sides"].items()}
+        for name in seconds:
+            beside = entry["sides"][name].get("repo_seconds")
+            ratio = f"{beside['median'] / seconds[name]:.2f}" if beside else ""
+            above = entry["sides"][name]["memory"]["above"] / 1e9
+            rows.append([entry["model"], name, f"{seconds[name]:.2f}", ratio, f"{peaks[name]:.2f}", f"{above:.2f}"])
+        shares = f"memory ratio {entry['memory_ratio']:.2f}", f"share of matrix product {entry['matmul_share']:.2f}"
+        rows.append([entry["model"], *shares, "", "", ""])
+    return _table(["model", "side", "seconds a step", "repo / it", "peak GB", "memory GB"], rows)
+
+
+def switches() -> str:
+    rows = []
+    for block, sides in read_json(RESULTS / "switches.json")["blocks"].items():
+        for name, side in sides.items():
+            rows.append([block, name, f"{side['step']:.2f}", f"{side['pair']:.3f}", f"{side['ratio']:.2f}"])
+    return _table(["block", "switch", "seconds a step", "seconds a pair", "x"], rows)
+
+
+def demo_training() -> str:
+    content = read_json(RESULTS / "demo_training.json")
+    rows = []
+    for name, side in content["sides"].items():
+        result = side["result"]
+        figures = _share(result["toxicity"]), f"{result['perplexity']['value']:.2f}"
+        rows.append([name, f"{side['step_median']:.2f}", f"{side['training']:.0f}", *figures])
+    ratio = content["speedup"]
+    rows.append(["faster by", f"{ratio['step_median']:.2f}", f"{ratio['training']:.2f}", "", ""])
+    return _table(["side", "seconds a step", "seconds in all", "toxic share", "perplexity"], rows)
+
+
+def scaling() -> str:
+    content = read_json(RESULTS / "scaling.json")
+    keys = ("seconds_per_step", "setup_seconds", "anonymous_mb", "peak_mb")
+    rows = [
+        [f"{size['pairs']:,}", f"{1000 * size[keys[0]]:.1f}", *(f"{size[key]:.0f}" for key in keys[1:])]
+        for size in content["sizes"]
+    ]
+    rows.append(["ratio", *(f"{content['ratios'][key]:.2f}" for key in keys)])
+    return _table(["pairs", "ms a step", "set-up s", "anonymous memory MB", "peak with mapped files MB"], rows)
+
+
+def _parts() -> dict[str, dict[str, dict[str, Any]]]:
+    """Model -> part -> result of the baselines."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, part in read_json(RESULTS / "baselines.json")["parts"].items():
+        model, _, what = name.partition("/")
+        found.setdefault(model, {})[what] = part
+    return found
+
+
+def baselines_toxicity() -> str:
+    rows = []
+    for model, parts in _parts().items():
+        for what, part in parts.items():
+            if "judges" not in part["result"]:
+                continue
+            for judge, block in part["result"]["judges"].items():
+                keys = ("mean", "share", "expected_maximum", "probability")
+                figures = [_share(block, key) for key in keys[: 2 if block["samples"] == 1 else 4]]
+                figures += [""] * (4 - len(figures))
+                guard = part["result"]["degeneration"]["verdict"]
+                rows.append([model, what, judge.partition(":")[0], str(block["n_prompts"]), *figures, guard])
+    header = ["model", "protocol and prompts", "judge", "prompts", "mean score", "share above 0.5"]
+    return _table([*header, "expected maximum", "probability", "verdict"], rows)
+
+
+def baselines_ability() -> str:
+    rows = []
+    for model, parts in _parts().items():
+        for what, part in parts.items():
+            result = part["result"]
+            if what.startswith("f1"):
+                amount, figure = f"{result['n_prompts']} prompts", f"F1 {_share(result, 'f1')}"
+            elif what.startswith("perplexity"):
+                amount, figure = f"{result['tokens']:,} tokens", f"{result['value']:.2f}"
+            elif "acc" in result:
+                amount = f"{result['acc']['n']} rows"
+                figure = ", ".join(
+                    f"{name} {block['value']:.3f} ± {block['stderr']:.3f}" for name, block in result.items()
+                )
+            else:
+                continue
+            rows.append([model, what, amount, figure, f"{part['seconds']:.0f}"])
+    return _table(["model", "what", "of", "figure", "seconds"], rows)
+
+
+def baselines_commands() -> str:
+    rows = []
+    for parts in _parts().values():
+        rows += [[f"`{part['environment']['command']}`", f"{part['seconds']:.0f}"] for part in parts.values()]
+    return _table(["command", "seconds"], rows)
+
+
+def scorers() -> str:
+    rows = []
+    for check in read_json(RESULTS / "scorers.json")["checks"]:
+        low, high = check["ci95"]
+        half = next(entry for entry in check["thresholds"] if entry["threshold"] == 0.5)
+        cells = [f"{check['auc']:.3f} [{low:.3f}, {high:.3f}]", f"{half['precision']:.2f}", f"{half['recall']:.2f}"]
+        rows.append([check["file"], check["scorer"].partition(":runs")[0], str(check["texts"]), *cells])
+    return _table(["file", "scorer", "texts", "AUC", "precision at 0.5", "recall at 0.5"], rows)
+
+
+def generation() -> str:
+    content = read_json(RESULTS / "generation.json")
+    rows = []
+    for name, side in content["sides"].items():
+        speed, memory = side["tokens_per_second"], side["memory"]
+        rows.append([
+            name, f"{speed['median']:.0f} [{speed['min']:.0f}, {speed['max']:.0f}]",
+            f"{memory['peak'] / 1e9:.2f}", f"{memory['above'] / 1e9:.2f}",
+        ])  # fmt: skip
+    rows.append(["ratio", f"{content['ratio']:.2f}", f"{content['memory_ratio']:.2f}", ""])
+    return _table(["side", "generated tokens a second", "peak resident GB", "above the model GB"], rows)
+
+
+def builders() -> str:
+    rows = []
+    for name, entry in read_json(RESULTS / "builders.json")["builders"].items():
+        made = entry["made"]
+        cells = [""] * 7
+        if made is not None:
+            before = made["unfiltered"]
+            cells = [
+                str(made["n_prompts"]), f"{made['keep_rate']:.2f}", f"{made['pairs_per_minute']:.1f}",
+                f"{before['source']['share']:.3f}", f"{before['samples']['share']:.3f}",
+                f"{before['perplexity_ratio']:.2f}", f"{made['style_auc']:.2f}" if made["style_auc"] else "",
+            ]  # fmt: skip
+        rows.append([name, *cells])
+    header = ["builder", "prompts", "keep rate", "pairs a minute", "toxic share before filtering", "of plain samples"]
+    return _table([*header, "perplexity / samples'", "style-only AUC"], rows)
+
+
+def builders_trained() -> str:
+    entries = read_json(RESULTS / "builders.json")["builders"]
+    base = entries["base"]["result"]["perplexity"]["value"]
+    rows = []
+    for name, entry in entries.items():
+        result = entry["result"]
+        value = result["perplexity"]["value"]
+        shares = [_share(judge) for judge in result["judges"].values()]
+        cost = f"{value:.2f} ({_change(value, base)})"
+        rows.append([name, str(entry["trained_on"]), *shares, cost, result["degeneration"]["verdict"]])
+    judges = [name.partition(":")[0] for name in entries["base"]["result"]["judges"]]
+    return _table(["pairs of", "pairs", *(f"toxic share, {judge}" for judge in judges), "perplexity", "verdict"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "challenging": challenging,
+    "defaults": defaults,
+    "erasure": erasure,
+    "step": step,
+    "switches": switches,
+    "demo_training": demo_training,
+    "scaling": scaling,
+    "baselines_toxicity": baselines_toxicity,
+    "baselines_ability": baselines_ability,
+    "baselines_commands": baselines_commands,
+    "scorers": scorers,
+    "generation": generation,
+    "builders": builders,
+    "builders_trained": builders_trained,
+}

@@ -1,0 +1,164 @@
+"""What does a model hold about a token or a text? Its residual stream after chosen layers, ready for a probe.
+
+`token_states` gives every continuation token of preference pairs, `pooled_states` one mean vector a text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from efface.data import PairCollator, TokenizedPair, tokenize_pair
+from efface.errors import RunError, UserError
+from efface.evaluation.batching import eval_mode, pad_batch, pad_id
+from efface.forward import forward
+from efface.layout import plain_layout
+from efface.models import bos_prefix, capture_residuals, decoder_blocks, parse_layers, position_ids
+from efface.progress import track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class TokenStates:
+    """The residual stream at every continuation token of a set of pairs, after one layer."""
+
+    hidden: np.ndarray
+    """(N, d) float32."""
+    token_ids: np.ndarray
+    """(N,)"""
+    labels: np.ndarray
+    """(N,) 1 on tokens of `rejected`, 0 on those of `chosen`."""
+    pairs: np.ndarray
+    """(N,) which pair the token is from: folds keep pairs together."""
+
+
+@torch.no_grad()
+def token_states(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    rows: Sequence[dict[str, Any]],
+    layers: Sequence[int],
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> dict[int, TokenStates]:
+    """Layer -> the states at the continuation tokens of all pairs; both sides go through the model in one batch."""
+    pairs = [tokenize_pair(row, processing_class) for row in rows]
+    collate = PairCollator(pad_token_id=0)
+    hidden: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
+    token_ids, labels, numbers = [], [], []
+    for start in track(range(0, len(pairs), batch_size), "hidden states", show=progress):
+        chunk: list[TokenizedPair] = pairs[start : start + batch_size]
+        batch = collate(chunk)
+        ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+        counted = batch["continuation_mask"]
+        with capture_residuals(model, layers) as residuals:
+            model.base_model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
+        for layer in layers:
+            hidden[layer].append(residuals[layer].float().cpu()[counted].numpy())
+        rejected = torch.arange(len(counted)) >= len(chunk)  # (2B,)
+        token_ids.append(batch["input_ids"][counted].numpy())
+        labels.append(rejected[:, None].expand_as(counted)[counted].numpy())
+        pair = start + torch.arange(len(counted)) % len(chunk)
+        numbers.append(pair[:, None].expand_as(counted)[counted].numpy())
+    common = np.concatenate(token_ids), np.concatenate(labels).astype(int), np.concatenate(numbers)
+    return {layer: TokenStates(np.concatenate(hidden[layer]), *common) for layer in layers}
+
+
+def text_token_ids(
+    processing_class: "PreTrainedTokenizerBase", texts: Sequence[str], *, max_tokens: int = 128
+) -> list[list[int]]:
+    """The ids of each text's own tokens, without the BOS that the tokenizer may add, cut to `max_tokens`.
+
+    They are what `pooled_states` averages over, and so what its token-identity control sees.
+
+    Raises:
+        UserError: if a text has no tokens.
+    """
+    found = [list(processing_class(text, add_special_tokens=False)["input_ids"])[:max_tokens] for text in texts]
+    for number, ids in enumerate(found):
+        if not ids:
+            raise UserError(f"text {number} ({texts[number]!r}) has no tokens to average over. Leave empty texts out.")
+    return found
+
+
+@torch.no_grad()
+def pooled_states(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    layers: Sequence[int],
+    *,
+    batch_size: int = 16,
+    max_tokens: int = 128,
+    progress: bool = False,
+) -> dict[int, np.ndarray]:
+    """Layer -> (n, d) float32: the mean over a text's tokens of the residual stream after that block.
+
+    The residual stream is before any final norm. Where the tokenizer puts a BOS before a text, the model sees it but
+    the mean leaves it out: its state is the same for all texts, so it would tell nothing but their length.
+
+    Args:
+        layers: numbers of blocks, 0 for the first; -1 stands for the last, and the result is under its real number.
+        batch_size: texts at once, of like length; the result does not depend on it.
+        max_tokens: a text counts up to here.
+
+    Raises:
+        UserError: if a text has no tokens, or the model has no such layer.
+        RunError: if a state is not finite.
+    """
+    layers = parse_layers(layers, len(decoder_blocks(model)))
+    own = text_token_ids(processing_class, texts, max_tokens=max_tokens)
+    bos = bos_prefix(processing_class)
+    by_length = sorted(range(len(own)), key=lambda number: len(own[number]))
+    pooled: dict[int, np.ndarray] = {}
+    with eval_mode(model):
+        for start in track(range(0, len(own), batch_size), "hidden states", show=progress):
+            chunk = by_length[start : start + batch_size]
+            ids, mask = pad_batch(
+                [bos + own[number] for number in chunk], pad_id(processing_class), model.device, left=False
+            )  # (B, T)
+            counted = mask.bool()
+            counted[:, : len(bos)] = False
+            found = forward(model, plain_layout(ids, mask), torch.zeros_like(counted), layers, counted).residuals
+            for layer, states in found.items():  # (M, d)
+                means = [text.mean(0) for text in states.float().split(counted.sum(1).tolist())]
+                if layer not in pooled:
+                    pooled[layer] = np.empty((len(own), states.shape[-1]), dtype=np.float32)
+                pooled[layer][chunk] = torch.stack(means).cpu().numpy()
+    for layer, table in pooled.items():
+        if not np.isfinite(table).all():
+            raise RunError(
+                f"layer {layer}: a hidden state is not finite. The model is broken, or its dtype too small."
+            )
+    return pooled
+
+
+def check_states(hidden: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`hidden` as (n, d) floats and `labels` with one entry (or row) for each of them.
+
+    Raises:
+        UserError: if they are not that, or a state is not finite.
+    """
+    hidden, labels = np.asarray(hidden), np.asarray(labels)
+    if hidden.ndim != 2 or 0 in hidden.shape:
+        raise UserError(f"hidden states of shape {hidden.shape}: a table (n, d), not empty, is needed.")
+    if len(labels) != len(hidden):
+        raise UserError(f"there are {len(hidden)} hidden states and {len(labels)} labels: each state needs its label.")
+    if not np.isfinite(hidden).all():
+        raise UserError("the hidden states are not all finite. Leave out the texts they are from, or use float32.")
+    return hidden, labels
+
+
+def check_binary(hidden: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `check_states`, with integer labels that are 0 or 1; both must occur."""
+    hidden, labels = check_states(hidden, labels)
+    if labels.ndim != 1 or set(np.unique(labels).tolist()) != {0, 1}:
+        raise UserError(
+            "labels must be a list of 0 and 1, and both must occur: a probe tells one class from the other."
+        )
+    return hidden, labels.astype(int)

@@ -1,0 +1,115 @@
+"""`efface scorers`: list them, train our own (`--train`), measure what they are worth (`--check`)"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efface.commands.lists import print_entries
+from efface.errors import UserError
+
+if TYPE_CHECKING:
+    from efface.evaluation.scorer_check import Check, Quality
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser("scorers", help="list the toxicity scorers, train our own judge, or check them")
+    either = command.add_mutually_exclusive_group()
+    either.add_argument(
+        "--train",
+        nargs="+",
+        metavar="FILE",
+        help="train a judge on labelled texts: JSON lines with `text` and `toxic`, `label` or `spans`, or a .tsv such "
+        "as ParaDetox's; it is used as judge:DIR and never selects pairs",
+    )
+    either.add_argument("--check", nargs="+", metavar="FILE", help="measure scorers on labelled texts")
+    command.add_argument(
+        "--benign",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="with --train: JSON lines with `text`, all benign",
+    )
+    command.add_argument(
+        "--scorer",
+        nargs="+",
+        default=["alt-profanity-check"],
+        metavar="NAME",
+        help="with --check: which ones (default: alt-profanity-check)",
+    )
+    command.add_argument(
+        "-o", "--output", metavar="PATH", help="with --train: the judge's folder; with --check: a JSON file"
+    )
+    command.add_argument("--overwrite", action="store_true", help="with --train: replace the judge that is there")
+    command.add_argument("--seed", type=int, default=0)
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.train:
+        _train(options)
+    elif options.check:
+        _check(options)
+    elif options.output or options.benign:
+        raise UserError("--output and --benign go with --train FILE... or --check FILE...: name the labelled texts.")
+    else:
+        from efface.evaluation.scorers import FORMS, SCORERS
+
+        print_entries(SCORERS | FORMS)
+
+
+def _train(options: argparse.Namespace) -> None:
+    if options.output is None:
+        raise UserError("--train needs -o DIR, the folder of the judge.")
+    from efface.evaluation.judge_training import train_judge
+    from efface.results import prepare_output_dir
+
+    if not options.overwrite:
+        prepare_output_dir(options.output)  # refused before the work, not after it
+    judge = train_judge(options.train, benign=options.benign, seed=options.seed, command=options.command_line)
+    judge.save(options.output, overwrite=options.overwrite)
+    print("held out:")
+    for entry in judge.meta["held_out"]:
+        print(_line(entry["file"], entry))
+    print(f"use it as judge:{options.output}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    from efface.evaluation.scorer_check import check_scorers
+    from efface.results import environment, write_json
+
+    checks = check_scorers(options.check, options.scorer, seed=options.seed, progress=True)
+    for name in dict.fromkeys(check.scorer for check in checks):
+        print(f"{name}:")
+        for check in checks:
+            if check.scorer == name:
+                _print_check(check)
+    if options.output is not None:
+        stamp = environment(seed=options.seed, model=None, command=options.command_line)
+        write_json(
+            Path(options.output),
+            {"schema": 1, "checks": [check.to_dict() for check in checks], "environment": stamp},
+        )
+
+
+def _print_check(check: "Check") -> None:
+    print(_line(check.file, check.quality.to_dict()))
+    for kind in ("implicit", "explicit"):
+        quality: Quality | None = getattr(check, kind)
+        if quality is not None:
+            print(_line(f"  {kind}", quality.to_dict()))
+    if check.unlabelled or check.seen:
+        print(f"    left out: {check.unlabelled} rows without a label, {check.seen} texts seen in training")
+
+
+def _line(name: str, quality: dict[str, Any]) -> str:
+    """One set of texts: how many, AUC with its interval, and precision/recall at each threshold."""
+    auc = "AUC -" if quality["auc"] is None else "AUC {:.3f} ({:.3f}-{:.3f})".format(quality["auc"], *quality["ci95"])
+    at = "  ".join(
+        f">{entry['threshold']}: {_number(entry['precision'])}/{_number(entry['recall'])}"
+        for entry in quality["thresholds"]
+    )
+    return f"  {name}: {quality['texts']} texts, {quality['toxic']} toxic  {auc}  precision/recall {at}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,97 @@
+"""Has this been written before? Generations are kept on disk with a mark of what made them, and are not made twice.
+
+Every row of `<stem>.generations.jsonl` carries `made_by`: a hash of the weights, the tokenised prompts, the decoding
+and the versions of the libraries. A run that would write the same takes the rows from there, so a scorer that fails,
+or a second judge, costs no new generation; a file made by anything else is replaced. The batch size is not part of it,
+since results do not depend on it.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from efface.errors import UserError
+from efface.evaluation.protocols import Decoding
+from efface.results import environment, write_jsonl
+from efface.rows import Row, read_jsonl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def written(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    prompts: list[str],
+    decoding: Decoding,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    batch_size: int | None = None,
+    max_batch_tokens: int | None = None,
+    progress: bool = False,
+) -> list[Row]:
+    """Rows of prompt, continuation and its token ids, those of a prompt in a run; from `path` if they lie there.
+
+    Args:
+        path: where the rows are kept; None keeps and looks for nothing.
+        batch_size, max_batch_tokens: of `generate_ids`; None leaves its own defaults.
+
+    Raises:
+        UserError: as `generate_ids` does.
+        RunError: if the file cannot be written.
+    """
+    from efface.evaluation.generation import generate_ids
+
+    mark = None if path is None else _mark(model, processing_class, prompts, decoding)
+    if path is not None and (found := _recalled(Path(path), mark, len(prompts) * decoding.samples)):
+        logger.info("%s holds these generations already: none is made anew", path)
+        return found
+    bounds = {"batch_size": batch_size, "max_batch_tokens": max_batch_tokens}
+    settings = asdict(decoding) | {name: value for name, value in bounds.items() if value is not None}
+    continuations = generate_ids(model, processing_class, prompts, progress=progress, **settings)
+    rows: list[Row] = [
+        {"prompt": prompt, "continuation": continuation.text, "token_ids": continuation.token_ids}
+        for prompt, row in zip(prompts, continuations, strict=True)
+        for continuation in row
+    ]
+    if path is not None:
+        for row in rows:
+            row["made_by"] = mark
+        write_jsonl(path, rows)
+    return rows
+
+
+def _mark(
+    model: "PreTrainedModel", processing_class: "PreTrainedTokenizerBase", prompts: list[str], decoding: Decoding
+) -> str:
+    from efface.fingerprint import fingerprint_of
+
+    made_by = {
+        "weights": fingerprint_of(model),
+        "prompts": prompts,
+        # The tokenizer, by what it does here.
+        "input_ids": processing_class(prompts, verbose=False)["input_ids"],
+        "chat_template": processing_class.chat_template if decoding.chat else None,
+        "decoding": decoding.to_dict(),
+        "versions": environment(seed=None, model=None, command=None)["versions"],
+    }
+    return hashlib.blake2b(json.dumps(made_by).encode(), digest_size=16).hexdigest()
+
+
+def _recalled(path: Path, mark: str | None, n: int) -> list[Row] | None:
+    """The rows of `path` without their scores, if all `n` are there and `mark` made them."""
+    if not path.is_file():
+        return None
+    try:
+        rows = read_jsonl(path)
+    except UserError:  # no file of ours, or one that was edited: it is replaced
+        return None
+    if len(rows) != n or any(row.get("made_by") != mark for row in rows):
+        return None
+    return [{key: row[key] for key in ("prompt", "continuation", "token_ids", "made_by")} for row in rows]

@@ -1,0 +1,84 @@
+"""Which token ids does a model continue? A prompt as it stands or as a user's message, cut to length, checked."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from efface.data import encode_prompt
+from efface.errors import UserError
+from efface.evaluation.batching import max_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Truncation = Literal["last", "first"]
+
+
+def encode_prompts(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 0,
+    max_prompt_tokens: int | None = None,
+    truncation: Truncation = "last",
+    chat: bool = False,
+) -> list[list[int]]:
+    """Token ids of each prompt, never empty, with room for `max_new_tokens` more.
+
+    Args:
+        max_prompt_tokens: a longer prompt is cut; None keeps all of it. With `chat` it is the message that is cut, so
+            that what the template puts around it stays whole and is not counted.
+        truncation: which end of a prompt that is cut stays, "last" or "first"; a BOS before it stays in both cases.
+        chat: the prompt is the user's message; the chat template writes what stands around it, up to and including
+            the beginning of the answer, and the BOS if the model wants one.
+
+    Raises:
+        UserError: naming the prompt, if it cannot be encoded or leaves no room; for settings that cannot work.
+    """
+    if truncation not in ("last", "first"):
+        raise UserError(f"truncation={truncation!r}: it is which end of a long prompt stays, 'last' or 'first'.")
+    if max_prompt_tokens is not None and max_prompt_tokens < 1:
+        raise UserError(f"max_prompt_tokens={max_prompt_tokens}: it must be at least 1, or None for no limit.")
+    if chat and not processing_class.chat_template:
+        raise UserError(
+            "the prompts are to be messages (chat=True), but the tokenizer has no chat template. Take an instruct "
+            "model, or give the prompts as they stand."
+        )
+    limit = max_positions(model)
+    encoded = []
+    for number, prompt in enumerate(prompts):
+        try:
+            if chat:
+                text = _in_template(processing_class, prompt, max_prompt_tokens, truncation)
+                ids = encode_prompt(processing_class, text, template=True)
+            else:
+                ids = encode_prompt(processing_class, prompt)
+                ids = _cut(ids, max_prompt_tokens, truncation, processing_class.bos_token_id)
+        except UserError as error:
+            raise UserError(f"prompt {number}: {error}") from error
+        if limit is not None and len(ids) + max_new_tokens > limit:
+            raise UserError(
+                f"prompt {number} has {len(ids)} tokens, with {max_new_tokens} new ones more than the model's {limit} "
+                "positions. Shorten it or set max_prompt_tokens."
+            )
+        encoded.append(ids)
+    return encoded
+
+
+def _in_template(
+    processing_class: "PreTrainedTokenizerBase", message: str, max_tokens: int | None, truncation: Truncation
+) -> str:
+    ids = list(processing_class(message, add_special_tokens=False, verbose=False)["input_ids"])
+    kept = _cut(ids, max_tokens, truncation, None)
+    if len(kept) < len(ids):
+        message = str(processing_class.decode(kept))
+    turns = [{"role": "user", "content": message}]
+    return str(processing_class.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+
+def _cut(ids: list[int], limit: int | None, truncation: Truncation, bos: int | None) -> list[int]:
+    if limit is None or len(ids) <= limit:
+        return ids
+    start = 1 if ids[0] == bos else 0
+    room = max(limit - start, 1)
+    return ids[:start] + (ids[-room:] if truncation == "last" else ids[start : start + room])
