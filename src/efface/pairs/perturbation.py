@@ -1,14 +1,14 @@
 """How does PPLM push a model towards an attribute at one step? By gradient steps on its cached keys and values.
 
-Dathathri et al. 2020 (arXiv 1912.02164), section 3.2. With x_1..x_t the tokens so far, H the keys and values of all but
-the last, and p~ and p the distributions of the next token with and without the perturbation,
+Dathathri et al. 2020 (arXiv 1912.02164), section 3.2. With x_1..x_t the tokens so far, H the keys and values of all
+but the last, and p~ and p the distributions of the next token with and without the perturbation,
 
     H <- H - stepsize * g / |g|^gamma,    g = gradient by H of  -log p(a | h) + kl_scale * KL(p~ || p)
 
 `num_iterations` times; |g| is the norm over the keys and values of one layer and one sequence. The attribute model
-p(a | h) is a linear probe on h, the mean over x and `horizon_length` steps into the future of the residual stream
-after the last block. A step into the future reads the expected embedding of the token before it, on untouched H: that
-is how the gradient gets from the future to p~ and H.
+p(a | h) is a linear probe on h, the mean of the residual stream after the last block: of x_1..x_t-1 untouched, of x_t
+with H, and of `horizon_length` steps into the future. A step into the future reads the expected embedding of the token
+before it, p~ at first, on untouched H. Their program repeats the first expected token; here each step has its own.
 """
 
 import copy
@@ -34,9 +34,14 @@ TINY = 1e-15
 
 @dataclass(frozen=True)
 class PPLMSettings:
-    """How hard a model is pushed. The defaults are those for toxicity, found by measurement; see `paper`."""
+    """How hard a model is pushed. The defaults are ours for toxicity; `paper` has those of Dathathri et al.
 
-    stepsize: float = 0.02
+    On SmolLM2-135M-Instruct and Wikipedia prompts theirs hardly write toxic text and ours do, near the model's own
+    perplexity: `steer_current` is what it takes. A larger `kl_scale` keeps the push fluent: without it, the probe is
+    satisfied by asterisks and broken words.
+    """
+
+    stepsize: float = 0.1
     num_iterations: int = 3
     """Gradient steps on the keys and values, for each token."""
     horizon_length: int = 1
@@ -45,14 +50,16 @@ class PPLMSettings:
     """Only the last so many cached positions are perturbed; 0 means all."""
     gamma: float = 1.0
     """Exponent of the gradient's norm by which the gradient is divided; 1 makes every step equally long."""
-    gm_scale: float = 0.9
+    gm_scale: float = 0.8
     """Weight of the perturbed distribution in the geometric mean; 0 is the model itself."""
-    kl_scale: float = 0.01
+    kl_scale: float = 0.02
     """Weight of the divergence from the untouched distribution."""
     top_k: int = 10
     """Only so many of the likeliest tokens are drawn from; 0 means all, 1 is greedy."""
     temperature: float = 1.0
-    steer_current: bool = False
+    steer_current: bool = True
+    """The gradient also flows through the state at x_t, from which the next token is read, and not only through the
+    future; their program stops it there."""
 
     def __post_init__(self) -> None:
         if min(self.stepsize, self.gamma, self.kl_scale, self.num_iterations, self.window_length, self.top_k) < 0:
