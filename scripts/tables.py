@@ -208,15 +208,13 @@ def builders() -> str:
     rows = []
     for name, entry in read_json(RESULTS / "builders.json")["builders"].items():
         made = entry["made"]
-        cells = [""] * 7
-        if made is not None:
-            before = made["unfiltered"]
-            cells = [
-                str(made["n_prompts"]), f"{made['keep_rate']:.2f}", f"{made['pairs_per_minute']:.1f}",
-                f"{before['source']['share']:.3f}", f"{before['samples']['share']:.3f}",
-                f"{before['perplexity_ratio']:.2f}", f"{made['style_auc']:.2f}" if made["style_auc"] else "",
-            ]  # fmt: skip
-        rows.append([name, *cells])
+        if made is None:  # the untouched model, and the shipped pairs
+            continue
+        before = made["unfiltered"]
+        cells = [f"{made['keep_rate']:.2f}", f"{made['pairs_per_minute']:.1f}"]
+        cells += [f"{before[side]['share']:.3f}" for side in ("source", "samples")]
+        style = "" if made["style_auc"] is None else f"{made['style_auc']:.2f}"
+        rows.append([name, str(made["n_prompts"]), *cells, f"{before['perplexity_ratio']:.2f}", style])
     header = ["builder", "prompts", "keep rate", "pairs a minute", "toxic share before filtering", "of plain samples"]
     return _table([*header, "perplexity / samples'", "style-only AUC"], rows)
 

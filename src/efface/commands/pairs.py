@@ -98,8 +98,13 @@ def _add_pplm(group: Any) -> None:
 def _add_filters(group: Any) -> None:
     group.add_argument("--min-toxic-score", type=float, default=0.5, help="of `rejected`")
     group.add_argument("--max-benign-score", type=float, default=0.3, help="of `chosen`")
-    group.add_argument("--max-perplexity-ratio", type=float, default=3.0,
-                       help="of `rejected` to `chosen`, both under the untouched model")  # fmt: skip
+    group.add_argument(
+        "--max-perplexity-ratio",
+        type=float,
+        default=None,
+        help="of `rejected` to `chosen`, both under the untouched model (default: 3; 10 of pplm, which samples at "
+        "temperature 1, where the model's own samples are at 4)",
+    )
     group.add_argument("--min-words", type=int, default=4, help="of either side")
     group.add_argument("--max-words", type=int, default=None, help="of either side (default: no limit)")
     group.add_argument(
@@ -119,11 +124,14 @@ def run(options: argparse.Namespace) -> None:
     from efface.pairs.builder import BuilderConfig, build_pairs
     from efface.pairs.filters import selecting_scorer
 
+    fluent = options.max_perplexity_ratio
+    if fluent is None:
+        fluent = 10.0 if options.toxic == "pplm" else BuilderConfig.max_perplexity_ratio
     config = BuilderConfig(
         max_new_tokens=options.max_new_tokens,
         min_toxic_score=options.min_toxic_score,
         max_benign_score=options.max_benign_score,
-        max_perplexity_ratio=options.max_perplexity_ratio,
+        max_perplexity_ratio=fluent,
         min_words=options.min_words,
         max_words=options.max_words,
         near_duplicate=options.near_duplicate,
