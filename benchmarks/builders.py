@@ -90,8 +90,9 @@ def main() -> None:
             model, prompts, processing_class=tokenizer, scorer=["alt-profanity-check", args.judge], samples=2,
             text=documents, max_text_tokens=10_000, reference=base, baseline=None if name == "base" else baseline,
         )  # fmt: skip
+        result.model = DEFAULT_MODEL  # the name the user knows, not the cache folder of this machine
         result.save(file)
-        found = {**result.to_dict(), "model": DEFAULT_MODEL}
+        found = result.to_dict()
         keys = ("settings", "judges", "perplexity", "degeneration", "versus_baseline")
         content["builders"][name] = {
             "made": made,

@@ -60,6 +60,7 @@ def child(side: str, directory: str) -> None:
         model, load_texts("shipped:prompts", field="prompt"), processing_class=tokenizer,
         text=load_texts("shipped:text"), max_text_tokens=8_000, samples=2,
     )  # fmt: skip
+    result.model = DEFAULT_MODEL  # not the cache folder of this machine
     answer(result.to_dict())
 
 
