@@ -13,7 +13,7 @@ from torch import Tensor
 from efface.chunked import token_log_probabilities
 from efface.data import Example, PairBatch, PairCollator, TokenizedPair
 from efface.errors import UserError
-from efface.forward import Head
+from efface.forward import Head, forward
 from efface.functional import predicting_positions
 from efface.layout import plain_layout, shared_layout
 from efface.methods.passes import LAYOUTS, choose_layout, policy_forward
@@ -154,7 +154,7 @@ def test_a_mask_that_is_wrong_would_show() -> None:
 
 
 def choose(model: Any, wanted: str = "auto", lengths: Lengths | None = None, layers: Any = (1,), **more: Any) -> str:
-    settings: dict[str, Any] = {"projects_rejected": False, "distributed": False, "example": batch_of(RAGGED)}
+    settings: dict[str, Any] = {"sides": ("chosen",), "distributed": False, "example": batch_of(RAGGED)}
     return choose_layout(wanted, model, lengths or RAGGED, layers, **(settings | more))
 
 
@@ -172,9 +172,30 @@ def test_the_cheapest_layout_is_chosen() -> None:
     model = tiny_model("llama")
     assert choose(model, layers=[0], lengths=[(2, 30, 30)]) == "apart"  # 32 * 2 + 32 of 128, shared 62 * 2
     assert choose(model, layers=[0], lengths=[(30, 2, 2)]) == "shared"
-    assert choose(model, layers=[0], lengths=[(2, 30, 30)], projects_rejected=True) == "shared"
+    assert choose(model, layers=[0], lengths=[(2, 30, 30)], sides=("chosen", "rejected")) == "shared"
     assert choose(model, layers=[0], lengths=[(2, 30, 30)], distributed=True) == "shared"
     assert [choose(model, layout, layers=[0]) for layout in LAYOUTS] == list(LAYOUTS)
+
+
+def test_rows_of_which_nothing_is_asked_are_not_computed(caplog: pytest.LogCaptureFixture) -> None:
+    model, batch = tiny_model("llama"), batch_of(RAGGED)
+    n = batch["n_pairs"]
+    nothing = torch.zeros_like(batch["continuation_mask"])
+    for first, side in ((0, "chosen"), (n, "rejected")):
+        project = nothing.clone()
+        project[first : first + n] = predicting_positions(batch["continuation_mask"])[first : first + n]
+        rows: list[int] = []
+        handle = model.register_forward_pre_hook(
+            lambda module, args, kwargs, rows=rows: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+        found = policy_forward(model, batch, project, [], nothing, "plain")
+        handle.remove()
+        assert rows == [n]
+        layout = plain_layout(batch["input_ids"], batch["attention_mask"])
+        torch.testing.assert_close(found.hidden, forward(model, layout, project).hidden)
+        with caplog.at_level(logging.INFO, logger="efface.methods.passes"):
+            assert choose(model, layers=[], sides=(side,)) == "plain"
+        assert "not shared, as only one continuation of a pair is computed" in caplog.text
 
 
 def test_what_does_not_fit_is_refused_or_passed_over(

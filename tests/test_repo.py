@@ -19,6 +19,7 @@ from efface.functional import LN2, dann_ramp
 from efface.methods import METHODS, load_method
 from efface.methods.adversary import Domains
 from efface.methods.base import Counts, PairTrainer
+from efface.methods.edit import PairEditor
 from efface.methods.prepare import disable_dropout_, pad_token_id
 from efface.methods.repo import DISCRIMINATORS, REPOConfig, REPOTrainer
 from efface.models import decoder_blocks, load_model, save_model
@@ -309,8 +310,8 @@ def test_toxic_rows_never_reach_a_head_nor_the_reference(layout: str, lora: bool
     )
     for head in (trainer.head, trainer.reference_head):
         head.finish = lambda scores: (projected.append(len(scores)), scores)[1]  # type: ignore[func-returns-value]
-    call = trainer.reference.states
-    trainer.reference.states = lambda layout, *rest: (  # type: ignore[method-assign]
+    call = trainer.reference.forward
+    trainer.reference.forward = lambda layout, *rest: (  # type: ignore[method-assign]
         asked_of_reference.append(layout.input_ids),
         call(layout, *rest),
     )[1]
@@ -725,7 +726,7 @@ def test_helpers() -> None:
 
 def test_methods_by_name() -> None:
     assert load_method("repo") is REPOTrainer
-    assert all(issubclass(load_method(name), PairTrainer) for name in METHODS)
+    assert all(issubclass(load_method(name), PairTrainer | PairEditor) for name in METHODS)
     assert load_method("efface.methods.repo:REPOTrainer") is REPOTrainer
     with pytest.raises(UserError, match="method 'magic' is unknown. There are: repo"):
         load_method("magic")

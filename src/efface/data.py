@@ -224,6 +224,8 @@ class ReferenceStates(TypedDict):
     """(N, d) final hidden states at the positions whose logits a method asks for, in row-major order."""
     norms: Tensor
     """(chosen tokens, layers) norms of the residual stream at the tokens of y+."""
+    residuals: NotRequired[dict[int, Tensor]]
+    """layer -> (tokens, d) of the continuations whose residuals a method asks the live reference for."""
 
 
 class PairBatch(TypedDict):
@@ -275,13 +277,14 @@ class PairCollator:
             continuation_mask=continuation_mask,
             n_pairs=len(examples),
         )
-        if examples[0].states:
+        if any(example.states for example in examples):
             n_sides = len(examples[0].states) - len(examples[0].passages)
             sides = [example.states[side] for side in range(n_sides) for example in examples]
             passages = [states for example in examples for states in example.states[n_sides:]]
+            chosen = sides[: len(examples)] or passages  # norms are of y+, if it is asked for at all
             batch["reference"] = ReferenceStates(
                 hidden=torch.cat([states["hidden"] for states in sides + passages]),
-                norms=torch.cat([states["norms"] for states in sides[: len(examples)]]),
+                norms=torch.cat([states["norms"] for states in chosen]),
             )
         return batch
 

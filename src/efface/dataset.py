@@ -52,10 +52,10 @@ class Items(Sequence[Item]):
         return len(self.dataset.pairs) * len(self.dataset.sides) + len(self.dataset.passages)
 
     def __getitem__(self, number: Any) -> Any:
-        pair, side = divmod(number, len(self.dataset.sides))
-        if pair < len(self.dataset.pairs):
-            return side_of(self.dataset.pairs[pair], self.dataset.sides[side])
         passage = number - len(self.dataset.pairs) * len(self.dataset.sides)
+        if passage < 0:
+            pair, side = divmod(number, len(self.dataset.sides))
+            return side_of(self.dataset.pairs[pair], self.dataset.sides[side])
         if passage >= len(self.dataset.passages):
             raise IndexError(number)
         return passage_item(self.dataset.passages[passage])

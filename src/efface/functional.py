@@ -63,3 +63,9 @@ def pool_rows(states: Tensor, mask: Tensor) -> Tensor:
     rows = mask.nonzero()[:, 0]  # (M,)
     sums = states.new_zeros(len(mask), states.shape[1]).index_add(0, rows, states)
     return sums / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def sum_rows(values: Tensor, mask: Tensor) -> Tensor:
+    """(rows,) sum of `values` (M,) over the marked tokens of each row of `mask` (rows, T) bool; 0 where none is."""
+    rows = mask.nonzero()[:, 0]  # (M,)
+    return values.new_zeros(len(mask)).index_add(0, rows, values)

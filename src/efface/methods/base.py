@@ -8,52 +8,40 @@ import logging
 import math
 import shutil
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from efface.buckets import forward_epochs_
-from efface.chunked import weighted_kl
 from efface.data import SIDES, PairBatch, PairCollator, PairReader, ReferenceStates
 from efface.dataset import PairDataset
-from efface.errors import RunError, UserError
+from efface.errors import RunError
 from efface.fingerprint import fingerprint_of
-from efface.forward import Forward, Head
+from efface.forward import Forward, Head, unwrap
 from efface.functional import predicting_positions
 from efface.methods.config import PairConfig
+from efface.methods.estimate import estimate
 from efface.methods.frozen import precomputes, set_up_reference
-from efface.methods.inputs import budget_loader, make_dataset, tokenize_passages
+from efface.methods.inputs import budget_loader, make_dataset, model_and_tokenizer, pair_reader, tokenize_passages
 from efface.methods.passes import choose_layout, policy_forward
 from efface.methods.prepare import pad_token_id, prepare_model_
-from efface.models import load_model, save_model
+from efface.methods.reference import Reference
+from efface.methods.sharpness import ascended
+from efface.methods.terms import Counts, LossTerms
+from efface.models import save_model
 from efface.tied import sparse_lookup
 
 logger = logging.getLogger(__name__)
 
 
-class Counts(NamedTuple):
-    """What the means of one optimizer step divide by: all its micro-batches on all processes."""
-
-    chosen: Tensor
-    """Continuation tokens of the chosen rows."""
-    rejected: Tensor
-    passages: Tensor
-    """Predicted tokens of ordinary passages."""
-    pairs: Tensor
-
-    @classmethod
-    def of(cls, batch: PairBatch) -> "Counts":
-        mask, n = batch["continuation_mask"], batch["n_pairs"]
-        return cls(mask[:n].sum(), mask[n : 2 * n].sum(), mask[2 * n :].sum(), torch.tensor(n, device=mask.device))
-
-
-class PairTrainer(Trainer):
+class PairTrainer(LossTerms, Trainer):
     """Trainer on preference pairs with TRL's argument names. Subclasses define `loss`.
 
     Args:
@@ -69,7 +57,10 @@ class PairTrainer(Trainer):
     config_class: type[PairConfig] = PairConfig
     args: PairConfig
     sides: tuple[str, ...] = ("chosen",)
-    """Of which continuations `loss` needs logits; the passages' are always at hand."""
+    """Of which continuations `loss` needs logits; the passages' are always at hand. A method whose settings decide
+    sets it on the instance before it calls `super().__init__`."""
+    reference_residuals: tuple[str, ...] = ()
+    """Of which continuations `loss` needs the reference's residuals too; these are not cached, so it is live."""
 
     def __init__(
         self,
@@ -84,27 +75,20 @@ class PairTrainer(Trainer):
         **trainer_kwargs: Any,
     ):
         args = args if args is not None else self.config_class("efface-output")
-        if train_dataset is None:
-            raise UserError(
-                f"{type(self).__name__} needs train_dataset: a pairs file, a dataset id or a list of dicts."
-            )
-        rows = PairReader(train_dataset, skip_bad_rows=args.skip_bad_rows)
-        next(iter(rows))  # so that a wrong path is reported before the model is loaded
-        if isinstance(model, str):
-            model, tokenizer = load_model(model, device="cpu" if args.use_cpu else None)
-            processing_class = processing_class or tokenizer
-        elif processing_class is None:
-            from transformers import AutoTokenizer
-
-            processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
+        rows = pair_reader(train_dataset, type(self).__name__, skip_bad_rows=args.skip_bad_rows)
+        model, processing_class = model_and_tokenizer(model, processing_class, use_cpu=args.use_cpu)
         adapted = args.lora_r is not None or peft_config is not None
         passages = tokenize_passages(retain_text, args, processing_class)
         dataset = make_dataset(rows, passages, args, processing_class, self.sides)
+        needs_reference = self.needs_reference(args, bool(passages))
+        cached = needs_reference and precomputes(args, len(dataset), states_only=not self.reference_residuals)
         # Of the weights as they are before an adapter is put into them.
-        fingerprint = fingerprint_of(ref_model or model) if precomputes(args, len(dataset)) else None
+        fingerprint = fingerprint_of(ref_model or model) if cached else None
+        set_seed(args.seed)  # as Trainer does, but before the adapter's start is drawn
         model = prepare_model_(model, args, peft_config)
         self._metric_sums: dict[str, float] = defaultdict(float)
         self._metric_steps = 0
+        self._ascending = False
         super().__init__(
             model=model,
             args=args,
@@ -121,24 +105,33 @@ class PairTrainer(Trainer):
         self.layers = self.layers_of(model)
         self.head = Head.of(model)
         self.layout = self._choose_layout(model)
-        self.reference, self.reference_head = set_up_reference(
-            model,
-            ref_model,
-            adapted=adapted,
-            datasets=(self.train_dataset, self.eval_dataset),
-            layers=self.layers,
-            args=args,
-            fingerprint=fingerprint,
-        )
+        self.reference: Reference | None = None
+        self.reference_head: Head | None = None
+        if needs_reference:
+            self.reference, self.reference_head = set_up_reference(
+                model,
+                ref_model,
+                adapted=adapted,
+                datasets=(self.train_dataset, self.eval_dataset),
+                layers=self.layers,
+                args=args,
+                fingerprint=fingerprint,
+            )
 
     # ---- set-up ----
 
     @property
     def reference_kind(self) -> str:
         """Where what the reference says comes from."""
+        if self.reference_head is None:
+            return "not needed"
         if self.reference is None:
             return "from its cache"
         return "with the adapter off" if self.reference.adapter_off else "in memory"
+
+    def needs_reference(self, args: Any, has_passages: bool) -> bool:
+        """Does `loss` ask the reference? By default yes; asked before anything is set up."""
+        return True
 
     def layers_of(self, model: PreTrainedModel) -> list[int]:
         """The blocks whose residual stream `loss` needs; by default none."""
@@ -152,7 +145,7 @@ class PairTrainer(Trainer):
             model,
             dataset.pairs.lengths,  # type: ignore[union-attr]
             self.layers,
-            projects_rejected="rejected" in self.sides,
+            sides=self.sides,
             distributed=self.args.world_size > 1,
             example=self._prepare_inputs(example),  # type: ignore[arg-type]
         )
@@ -171,8 +164,10 @@ class PairTrainer(Trainer):
     ) -> tuple[Tensor, dict[str, float]]:
         """The method's loss and what it logs, both already divided by `counts` so that micro-batches add up.
 
-        `policy.hidden` and `reference["hidden"]` (N, d) are at the positions of `project`, in the same order, ready
-        for `self.head` and `self.reference_head`; `policy.residuals[layer]` (M, d) at the tokens of y+, then of y-.
+        `policy.hidden` and `reference["hidden"]` (N, d) are at the positions of `project`: those that predict y+ (if
+        it is among `sides`), then y-, then the passages; ready for `self.head` and `self.reference_head`.
+        `policy.residuals[layer]` (M, d) is at the tokens of y+, then of y-; `reference["residuals"][layer]` likewise,
+        of the sides in `reference_residuals`. A method that needs no reference gets none.
         """
         raise NotImplementedError  # abstract: every method has its own
 
@@ -197,10 +192,12 @@ class PairTrainer(Trainer):
         pairs[2 * inputs["n_pairs"] :] = False
         with sparse_lookup(model):
             policy = policy_forward(model, inputs, project, self.layers, pairs, self.layout)
-        if self.reference is None:
+        if self.reference is not None:
+            reference = self.reference(inputs, project, self.layers, self.reference_residuals)
+        elif self.reference_head is not None:
             reference = inputs["reference"]
         else:
-            reference = self.reference(inputs, project, self.layers)
+            reference = ReferenceStates(hidden=policy.hidden[:0], norms=policy.hidden[:0])
         loss, metrics = self.loss(policy, reference, inputs, counts)
         if not math.isfinite(loss.item()):
             terms = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
@@ -209,38 +206,13 @@ class PairTrainer(Trainer):
                 "step. Earlier checkpoints are untouched. Lower --learning_rate or the weights, or check the model's "
                 "precision."
             )
-        if model.training:
+        if self.recording:
             for name, value in metrics.items():
                 self._metric_sums[name] += value
             self._metric_steps += bool(self.accelerator.sync_gradients)
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
         return (loss, None) if return_outputs else loss
-
-    def retain_loss(
-        self,
-        policy: Forward,
-        reference: ReferenceStates,
-        batch: PairBatch,
-        counts: Counts,
-        weight: float,
-        text_weight: float,
-    ) -> tuple[Tensor, dict[str, float]]:
-        """weight * mean KL to the reference over the tokens of y+ + text_weight * the same over those of passages.
-
-        Meant for methods that ask for the logits of chosen continuations alone.
-        """
-        n = int(batch["continuation_mask"][: batch["n_pairs"]].sum())
-        means = policy.hidden.new_ones(len(policy.hidden))  # (N,) chosen tokens first, then passages
-        means[:n] /= counts.chosen
-        means[n:] /= counts.passages.clamp(min=1)
-        weights = torch.cat([weight * means[:n], text_weight * means[n:]])
-        states = reference["hidden"].to(self.reference_head.weight.dtype)
-        loss, kl = weighted_kl(policy.hidden, self.head, states, self.reference_head, weights)
-        metrics = {"retain_loss": (kl * means)[:n].sum().item()}
-        if counts.passages:
-            metrics["retain_text_loss"] = (kl * means)[n:].sum().item()
-        return loss, metrics
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -255,7 +227,47 @@ class PairTrainer(Trainer):
         counts = torch.stack([torch.stack(Counts.of(batch)) for batch in batch_samples]).sum(0)
         return self.accelerator.gather(counts.to(device).unsqueeze(0)).sum(0)
 
+    @property
+    def recording(self) -> bool:
+        """Does what is computed now count: for logs, for the discriminators? Not in evaluation, nor in the first pass
+        of a sharpness-aware step."""
+        return bool(self.model.training) and not self._ascending  # type: ignore[union-attr]
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        if not self.args.sam_rho:
+            return super().training_step(model, inputs, num_items_in_batch)
+        # The first pass goes around DDP: every process climbs its own micro-batch (m-sharpness, Foret et al. 2021).
+        inner = unwrap(model).train()
+
+        def loss() -> Tensor:
+            self._ascending = True
+            try:
+                batch: Any = self._prepare_inputs(inputs)
+                found = self.compute_loss(inner, batch, num_items_in_batch=num_items_in_batch)
+            finally:
+                self._ascending = False
+            assert isinstance(found, Tensor)  # a tuple only on request
+            return found
+
+        with ascended(inner, loss, self.args.sam_rho):
+            return super().training_step(model, inputs, num_items_in_batch)
+
     # ---- logs and checkpoints ----
+
+    def describe(self) -> list[str]:
+        """What is about to be trained, in lines for the user."""
+        n = len(self.train_dataset)  # type: ignore[arg-type]
+        return [f"{n} pairs, layout {self.layout}, reference {self.reference_kind}", str(estimate(self))]
+
+    def record(self) -> dict[str, Any]:
+        """What `results.json` says of the run."""
+        return {
+            "layout": self.layout,
+            "reference": self.reference_kind,
+            "memory_estimate": asdict(estimate(self)),
+            "steps": self.state.global_step,
+            "history": self.state.log_history,
+        }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._metric_steps:

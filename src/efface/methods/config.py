@@ -1,5 +1,6 @@
 """What can be set for every method? `transformers.TrainingArguments` and what efface adds to them."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,9 +51,17 @@ class PairConfig(TrainingArguments):
         default=None,
         metadata={"help": "JSON lines with `text`: ordinary passages whose KL is kept low beside the pairs."},
     )
+    w_retain_text: float = field(default=1.0, metadata={"help": "Weight of the KL on the passages of --retain_text."})
     retain_text_per_pair: float = field(default=0.25, metadata={"help": "Passages for each pair in a batch."})
     retain_text_tokens: int = field(
         default=64, metadata={"help": "Tokens of a passage that are used; rows are padded to the longest."}
+    )
+    sam_rho: float = field(
+        default=0.0,
+        metadata={
+            "help": "Radius of a sharpness-aware step (Foret et al. 2021; against relearning: Fan et al. 2025, arXiv "
+            "2502.05374); 0 for a plain step, at half the cost."
+        },
     )
 
     layout: str = field(
@@ -87,6 +96,8 @@ class PairConfig(TrainingArguments):
         one_of("layout", self.layout, ("auto", *LAYOUTS))
         one_of("precompute_reference", self.precompute_reference, ("auto", "on", "off"))
         one_of("reference_dtype", self.reference_dtype, DTYPES)
+        not_negative("w_retain_text", self.w_retain_text)
+        not_negative("sam_rho", self.sam_rho)
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         super().__post_init__()
@@ -115,3 +126,15 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise a `UserError` unless `value` is among `allowed`."""
     if value not in allowed:
         raise UserError(f"{name}={value!r} is unknown. Choose one of {', '.join(allowed)}.")
+
+
+def not_negative(name: str, value: float) -> None:
+    """Raise a `UserError` unless `value` is a finite number, 0 or more."""
+    if not (math.isfinite(value) and value >= 0):
+        raise UserError(f"{name}={value}: it must be a finite number, 0 or more.")
+
+
+def positive(name: str, value: float) -> None:
+    """Raise a `UserError` unless `value` is a finite number above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(f"{name}={value}: it must be a finite number above 0.")

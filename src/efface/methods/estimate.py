@@ -64,11 +64,11 @@ def estimate(trainer: "PairTrainer") -> Estimate:
     optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
     states = next((n for name, n in STATES.items() if optimizer.startswith(name)), 2)
     frozen = 0
-    if trainer.reference is None:
+    if trainer.reference is not None:
+        frozen = 0 if trainer.reference.adapter_off else _bytes(trainer.reference.model)
+    elif trainer.reference_head is not None:  # its states come from the cache
         copied = trainer.reference_head.weight.data_ptr() != trainer.head.weight.data_ptr()
         frozen = trainer.reference_head.weight.nbytes if copied else 0
-    elif not trainer.reference.adapter_off:
-        frozen = _bytes(trainer.reference.model)
     dataset: Any = trainer.train_dataset
     return Estimate(
         parameters=_bytes(model),

@@ -7,14 +7,26 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from efface.dataset import PairDataset
+from efface.errors import UserError
 from efface.evaluation.batching import eval_mode
 from efface.forward import Head
 from efface.methods.config import PairConfig
 from efface.methods.reference import Reference, open_cache
 
 
-def precomputes(args: PairConfig, n_pairs: int) -> bool:
-    """Is the reference asked once, before training? It pays if every pair is seen."""
+def precomputes(args: PairConfig, n_pairs: int, *, states_only: bool = True) -> bool:
+    """Is the reference asked once, before training? It pays if every pair is seen.
+
+    Raises:
+        UserError: if that is wanted of a method that needs more of the reference than is cached (not `states_only`).
+    """
+    if not states_only:
+        if args.precompute_reference == "on":
+            raise UserError(
+                "precompute_reference=on: this method compares hidden states of inner layers with the reference's, "
+                "which are not cached. Leave it at auto."
+            )
+        return False
     if args.precompute_reference != "auto":
         return args.precompute_reference == "on"
     if args.max_steps < 0:

@@ -1,19 +1,42 @@
-"""What does a method draw its batches from? Pairs and passages, tokenised; batches under a token budget."""
+"""What does a method start from? A model, pairs and passages, tokenised; batches under a token budget."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from efface.buckets import TokenBudgetBatchSampler
 from efface.data import PairReader
 from efface.dataset import PairDataset
 from efface.errors import UserError
 from efface.methods.config import PairConfig
-from efface.models import tokens_of
+from efface.models import load_model, tokens_of
 from efface.store import PairStore
+
+
+def pair_reader(source: Any, who: str, *, skip_bad_rows: bool) -> PairReader:
+    """A reader of the pairs whose first row is known to be good: a wrong path is reported before a model is loaded."""
+    if source is None:
+        raise UserError(f"{who} needs train_dataset: a pairs file, a dataset id or a list of dicts.")
+    rows = PairReader(source, skip_bad_rows=skip_bad_rows)
+    next(iter(rows))
+    return rows
+
+
+def model_and_tokenizer(
+    model: str | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *, use_cpu: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model by its name, or as it is; with its own tokenizer unless one is given."""
+    if isinstance(model, str):
+        model, its_own = load_model(model, device="cpu" if use_cpu else None)
+        return model, tokenizer or its_own
+    if tokenizer is None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path)
+    return model, tokenizer
 
 
 def make_dataset(

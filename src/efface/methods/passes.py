@@ -6,6 +6,8 @@ work on
     plain    2 (P + max(C, R)) L                tokens, padding included
     shared   (P + C + R) L
     apart    (P + C) L + (P + R) (l + 1)        if no logits of rejected tokens are asked for
+
+and a row of which nothing is asked is not computed at all: then plain is (P + C) L or (P + R) L.
 """
 
 import logging
@@ -39,16 +41,16 @@ def policy_forward(
     """
     if layout == "shared":
         return forward(model, shared_layout(batch, unwrap(model)), project, layers, capture)
-    if layout == "plain":
-        return forward(model, plain_layout(batch["input_ids"], batch["attention_mask"]), project, layers, capture)
-    n = batch["n_pairs"]
-    rejected = torch.zeros(len(project), dtype=torch.bool, device=project.device)
-    rejected[n : 2 * n] = True
 
     def part(rows: Tensor) -> Forward:
         arranged = plain_layout(batch["input_ids"][rows], batch["attention_mask"][rows])
         return forward(model, arranged, project[rows], layers, capture[rows])
 
+    if layout == "plain":
+        return part(project.any(1) | capture.any(1) if layers else project.any(1))
+    n = batch["n_pairs"]
+    rejected = torch.zeros(len(project), dtype=torch.bool, device=project.device)
+    rejected[n : 2 * n] = True
     benign, toxic = part(~rejected), part(rejected)
     both = {layer: torch.cat([benign.residuals[layer], toxic.residuals[layer]]) for layer in layers}
     return Forward(benign.hidden, both)
@@ -60,7 +62,7 @@ def choose_layout(
     lengths: np.ndarray,
     layers: Sequence[int],
     *,
-    projects_rejected: bool,
+    sides: Sequence[str],
     distributed: bool,
     example: PairBatch,
 ) -> str:
@@ -68,7 +70,7 @@ def choose_layout(
 
     Args:
         lengths: (n, 3) tokens of the prompt, of chosen and of rejected.
-        projects_rejected: logits of rejected tokens are wanted, so these rows must run to the end.
+        sides: the continuations whose logits are wanted, so that these rows must run to the end.
         distributed: a wrapped model is to be called once a step.
         example: a small batch on which `shared` must give what `plain` gives.
 
@@ -76,10 +78,11 @@ def choose_layout(
         UserError: if what is wanted does not fit.
     """
     blocks = len(decoder_blocks(model))
+    one_side = not layers and len(sides) < 2
     refused = {
-        "shared": why_not_shared(model),
+        "shared": "only one continuation of a pair is computed" if one_side else why_not_shared(model),
         "apart": "rejected rows must run to the end"
-        if projects_rejected or not layers or max(layers) == blocks - 1
+        if "rejected" in sides or not layers or max(layers) == blocks - 1
         else "under several processes the model can be called only once a step"
         if distributed
         else None,
@@ -90,8 +93,11 @@ def choose_layout(
         raise UserError(f"layout={wanted!r} does not fit: {refused[wanted]}. Use --layout auto.")
     prompt, chosen, rejected = np.asarray(lengths, dtype=np.int64).T
     both, last = prompt + chosen + rejected, max(layers, default=0) + 1
+    plain = sum((chosen if side == "chosen" else rejected) + prompt for side in sides)
+    if not one_side:
+        plain = 2 * (prompt + np.maximum(chosen, rejected))
     work = {
-        "plain": int(2 * (prompt + np.maximum(chosen, rejected)).sum()) * blocks,
+        "plain": int(np.sum(plain)) * blocks,
         "shared": int(both.sum()) * blocks,
         "apart": int((prompt + chosen).sum()) * blocks + int((prompt + rejected).sum()) * last,
     }
@@ -101,7 +107,7 @@ def choose_layout(
     logger.info(
         "layout %s: %.2f of the plain layout's work%s",
         layout,
-        work[layout] / work["plain"],
+        work[layout] / max(work["plain"], 1),
         "".join(f"; not {name}, as {reason}" for name, reason in refused.items() if reason and wanted == "auto"),
     )
     return layout

@@ -13,7 +13,7 @@ from efface.models import decoder_blocks, parse_layers
 def prepare_model_(model: PreTrainedModel, args: PairConfig, peft_config: Any) -> PreTrainedModel:
     """The model that will be trained: wrapped in a LoRA adapter, with chosen blocks alone trainable, or as it is."""
     if args.lora_r is not None:
-        peft_config = peft_config or _lora_config(args)
+        peft_config = peft_config or lora_config(args)
     if peft_config is not None:
         from peft import get_peft_model
 
@@ -58,7 +58,7 @@ def train_only_(model: nn.Module, layers: list[int]) -> None:
         blocks[layer].requires_grad_(True)
 
 
-def _lora_config(args: PairConfig) -> Any:
+def lora_config(args: PairConfig) -> Any:
     from peft import LoraConfig
 
     assert args.lora_r is not None

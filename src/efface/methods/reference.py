@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from efface.chunked import weighted_kl
 from efface.data import Item, PairBatch, ReferenceStates, collate_rows
 from efface.errors import UserError
-from efface.forward import Head, forward
+from efface.forward import Forward, Head, forward
 from efface.functional import predicting_positions
 from efface.layout import Layout, plain_layout
 from efface.progress import track
@@ -46,25 +46,39 @@ class Reference:
     adapter_off: bool
     """`model` is the trained one; its adapter is switched off for the time of a call."""
 
-    def __call__(self, batch: PairBatch, project: Tensor, layers: Sequence[int]) -> ReferenceStates:
-        """Its states where `project` (rows, T) asks for them: those rows alone go through it, without a graph."""
-        rows = project.any(1)
-        asked = project[rows]
-        chosen = batch["continuation_mask"] & (torch.arange(len(rows), device=rows.device) < batch["n_pairs"])[:, None]
+    def __call__(
+        self, batch: PairBatch, project: Tensor, layers: Sequence[int], residuals: Sequence[str] = ()
+    ) -> ReferenceStates:
+        """Its states where `project` (rows, T) asks for them, and the residuals at the tokens of the sides in
+        `residuals`: those rows alone go through it, without a graph."""
+        n, number = batch["n_pairs"], torch.arange(len(project), device=project.device)
+        row_is = {"chosen": number < n, "rejected": (number >= n) & (number < 2 * n)}  # (rows,) each
+        captured = sum((row_is[side] for side in residuals), torch.zeros_like(row_is["chosen"]))
+        rows = project.any(1) | captured
         layout = plain_layout(batch["input_ids"][rows], batch["attention_mask"][rows])
-        return self.states(layout, asked, layers, chosen[rows])
+        capture = (batch["continuation_mask"] & (row_is["chosen"] | captured)[:, None])[rows]
+        found = self.forward(layout, project[rows], layers, capture)
+        chosen = int(capture[row_is["chosen"][rows]].sum())
+        states = ReferenceStates(hidden=found.hidden, norms=_norms(found, layers, chosen))
+        if residuals:
+            first = 0 if "chosen" in residuals else chosen
+            states["residuals"] = {layer: found.residuals[layer][first:] for layer in layers}
+        return states
 
-    def states(self, layout: Layout, project: Tensor, layers: Sequence[int], capture: Tensor) -> ReferenceStates:
-        """Final hidden states at `project` and the norms of the residuals at `capture`."""
-        with torch.no_grad():
-            if self.adapter_off:
-                with self.model.disable_adapter():  # type: ignore[operator]
-                    found = forward(self.model, layout, project, layers, capture)
-            else:
-                self.model.to(layout.input_ids.device)
-                found = forward(self.model, layout, project, layers, capture)
-        norms = [found.residuals[layer].float().norm(dim=-1) for layer in layers]
-        return ReferenceStates(hidden=found.hidden, norms=torch.stack(norms, -1) if norms else found.hidden[:, :0])
+    @torch.no_grad()
+    def forward(self, layout: Layout, project: Tensor, layers: Sequence[int], capture: Tensor) -> Forward:
+        """As `efface.forward.forward`."""
+        if self.adapter_off:
+            with self.model.disable_adapter():  # type: ignore[operator]
+                return forward(self.model, layout, project, layers, capture)
+        self.model.to(layout.input_ids.device)
+        return forward(self.model, layout, project, layers, capture)
+
+
+def _norms(found: Forward, layers: Sequence[int], n: int) -> Tensor:
+    """(n, layers) norms of the first n captured residuals."""
+    norms = [found.residuals[layer][:n].float().norm(dim=-1) for layer in layers]
+    return torch.stack(norms, -1) if norms else found.hidden[:, :0]
 
 
 class ReferenceCache(Sequence[ReferenceStates]):
@@ -185,9 +199,10 @@ def _compute(
             tensor.to(device) for tensor in collate_rows([items[i] for i in chunk], pad_token_id=0)
         )
         layout = plain_layout(input_ids, attention_mask)
-        states = reference.states(layout, predicting_positions(continuation), layers, continuation)
+        states = reference.forward(layout, predicting_positions(continuation), layers, continuation)
         sizes = continuation.sum(1).tolist()
-        parts = zip(chunk, states["hidden"].cpu().split(sizes), states["norms"].cpu().split(sizes), strict=True)
+        norms = _norms(states, layers, sum(sizes))
+        parts = zip(chunk, states.hidden.cpu().split(sizes), norms.cpu().split(sizes), strict=True)
         found |= {i: ReferenceStates(hidden=hidden, norms=norms) for i, hidden, norms in parts}
     return {
         "hidden": torch.cat([found[i]["hidden"] for i in numbers]),

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from efface.methods.base import PairTrainer
-from efface.methods.estimate import estimate
+from efface.methods.edit import PairEditor
 from efface.methods.settings import build_config, user_error_for_settings
 from efface.results import RESULTS, environment, prepare_output_dir, read_json, write_json
 
@@ -19,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    trainer_class: type[PairTrainer],
+    trainer_class: type[PairTrainer] | type[PairEditor],
     model: str,
     pairs: Any,
     output: Path,
@@ -56,9 +55,8 @@ def train(
         logger.warning(
             "%s holds no checkpoint (--save_strategy steps makes them); starting from the beginning", directory
         )
-    memory = estimate(trainer)
-    say(f"{method}: {len(trainer.train_dataset)} pairs, layout {trainer.layout}, reference {trainer.reference_kind}")  # type: ignore[arg-type]
-    say(str(memory))
+    for line in trainer.describe():
+        say(f"{method}: {line}")
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -70,12 +68,8 @@ def train(
         "n_pairs": len(trainer.train_dataset),  # type: ignore[arg-type]
         "n_skipped_rows": trainer.n_skipped_rows,
         "settings": settings,
-        "layout": trainer.layout,
-        "reference": trainer.reference_kind,
-        "memory_estimate": asdict(memory),
-        "steps": trainer.state.global_step,
         "seconds": round(time.monotonic() - start, 1),
-        "history": trainer.state.log_history,
+        **trainer.record(),
         "environment": environment(seed=config.seed, model=trainer.model, command=command),
     }
     write_json(directory / RESULTS, result)
