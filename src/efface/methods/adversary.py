@@ -1,79 +1,33 @@
 """How do discriminators and the model play against each other? (Design section 2; Ganin et al. 2016.)
 
-One discriminator D_l per layer tells the hidden states of toxic tokens (domain 1) from those of benign ones (domain
-0). In `Adversaries.loss` the model receives -strength times the gradient of D's cross-entropy (gradient reversal),
-where the strength of a token is
+Each layer has a discriminator (`discriminators.py`), or an ensemble of them. In `Adversaries.loss` the model receives
+-strength times the gradient of their mean loss (gradient reversal), where the strength of a token is
 
-    lambda  *  [erase_side is `both`, or the token is toxic]  *  [the bound allows it].
+    lambda  *  [erase_side is `both`, or the token is toxic]  *  [the bound allows it, for each discriminator apart].
 
-The plain objective is unbounded: the model can drive the cross-entropy far past ln 2 and swap the classes instead of
-confusing them. The bound stops the push where there is nothing left to confuse.
+The plain objective is unbounded: the model can drive the loss far past what chance gives (a cross-entropy of ln 2, a
+distance of 0) and swap the classes instead of confusing them. The bound stops the push where there is nothing left to
+confuse.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from efface.functional import LN2, confusion_loss, gradient_reversal
+from efface.errors import UserError
+from efface.functional import confusion_loss, gradient_reversal
+from efface.methods.discriminators import OBJECTIVES, Discriminator, Domains, gradient_penalty
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-BOUNDS = ("layer", "token", "confusion", "none")
 SIDES = ("toxic", "both")
-KINDS = ("mlp", "linear")
-
-
-class Discriminator(nn.Module):
-    """Hidden state -> one logit, positive for toxic. The input is layer-normalised: scale alone must not tell."""
-
-    def __init__(self, hidden_size: int, kind: str, width: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False)
-        if kind == "linear":
-            self.head: nn.Module = nn.Linear(hidden_size, 1)
-        else:
-            self.head = nn.Sequential(nn.Linear(hidden_size, width), nn.GELU(), nn.Linear(width, 1))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(N, d) -> (N,)."""
-        return self.head(self.norm(hidden.float())).squeeze(-1)
-
-
-@dataclass
-class Domains:
-    """The states of one layer in one micro-batch, and what the means of the whole step divide by."""
-
-    benign: Tensor
-    """(N0, d) at tokens of y+ (or (B, d), mean-pooled)."""
-    toxic: Tensor
-    """(N1, d) at tokens of y-."""
-    n_benign: Tensor
-    """Scalar: benign states in the whole optimizer step."""
-    n_toxic: Tensor
-
-    @property
-    def states(self) -> Tensor:
-        return torch.cat([self.benign, self.toxic])  # (N0 + N1, d)
-
-    @property
-    def labels(self) -> Tensor:
-        return torch.cat([self.benign.new_zeros(len(self.benign)), self.toxic.new_ones(len(self.toxic))]).float()
-
-    @property
-    def weights(self) -> Tensor:
-        """(N0 + N1,) such that each domain carries half of the weight, whatever its number of tokens."""
-        benign = (0.5 / self.n_benign.float()).expand(len(self.benign))
-        return torch.cat([benign, (0.5 / self.n_toxic.float()).expand(len(self.toxic))])
-
-    def detached(self) -> "Domains":
-        return Domains(self.benign.detach(), self.toxic.detach(), self.n_benign, self.n_toxic)
 
 
 class Adversaries:
@@ -82,6 +36,15 @@ class Adversaries:
     Within an optimizer step the discriminators stand still, so that accumulated micro-batches equal one large batch.
     `update` ends the step with `steps` updates on the states of all its micro-batches. With one it is plain DANN: the
     gradient is the one the model's own backward leaves, but free of `w_erase`.
+
+    Args:
+        layers: whose states are told apart.
+        hidden_size: d.
+        adversary: what the discriminators minimise, of `OBJECTIVES`.
+        penalty: weight of `gradient_penalty` in a critic's own loss.
+        ensemble: discriminators for each layer, alike but for their start.
+        reinit: draw them and Adam's state anew in every so many steps; 0: never.
+        bound: `layer`, `token`, `confusion` or `none`; which of them an objective knows is said there.
     """
 
     def __init__(
@@ -91,6 +54,10 @@ class Adversaries:
         *,
         kind: str = "mlp",
         width: int = 256,
+        adversary: str = "bce",
+        penalty: float = 10.0,
+        ensemble: int = 1,
+        reinit: int = 0,
         lr: float = 1e-3,
         steps: int = 2,
         bound: str = "layer",
@@ -100,22 +67,29 @@ class Adversaries:
         device: torch.device | str = "cpu",
     ):
         self.layers, self.steps, self.bound, self.erase_side = layers, steps, bound, erase_side
-        self.max_grad_norm = max_grad_norm
+        self.adversary, self.objective, self.penalty = adversary, OBJECTIVES[adversary], penalty
+        self.reinit, self.lr, self.seed, self.max_grad_norm, self.device = reinit, lr, seed, max_grad_norm, device
+        self.members = {layer: [str(layer), *(f"{layer}/{k}" for k in range(1, ensemble))] for layer in layers}
+        self._new = partial(Discriminator, hidden_size, kind, width)
+        self._draw(seed)
+        self._bce_sum: dict[str, float] = defaultdict(float)
+        self._seen: dict[int, list[Domains]] = defaultdict(list)
+
+    def _draw(self, seed: int) -> None:
+        """Discriminators and an optimizer without a past; those of an ensemble follow the first of every layer."""
+        names = [name for rank in zip(*self.members.values(), strict=True) for name in rank]
         with torch.random.fork_rng():  # the same start on every process, without touching the caller's random state
             torch.manual_seed(seed)
-            self.discriminators = nn.ModuleDict(
-                {str(layer): Discriminator(hidden_size, kind, width) for layer in layers}
-            )
-        self.discriminators.to(device)
-        self.optimizer = torch.optim.Adam(self.discriminators.parameters(), lr=lr)
-        self.last_bce = dict.fromkeys(layers, LN2)  # of the last finished step, on states D had not been trained on
-        self._bce_sum: dict[int, float] = defaultdict(float)
-        self._seen: dict[int, list[Domains]] = defaultdict(list)
+            self.discriminators = nn.ModuleDict({name: self._new() for name in names})
+        self.discriminators.to(self.device)
+        self.optimizer = torch.optim.Adam(self.discriminators.parameters(), lr=self.lr)
+        # Of each in the last finished step, on states it had not been trained on (of a critic: minus its distance).
+        self.last_bce = dict.fromkeys(names, self.objective.chance)
 
     def loss(
         self, domains: dict[int, Domains], strength: float, *, train: bool = True
     ) -> tuple[Tensor, dict[str, float]]:
-        """Mean over layers of the discriminators' cross-entropy, with the gradient to the model reversed and bounded.
+        """Mean over layers of the discriminators' mean loss, with the gradient to the model reversed and bounded.
 
         Args:
             domains: per layer the states of this micro-batch.
@@ -123,39 +97,45 @@ class Adversaries:
             train: keep the states for `update`.
 
         Returns:
-            The loss (its value is D's cross-entropy) and per layer the figures to log; over the micro-batches of a
-            step both add up to the means of the step.
+            The loss (its value is the discriminators' own, without penalty) and per layer the figures to log; over the
+            micro-batches of a step both add up to the means of the step.
         """
         total = torch.zeros((), device=next(self.discriminators.parameters()).device)
-        metrics: dict[str, float] = {}
+        metrics: dict[str, float] = defaultdict(float)
         for layer, domain in domains.items():
-            bce, logits = self._layer_loss(layer, domain, strength)
-            total = total + bce / len(domains)
-            correct = ((logits > 0) == (domain.labels > 0.5)).float()
-            metrics[f"adversary/bce/{layer}"] = bce.item()
-            metrics[f"adversary/balanced_accuracy/{layer}"] = (domain.weights * correct).sum().item()
+            size = len(self.members[layer])
+            for name in self.members[layer]:
+                loss, scores = self._loss_of(name, domain, strength)
+                total = total + loss / (len(domains) * size)
+                if self.adversary == "bce":
+                    correct = ((scores > 0) == (domain.labels > 0.5)).float()
+                    metrics[f"adversary/bce/{layer}"] += loss.item() / size
+                    metrics[f"adversary/balanced_accuracy/{layer}"] += (domain.weights * correct).sum().item() / size
+                else:
+                    metrics[f"adversary/distance/{layer}"] -= loss.item() / size
+                if train:
+                    self._bce_sum[name] += loss.item()
             if train:
-                self._bce_sum[layer] += bce.item()
                 self._seen[layer].append(domain.detached())
-        return total, metrics
+        return total, dict(metrics)
 
-    def _layer_loss(self, layer: int, domain: Domains, strength: float) -> tuple[Tensor, Tensor]:
-        discriminate, states, labels = self.discriminators[str(layer)], domain.states, domain.labels
+    def _loss_of(self, name: str, domain: Domains, strength: float) -> tuple[Tensor, Tensor]:
+        """Of one discriminator: its loss and scores (N0 + N1,)."""
+        discriminate, states, labels = self.discriminators[name], domain.states, domain.labels
         push = torch.full_like(labels, strength)  # (N0 + N1,)
         if self.erase_side == "toxic":
             push = push * labels
         if self.bound == "layer":
-            push = push * float(self.last_bce[layer] <= LN2)
+            push = push * float(self.last_bce[name] <= self.objective.chance)
         elif self.bound == "token":
             with torch.no_grad():
-                push = push * (
-                    F.binary_cross_entropy_with_logits(discriminate(states), labels, reduction="none") <= LN2
-                )
+                push = push * (self.objective.per_state(discriminate(states), labels) <= self.objective.chance)
         if self.bound == "confusion":
-            logits = discriminate(states.detach())
-            return _weighted_bce(logits, domain) + self._confusion(discriminate, states, push * domain.weights), logits
-        logits = discriminate(gradient_reversal(states, push.unsqueeze(1)))
-        return _weighted_bce(logits, domain), logits
+            scores = discriminate(states.detach())
+            pull = self._confusion(discriminate, states, push * domain.weights)
+            return self.objective(scores, domain) + pull, scores
+        scores = discriminate(gradient_reversal(states, push.unsqueeze(1)))
+        return self.objective(scores, domain), scores
 
     def _confusion(self, discriminate: nn.Module, states: Tensor, weights: Tensor) -> Tensor:
         """A term of value 0 whose gradient pulls D's output on `states` to one half, and leaves D alone."""
@@ -163,14 +143,25 @@ class Adversaries:
         confusion = (weights * confusion_loss(torch.func.functional_call(discriminate, frozen, states))).sum()
         return confusion - confusion.detach()
 
-    def update(self, accelerator: "Accelerator | None" = None) -> None:
-        """End an optimizer step: train the discriminators on the states of all its micro-batches."""
+    def update(self, accelerator: "Accelerator | None" = None, step: int = 1) -> None:
+        """End an optimizer step: train the discriminators on the states of all its micro-batches.
+
+        Args:
+            step: its number, from 1; with the seed it decides whatever is drawn.
+        """
+        self.last_bce = self._step_bce(accelerator)
+        # One number of 32 bits, which is what torch's generator on the CPU reads of a seed.
+        drawn = int(np.random.SeedSequence((self.seed, step)).generate_state(1)[0])
+        if self.reinit and step % self.reinit == 0:
+            self._draw(drawn)  # before the updates: the model never meets a discriminator that has learnt nothing
+        generator = torch.Generator().manual_seed(drawn)
         for _ in range(self.steps):
             self.optimizer.zero_grad()  # of the last update, and of what the model's backward left here
             losses = [
-                _weighted_bce(self.discriminators[str(layer)](domain.states), domain) / len(self._seen)
+                loss / (len(self._seen) * len(self.members[layer]))
                 for layer, seen in self._seen.items()
-                for domain in seen
+                for name in self.members[layer]
+                for loss in self._own_losses(name, seen, generator)
             ]
             torch.stack(losses).sum().backward()
             self._reduce_gradients(accelerator)
@@ -178,17 +169,25 @@ class Adversaries:
                 nn.utils.clip_grad_norm_(self.discriminators.parameters(), self.max_grad_norm)
             self.optimizer.step()
         self.optimizer.zero_grad()
-        self.last_bce = self._step_bce(accelerator)
         self._bce_sum.clear()
         self._seen.clear()
 
-    def _step_bce(self, accelerator: "Accelerator | None") -> dict[int, float]:
-        """Cross-entropy of the finished step per layer; each process has counted its own share of the states."""
+    def _own_losses(self, name: str, seen: list[Domains], generator: torch.Generator) -> list[Tensor]:
+        """What one discriminator learns from: its loss on each micro-batch, and a critic's penalty."""
+        discriminate = self.discriminators[name]
+        losses = [self.objective(discriminate(domain.states), domain) for domain in seen]
+        if self.adversary == "wasserstein":
+            assert isinstance(discriminate, Discriminator)
+            losses.append(self.penalty * gradient_penalty(discriminate, seen, generator))
+        return losses
+
+    def _step_bce(self, accelerator: "Accelerator | None") -> dict[str, float]:
+        """Loss of each in the finished step; each process has counted its own share of the states."""
         device = next(self.discriminators.parameters()).device
-        bce = torch.tensor([self._bce_sum[layer] for layer in self.layers], device=device)
+        bce = torch.tensor([self._bce_sum[name] for name in self.discriminators], device=device)
         if accelerator is not None and accelerator.num_processes > 1:
             bce = accelerator.reduce(bce, "sum")
-        return dict(zip(self.layers, bce.tolist(), strict=True))
+        return dict(zip(self.discriminators, bce.tolist(), strict=True))
 
     def _reduce_gradients(self, accelerator: "Accelerator | None") -> None:
         """Sum the gradients of all processes: each divided its own by the counts of all."""
@@ -202,14 +201,29 @@ class Adversaries:
         tensors = {f"weights/{name}": tensor for name, tensor in self.discriminators.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
-        tensors["last_bce"] = torch.tensor([self.last_bce[layer] for layer in self.layers], dtype=torch.float64)
+        tensors["last_bce"] = torch.tensor(list(self.last_bce.values()), dtype=torch.float64)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
     def load(self, path: Path) -> None:
+        """Go on from a file that `save` wrote.
+
+        Raises:
+            UserError: if its discriminators are others than these.
+        """
         tensors = load_file(path)
-        self.discriminators.load_state_dict(
-            {name.removeprefix("weights/"): tensor for name, tensor in tensors.items() if name.startswith("weights/")}
-        )
+        weights = {
+            name.removeprefix("weights/"): tensor for name, tensor in tensors.items() if name.startswith("weights/")
+        }
+        shapes = [
+            {name: tensor.shape for name, tensor in each.items()}
+            for each in (weights, self.discriminators.state_dict())
+        ]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"{path} holds other discriminators than these settings make (layers, kind, width or ensemble "
+                "differ). Resume with the settings of the run, or train into a new directory."
+            )
+        self.discriminators.load_state_dict(weights)
         state: dict[int, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in tensors.items():
             if name.startswith("adam/"):
@@ -218,9 +232,4 @@ class Adversaries:
         self.optimizer.load_state_dict(
             {"state": dict(state), "param_groups": self.optimizer.state_dict()["param_groups"]}
         )
-        self.last_bce = dict(zip(self.layers, tensors["last_bce"].tolist(), strict=True))
-
-
-def _weighted_bce(logits: Tensor, domain: Domains) -> Tensor:
-    bce = F.binary_cross_entropy_with_logits(logits, domain.labels, reduction="none")  # (N0 + N1,)
-    return (domain.weights * bce).sum()
+        self.last_bce = dict(zip(self.discriminators, tensors["last_bce"].tolist(), strict=True))

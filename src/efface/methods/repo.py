@@ -3,9 +3,11 @@
     L = w_retain * mean over tokens of y+ of KL( f0 || f )
       + w_erase  * mean over layers l of BCE( D_l( GRL_lambda( h_l(t) ) ), [t is a token of y-] )
       + w_retain_text * mean over tokens of ordinary passages of KL( f0 || f )                        (optional)
+      + npo_weight * NPO( y- )                                                                        (optional)
 
 The discriminators D_l (`adversary.py`) learn to tell toxic tokens from benign ones while the model, through the
-reversed gradient, moves its hidden states so that they cannot.
+reversed gradient, moves its hidden states so that they cannot. Variants are flags: which layers, discriminators of
+other kinds, a Wasserstein critic, a `w_erase` that changes over training, a term on the output as well.
 """
 
 import logging
@@ -21,14 +23,18 @@ from efface.data import PairBatch, ReferenceStates
 from efface.errors import UserError
 from efface.forward import Forward
 from efface.functional import LN2, dann_ramp, pool_rows
-from efface.methods.adversary import BOUNDS, KINDS, SIDES, Adversaries, Domains
+from efface.methods.adversary import SIDES, Adversaries
 from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig, one_of
+from efface.methods.config import PairConfig, not_negative, one_of, positive
+from efface.methods.discriminators import KINDS, OBJECTIVES, Domains
+from efface.methods.npo import log_ratios, npo_loss
 from efface.models import decoder_blocks, parse_layers
 
 logger = logging.getLogger(__name__)
 
 DISCRIMINATORS = "discriminators.safetensors"
+BOUNDS = ("layer", "token", "confusion", "none", "auto")
+SCHEDULES = ("constant", "ramp", "decay")
 
 
 @dataclass
@@ -41,6 +47,10 @@ class REPOConfig(PairConfig):
     )
     w_retain: float = field(default=0.5, metadata={"help": "Weight of the KL on chosen continuations."})
     w_erase: float = field(default=1.0, metadata={"help": "Weight of the adversarial loss."})
+    erase_schedule: str = field(
+        default="constant",
+        metadata={"help": "Of w_erase: constant, ramp (from 0 up to w_erase, linearly) or decay (down to 0)."},
+    )
     w_retain_text: float = field(default=20.0, metadata={"help": "Weight of the KL on the passages of --retain_text."})
     erase_layers: str = field(
         default="last", metadata={"help": "Where to erase: last, all, or such as `8,16,-1` or `0.5`."}
@@ -51,11 +61,19 @@ class REPOConfig(PairConfig):
     erase_unit: str = field(
         default="token", metadata={"help": "token, or sequence (states averaged over a continuation)."}
     )
+    adversary: str = field(
+        default="bce",
+        metadata={"help": "bce (discriminators) or wasserstein (critics of slope 1: WGAN-GP, arXiv 1704.00028)."},
+    )
+    gradient_penalty: float = field(
+        default=10.0, metadata={"help": "Weight of the penalty on a wasserstein critic's slope (10 as in the paper)."}
+    )
     bound: str = field(
-        default="confusion",
+        default="auto",
         metadata={
-            "help": "How the model's side is bounded: layer (no push while the layer's BCE was above ln 2), token "
-            "(none on tokens whose BCE is above ln 2), confusion (a loss toward one half instead), or none."
+            "help": "How the model's side is bounded: layer (no push while the layer's BCE was above ln 2, or its "
+            "distance below 0), token (none on tokens whose BCE is above ln 2), confusion (a loss toward one half "
+            "instead), or none; auto is confusion for bce, layer for wasserstein, which has only that or none."
         },
     )
     grl_lambda: float = field(
@@ -68,18 +86,44 @@ class REPOConfig(PairConfig):
     discriminator_width: int = field(default=256, metadata={"help": "Hidden units of an mlp discriminator."})
     discriminator_lr: float = field(default=1e-3, metadata={"help": "Learning rate of the discriminators' own Adam."})
     discriminator_steps: int = field(default=2, metadata={"help": "Discriminator updates for each model step."})
+    discriminator_ensemble: int = field(
+        default=1, metadata={"help": "Discriminators for each layer; the model is pushed by their mean."}
+    )
+    discriminator_reinit: int = field(
+        default=0, metadata={"help": "Draw the discriminators anew every so many model steps; 0: never."}
+    )
+    npo_weight: float = field(
+        default=0.0, metadata={"help": "Weight of an NPO loss on rejected continuations (arXiv 2404.05868); 0: none."}
+    )
+    npo_beta: float = field(default=0.1, metadata={"help": "NPO's inverse temperature."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("erase_side", self.erase_side, SIDES)
         one_of("erase_unit", self.erase_unit, ("token", "sequence"))
+        one_of("erase_schedule", self.erase_schedule, SCHEDULES)
+        one_of("adversary", self.adversary, tuple(OBJECTIVES))
+        positive("gradient_penalty", self.gradient_penalty)
         one_of("bound", self.bound, BOUNDS)
+        bounds = OBJECTIVES[self.adversary].bounds
+        if self.bound == "auto":
+            self.bound = bounds[0]
+        if self.bound not in bounds:
+            raise UserError(
+                f"bound={self.bound!r} needs a cross-entropy, which a critic has not (adversary={self.adversary!r}). "
+                f"Leave it at auto or choose one of {', '.join(bounds)}."
+            )
         one_of("grl_schedule", self.grl_schedule, ("dann", "constant"))
         one_of("discriminator", self.discriminator, KINDS)
-        if self.discriminator_steps < 1:
-            raise UserError(
-                f"discriminator_steps={self.discriminator_steps}: the discriminators need at least one update a step."
-            )
+        not_negative("npo_weight", self.npo_weight)
+        positive("npo_beta", self.npo_beta)
+        for name, least, why in (
+            ("discriminator_steps", 1, "the discriminators need at least one update a step"),
+            ("discriminator_ensemble", 1, "a layer needs at least one discriminator"),
+            ("discriminator_reinit", 0, "give a number of steps, or 0 to draw them once"),
+        ):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)}: {why}.")
 
 
 class REPOTrainer(PairTrainer):
@@ -88,13 +132,19 @@ class REPOTrainer(PairTrainer):
     config_class = REPOConfig
     args: REPOConfig
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: Any, args: REPOConfig | None = None, *rest: Any, **kwargs: Any):
+        if args is not None and args.npo_weight:
+            self.sides = ("chosen", "rejected")  # NPO is about the logits of y-
+        super().__init__(model, args, *rest, **kwargs)
         self.adversaries = Adversaries(
             self.layers,
             self.model.config.get_text_config(decoder=True).hidden_size,  # type: ignore[union-attr,operator]
             kind=self.args.discriminator,
             width=self.args.discriminator_width,
+            adversary=self.args.adversary,
+            penalty=self.args.gradient_penalty,
+            ensemble=self.args.discriminator_ensemble,
+            reinit=self.args.discriminator_reinit,
             lr=self.args.discriminator_lr,
             steps=self.args.discriminator_steps,
             bound=self.args.bound,
@@ -111,14 +161,18 @@ class REPOTrainer(PairTrainer):
     def loss(
         self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
     ) -> tuple[Tensor, dict[str, float]]:
-        retain, metrics = self.retain_loss(
-            policy, reference, batch, counts, self.args.w_retain, self.args.w_retain_text
-        )
+        retain, metrics = self.retain_loss(policy, reference, batch, counts, self.args.w_retain)
         with torch.autocast(retain.device.type, enabled=False):  # discriminators stay in float32
             domains = {layer: self._domains(states, batch, counts) for layer, states in policy.residuals.items()}
-            erase, adversary = self.adversaries.loss(domains, self._strength(), train=self.model.training)  # type: ignore[union-attr]
+            erase, adversary = self.adversaries.loss(domains, self._strength(), train=self.recording)
         metrics |= adversary | {"erase_loss": erase.item()} | self._norm_drift(policy, reference, counts)
-        return retain + self.args.w_erase * erase, metrics
+        loss = retain + self._erase_weight() * erase
+        if self.args.npo_weight:
+            ratios, _ = log_ratios(self, policy, reference, batch, "rejected")
+            npo = npo_loss(ratios, self.args.npo_beta).sum() / counts.pairs
+            metrics["npo_loss"] = npo.item()
+            loss = loss + self.args.npo_weight * npo
+        return loss, metrics
 
     def _domains(self, states: Tensor, batch: PairBatch, counts: Counts) -> Domains:
         """Toxic and benign states of one layer; `states` (M, d), those of y+ first."""
@@ -129,10 +183,18 @@ class REPOTrainer(PairTrainer):
         n_benign = int(mask[:n].sum())
         return Domains(states[:n_benign], states[n_benign:], n_benign=counts.chosen, n_toxic=counts.rejected)
 
+    @property
+    def _progress(self) -> float:
+        """In (0, 1]: 1 in the last step, and in an evaluation after it."""
+        return min((self.state.global_step + 1) / max(self.state.max_steps, 1), 1.0)
+
     def _strength(self) -> float:
-        if self.args.grl_schedule == "constant":
-            return self.args.grl_lambda
-        return self.args.grl_lambda * dann_ramp((self.state.global_step + 1) / max(self.state.max_steps, 1))
+        ramp = 1.0 if self.args.grl_schedule == "constant" else dann_ramp(self._progress)
+        return self.args.grl_lambda * ramp
+
+    def _erase_weight(self) -> float:
+        share = {"constant": 1.0, "ramp": self._progress, "decay": 1.0 - self._progress}
+        return self.args.w_erase * share[self.args.erase_schedule]
 
     def _norm_drift(self, policy: Forward, reference: ReferenceStates, counts: Counts) -> dict[str, float]:
         """Per layer, by how much the mean norm of benign states has changed, relative to the reference's."""
@@ -147,16 +209,14 @@ class REPOTrainer(PairTrainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:  # the last micro-batch of the optimizer step
-            self.adversaries.update(self.accelerator)
+            self.adversaries.update(self.accelerator, self.state.global_step + 1)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
         for layer in self.layers:
-            bce, accuracy = (
-                logs.get(f"adversary/bce/{layer}", 0.0),
-                logs.get(f"adversary/balanced_accuracy/{layer}", 1.0),
-            )
+            bce = logs.get(f"adversary/bce/{layer}", 0.0)
+            accuracy = logs.get(f"adversary/balanced_accuracy/{layer}", 1.0)
             if bce > 1.1 * LN2 and accuracy < 0.4 and layer not in self._swapped_layers:
                 self._swapped_layers.add(layer)
                 logger.warning(

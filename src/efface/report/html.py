@@ -17,7 +17,7 @@ from efface.results import write_text
 
 TRAINING_ROWS = 12
 TRAINING_KEYS = ("loss", "retain_loss", "erase_loss", "kl")
-TRAINING_PREFIXES = ("adversary/bce/", "adversary/balanced_accuracy/", "hidden_drift/")
+TRAINING_PREFIXES = ("adversary/bce/", "adversary/distance/", "adversary/balanced_accuracy/", "hidden_drift/")
 
 
 class Line(NamedTuple):
