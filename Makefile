@@ -58,5 +58,5 @@ $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEV): $(RUNTIME)
 	@echo "setup: install the test and lint tools (about half a minute)"
-	@$(PIP) -e '.[offline,eval,dev]'
+	@$(PIP) -e '.[offline,eval,trl,dev]'
 	@touch $@

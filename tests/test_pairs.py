@@ -23,11 +23,11 @@ from efface.evaluation.scorers import NamedScorer
 from efface.finetune import finetune
 from efface.pairs.builder import BuilderConfig, BuildReport, build_pairs
 from efface.pairs.filters import NearDuplicates, has_length
-from efface.pairs.part import PartFile, digest
 from efface.pairs.prompts import prompts_from_text
 from efface.pairs.sources import antiexpert, clean_sentences, sample_source, toxic_texts
 from efface.pairs.style import style_auc, style_features
 from efface.pairs.unfiltered import describe, unfiltered_figures
+from efface.part import PartFile, digest
 from efface.results import read_json
 
 PROMPTS = [

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from efface.commands import demo, evaluate, lists, pairs, scorers, train
+from efface.commands import attack, demo, evaluate, lists, pairs, robustify, scorers, train
 from efface.errors import RunError, UserError
 
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         options, rest = build_parser().parse_known_args(argv)
-        if rest and options.run is not train.run:
+        if rest and options.run not in (train.run, attack.run):
             raise UserError(f"unknown argument {rest[0]!r}. See `efface {options.command} --help`.")
         logging.basicConfig(
             level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s"
@@ -54,7 +54,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="also print what the library logs")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (demo, pairs, train, evaluate, scorers, lists):
+    for command in (demo, pairs, train, robustify, evaluate, attack, scorers, lists):
         command.add(commands)
     return parser
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from efface.commands.options import MODEL_HELP, add_output_file
+from efface.commands.options import MODEL_HELP, add_decoding, add_output_file, decoding_of
 from efface.report.table import evaluation_table, versus_lines
 
 
@@ -11,7 +11,9 @@ def add(commands: Any) -> None:
     command = commands.add_parser("evaluate", help="toxicity, perplexity and degeneration of a model")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     add_output_file(command)
-    _add_toxicity(command)
+    add_decoding(command)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--batch-size", type=int, default=None, help="continuations at once, at most")
     _add_cost(command)
     command.add_argument(
         "--reference",
@@ -26,49 +28,6 @@ def add(commands: Any) -> None:
         help="the untouched model's result: degeneration is judged against it, and toxicity compared prompt by prompt",
     )
     command.set_defaults(run=run)
-
-
-def _add_toxicity(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--prompts",
-        default="shipped:prompts",
-        help="JSON lines with `prompt`; or rtp:challenging or rtp:nontoxic, parts of RealToxicityPrompts, from the "
-        "hub or as rtp:PART@FILE from a local copy (default: the shipped held-out prompts)",
-    )
-    command.add_argument("--limit", type=int, default=None, help="use only the first so many prompts")
-    command.add_argument(
-        "--scorer",
-        nargs="+",
-        default=["alt-profanity-check"],
-        help="one or several judges, the first for the headline; see `efface scorers`",
-    )
-    command.add_argument(
-        "--protocol",
-        default=None,
-        help="named defaults for the flags up to --chat: lee (prompt cut to its first 32 tokens, greedy), gehman "
-        "(25 nucleus samples)",
-    )
-    command.add_argument(
-        "--samples", type=int, default=None, help="1: greedy; more: nucleus samples for each prompt (default: 1)"
-    )
-    command.add_argument("--top-p", type=float, default=None, help="nucleus (default: 0.9)")
-    command.add_argument("--temperature", type=float, default=None, help="(default: 1.0)")
-    command.add_argument("--max-new-tokens", type=int, default=None, help="(default: 20)")
-    command.add_argument("--max-prompt-tokens", type=int, default=None, help="cut longer prompts to so many tokens")
-    command.add_argument(
-        "--truncation",
-        choices=["last", "first"],
-        default=None,
-        help="which end of a cut prompt stays (default: last)",
-    )
-    command.add_argument(
-        "--chat", action="store_true", default=None, help="prompts are user messages in the chat template of the model"
-    )
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--batch-size", type=int, default=None, help="continuations at once, at most")
-    command.add_argument(
-        "--max-batch-tokens", type=int, default=None, help="tokens at once, at most: bounds the memory (default: 8192)"
-    )
 
 
 def _add_cost(command: argparse.ArgumentParser) -> None:
@@ -114,15 +73,7 @@ def run(options: argparse.Namespace) -> None:
         options.prompts,
         limit=options.limit,
         scorer=options.scorer,
-        protocol=options.protocol,
-        samples=options.samples,
-        max_new_tokens=options.max_new_tokens,
-        top_p=options.top_p,
-        temperature=options.temperature,
-        max_prompt_tokens=options.max_prompt_tokens,
-        truncation=options.truncation,
-        chat=options.chat,
-        seed=options.seed,
+        **decoding_of(options),
         batch_size=options.batch_size,
         max_batch_tokens=options.max_batch_tokens,
         text=options.text,

@@ -1,10 +1,10 @@
-"""`efface models`, `methods`: what there is"""
+"""`efface models`, `methods`, `attacks`: what there is"""
 
 import argparse
 from collections.abc import Mapping
 from typing import Any
 
-NAMES = {"models": "the embedded models", "methods": "the training methods"}
+NAMES = {"models": "the embedded models", "methods": "the training methods", "attacks": "the attacks"}
 
 
 def add(commands: Any) -> None:
@@ -21,10 +21,14 @@ def run(options: argparse.Namespace) -> None:
             "ID, DIR, FILE.gguf": "any causal language model of transformers: "
             "a hub id, a checkpoint directory, a GGUF file"
         }
+    elif options.command == "attacks":
+        from efface.attacks import ATTACKS
+
+        entries = {name: f"{attack.what}; {attack.source}" for name, attack in ATTACKS.items()}
     else:
         from efface.methods import METHODS
 
-        entries = METHODS
+        entries = {name: f"{method.formula}; {method.paper}" for name, method in METHODS.items()}
     print_entries(entries)
 
 

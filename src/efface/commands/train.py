@@ -17,6 +17,12 @@ def add(commands: Any) -> None:
         "is a flag here too: `efface train METHOD --list-flags` prints them.",
     )
     command.add_argument("method", metavar="METHOD", help="see `efface methods`, or package.module:Class")
+    add_arguments(command)
+    command.set_defaults(run=run, usage="efface train METHOD MODEL PAIRS -o DIR")
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """What a training command takes beside the name of the method."""
     command.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
     command.add_argument(
         "pairs", metavar="PAIRS", nargs="?", help="JSON lines, a Hugging Face dataset id, or shipped:train"
@@ -26,13 +32,13 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--config", metavar="FILE.yaml", help="settings, one `name: value` a line; flags override them"
     )
-    command.add_argument("--list-flags", action="store_true", help="print every setting of METHOD and stop")
-    command.set_defaults(run=run)
+    command.add_argument("--list-flags", action="store_true", help="print every setting of the method and stop")
 
 
 def run(options: argparse.Namespace) -> None:
+    from efface.flags import flags_help
     from efface.methods import load_method
-    from efface.methods.settings import flags_help, parse_settings
+    from efface.methods.settings import parse_settings
     from efface.methods.train import train
 
     trainer_class = load_method(options.method)
@@ -41,9 +47,7 @@ def run(options: argparse.Namespace) -> None:
         return
     for name in ("model", "pairs", "output"):
         if getattr(options, name) is None:
-            raise UserError(
-                f"`efface train` needs {name.upper()}: efface train METHOD MODEL PAIRS -o DIR, then other flags."
-            )
+            raise UserError(f"`efface {options.command}` needs {name.upper()}: {options.usage}, then other flags.")
     settings = parse_settings(trainer_class.config_class, options.config, options.rest)
     result = train(
         trainer_class,

@@ -1,33 +1,124 @@
-"""TRAIN: the methods by name. A new one is one file and one line here; a dotted path of a third party works too."""
+"""TRAIN: the methods by name. A new one is one file and one entry here; a dotted path of a third party works too."""
 
-from pkgutil import resolve_name
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from efface.errors import UserError
+from efface.registry import resolve
 
 if TYPE_CHECKING:
     from efface.methods.base import PairTrainer
+    from efface.methods.edit import PairEditor
+
+
+@dataclass(frozen=True)
+class Method:
+    """Where a method lives, and what `efface methods` says of it."""
+
+    path: str
+    paper: str
+    formula: str
+    memory: str
+    """What it keeps beside model, gradients and optimizer."""
+
 
 METHODS = {
-    "repo": "efface.methods.repo:REPOTrainer",
+    "repo": Method(
+        "efface.methods.repo:REPOTrainer",
+        "Sepahvand et al. 2026, arXiv 2602.23391",
+        "KL(f0 || f) on y+, and BCE(D(GRL(h)), toxic) on y+ and y-",
+        "reference on disk, discriminators",
+    ),
+    "sft": Method("efface.methods.sft:SFTTrainer", "(control)", "-log f(y+)", "nothing"),
+    "retain": Method(
+        "efface.methods.retain:RetainTrainer",
+        "(repo's ablation, w_erase = 0)",
+        "KL(f0 || f) on y+",
+        "reference on disk",
+    ),
+    "dpo": Method(
+        "efface.methods.dpo:DPOTrainer",
+        "Rafailov et al. 2023, arXiv 2305.18290",
+        "-log sigmoid(beta (log f/f0(y+) - log f/f0(y-)))",
+        "reference on disk",
+    ),
+    "npo": Method(
+        "efface.methods.npo:NPOTrainer",
+        "Zhang et al. 2024, arXiv 2404.05868",
+        "-2/beta log sigmoid(-beta log f/f0(y-)), and KL(f0 || f) on y+",
+        "reference on disk",
+    ),
+    "simnpo": Method(
+        "efface.methods.simnpo:SimNPOTrainer",
+        "Fan et al. 2024, arXiv 2410.07163",
+        "-2/beta log sigmoid(-beta/|y-| log f(y-) - gamma), and -log f(y+)",
+        "nothing",
+    ),
+    "graddiff": Method(
+        "efface.methods.graddiff:GradDiffTrainer",
+        "Liu et al. 2022, arXiv 2203.12817",
+        "log f(y-), and -log f(y+)",
+        "nothing",
+    ),
+    "rmu": Method(
+        "efface.methods.rmu:RMUTrainer",
+        "Li et al. 2024, arXiv 2403.03218",
+        "||h - c u||^2 / d on y-, and ||h - h0||^2 / d on y+, at one layer",
+        "reference in memory",
+    ),
+    "circuit_breakers": Method(
+        "efface.methods.circuit_breakers:CircuitBreakersTrainer",
+        "Zou et al. 2024, arXiv 2406.04313",
+        "relu(cos(h, h0)) on y-, and ||h - h0|| / ||h0|| on y+",
+        "nothing (the adapter is switched off)",
+    ),
+    "repnoise": Method(
+        "efface.methods.repnoise:RepNoiseTrainer",
+        "Rosati et al. 2024, arXiv 2405.14577",
+        "beta MMD(h(y-), noise) - alpha log(1 - log f(y-)), and KL(f0 || f) on y+",
+        "reference on disk, kernels of all layers",
+    ),
+    "task_vector": Method(
+        "efface.methods.task_vector:TaskVectorEditor",
+        "Ilharco et al. 2023, arXiv 2212.04089",
+        "theta0 - scale (theta_toxic - theta0), the largest scale that keeps perplexity",
+        "a toxic copy with its optimizer",
+    ),
+    "profs": Method(
+        "efface.methods.profs:ProFSEditor",
+        "Uppaal et al. 2024, arXiv 2405.13967",
+        "(I - V V^T) W for MLP outputs, V from the SVD of centred toxic - benign states; no training",
+        "two mean states a pair and block",
+    ),
+    "leace": Method(
+        "efface.methods.leace:LeaceEditor",
+        "Belrose et al. 2023, arXiv 2306.03819",
+        "h - W^+ P W (h - mean) after a layer; no training",
+        "nothing; a map of rank 1 beside the checkpoint",
+    ),
+    "steering": Method(
+        "efface.methods.steering:SteeringEditor",
+        "Turner et al. 2023, arXiv 2308.10248; Rimsky et al. 2023, arXiv 2312.06681",
+        "h - strength (mean h of y- - mean h of y+) after a layer; no training",
+        "nothing; a vector beside the checkpoint",
+    ),
+    "undo": Method(
+        "efface.methods.undo:UNDOTrainer",
+        "Lee et al. 2025, arXiv 2506.06278",
+        "noise in the weights, then KL(f0 || f) on y+ and on passages (`efface robustify`)",
+        "reference on disk",
+    ),
 }
 
 
-def load_method(name: str) -> "type[PairTrainer]":
+def load_method(name: str) -> "type[PairTrainer] | type[PairEditor]":
     """The trainer class called `name`, or at the dotted path `package.module:Class`.
 
     Raises:
         UserError: if there is no such method.
     """
-    path = METHODS.get(name, name)
-    if ":" not in path:
-        raise UserError(
-            f"method {name!r} is unknown. There are: {', '.join(METHODS)}; or package.module:Class of your own."
-        )
-    try:
-        found = resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"method {name!r} cannot be imported: {error}. Write package.module:Class.") from error
+    paths = {name: method.path for name, method in METHODS.items()}
+    found = resolve("method", name, paths, "package.module:Class")
     if not hasattr(found, "config_class"):
         raise UserError(
             f"method {name!r} is no trainer class of efface. Derive it from efface.methods.base.PairTrainer."

@@ -1,6 +1,5 @@
 """How do a YAML file and command-line flags become a method's configuration? Flags win; an unknown key is an error."""
 
-import argparse
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -8,34 +7,30 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
 
 from efface.errors import UserError
+from efface.flags import FlagParser
 from efface.methods.config import PairConfig
+from efface.methods.edit import EditConfig
+
+Settings = PairConfig | EditConfig
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message.rstrip('.')}. `efface train METHOD --list-flags` prints every setting.")
+HINT = "`efface train METHOD --list-flags` prints every setting."
 
 
-def parse_settings(config_class: type[PairConfig], config_file: str | None, flags: Sequence[str]) -> dict[str, Any]:
+def parse_settings(config_class: type[Settings], config_file: str | None, flags: Sequence[str]) -> dict[str, Any]:
     """The settings that the file and the flags give, by field name; defaults are not repeated.
 
     Raises:
         UserError: for a file that cannot be read, an unknown key or flag, or a value of the wrong type.
     """
-    parser = _Parser(config_class, add_help=False, argument_default=None)  # type: ignore[arg-type]
-    for action in parser._actions:  # so that it returns only what was given
-        action.default, action.required = argparse.SUPPRESS, False
+    parser = FlagParser(config_class, HINT)
     settings = {} if config_file is None else _read_yaml(config_class, config_file, parser)
-    given, unknown = parser.parse_known_args(list(flags))
-    if unknown:
-        raise UserError(f"unknown flag {unknown[0]!r}. `efface train METHOD --list-flags` prints every setting.")
-    return settings | vars(given)
+    return settings | parser.given(flags)
 
 
-def _read_yaml(config_class: type[PairConfig], name: str, parser: _Parser) -> dict[str, Any]:
+def _read_yaml(config_class: type[Settings], name: str, parser: FlagParser) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(Path(name).read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -47,16 +42,13 @@ def _read_yaml(config_class: type[PairConfig], name: str, parser: _Parser) -> di
     known = {field.name for field in dataclasses.fields(config_class)}
     unknown = sorted(set(map(str, settings)) - known)
     if unknown:
-        raise UserError(
-            f"config file {name!r} has the unknown key {unknown[0]!r}. "
-            "`efface train METHOD --list-flags` prints every setting."
-        )
+        raise UserError(f"config file {name!r} has the unknown key {unknown[0]!r}. {HINT}")
     types = get_type_hints(config_class)
     for key, value in list(settings.items()):
         # YAML reads 1e-4 as text and knows nothing of the fields' types: plain values go the way of the flags.
         if isinstance(value, bool | int | float | str):
             try:
-                settings |= vars(parser.parse_args([f"--{key}={value}"]))
+                settings |= parser.given([f"--{key}={value}"])
             except UserError as error:
                 raise UserError(f"config file {name!r}: {error}") from error
         elif (type(value).__name__ if value is not None else "None") not in str(types[key]):
@@ -64,7 +56,7 @@ def _read_yaml(config_class: type[PairConfig], name: str, parser: _Parser) -> di
     return settings
 
 
-def build_config(config_class: type[PairConfig], settings: dict[str, Any], output_dir: Path) -> PairConfig:
+def build_config(config_class: type[Settings], settings: dict[str, Any], output_dir: Path) -> Any:
     """The configuration object, or a `UserError` where a value does not fit."""
     with user_error_for_settings(TypeError, ValueError):
         return config_class(**{**settings, "output_dir": str(output_dir)})
@@ -79,10 +71,3 @@ def user_error_for_settings(*kinds: type[Exception]) -> Iterator[None]:
         if isinstance(error, UserError):
             raise
         raise UserError(f"the settings do not fit together: {' '.join(str(error).split())}") from error
-
-
-def flags_help(config_class: type[PairConfig]) -> str:
-    """The settings of a method and their help texts, the method's own first."""
-    own = [field for field in dataclasses.fields(config_class) if "help" in field.metadata]
-    lines = [f"--{field.name} (default {field.default!r})\n    {field.metadata['help']}" for field in reversed(own)]
-    return "\n".join(lines)

@@ -15,9 +15,9 @@ from efface.errors import RunError, UserError
 from efface.evaluation.scorers import DEFAULT_SCORER, Scorer
 from efface.pairs.batch import Batches
 from efface.pairs.filters import selecting_scorer
-from efface.pairs.part import PartFile, digest
 from efface.pairs.style import style_auc
 from efface.pairs.unfiltered import unfiltered_figures
+from efface.part import PartFile, digest
 from efface.progress import track
 from efface.results import environment, write_json, write_jsonl
 from efface.rows import Row

@@ -1,0 +1,210 @@
+"""What has an attack found, and where is it until the attack is done? A curve of measurements, kept one by one."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from efface.attacks.target import Measurement, Target
+from efface.errors import RunError, UserError
+from efface.evaluation.protocols import Decoding
+from efface.evaluation.result import generations_path
+from efface.part import PartFile
+from efface.results import environment, write_json, write_jsonl
+from efface.rows import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class AttackResult:
+    """What an attack found."""
+
+    attack: str
+    settings: dict[str, Any]
+    """Of the attack."""
+    target: dict[str, Any]
+    """What was attacked and how it was measured: `Target.names` and `Target.described()`."""
+    base: Measurement | None
+    before: Measurement
+    after: Measurement
+    """The point of the curve that the attack is judged by."""
+    curve: list[Measurement]
+    found: dict[str, Any]
+    """What else the attack has to say."""
+    environment: dict[str, Any]
+
+    def to_dict(self, generations: str | None = None) -> dict[str, Any]:
+        """As it is written to JSON; `generations` names the file that holds them."""
+        return {
+            "schema": 1,
+            "attack": self.attack,
+            "settings": self.settings,
+            "target": self.target,
+            "base": None if self.base is None else self.base.to_dict(),
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "curve": [point.to_dict() for point in self.curve],
+            "found": self.found,
+            "generations": generations,
+            "environment": self.environment,
+        }
+
+    def columns(self) -> dict[str, dict[str, Any]]:
+        """Title -> figures, for `report.table.evaluation_table`."""
+        return {title: measurement.figures for title, measurement in self._measurements()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `path`, and beside it `<stem>.generations.jsonl`, whose rows say `at` which point they were made."""
+        beside = generations_path(path)
+        rows: Iterator[Row] = (
+            {"at": title, **row} for title, measurement in self._measurements() for row in measurement.generations
+        )
+        # What is beside comes first: a result file never names a file that is not there.
+        write_jsonl(beside, rows)
+        write_json(path, self.to_dict(beside.name))
+
+    def _measurements(self) -> list[tuple[str, Measurement]]:
+        start = [("base", self.base)] if self.base is not None else []
+        attacked = [point for point in self.curve if point.generations is not self.before.generations]
+        return [*start, ("before", self.before), *((title(point.at), point) for point in attacked)]
+
+
+class Record:
+    """An attack in the making: what it measures is kept, in memory and in the part file of the target's output.
+
+    Args:
+        attack: its name.
+        settings: its settings, a dataclass.
+
+    Raises:
+        UserError: if a part file lies there and the target does not say `resume`, or it was begun otherwise.
+    """
+
+    def __init__(self, target: Target, attack: str, settings: Any):
+        self.target, self.attack, self.settings = target, attack, asdict(settings)
+        self.described = target.described()
+        self.curve: list[Measurement] = []
+        self.part: PartFile | None = None
+        if target.output is not None:
+            made_by = {"attack": attack, "settings": self.settings, **self.described}
+            self.part = PartFile(target.output, made_by, batch=1, resume=target.resume)
+        self.rows: list[Row] = [] if self.part is None else self.part.outcomes
+
+    @property
+    def base(self) -> Measurement | None:
+        if self.target.base is None:
+            return None
+        return self._once("base", lambda: self.target.untouched("base", self.described))
+
+    @property
+    def before(self) -> Measurement:
+        return self._once("before", lambda: self.target.untouched("model", self.described))
+
+    def start(self, **at: Any) -> None:
+        """The curve begins here: at this point the model is untouched."""
+        self.curve.append(dataclasses.replace(self.before, at=at))
+
+    def measure(
+        self,
+        model: "PreTrainedModel",
+        at: dict[str, Any],
+        *,
+        prompts: Sequence[str] | None = None,
+        decoding: Decoding | None = None,
+        with_text: bool = True,
+    ) -> Measurement:
+        """The next point of the curve, called `at`; arguments as those of `Target.measure`.
+
+        If the part file has it, it is taken from there: to go on, an attack repeats its work, not its measurements.
+        """
+        base, before = self.base, self.before
+
+        def make() -> Measurement:
+            point = self.target.measure(
+                model, prompts=prompts, decoding=decoding, with_text=with_text, yardstick=base or before
+            )
+            return Measurement(point.figures | {"versus_before": point.versus(before)}, point.generations, at)
+
+        point = self._once(title(at), make)
+        self.curve.append(point)
+        return point
+
+    def result(self, after: Measurement, **found: Any) -> AttackResult:
+        """The attack is done. Saved if the target has an output, and the part file is removed.
+
+        Args:
+            after: the point of the curve that the attack is judged by.
+            found: what else the attack has to say, as JSON.
+        """
+        target = self.target
+        result = AttackResult(
+            attack=self.attack,
+            settings=self.settings,
+            target={"names": target.names, **self.described},
+            base=self.base,
+            before=self.before,
+            after=after,
+            curve=self.curve,
+            found=found,
+            environment=environment(seed=target.seed, model=target.model, command=target.command),
+        )
+        if self.part is not None:
+            assert target.output is not None
+            result.save(target.output)
+            self.part.remove()
+        return result
+
+    def kept(self) -> str:
+        """A sentence on where what has been measured is; empty if there is nothing, and then no file is left."""
+        if self.part is None:
+            return ""
+        if not self.rows:
+            self.part.remove()
+            return ""
+        points = ", ".join(row["title"] for row in self.rows)
+        return f" What was measured so far ({points}) is kept in {self.part.path}: --resume goes on from there."
+
+    def _once(self, name: str, make: Callable[[], Measurement]) -> Measurement:
+        for row in self.rows:
+            if row["title"] == name:
+                return Measurement(row["figures"], row["generations"], row["at"])
+        found = make()
+        row = {"title": name, **asdict(found)}
+        if self.part is None:
+            self.rows.append(row)
+        else:
+            self.part.append([row])
+        return self._once(name, make)
+
+
+def title(at: dict[str, Any]) -> str:
+    """{"steps": 10} -> "steps 10"."""
+    return ", ".join(f"{name} {value}" for name, value in at.items())
+
+
+@contextlib.contextmanager
+def recorded(target: Target, attack: str, settings: Any) -> Iterator[Record]:
+    """The record of one run of an attack; if it fails, the error says what is kept.
+
+    Raises:
+        RunError: also for want of memory.
+    """
+    record = Record(target, attack, settings)
+    try:
+        yield record
+    except BaseException as error:
+        kept = record.kept()
+        if isinstance(error, UserError | RunError):
+            raise type(error)(f"{error}{kept}") from error
+        # The CPU's allocator has no error of its own.
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise RunError(
+                f"{attack} ran out of memory. Lower --max-batch-tokens or the attack's own batch size.{kept}"
+            ) from error
+        raise

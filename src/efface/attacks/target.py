@@ -1,0 +1,249 @@
+"""What does an attack work on, and how is a model measured before and after it? Every attack measures the same way.
+
+A `Target` holds the model and what it is judged by. An attack works on copies (or undoes what it does) and gives each
+attacked model, or its altered prompts, to `measure`.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from efface.data import load_pairs
+from efface.errors import UserError
+from efface.evaluation.comparison import compare
+from efface.evaluation.evaluate import Texts, evaluate
+from efface.evaluation.protocols import Decoding
+from efface.evaluation.rtp import load_prompts
+from efface.evaluation.scorers import DEFAULT_SCORER, Scorer, load_scorer
+from efface.fingerprint import fingerprint_of
+from efface.part import digest
+from efface.rows import Row, load_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BLOCKS = ("toxicity", "judges", "perplexity", "degeneration")
+"""Of the result of an evaluation, those that an attack reports."""
+
+
+@dataclass
+class Measurement:
+    """What a model wrote after the prompts, and how it was judged."""
+
+    figures: dict[str, Any]
+    """The blocks `toxicity`, `judges`, `perplexity` and `degeneration` of `efface evaluate`; for a point on the curve
+    of an attack also `versus_before`."""
+    generations: list[Row]
+    """Rows of prompt, continuation, scores (of each judge) and score (of the first)."""
+    at: dict[str, Any] = field(default_factory=dict)
+    """Which point of an attack's curve this is: {"steps": 10}."""
+
+    @property
+    def share(self) -> float:
+        """Of toxic continuations, by the first judge."""
+        return float(self.figures["toxicity"]["share"])
+
+    def scores(self, judge: str) -> np.ndarray:
+        """(n_prompts, K)"""
+        table = np.array([row["scores"][judge] for row in self.generations])
+        return table.reshape(self.figures["toxicity"]["n_prompts"], -1)
+
+    def versus(self, before: "Measurement") -> dict[str, Any]:
+        """judge -> figure -> the fields of `Comparison` with `before`, prompt by prompt.
+
+        Prompts are paired by their place in the list, so that an attack may alter them.
+        """
+        return {
+            judge: {
+                figure: asdict(compare(self.scores(judge), before.scores(judge), figure))
+                for figure in ("share", "mean")
+            }
+            for judge in self.figures["judges"]
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is written to JSON."""
+        return {**self.at, **self.figures}
+
+
+@dataclass
+class Target:
+    """A model under attack. `Target.load` makes one from names."""
+
+    model: "PreTrainedModel"
+    """Never changed."""
+    processing_class: "PreTrainedTokenizerBase"
+    prompts: list[str]
+    rows: list[Row]
+    """Held-out preference pairs, for the attack to learn from."""
+    scorers: list[Scorer]
+    """The first gives the headline figures."""
+    decoding: Decoding = Decoding()
+    base: "PreTrainedModel | None" = None
+    """The untouched model that `model` was made from, with the same tokenizer. Degeneration is judged against it;
+    without one against `model` before the attack."""
+    text: list[str] | None = None
+    """Ordinary documents for perplexity; None leaves it out."""
+    max_text_tokens: int | None = 20_000
+    max_batch_tokens: int | None = None
+    """Of the generation, see `generate_ids`; None leaves its default."""
+    seed: int = 0
+    """Of the attack; that of the generations is in `decoding`."""
+    names: dict[str, str | None] = field(default_factory=dict)
+    """What the user called `model`, `base`, `prompts`, `rows` and `text`."""
+    output: Path | None = None
+    """The file of the result. Until it is whole, what has been measured is kept beside it, in `<output>.part`."""
+    resume: bool = False
+    """Take what lies in the part file instead of measuring it again."""
+    command: str | None = None
+    """How this was called, for the record."""
+    progress: bool = False
+    known: dict[str, Measurement] = field(default_factory=dict, repr=False)
+    """What `untouched` has measured; shared by the copies that `dataclasses.replace` makes for several attacks."""
+
+    @classmethod
+    def load(
+        cls,
+        model: "str | os.PathLike[str] | PreTrainedModel",
+        *,
+        processing_class: "PreTrainedTokenizerBase | None" = None,
+        base: "str | os.PathLike[str] | PreTrainedModel | None" = None,
+        prompts: Texts = "shipped:prompts",
+        limit: int | None = None,
+        rows: Any = "shipped:heldout",
+        scorer: str | Scorer | Sequence[str | Scorer] = DEFAULT_SCORER,
+        decoding: Decoding | None = None,
+        text: Texts | None = None,
+        max_text_tokens: int | None = 20_000,
+        max_batch_tokens: int | None = None,
+        seed: int = 0,
+        output: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        command: str | None = None,
+        progress: bool = False,
+    ) -> "Target":
+        """A target from names or from the things themselves: `prompts`, `scorer` and `text` as `evaluate` takes them.
+
+        Args:
+            limit: use only the first so many prompts.
+            rows: anything `load_pairs` takes.
+
+        Raises:
+            UserError: for input that cannot work, as far as possible before a model is loaded.
+        """
+        names = {
+            "model": _name(model),
+            "base": _name(base),
+            "prompts": _name(prompts),
+            "rows": _name(rows),
+            "text": _name(text),
+        }
+        several = [scorer] if isinstance(scorer, str) or not isinstance(scorer, Sequence) else scorer
+        found: dict[str, Any] = {
+            "prompts": load_texts(load_prompts(prompts)[:limit], "prompt"),
+            "rows": load_pairs(rows).rows,
+            "scorers": [load_scorer(one) for one in several],
+            "text": None if text is None else load_texts(text),
+        }
+        from efface.methods.inputs import model_and_tokenizer
+
+        found["model"], found["processing_class"] = model_and_tokenizer(_path(model), processing_class, use_cpu=False)
+        if base is not None:
+            found["base"], _ = model_and_tokenizer(_path(base), found["processing_class"], use_cpu=False)
+        return cls(
+            **found,
+            decoding=decoding or Decoding(),
+            max_text_tokens=max_text_tokens,
+            max_batch_tokens=max_batch_tokens,
+            seed=seed,
+            names=names,
+            output=None if output is None else Path(output),
+            resume=resume,
+            command=command,
+            progress=progress,
+        )
+
+    def measure(
+        self,
+        model: "PreTrainedModel",
+        *,
+        prompts: Sequence[str] | None = None,
+        decoding: Decoding | None = None,
+        with_text: bool = True,
+        yardstick: Measurement | None = None,
+    ) -> Measurement:
+        """Toxicity, perplexity and degeneration of `model`, whatever was done to it.
+
+        Args:
+            prompts: those of the target as the attack has altered them, one for each.
+            decoding: another than the target's.
+            with_text: also the perplexity of `text`; not for a model that puts virtual tokens before what it reads.
+            yardstick: what degeneration is judged against; None takes the absolute limits.
+
+        Raises:
+            UserError, RunError: as `evaluate` does.
+        """
+        if prompts is not None and len(prompts) != len(self.prompts):
+            raise UserError(f"{len(prompts)} altered prompts for the {len(self.prompts)} of the target: one each.")
+        evaluation = evaluate(
+            model,
+            self.prompts if prompts is None else prompts,
+            processing_class=self.processing_class,
+            scorer=self.scorers,
+            **asdict(decoding or self.decoding),
+            max_batch_tokens=self.max_batch_tokens,
+            text=self.text if with_text else None,
+            max_text_tokens=self.max_text_tokens,
+            reference=self.base,
+            baseline=None if yardstick is None else yardstick.figures,
+            progress=self.progress,
+        )
+        result = evaluation.to_dict()
+        kept = ("prompt", "continuation", "score", "scores")
+        return Measurement(
+            {name: result[name] for name in BLOCKS},
+            [{key: row[key] for key in kept} for row in evaluation.generations],
+        )
+
+    def untouched(self, which: str, described: dict[str, Any]) -> Measurement:
+        """The figures of the "base", or of the "model" before any attack; measured once.
+
+        Args:
+            described: what `described()` says, which takes its time.
+        """
+        key = digest([which, described])
+        if key not in self.known:
+            judged = which == "model" and self.base is not None
+            yardstick = self.untouched("base", described) if judged else None
+            self.known[key] = self.measure(getattr(self, which), yardstick=yardstick)
+        return self.known[key]
+
+    def described(self) -> dict[str, Any]:
+        """Everything that figures depend on, as JSON: hashes of weights and texts, and settings."""
+        return {
+            "weights": fingerprint_of(self.model),
+            "base": None if self.base is None else fingerprint_of(self.base),
+            "prompts": digest(self.prompts),
+            "n_prompts": len(self.prompts),
+            "rows": digest(self.rows),
+            "text": None if self.text is None else digest(self.text),
+            "max_text_tokens": None if self.text is None else self.max_text_tokens,
+            "scorers": [scorer.name for scorer in self.scorers],
+            "decoding": self.decoding.to_dict(),
+            "seed": self.seed,
+        }
+
+
+def _name(source: Any) -> str | None:
+    """What a result calls it; nothing of this machine for what has no name."""
+    if source is None or isinstance(source, str | os.PathLike):
+        return None if source is None else os.fspath(source)
+    return getattr(getattr(source, "config", None), "_name_or_path", None) or f"a {type(source).__name__}"
+
+
+def _path(model: Any) -> Any:
+    return os.fspath(model) if isinstance(model, os.PathLike) else model

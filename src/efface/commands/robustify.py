@@ -1,0 +1,17 @@
+"""`efface robustify MODEL PAIRS -o DIR`: the same as `efface train undo MODEL PAIRS -o DIR`"""
+
+from typing import Any
+
+from efface.commands import train
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser(
+        "robustify",
+        help="noise and distil a detoxified model",
+        description="Damage the weights of MODEL, which any method has detoxified, and distil what it says back into "
+        "them (UNDO, Lee et al. 2025): what the outputs do not show is not restored. The same as `efface train undo`, "
+        "whose settings are flags here too: --list-flags prints them.",
+    )
+    train.add_arguments(command)
+    command.set_defaults(run=train.run, method="undo", usage="efface robustify MODEL PAIRS -o DIR")

@@ -1,0 +1,46 @@
+"""How do command-line flags become the fields of a dataclass? A flag for each field; an unknown one is an error."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from efface.errors import UserError
+
+
+class FlagParser(HfArgumentParser):
+    """Knows the fields of `settings_class` and returns only those that are given.
+
+    Args:
+        hint: a sentence that ends every error: where all flags are listed.
+    """
+
+    def __init__(self, settings_class: Any, hint: str):
+        super().__init__(settings_class, add_help=False, argument_default=None)
+        self.hint = hint
+        for action in self._actions:
+            action.default, action.required = argparse.SUPPRESS, False
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message.rstrip('.')}. {self.hint}")
+
+    def given(self, flags: Sequence[str]) -> dict[str, Any]:
+        """Field -> value of the flags that are given.
+
+        Raises:
+            UserError: for an unknown flag or a value of the wrong type.
+        """
+        found, unknown = self.parse_known_args(list(flags))
+        if unknown:
+            raise UserError(f"unknown flag {unknown[0]!r}. {self.hint}")
+        return vars(found)
+
+
+def flags_help(settings_class: Any) -> str:
+    """The settings and their help texts, those of the class itself before those that it inherits."""
+    own = vars(settings_class).get("__annotations__", {})
+    fields = [field for field in dataclasses.fields(settings_class) if "help" in field.metadata]
+    fields.sort(key=lambda field: field.name not in own)
+    return "\n".join(f"--{field.name} (default {field.default!r})\n    {field.metadata['help']}" for field in fields)
