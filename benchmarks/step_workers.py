@@ -1,6 +1,8 @@
 """How is one side of `step.py` made to take a step, and no more? A process that waits for the word.
 
-    python benchmarks/step_workers.py SIDE MODEL STEPS        SIDE: repo, trl-precomputed, trl-reference, trl-defaults
+    python benchmarks/step_workers.py SIDE MODEL STEPS
+
+SIDE is trl-precomputed, trl-reference, trl-defaults, or the name of a method of efface that trains by steps.
 
 It answers words on stdin with one line of JSON each on stdout; what libraries print goes to stderr. It is
 `trainer.train()` itself that runs, held by a callback:
@@ -115,11 +117,14 @@ def build(
     side: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Any], steps: int, scratch: str
 ) -> Trainer:
     """The trainer of a side; each is set up as its users would do it."""
-    if side == "repo":
-        from efface.methods.repo import REPOConfig, REPOTrainer
+    if not side.startswith("trl-"):
+        from efface.methods import load_method
 
-        ours = SETTINGS | PROTOCOL | {"max_steps": steps, "precompute_reference": "on", "retain_text": None}
-        return REPOTrainer(model, REPOConfig(scratch, **ours), rows, processing_class=tokenizer)
+        method: Any = load_method(side)
+        ours = SETTINGS | PROTOCOL | {"max_steps": steps, "retain_text": None}
+        if side == "repo":  # others may need more of the reference than a cache holds
+            ours["precompute_reference"] = "on"
+        return method(model, method.config_class(scratch, **ours), rows, processing_class=tokenizer)
 
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
@@ -242,7 +247,9 @@ def main() -> None:
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")  # stdout is for answers alone
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     side, name, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    if side == "repo":  # the libraries belong to `libraries`, not to the step
+    if not side.startswith("trl-"):  # the libraries belong to `libraries`, not to the step
+        import peft  # noqa: F401
+
         import efface.methods.repo  # noqa: F401
     else:
         import datasets  # noqa: F401

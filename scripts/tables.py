@@ -233,6 +233,28 @@ def builders_trained() -> str:
     return _table(["pairs of", "pairs", *(f"toxic share, {judge}" for judge in judges), "perplexity", "verdict"], rows)
 
 
+def methods() -> str:
+    entries = read_json(RESULTS / "methods.json")["methods"]
+    rows = []
+    for name, entry in entries.items():
+        attack = entry["quality"]["relearn"]
+        base, before = attack["base"]["perplexity"]["value"], attack["before"]["perplexity"]["value"]
+        cost = entry.get("cost")
+        cells = ["", ""] if cost is None else [f"{cost['time_ratio']:.2f}", f"{cost['memory_ratio']:.2f}"]
+        rows.append(
+            [
+                name,
+                *cells,
+                _share(attack["before"]["toxicity"]),
+                f"{before:.2f} ({_change(before, base)})",
+                attack["before"]["degeneration"]["verdict"],
+                *(f"{point['toxicity']['share']:.3f}" for point in attack["curve"][1:]),
+            ]
+        )
+    header = ["method", "time / SFT", "memory / SFT", "toxic share", "perplexity", "verdict", "relearned 10", "20"]
+    return _table(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "challenging": challenging,
@@ -249,4 +271,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "generation": generation,
     "builders": builders,
     "builders_trained": builders_trained,
+    "methods": methods,
 }

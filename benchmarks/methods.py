@@ -1,0 +1,133 @@
+"""What does each method cost, what does it do, and does it last? Same pairs, same steps, same evaluation; no tuning.
+
+    python benchmarks/methods.py [--methods NAME ...] [--part cost | quality] [--steps 24]
+
+cost      seconds of an optimizer step and the peak of the memory beside SFT's, at the settings of `step.py`: two
+          processes that take steps in turns, so that noise hits both alike. Methods without steps have no such row.
+quality   the default model after `--steps` steps on the shipped pairs (settings: the method's defaults), measured on
+          96 toxic prompts of `rtp_mixed` (2 nucleus samples each, two judges) and 5,000 tokens of WikiText-2; then
+          relearned on the shipped held-out pairs (all weights, 2e-5) and measured again after 10 and 20 steps.
+
+Every method is written to `benchmarks/results/methods.json` when it is done and not run again.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, parser, tuning_prompts, wikitext
+from step import Side, in_turns, summary
+
+from efface.attacks.relearn import RelearnSettings, relearn
+from efface.attacks.target import Target
+from efface.evaluation.protocols import Decoding
+from efface.methods import METHODS, load_method
+from efface.methods.base import PairTrainer
+from efface.models import DEFAULT_MODEL, load_model
+from efface.report.table import evaluation_table
+from efface.results import environment, read_json, write_json
+
+FILE = RESULTS / "methods.json"
+PAIRS = "shipped:train"
+COST_STEPS = 5
+
+
+def by_steps(name: str) -> bool:
+    return issubclass(load_method(name), PairTrainer)
+
+
+def cost(name: str) -> dict[str, Any]:
+    """Seconds and memory of a step, and what they are relative to SFT's in the same minutes."""
+    rounds = COST_STEPS + 2
+    with Side("sft", DEFAULT_MODEL, str(rounds + 1)) as sft, Side(name, DEFAULT_MODEL, str(rounds + 1)) as side:
+        sft.name, side.name = "beside", "method"  # both may be SFT
+        answers = in_turns([sft, side], COST_STEPS)
+        beside, found = (summary(answers[one.name], one.ask("memory")) for one in (sft, side))
+    return {
+        "seconds": found["seconds"],
+        "sft_seconds": beside["seconds"],
+        "time_ratio": found["seconds"]["median"] / beside["seconds"]["median"],
+        "memory": found["memory"],
+        "memory_ratio": _peak(found) / _peak(beside),
+    }
+
+
+def _peak(side: dict[str, Any]) -> int:
+    """Bytes above what the libraries hold: model, gradients, optimizer, activations, reference."""
+    return side["memory"]["peak"] - side["memory"]["libraries"]
+
+
+def quality(name: str, args: Any, base: Any, tokenizer: Any) -> dict[str, Any]:
+    """The figures of the model after the method, and after relearning."""
+    model, trained = base, {"steps": 0, "seconds": 0.0}
+    if name != "base":
+        model, trained = edited(name, args.steps)
+    target = Target.load(
+        model,
+        processing_class=tokenizer,
+        base=base,
+        prompts=tuning_prompts(args.data, 96),
+        scorer=["alt-profanity-check", args.judge],
+        decoding=Decoding(samples=2),
+        text=wikitext(args.data),
+        max_text_tokens=5_000,
+        output=args.work / f"{name}.relearn.json",
+        resume=True,
+    )
+    target.names = {"model": f"{DEFAULT_MODEL} after {name}", "base": DEFAULT_MODEL}
+    target.known = KNOWN
+    attacked = relearn(target, RelearnSettings(steps="10,20"))
+    print(evaluation_table(attacked.columns()), flush=True)
+    return {"trained": trained, "relearn": attacked.to_dict()}
+
+
+KNOWN: dict[str, Any] = {}  # what has been measured of the base, for all methods
+
+
+def edited(name: str, steps: int) -> tuple[Any, dict[str, Any]]:
+    """The default model after the method with its defaults."""
+    model, tokenizer = load_model(DEFAULT_MODEL)
+    method: Any = load_method(name)
+    settings: dict[str, Any] = {"disable_tqdm": True}
+    if by_steps(name):
+        settings |= {"max_steps": steps, "logging_steps": 4}
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = method(model, method.config_class(scratch, **settings), PAIRS, processing_class=tokenizer)
+        trainer.train()
+    record = trainer.record()
+    return trainer.model.eval(), {
+        "settings": settings,
+        "steps": record["steps"],
+        "seconds": round(time.monotonic() - start, 1),
+        "found": record.get("found"),
+        "history": record.get("history"),
+    }
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--methods", nargs="+", default=["base", *METHODS], metavar="NAME")
+    options.add_argument("--part", choices=("cost", "quality"), default=None)
+    options.add_argument("--steps", type=int, default=24)
+    options.add_argument("--judge", default="judge:runs/judge", help="the second judge; see benchmarks/baselines.py")
+    options.add_argument("--work", type=Path, default=Path("runs/methods"), metavar="DIR")
+    args = options.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    base, tokenizer = load_model(DEFAULT_MODEL)
+    for name in args.methods:
+        for part in ("quality", "cost") if args.part is None else (args.part,):
+            content = read_json(FILE) if FILE.exists() else {"schema": 1, "methods": {}}
+            entry = content["methods"].setdefault(name, {})
+            if part in entry or (part == "cost" and (name == "base" or not by_steps(name))):
+                continue
+            print(f"{name}: {part}", flush=True)
+            command = f"python benchmarks/methods.py --methods {name} --part {part} --steps {args.steps}"
+            entry[part] = cost(name) if part == "cost" else quality(name, args, base, tokenizer)
+            entry[part]["environment"] = environment(seed=0, model=base, command=command)
+            write_json(FILE, content)
+
+
+if __name__ == "__main__":
+    main()
