@@ -21,6 +21,7 @@ from step import Side, in_turns, summary
 
 from efface.attacks.relearn import RelearnSettings, relearn
 from efface.attacks.target import Target
+from efface.errors import RunError, UserError
 from efface.evaluation.protocols import Decoding
 from efface.methods import METHODS, load_method
 from efface.methods.base import PairTrainer
@@ -116,6 +117,7 @@ def main() -> None:
     args = options.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     base, tokenizer = load_model(DEFAULT_MODEL)
+    failed: list[str] = []
     for name in args.methods:
         for part in ("quality", "cost") if args.part is None else (args.part,):
             content = read_json(FILE) if FILE.exists() else {"schema": 1, "methods": {}}
@@ -124,9 +126,15 @@ def main() -> None:
                 continue
             print(f"{name}: {part}", flush=True)
             command = f"python benchmarks/methods.py --methods {name} --part {part} --steps {args.steps}"
-            entry[part] = cost(name) if part == "cost" else quality(name, args, base, tokenizer)
+            try:
+                entry[part] = cost(name) if part == "cost" else quality(name, args, base, tokenizer)
+            except (UserError, RunError) as error:  # one method's failure does not lose the others
+                failed.append(f"{name}, {part}: {error}")
+                continue
             entry[part]["environment"] = environment(seed=0, model=base, command=command)
             write_json(FILE, content)
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 if __name__ == "__main__":
