@@ -11,14 +11,17 @@ not run again.
 
 import shlex
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import N_PROMPT_ARTICLES, RESULTS, parser, tuning_prompts, wikitext
 
 from efface.cli import main as efface
 from efface.demo import SETTINGS
 from efface.errors import RunError
+from efface.evaluation.comparison import compare
 from efface.evaluation.evaluate import evaluate
 from efface.methods.repo import REPOConfig, REPOTrainer
 from efface.models import DEFAULT_MODEL, load_model
@@ -27,6 +30,7 @@ from efface.results import environment, read_json, write_json
 from efface.rows import read_jsonl, shipped
 
 FILE = RESULTS / "builders.json"
+N_PROMPTS = 96
 LABELLED, SPANS = "jigsaw.jsonl", "civil_comments_toxic_spans.jsonl"
 
 
@@ -56,6 +60,17 @@ def build(name: str, flags: list[str], work: Path, limit: int) -> tuple[list[dic
     return read_jsonl(output), {key: meta[key] for key in keys} | {"command": shlex.join(["efface", "pairs", *flags])}
 
 
+def versus_shipped(name: str, work: Path, judge: str) -> dict[str, Any]:
+    """judge -> the toxic shares after training on the pairs of a builder and on the shipped ones, compared by prompt."""
+
+    def scores(of: str, judge: str) -> np.ndarray:
+        rows = read_jsonl(work / f"{of}.result.generations.jsonl")
+        return np.array([row["scores"][judge] for row in rows]).reshape(N_PROMPTS, -1)
+
+    judges = ("alt-profanity-check", judge)
+    return {one: asdict(compare(scores(name, one), scores("shipped", one), "share")) for one in judges}
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--builders", nargs="+", default=None, metavar="NAME")
@@ -66,7 +81,7 @@ def main() -> None:
     options.add_argument("--work", type=Path, default=Path("runs/builders"), metavar="DIR")
     args = options.parse_args()
     sources = builders(args.data)
-    prompts, documents = tuning_prompts(args.data, 96), wikitext(args.data)
+    prompts, documents = tuning_prompts(args.data, N_PROMPTS), wikitext(args.data)
     base, tokenizer = load_model(DEFAULT_MODEL)
     args.work.mkdir(parents=True, exist_ok=True)
     for name in args.builders or ["base", "shipped", *sources]:
@@ -102,6 +117,8 @@ def main() -> None:
                 seed=0, model=model, command=f"python benchmarks/builders.py --builders {name} --steps {args.steps}"
             ),
         }
+        if name not in ("base", "shipped"):
+            content["builders"][name]["versus_shipped"] = versus_shipped(name, args.work, args.judge)
         write_json(FILE, content)
         print(f"{name}\n{evaluation_table({name: found})}", flush=True)
 

@@ -228,9 +228,15 @@ def builders_trained() -> str:
         value = result["perplexity"]["value"]
         shares = [_share(judge) for judge in result["judges"].values()]
         cost = f"{value:.2f} ({_change(value, base)})"
-        rows.append([name, str(entry["trained_on"]), *shares, cost, result["degeneration"]["verdict"]])
+        apart = [""]
+        if versus := entry.get("versus_shipped"):
+            differences = next(iter(versus.values()))
+            low, high = differences["ci95"]
+            apart = [f"{differences['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"]
+        rows.append([name, str(entry["trained_on"]), *shares, *apart, cost, result["degeneration"]["verdict"]])
     judges = [name.partition(":")[0] for name in entries["base"]["result"]["judges"]]
-    return _table(["pairs of", "pairs", *(f"toxic share, {judge}" for judge in judges), "perplexity", "verdict"], rows)
+    shares = [f"toxic share, {judge}" for judge in judges]
+    return _table(["pairs of", "pairs", *shares, "less shipped's (first judge)", "perplexity", "verdict"], rows)
 
 
 def methods() -> str:

@@ -13,9 +13,11 @@ from torch import nn
 from efface.errors import UserError
 from efface.methods import METHODS, load_method
 from efface.methods.base import PairTrainer
+from efface.methods.settings import build_config, parse_settings
 from efface.models import load_model
 from efface.results import write_jsonl
 
+ROOT = Path(__file__).parent.parent
 TWO = ("gpt2", "llama")  # every method runs on these
 THREE = ("repo", "dpo", "rmu")  # these run on every family
 GRID = [
@@ -108,3 +110,11 @@ def test_every_entry_says_where_it_is_from() -> None:
     for name, method in METHODS.items():
         assert method.paper and method.formula and method.memory, name
         assert load_method(name).__name__ in method.path
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_presets_are_settings_of_their_method(file: Path, tmp_path: Path) -> None:
+    config_class: Any = load_method(file.stem).config_class
+    settings = parse_settings(config_class, str(file), ["--use_cpu"])
+    config = build_config(config_class, settings, tmp_path)
+    assert len(settings) > 5 and all(getattr(config, name) == value for name, value in settings.items())
