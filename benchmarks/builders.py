@@ -61,7 +61,7 @@ def build(name: str, flags: list[str], work: Path, limit: int) -> tuple[list[dic
 
 
 def versus_shipped(name: str, work: Path, judge: str) -> dict[str, Any]:
-    """judge -> the toxic shares after training on the pairs of a builder and on the shipped ones, compared by prompt."""
+    """judge -> the toxic shares after training on the pairs of a builder and on the shipped ones, by prompt."""
 
     def scores(of: str, judge: str) -> np.ndarray:
         rows = read_jsonl(work / f"{of}.result.generations.jsonl")
