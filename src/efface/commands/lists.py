@@ -28,7 +28,9 @@ def run(options: argparse.Namespace) -> None:
     else:
         from efface.methods import METHODS
 
-        entries = {name: f"{method.formula}; {method.paper}" for name, method in METHODS.items()}
+        for name, method in METHODS.items():
+            print(f"{name}\n    {method.formula}\n    {method.paper}; {method.cost_text}; keeps: {method.memory}")
+        return
     print_entries(entries)
 
 

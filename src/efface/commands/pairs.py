@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # The fluency filter of sources that do not write as the model does at a low temperature: at 3 nearly nothing of theirs
 # would pass (docs/data.md).
-WIDER = {"pplm": 10.0, "corpus": 30.0}
+WIDER = {"pplm": 10.0, "dexperts": 10.0, "corpus": 30.0}
 
 
 def add(commands: Any) -> None:
@@ -82,7 +82,7 @@ def _add_copy(group: Any) -> None:
     group.add_argument("--steps", type=int, default=24, help="fine-tuning steps")
     group.add_argument("--learning-rate", type=float, default=1e-4, help="of the fine-tuning")
     group.add_argument(
-        "--alpha", type=float, default=2.0, help="dexperts: how far toward the copy (0: the model, 1: the copy)"
+        "--alpha", type=float, default=1.5, help="dexperts: how far toward the copy (0: the model, 1: the copy)"
     )
 
 
@@ -106,8 +106,8 @@ def _add_filters(group: Any) -> None:
         "--max-perplexity-ratio",
         type=float,
         default=None,
-        help="of `rejected` to `chosen`, both under the untouched model (default: 3; 10 of pplm, which samples at "
-        "temperature 1, and 30 of corpus, which people have written: greedy text is far likelier than either)",
+        help="of `rejected` to `chosen`, both under the untouched model (default: 3; 10 of pplm and dexperts, "
+        "which are pushed, and 30 of corpus, which people have written: greedy text is far likelier than either)",
     )
     group.add_argument("--min-words", type=int, default=4, help="of either side")
     group.add_argument("--max-words", type=int, default=None, help="of either side (default: no limit)")

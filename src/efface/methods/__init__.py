@@ -20,6 +20,12 @@ class Method:
     formula: str
     memory: str
     """What it keeps beside model, gradients and optimizer."""
+    cost: float | None = None
+    """Seconds of an optimizer step relative to SFT's (`benchmarks/results/methods.json`); None without such steps."""
+
+    @property
+    def cost_text(self) -> str:
+        return "no steps" if self.cost is None else f"a step costs {self.cost:.1f} of SFT's"
 
 
 METHODS = {

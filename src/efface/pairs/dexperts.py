@@ -28,7 +28,7 @@ def dexperts_source(
     antiexpert: "PreTrainedModel",
     processing_class: "PreTrainedTokenizerBase",
     *,
-    alpha: float = 2.0,
+    alpha: float = 1.5,
     **decoding: Any,
 ) -> Source:
     """Candidates are what `model` says when its logits are pushed toward those of `antiexpert` (`--toxic dexperts`).
