@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model, tiny_tokenizer
 
+from efface.methods import METHODS
+from efface.results import read_json
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -17,6 +20,13 @@ def test_tables_are_what_the_result_files_say():
         [sys.executable, str(ROOT / "scripts" / "render_docs.py"), "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_costs_of_methods_are_those_measured():
+    measured = read_json(ROOT / "benchmarks" / "results" / "methods.json")["methods"]
+    for name, method in METHODS.items():
+        cost = measured[name].get("cost")
+        assert method.cost == (None if cost is None else round(cost["time_ratio"], 2)), name
 
 
 def test_the_tree_in_the_readme_names_every_module():
