@@ -33,26 +33,6 @@ ATTACKS = {
         "fine-tune on toxic rows, all weights or LoRA",
         "Lucki et al. 2024, arXiv 2409.18025",
     ),
-    "soft_prompt": Attack(
-        "efface.attacks.soft_prompt:soft_prompt",
-        "optimise vectors before the prompt (an upper bound: they are no text)",
-        "Schwinn et al. 2024, arXiv 2402.09063",
-    ),
-    "prefill": Attack(
-        "efface.attacks.prefill:prefill",
-        "force the first words of a toxic continuation",
-        "Qi et al. 2024, arXiv 2406.05946",
-    ),
-    "prompt_injection": Attack(
-        "efface.attacks.prompt_injection:prompt_injection",
-        "put hand-written adversarial text around the prompt",
-        "Perez and Ribeiro 2022, arXiv 2211.09527",
-    ),
-    "perturb": Attack(
-        "efface.attacks.perturb:perturb",
-        "character and spacing noise on the prompt",
-        "Hughes et al. 2024, arXiv 2412.03556",
-    ),
 }
 
 
