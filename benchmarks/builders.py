@@ -114,7 +114,9 @@ def main() -> None:
             "trained_on": trained_on,
             "result": {key: found[key] for key in keys},
             "environment": environment(
-                seed=0, model=model, command=f"python benchmarks/builders.py --builders {name} --steps {args.steps}"
+                seed=0,
+                model=model,
+                command=f"python benchmarks/builders.py --builders {name} --limit {args.limit} --steps {args.steps}",
             ),
         }
         if name not in ("base", "shipped"):

@@ -1,9 +1,11 @@
-"""What every test run shares: no hub, one thread, a cache of its own, the `--full` grid, the shared data."""
+"""What every test run shares: no hub, one thread, a cache of its own, the `--full` grid, shared data, `fails`."""
 
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -52,3 +54,20 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the data folder {folder}, which is not part of the repository")
     return folder
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command line, check exit code and that there is one line and no traceback, and return the line."""
+
+    from efface.cli import main
+
+    def run(code: int, *argv: Any) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in argv]) == code
+        error = capsys.readouterr().err
+        lines = [line for line in error.splitlines() if line.startswith("efface: ")]
+        assert len(lines) == 1 and error.endswith(lines[0] + "\n") and "Traceback" not in error, error
+        return lines[0].removeprefix("efface: ")
+
+    return run

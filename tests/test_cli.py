@@ -58,21 +58,6 @@ def write(path: Path, *lines: str | bytes) -> str:
     return str(path)
 
 
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run the command line, check exit code and that there is one line and no traceback, and return the line."""
-
-    def run(code: int, *argv: Any) -> str:
-        capsys.readouterr()
-        assert main([str(argument) for argument in argv]) == code
-        error = capsys.readouterr().err
-        lines = [line for line in error.splitlines() if line.startswith("efface: ")]
-        assert len(lines) == 1 and error.endswith(lines[0] + "\n") and "Traceback" not in error, error
-        return lines[0].removeprefix("efface: ")
-
-    return run
-
-
 def weights(directory: Path | str) -> dict[str, torch.Tensor]:
     return AutoModelForCausalLM.from_pretrained(directory).state_dict()
 

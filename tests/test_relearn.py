@@ -61,19 +61,6 @@ def target(polite: PreTrainedModel) -> Target:
     )
 
 
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def run(code: int, *argv: Any) -> str:
-        capsys.readouterr()
-        assert main([str(argument) for argument in argv]) == code
-        error = capsys.readouterr().err
-        lines = [line for line in error.splitlines() if line.startswith("efface: ")]
-        assert len(lines) == 1 and error.endswith(lines[0] + "\n") and "Traceback" not in error, error
-        return lines[0].removeprefix("efface: ")
-
-    return run
-
-
 def state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 

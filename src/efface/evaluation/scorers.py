@@ -14,6 +14,7 @@ import numpy as np
 
 from efface.errors import RunError, UserError
 from efface.progress import track
+from efface.registry import resolve
 
 SCORERS = {
     "alt-profanity-check": "efface.evaluation.scorer_profanity:ProfanityScorer",
@@ -96,10 +97,7 @@ def load_scorer(name: str | Scorer, *, label: str | None = None, device: str | N
 
 
 def _third_party(name: str) -> Scorer:
-    try:
-        found = resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"scorer {name!r} cannot be imported: {error}. Write package.module:attribute.") from error
+    found = resolve("scorer", name, {}, "package.module:attribute")
     scorer = found() if isinstance(found, type) else found
     if not callable(scorer):
         raise UserError(f"scorer {name!r} is a {type(scorer).__name__}, which cannot be called with a list of texts.")

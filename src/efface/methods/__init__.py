@@ -25,7 +25,7 @@ class Method:
 
     @property
     def cost_text(self) -> str:
-        return "no steps" if self.cost is None else f"a step costs {self.cost:.1f} of SFT's"
+        return "no steps" if self.cost is None else f"a step costs {self.cost:.2f} of SFT's"
 
 
 METHODS = {

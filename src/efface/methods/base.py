@@ -9,6 +9,7 @@ import math
 import shutil
 from collections import defaultdict
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from efface.fingerprint import fingerprint_of
 from efface.forward import Forward, Head, unwrap
 from efface.functional import predicting_positions
 from efface.methods.config import PairConfig
-from efface.methods.estimate import estimate
+from efface.methods.estimate import Estimate, estimate
 from efface.methods.frozen import precomputes, set_up_reference
 from efface.methods.inputs import budget_loader, make_dataset, model_and_tokenizer, pair_reader, tokenize_passages
 from efface.methods.passes import choose_layout, policy_forward
@@ -254,17 +255,22 @@ class PairTrainer(LossTerms, Trainer):
 
     # ---- logs and checkpoints ----
 
+    @cached_property
+    def memory(self) -> Estimate:
+        """What the run needs, estimated when it is first asked for."""
+        return estimate(self)
+
     def describe(self) -> list[str]:
         """What is about to be trained, in lines for the user."""
         n = len(self.train_dataset)  # type: ignore[arg-type]
-        return [f"{n} pairs, layout {self.layout}, reference {self.reference_kind}", str(estimate(self))]
+        return [f"{n} pairs, layout {self.layout}, reference {self.reference_kind}", str(self.memory)]
 
     def record(self) -> dict[str, Any]:
         """What `results.json` says of the run."""
         return {
             "layout": self.layout,
             "reference": self.reference_kind,
-            "memory_estimate": asdict(estimate(self)),
+            "memory_estimate": asdict(self.memory),
             "steps": self.state.global_step,
             "history": self.state.log_history,
         }
