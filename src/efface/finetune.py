@@ -13,13 +13,18 @@ import torch
 import torch.nn.functional as F
 
 from efface.adapters import merged
+from efface.checks import positive
 from efface.errors import RunError, UserError
-from efface.methods.config import positive
+from efface.evaluation.batching import eval_mode
 from efface.models import position_ids, tokens_of
 from efface.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Diverged(RunError):
+    """Fine-tuning has left nothing that could be measured: the learning rate is too high."""
 
 
 def finetune(
@@ -52,7 +57,7 @@ def finetune(
 
     Raises:
         UserError: if no text has two tokens, or the settings or the model do not allow it.
-        RunError: if the loss is not finite.
+        Diverged: if the loss is not finite.
     """
     positive("learning_rate", learning_rate)
     positive("batch_size", batch_size)
@@ -75,7 +80,7 @@ def finetune(
             batch, order = order[:batch_size], order[batch_size:]
             loss = _next_token_loss(student, [rows[i] for i in batch])
             if not math.isfinite(loss.item()):
-                raise RunError(
+                raise Diverged(
                     f"the fine-tuning loss is {loss.item()} at step {step}. Lower learning_rate (now "
                     f"{learning_rate:g}), or check that the model's weights are finite."
                 )
@@ -86,6 +91,17 @@ def finetune(
             if on_step is not None:
                 on_step(step, student)
     return student.eval()
+
+
+@torch.no_grad()
+def raise_if_diverged(model: "PreTrainedModel", text: list[int], step: int, learning_rate: float) -> None:
+    """Raise `Diverged` unless the loss of `model` on `text` (token ids) is finite after `step` steps."""
+    with eval_mode(model):
+        loss = _next_token_loss(model, [text]).item()
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"the model's output is not finite after step {step}. Lower learning_rate (now {learning_rate:g})."
+        )
 
 
 def trainable_copy(model: "PreTrainedModel", lora_r: int | None = None) -> "PreTrainedModel":

@@ -21,11 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from efface.checks import not_negative, positive
 from efface.data import PairBatch, ReferenceStates
 from efface.errors import UserError
 from efface.forward import Forward
 from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig, not_negative, positive
+from efface.methods.config import PairConfig
 from efface.methods.inputs import model_and_tokenizer
 from efface.methods.prepare import lora_config
 from efface.models import decoder_blocks, parse_layers

@@ -1,12 +1,12 @@
 """What can be set for every method? `transformers.TrainingArguments` and what efface adds to them."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from efface.checks import not_negative, one_of
 from efface.errors import UserError
 from efface.methods.passes import LAYOUTS
 from efface.methods.reference import DTYPES
@@ -120,21 +120,3 @@ class PairConfig(TrainingArguments):
                 f"{self.n_gpu} GPUs in one process would split pairs apart. "
                 "Launch with `torchrun` or `accelerate launch`."
             )
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise a `UserError` unless `value` is among `allowed`."""
-    if value not in allowed:
-        raise UserError(f"{name}={value!r} is unknown. Choose one of {', '.join(allowed)}.")
-
-
-def not_negative(name: str, value: float) -> None:
-    """Raise a `UserError` unless `value` is a finite number, 0 or more."""
-    if not (math.isfinite(value) and value >= 0):
-        raise UserError(f"{name}={value}: it must be a finite number, 0 or more.")
-
-
-def positive(name: str, value: float) -> None:
-    """Raise a `UserError` unless `value` is a finite number above 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(f"{name}={value}: it must be a finite number above 0.")

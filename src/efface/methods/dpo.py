@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor
 
+from efface.checks import one_of, positive
 from efface.data import PairBatch, ReferenceStates
 from efface.errors import UserError
 from efface.forward import Forward
 from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig, one_of, positive
+from efface.methods.config import PairConfig
 from efface.methods.npo import log_ratios
 
 LOSS_TYPES = ("sigmoid", "robust")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from efface.errors import UserError
+from efface.checks import at_least_one
 from efface.methods.inputs import model_and_tokenizer, pair_reader
 from efface.models import save_model
 from efface.rows import Row
@@ -27,8 +27,7 @@ class EditConfig:
     disable_tqdm: bool = field(default=False, metadata={"help": "Show no progress bars."})
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"batch_size={self.batch_size}: it must be at least 1.")
+        at_least_one(self, "batch_size")
 
 
 class PairEditor:

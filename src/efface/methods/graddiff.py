@@ -16,10 +16,11 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from efface.checks import not_negative, one_of, positive
 from efface.data import PairBatch, ReferenceStates
 from efface.forward import Forward
 from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig, not_negative, one_of, positive
+from efface.methods.config import PairConfig
 
 RETAIN = ("kl", "nll", "none")
 

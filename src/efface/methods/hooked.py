@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from efface.checks import positive
 from efface.interventions import NOTE
-from efface.methods.config import positive
 from efface.methods.edit import EditConfig, PairEditor
 from efface.models import decoder_blocks, parse_layers
 

@@ -20,10 +20,10 @@ from transformers.pytorch_utils import Conv1D
 from efface.adapters import merged
 from efface.analysis.directions import LeaceEraser
 from efface.analysis.states import TokenStates, token_states
+from efface.checks import one_of
 from efface.errors import UserError
 from efface.evaluation.batching import eval_mode
 from efface.interventions import Intervention, attach_
-from efface.methods.config import one_of
 from efface.methods.hooked import HookedConfig, HookedEditor
 from efface.models import decoder_blocks
 from efface.projections import attention_output_projection, mlp_output_projection, output_weight

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from efface.checks import positive
 from efface.data import SIDES, PairBatch, ReferenceStates
 from efface.forward import Forward, Head
 from efface.functional import sum_rows
 from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import positive
 from efface.methods.graddiff import GradDiffConfig, GradDiffTrainer
 
 

@@ -13,21 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from efface.adapters import merged
 from efface.analysis.states import token_states
+from efface.checks import positive
 from efface.errors import RunError, UserError
-from efface.methods.config import positive
 from efface.methods.edit import EditConfig, PairEditor
 from efface.models import decoder_blocks, parse_layers
 from efface.progress import track
-from efface.projections import mlp_output_projection, output_weight
-
-# RMS norms between an MLP and the residual stream (Gemma 2 and 3, OLMo 2; GLM 4).
-NORMS_AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
+from efface.projections import mlp_output_projection, output_weight, project_out_, through_norm
 
 
 @dataclass
@@ -134,36 +128,3 @@ def toxic_subspace(toxic: np.ndarray, benign: np.ndarray, rank: int) -> np.ndarr
             "pairs."
         )
     return directions[:rank].T
-
-
-def through_norm(basis: np.ndarray, block: nn.Module) -> Tensor:
-    """(d, k), orthonormal: what the MLP must not write so that `basis` (d, k) does not reach the residual stream.
-
-    The same, unless the block has an RMS norm (gain g) after its MLP: u * g / rms(u) has no component along v exactly
-    if u has none along g * v.
-    """
-    directions = torch.from_numpy(basis)
-    for name in NORMS_AFTER_MLP:
-        if hasattr(block, name):
-            norm = getattr(block, name)
-            with torch.no_grad():
-                gain = norm(torch.ones_like(norm.weight)).double().cpu()  # up to a factor; Gemma adds 1 to its weight
-            directions = torch.linalg.qr(gain[:, None] * directions).Q
-    return directions
-
-
-@torch.no_grad()
-def project_out_(module: nn.Linear | Conv1D, basis: Tensor) -> float:
-    """W <- (I - V V^T) W, and the same for the bias, which is written too; V: `basis` (d_out, k), orthonormal.
-
-    Returns the share of the squared norm of W that was in the subspace.
-    """
-    weight = output_weight(module)  # (d_out, d_in)
-    basis = basis.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
-    inside = basis.T @ weight.to(basis.dtype)  # (k, d_in)
-    share = (inside.square().sum() / weight.to(basis.dtype).square().sum()).item()
-    weight.copy_(weight.to(basis.dtype) - basis @ inside)
-    if module.bias is not None:
-        bias = module.bias.to(basis.dtype)
-        module.bias.copy_(bias - basis @ (basis.T @ bias))
-    return share

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from efface.checks import not_negative, one_of, positive
 from efface.data import PairBatch, ReferenceStates
 from efface.errors import UserError
 from efface.forward import Forward
 from efface.functional import LN2, dann_ramp, pool_rows
 from efface.methods.adversary import SIDES, Adversaries
 from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig, not_negative, one_of, positive
+from efface.methods.config import PairConfig
 from efface.methods.discriminators import KINDS, OBJECTIVES, Domains
 from efface.methods.npo import log_ratios, npo_loss
 from efface.models import decoder_blocks, parse_layers

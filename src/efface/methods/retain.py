@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from efface.checks import positive
 from efface.data import PairBatch, ReferenceStates
 from efface.forward import Forward
 from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig, positive
+from efface.methods.config import PairConfig
 from efface.methods.repo import REPOConfig
 
 

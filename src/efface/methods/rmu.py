@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from efface.checks import not_negative, positive
 from efface.data import PairBatch, ReferenceStates
 from efface.errors import UserError
 from efface.evaluation.batching import eval_mode
 from efface.forward import Forward
 from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig, not_negative, positive
+from efface.methods.config import PairConfig
 from efface.methods.passes import policy_forward
 from efface.models import decoder_blocks, parse_layers
 from efface.projections import mlp_output_projection

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor
 
+from efface.checks import not_negative, positive
 from efface.data import PairBatch, ReferenceStates
 from efface.forward import Forward
 from efface.methods.base import Counts
-from efface.methods.config import not_negative, positive
 from efface.methods.graddiff import GradDiffConfig, GradDiffTrainer
 from efface.methods.npo import sequence_log_probabilities
 

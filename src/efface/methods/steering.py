@@ -14,8 +14,8 @@ import torch
 
 from efface.analysis.directions import difference_of_means
 from efface.analysis.states import token_states
+from efface.checks import positive
 from efface.interventions import Intervention, attach_
-from efface.methods.config import positive
 from efface.methods.hooked import HookedConfig, HookedEditor
 
 

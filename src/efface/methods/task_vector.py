@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from efface.adapters import merged
+from efface.checks import not_negative, positive
 from efface.data import tokenize_pair
 from efface.errors import RunError, UserError
 from efface.evaluation.perplexity import perplexity
 from efface.finetune import finetune
-from efface.methods.config import not_negative, positive
 from efface.methods.edit import EditConfig, PairEditor
 from efface.rows import load_texts
 

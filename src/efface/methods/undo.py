@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from efface.checks import not_negative
 from efface.errors import UserError
-from efface.methods.config import not_negative
 from efface.methods.retain import RetainConfig, RetainTrainer
 
 NO_LORA = "undo damages the weights themselves, which must be trained to be repaired. Train without LoRA."
