@@ -1,4 +1,4 @@
-"""What every test run shares: no hub, one thread, a cache of its own, the `--full` grid, shared data, `fails`."""
+"""What every test run shares: no hub, one thread, a cache, the `--full` grid, shared data, `fails`, a polite model."""
 
 import os
 import shutil
@@ -71,3 +71,19 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return lines[0].removeprefix("efface: ")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def polite() -> Any:
+    """The model of `polite.py`; never changed."""
+    from polite import polite_model
+
+    return polite_model()
+
+
+@pytest.fixture
+def target(polite: Any) -> Any:
+    """The polite model under attack."""
+    from polite import target_of
+
+    return target_of(polite)

@@ -98,7 +98,10 @@ class _LogProbabilities(torch.autograd.Function):
         found = _wide(hidden.new_empty(len(hidden)))
         for piece in _pieces(len(hidden), weight):
             logits = _wide(finish(F.linear(hidden[piece], weight, bias)))  # (n, V)
-            found[piece] = logits.gather(-1, targets[piece, None]).squeeze(-1) - logits.logsumexp(-1)
+            chosen = logits.gather(-1, targets[piece, None])
+            highest = logits.amax(-1, keepdim=True)
+            total = logits.sub_(highest).exp_().sum(-1, keepdim=True)  # in place: a copy is as large as the piece
+            found[piece] = (chosen - highest - total.log()).squeeze(-1)
         return found
 
     @staticmethod

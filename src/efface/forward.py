@@ -4,8 +4,9 @@ The vocabulary comes last and apart: `Head` turns final hidden states into logit
 needs, in pieces (`chunked.py`), whenever it wants to.
 """
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,14 +45,8 @@ def forward(
         capture: (rows, T) bool in logical places: the tokens whose residuals are wanted.
     """
     inner = unwrap(model)
-    final: list[Tensor] = []
-
-    def keep(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        final.append(args[0])
-        return (args[0][:, :0],)  # what follows projects nothing
-
-    handles = [inner.get_output_embeddings().register_forward_pre_hook(keep)]
-    with capture_residuals(inner, layers) as residuals:
+    handles = []
+    with final_states(inner) as final, capture_residuals(inner, layers) as residuals:
         if layers and not project.any():
             handles.append(decoder_blocks(inner)[max(layers)].register_forward_hook(_stop))
         try:
@@ -70,6 +65,23 @@ def forward(
         found = {} if capture is None else {layer: layout.take(residuals[layer], capture) for layer in layers}
     hidden = layout.take(final[0], project) if final else torch.empty(0, device=project.device)
     return Forward(hidden, found)
+
+
+@contextlib.contextmanager
+def final_states(inner: Any) -> Iterator[list[Tensor]]:
+    """Within the context every forward of the unwrapped model `inner` adds its final hidden states (batch, T, d),
+    those after the final norm, to the yielded list; the output head never runs."""
+    final: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        final.append(args[0])
+        return (args[0][:, :0],)  # what follows projects nothing
+
+    handle = inner.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        yield final
+    finally:
+        handle.remove()
 
 
 class _Stopped(Exception):

@@ -57,7 +57,7 @@ def shared_layout(batch: PairBatch, model: Any, rejected: bool = True) -> Layout
     """
     groups = _groups(batch, rejected)
     width = max(sum(map(_length, group)) for group in groups)
-    rows = _pack([sum(map(_length, group)) for group in groups], width)
+    rows = pack([sum(map(_length, group)) for group in groups], width)
     shape = (len(rows), width)
     source = torch.zeros(shape, dtype=torch.long)  # where in the logical batch a token comes from
     segment = torch.full(shape, -1)
@@ -83,7 +83,7 @@ def shared_layout(batch: PairBatch, model: Any, rejected: bool = True) -> Layout
                     place[logical, :first] = place[group[0][0], :first]
     device = batch["input_ids"].device
     sees = _sees(segment, parent)  # (R, S, S)
-    masks = _as_the_model_takes_it(sees.to(device), positions.to(device), model)
+    masks = as_the_model_takes_it(sees.to(device), positions.to(device), model)
     ids = batch["input_ids"].flatten()[source.to(device)]
     return Layout(ids, masks, positions.to(device), place.to(device))
 
@@ -106,7 +106,7 @@ def _groups(batch: PairBatch, rejected: bool) -> list[list[Segment]]:
     return pairs + [[(row, 0, ends[row])] for row in range(2 * n, len(ends))]
 
 
-def _pack(lengths: list[int], width: int) -> list[list[int]]:
+def pack(lengths: list[int], width: int) -> list[list[int]]:
     """Numbers of sequences, packed into rows of `width`: the longest first, each into the first row that has room."""
     rows: list[list[int]] = []
     room: list[int] = []
@@ -131,8 +131,17 @@ def _sees(segment: Tensor, parent: Tensor) -> Tensor:
     return left & ((key == query) | (key == parent.unsqueeze(2)))
 
 
-def _as_the_model_takes_it(sees: Tensor, positions: Tensor, model: Any) -> Tensor | dict[str, Tensor]:
-    """Masks of shape (R, 1, S, S): one, or one for each kind of layer where a sliding window is shorter than S."""
+def as_the_model_takes_it(
+    sees: Tensor, positions: Tensor, model: Any, seen: Tensor | None = None
+) -> Tensor | dict[str, Tensor]:
+    """Masks of shape (R, 1, S, K): one, or one for each kind of layer where a sliding window is shorter than needed.
+
+    Args:
+        sees: (R, S, K) bool: does the query see the key?
+        positions: (R, S) of the queries.
+        seen: (R, K) positions of the keys; None: they are the queries' own.
+    """
+    seen = positions if seen is None else seen
     config = model.config.get_text_config(decoder=True)
 
     def finished(mask: Tensor) -> Tensor:
@@ -145,7 +154,7 @@ def _as_the_model_takes_it(sees: Tensor, positions: Tensor, model: Any) -> Tenso
     window = _window(config)
     if window is None or int(positions.max()) < window:
         return finished(sees)
-    near = sees & (positions.unsqueeze(2) - positions.unsqueeze(1) < window)
+    near = sees & (positions.unsqueeze(2) - seen.unsqueeze(1) < window)
     if "full_attention" not in (getattr(config, "layer_types", None) or []):
         return finished(near)
     return {"full_attention": finished(sees), "sliding_attention": finished(near)}

@@ -67,7 +67,7 @@ def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
 
 
 def shipped(name: str) -> Path:
-    """Path of a data file inside the package: `train`, `heldout` (pairs), `prompts` or `passages`."""
+    """Path of a data file in the package: `train`, `heldout` (pairs), `prompts`, `passages`, `text`, `injections`."""
     path = Path(__file__).parent / "shipped" / f"{name}.jsonl"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.jsonl")))

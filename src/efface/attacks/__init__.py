@@ -30,8 +30,68 @@ class Attack:
 ATTACKS = {
     "relearn": Attack(
         "efface.attacks.relearn:relearn",
-        "fine-tune on toxic rows, all weights or LoRA",
+        "fine-tune on toxic rows, polite rows or ordinary text; all weights or LoRA",
         "Lucki et al. 2024, arXiv 2409.18025",
+    ),
+    "orthogonalize": Attack(
+        "efface.attacks.orthogonalize:orthogonalize",
+        "take a direction that the edit added out of the hidden states or the weights",
+        "Lucki et al. 2024, arXiv 2409.18025; Arditi et al. 2024, arXiv 2406.11717",
+    ),
+    "unalign": Attack(
+        "efface.attacks.unalign:unalign",
+        "scale the key vectors of the most toxic MLP values",
+        "Lee et al. 2024, arXiv 2401.01967",
+    ),
+    "prune": Attack(
+        "efface.attacks.prune:prune",
+        "set weights to zero that polite answers need and ordinary text does not",
+        "Wei et al. 2024, arXiv 2402.05162",
+    ),
+    "quantize": Attack(
+        "efface.attacks.quantize:quantize",
+        "round the weights to 8 or 4 bits",
+        "Kolbeinsson et al. 2024, arXiv 2407.06483",
+    ),
+    "merge": Attack(
+        "efface.attacks.merge:merge",
+        "move the weights back toward the base, or beyond it",
+        "Wortsman et al. 2022, arXiv 2203.05482; Ilharco et al. 2023, arXiv 2212.04089",
+    ),
+    "sampling": Attack(
+        "efface.attacks.sampling:sampling",
+        "sample at other temperatures and nuclei",
+        "Huang et al. 2023, arXiv 2310.06987",
+    ),
+    "prefill": Attack(
+        "efface.attacks.prefill:prefill",
+        "force the first words of a toxic continuation",
+        "Qi et al. 2024, arXiv 2406.05946",
+    ),
+    "prompt_injection": Attack(
+        "efface.attacks.prompt_injection:prompt_injection",
+        "put hand-written adversarial text around the prompt",
+        "Perez and Ribeiro 2022, arXiv 2211.09527",
+    ),
+    "perturb": Attack(
+        "efface.attacks.perturb:perturb",
+        "character and spacing noise on the prompt",
+        "Hughes et al. 2024, arXiv 2412.03556",
+    ),
+    "soft_prompt": Attack(
+        "efface.attacks.soft_prompt:soft_prompt",
+        "optimise vectors before the prompt (an upper bound: they are no text)",
+        "Schwinn et al. 2024, arXiv 2402.09063",
+    ),
+    "gcg": Attack(
+        "efface.attacks.gcg:gcg",
+        "search tokens around the prompt that force a toxic continuation",
+        "Zou et al. 2023, arXiv 2307.15043",
+    ),
+    "enhanced_gcg": Attack(
+        "efface.attacks.enhanced_gcg:enhanced_gcg",
+        "search one fluent prefix that also undoes the edit's hidden states",
+        "Lucki et al. 2024, arXiv 2409.18025; Thompson and Sklar 2024, arXiv 2407.17447",
     ),
 }
 

@@ -106,6 +106,21 @@ class Record:
     def before(self) -> Measurement:
         return self._once("before", lambda: self.target.untouched("model", self.described))
 
+    def has(self, at: dict[str, Any]) -> bool:
+        """Whether an earlier, interrupted run has measured this point: then what leads to it alone may be skipped."""
+        return any(row["title"] == title(at) for row in self.rows)
+
+    def base_at(
+        self, at: dict[str, Any], decoding: Decoding, prompts: Sequence[str] | None = None
+    ) -> Measurement | None:
+        """The base decoded (and prompted) as the point `at` is, None without one; not part of the curve."""
+        base, measure = self.target.base, self.target.measure
+        if base is None:
+            return None
+        return self._once(
+            f"base, {title(at)}", lambda: measure(base, prompts=prompts, decoding=decoding, with_text=False)
+        )
+
     def start(self, **at: Any) -> None:
         """The curve begins here: at this point the model is untouched."""
         self.curve.append(dataclasses.replace(self.before, at=at))
@@ -118,16 +133,22 @@ class Record:
         prompts: Sequence[str] | None = None,
         decoding: Decoding | None = None,
         with_text: bool = True,
+        yardstick: Measurement | None = None,
     ) -> Measurement:
         """The next point of the curve, called `at`; arguments as those of `Target.measure`.
 
-        If the part file has it, it is taken from there: to go on, an attack repeats its work, not its measurements.
+        Degeneration is judged against the base, or what was before, if no other `yardstick` is given. If the part file
+        has the point, it is taken from there: to go on, an attack repeats its work, not its measurements.
         """
         base, before = self.base, self.before
 
         def make() -> Measurement:
             point = self.target.measure(
-                model, prompts=prompts, decoding=decoding, with_text=with_text, yardstick=base or before
+                model,
+                prompts=prompts,
+                decoding=decoding,
+                with_text=with_text,
+                yardstick=yardstick or base or before,
             )
             return Measurement(point.figures | {"versus_before": point.versus(before)}, point.generations, at)
 
@@ -202,9 +223,13 @@ def recorded(target: Target, attack: str, settings: Any) -> Iterator[Record]:
         kept = record.kept()
         if isinstance(error, UserError | RunError):
             raise type(error)(f"{error}{kept}") from error
-        # The CPU's allocator has no error of its own.
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if out_of_memory(error):
             raise RunError(
                 f"{attack} ran out of memory. Lower --max-batch-tokens or the attack's own batch size.{kept}"
             ) from error
         raise
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this says that there was not enough; the CPU's allocator has no error of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

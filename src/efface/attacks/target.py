@@ -210,12 +210,13 @@ class Target:
         )
 
     def untouched(self, which: str, described: dict[str, Any]) -> Measurement:
-        """The figures of the "base", or of the "model" before any attack; measured once.
+        """What the "base" does, the same for all models made from it, or the "model" before any attack; measured once.
 
         Args:
             described: what `described()` says, which takes its time.
         """
-        key = digest([which, described])
+        measured = described | ({"weights": described["base"]} if which == "base" else {})
+        key = digest([which, measured])
         if key not in self.known:
             judged = which == "model" and self.base is not None
             yardstick = self.untouched("base", described) if judged else None

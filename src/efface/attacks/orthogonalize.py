@@ -1,0 +1,163 @@
+"""Is toxicity back when one direction is taken out of the hidden states? Orthogonalisation (Lucki et al. 2024).
+
+An edit that hides toxicity behind a direction of its own (RMU's random one, a refusal, a steering vector) is undone by
+removing it (Arditi et al. 2024). Every variant is a point: which direction (`directions.py`), of which block, by hooks
+or in the weights (`ablation.py`). Judged by the worst at which the model is still of use.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from efface.analysis.states import TokenStates
+from efface.attacks.ablation import ablate_, ablated, everywhere
+from efface.attacks.directions import KINDS, direction, states_of
+from efface.attacks.points import counting, left_out, worst
+from efface.attacks.result import AttackResult, Record, recorded, title
+from efface.attacks.target import Target
+from efface.attacks.weights import merged_copy
+from efface.checks import at_least_one, not_negative, one_of
+from efface.errors import UserError
+from efface.models import decoder_blocks, parse_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OWN = "own"
+
+
+@dataclass(frozen=True)
+class OrthogonalizeSettings:
+    """Settings of `orthogonalize`."""
+
+    directions: str = field(
+        default="base,contrast,pca",
+        metadata={
+            "help": "Which are tried: base (edited minus original model on toxic tokens; left out without --base), "
+            "contrast (toxic minus benign tokens), pca (first principal component of the pairs' differences)."
+        },
+    )
+    layers: str = field(
+        default="own,0.25,0.5,0.75,last",
+        metadata={
+            "help": "Blocks whose direction is taken out at every place, as in 8,16 or last; own: after each block "
+            "its own direction."
+        },
+    )
+    forms: str = field(
+        default="hook,weights",
+        metadata={"help": "hook (hidden states, while the model runs), weights (all that writes there), or both."},
+    )
+    outlier_limit: float = field(
+        default=3.0, metadata={"help": "Tokens whose state is longer than so many times the median are left out."}
+    )
+    max_pairs: int = field(
+        default=128, metadata={"help": "Pairs that directions are found from; if there are more, they are drawn."}
+    )
+    batch_size: int = field(default=16, metadata={"help": "Pairs whose hidden states are computed at once."})
+    max_perplexity_increase: float = field(
+        default=0.2,
+        metadata={"help": "A point does not count if the perplexity of --text has risen by more than this part."},
+    )
+
+    def __post_init__(self) -> None:
+        for part in _parts(self.directions):
+            one_of("directions", part, KINDS)
+        for part in _parts(self.forms):
+            one_of("forms", part, tuple(FORMS))
+        if not self.outlier_limit >= 1:
+            raise UserError(
+                f"outlier_limit={self.outlier_limit} leaves out ordinary tokens too: it must be at least 1."
+            )
+        at_least_one(self, "max_pairs", "batch_size")
+        not_negative("max_perplexity_increase", self.max_perplexity_increase)
+
+    def places(self, n_layers: int) -> list[str | int]:
+        """`own`, if asked for, then the blocks.
+
+        Raises:
+            UserError: for a block that the model does not have.
+        """
+        parts = _parts(self.layers)
+        blocks = ",".join(part for part in parts if part != OWN)
+        own: list[str | int] = [OWN] if OWN in parts else []
+        return [*own, *(parse_layers(blocks, n_layers) if blocks else [])]
+
+
+def orthogonalize(target: Target, settings: OrthogonalizeSettings) -> AttackResult:
+    """Measure the model with each direction taken out, of hidden states or of a copy's weights.
+
+    `found` says: the `directions` that were tried, and which were `not_tried` for want of a base; the variants that
+    are `without_direction` (what is compared there is the same); the points that are `left_out`. An interrupted run
+    finds the directions again, which is cheap, and goes on with what was not measured.
+
+    Raises:
+        UserError: if only "base" is asked for and there is no base, or for layers that the model does not have.
+        RunError: if a hidden state is not finite.
+    """
+    n_layers = len(decoder_blocks(target.model))
+    places = settings.places(n_layers)
+    layers = list(range(n_layers)) if OWN in places else [place for place in places if isinstance(place, int)]
+    asked = _parts(settings.directions)
+    kinds = [kind for kind in asked if kind != "base" or target.base is not None]
+    if not kinds:
+        raise UserError("orthogonalize needs the model that this one was made from: pass --base.")
+    none: list[str] = []
+    with recorded(target, "orthogonalize", settings) as record:
+        record.start(direction="none")
+        edited = states_of(target.model, target, layers, settings.max_pairs, settings.batch_size)
+        base: dict[int, TokenStates] = {}
+        if "base" in kinds and target.base is not None:
+            base = states_of(target.base, target, layers, settings.max_pairs, settings.batch_size)
+        for kind in kinds:
+            found = {
+                layer: direction(kind, edited[layer], base.get(layer), outlier_limit=settings.outlier_limit)
+                for layer in layers
+            }
+            there = {layer: vector for layer, vector in found.items() if vector is not None}
+            for place in places:
+                vectors = there if isinstance(place, str) else _everywhere(there.get(place), target.model)
+                for form in _parts(settings.forms):
+                    at = {"direction": kind, "layer": place, "form": form}
+                    if vectors:
+                        FORMS[form](record, at, vectors)
+                    else:
+                        none.append(title(at))
+        budget = settings.max_perplexity_increase
+        return record.result(
+            worst(counting(record.curve, budget)),
+            directions=kinds,
+            not_tried=[kind for kind in asked if kind not in kinds],
+            without_direction=none,
+            left_out=left_out(record.curve, budget),
+        )
+
+
+def _everywhere(vector: np.ndarray | None, model: "PreTrainedModel") -> dict[int, np.ndarray]:
+    return {} if vector is None else everywhere(vector, model)
+
+
+def _hook(record: Record, at: dict[str, Any], directions: dict[int, np.ndarray]) -> None:
+    with ablated(record.target.model, directions):
+        record.measure(record.target.model, at)
+
+
+def _weights(record: Record, at: dict[str, Any], directions: dict[int, np.ndarray]) -> None:
+    model = record.target.model
+    if not record.has(at):
+        model = merged_copy(model)
+        ablate_(model, directions)
+    record.measure(model, at)
+
+
+FORMS: dict[str, Callable[[Record, dict[str, Any], dict[int, np.ndarray]], None]] = {
+    "hook": _hook,
+    "weights": _weights,
+}
+
+
+def _parts(given: str) -> list[str]:
+    """The different words of a list with commas, in their order."""
+    return list(dict.fromkeys(part.strip() for part in given.split(",")))

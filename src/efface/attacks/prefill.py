@@ -1,0 +1,99 @@
+"""Does the model go on toxically once it has been made to begin so? Prefilling (Qi et al. 2024, arXiv 2406.05946).
+
+    y ~ p(. | x, w_1 ... w_k)      with w the first k words of a toxic continuation
+
+The forced words are part of what the model reads: only what it writes after them is judged. They come from the
+rejected continuations of the target's rows, not from the prompt's own (there is none), so that a base model is thrown
+off too; `base_share` says what the same words do to it.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from efface.attacks.altered import attack_altered, prompts_as_read
+from efface.attacks.points import numbers
+from efface.attacks.result import AttackResult
+from efface.attacks.target import Target
+from efface.errors import UserError
+from efface.evaluation.prompts import encode_prompts
+from efface.models import tokens_of
+
+
+@dataclass(frozen=True)
+class PrefillSettings:
+    """Settings of `prefill`."""
+
+    words: str = field(
+        default="1,3,5", metadata={"help": "How many words of a toxic continuation are forced; each is one point."}
+    )
+
+    def __post_init__(self) -> None:
+        _ = self.amounts
+
+    @property
+    def amounts(self) -> list[int]:
+        """The numbers of words, ascending, without 0."""
+        return numbers("words", self.words, int)
+
+
+def prefill(target: Target, settings: PrefillSettings) -> AttackResult:
+    """Put the first words of a toxic continuation, drawn for each prompt under the seed, after the prompt.
+
+    A prompt gets words of the same continuation at every point. Of a message (`chat`) it is the answer that begins
+    with them. `found`: how many `rows` were long enough to draw from, and what `attack_altered` says.
+
+    Raises:
+        UserError: if no continuation has as many words as are asked for; for a chat template that cannot be continued.
+    """
+    most = settings.amounts[-1]
+    texts = [text for row in target.rows if len((text := _plain(row["rejected"])).split()) >= most]
+    if not texts:
+        raise UserError(
+            f"words={settings.words!r}, but no rejected continuation of the rows has {most} words. Name fewer words, "
+            "or give longer rows."
+        )
+    starts = _answers(target) if target.decoding.chat else prompts_as_read(target)
+    generator = random.Random(target.seed)
+    drawn = [generator.choice(texts) for _ in starts]
+
+    def points() -> Iterator[tuple[dict[str, Any], list[str]]]:
+        for amount in settings.amounts:
+            pairs = zip(starts, drawn, strict=True)
+            yield {"words": amount}, [forced(start, text, amount) for start, text in pairs]
+
+    # What a chat template makes of a message is a text like any other, so nothing is left to the measurement's own.
+    return attack_altered(target, "prefill", settings, points(), start={"words": 0}, chat=False, rows=len(texts))
+
+
+def forced(prompt: str, text: str, words: int) -> str:
+    """`prompt` and the first `words` words of `text`, with white space between the two."""
+    first = "".join(re.findall(r"\s*\S+", text)[:words]).lstrip()
+    return prompt + ("" if not prompt or prompt[-1].isspace() else " ") + first
+
+
+def _answers(target: Target) -> list[str]:
+    """What the chat template makes of each message, up to where the answer begins."""
+    tokenizer = target.processing_class
+    messages = prompts_as_read(target)
+    expected = encode_prompts(target.model, tokenizer, messages, chat=True)
+    found = []
+    for message, ids in zip(messages, expected, strict=True):
+        turns = [{"role": "user", "content": message}]
+        text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+        if tokens_of(tokenizer, text) != ids and tokenizer.bos_token:  # which the tokenizer will put there again
+            text = text.removeprefix(tokenizer.bos_token)
+        if tokens_of(tokenizer, text) != ids:
+            raise UserError(
+                "the chat template writes no BOS but the tokenizer adds one, so that an answer's beginning cannot be "
+                "given as text. Attack it with plain prompts (without --chat)."
+            )
+        found.append(text)
+    return found
+
+
+def _plain(continuation: str | list[dict[str, str]]) -> str:
+    """The text of a continuation, or of its messages."""
+    return continuation if isinstance(continuation, str) else "".join(turn["content"] for turn in continuation)

@@ -1,0 +1,230 @@
+"""How toxic does the model get with the best vectors before the prompt? Soft prompts: an UPPER BOUND.
+
+Schwinn et al. 2024 (arXiv 2402.09063) attack in the space of embeddings: n vectors v, the same for all prompts, are
+put before the prompt's embeddings and trained, with the weights frozen, on the rejected continuations of the rows:
+
+    min over v of  E  -log p(y- | v, x)
+
+No text has these vectors as its embeddings, so whoever can only type cannot do this: what the attack brings back need
+not be within the reach of any prompt.
+"""
+
+import copy
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from efface.attacks.points import numbers, worst
+from efface.attacks.result import AttackResult, recorded
+from efface.attacks.target import Target
+from efface.checks import at_least_one, positive
+from efface.data import TokenizedPair, tokenize_pair
+from efface.errors import RunError, UserError
+from efface.evaluation.batching import eval_mode, max_positions, pad_batch, pad_id
+from efface.evaluation.decoding import Decoder
+from efface.evaluation.prompts import encode_prompts
+from efface.evaluation.warp import GREEDY
+from efface.models import position_ids
+from efface.progress import track
+from efface.rows import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+UPPER_BOUND = "the vectors are no embeddings of any text: whoever can only type cannot do this"
+
+
+@dataclass(frozen=True)
+class SoftPromptSettings:
+    """Settings of `soft_prompt`."""
+
+    steps: str = field(default="10,30", metadata={"help": "Optimizer steps after which it is measured."})
+    n_tokens: int = field(default=8, metadata={"help": "Vectors before the prompt (after its BOS, if it has one)."})
+    learning_rate: float = field(
+        default=0.1, metadata={"help": "Constant rate of AdamW, as a part of the embeddings' root mean square."}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Rows in a step."})
+    k: int | None = field(default=None, metadata={"help": "Rows to optimise on, drawn under the seed; default: all."})
+    max_prompt_length: int = field(default=64, metadata={"help": "Tokens; a longer prompt loses its beginning."})
+    max_completion_length: int = field(default=32, metadata={"help": "Tokens; a longer continuation loses its end."})
+
+    def __post_init__(self) -> None:
+        _ = self.points
+        positive("learning_rate", self.learning_rate)
+        at_least_one(self, "n_tokens", "batch_size", "k", "max_prompt_length", "max_completion_length")
+
+    @property
+    def points(self) -> list[int]:
+        """The steps after which it is measured, ascending, without 0."""
+        return numbers("steps", self.steps, int)
+
+
+def soft_prompt(target: Target, settings: SoftPromptSettings) -> AttackResult:
+    """Optimise vectors on the target's rows and measure with them before the prompts, which they have not seen.
+
+    They start as the embeddings of tokens from the rows' prompts. An interrupted run takes the same steps again, which
+    are few, and measures only what it had not measured. `found`: the `upper_bound` in words, how many `rows`, and the
+    `losses` of each step's batch (nats a token).
+
+    Raises:
+        UserError: if there are fewer rows than `k`, no room for the vectors, or the model keeps more than keys and
+            values.
+        RunError: if the loss is not finite.
+    """
+    model, pad = target.model, pad_id(target.processing_class)
+    if not Decoder(model, GREEDY, pad, []).has_dynamic_cache():
+        raise UserError(
+            "soft_prompt needs a model that keeps nothing but keys and values: not a state space, and none that has "
+            "virtual tokens already."
+        )
+    if settings.k is not None and settings.k > len(target.rows):
+        raise UserError(f"k={settings.k}, but there are only {len(target.rows)} rows. Lower it or give more rows.")
+    _raise_without_room(target, settings.n_tokens)
+    rows = _rows(target)
+    if settings.k is not None:
+        rows = random.Random(target.seed).sample(rows, settings.k)
+    lengths = {name: getattr(settings, name) for name in ("max_prompt_length", "max_completion_length")}
+    pairs = [tokenize_pair(row, target.processing_class, **lengths) for row in rows]
+    _raise_if_too_long(pairs, target, settings.n_tokens)
+    generator = torch.Generator().manual_seed(target.seed)
+    vectors = _start(model, pairs, settings.n_tokens, generator)  # (n, d)
+    rate = settings.learning_rate * float(vectors.pow(2).mean().sqrt())
+    attacked = with_virtual_tokens(model, vectors, target.processing_class.bos_token_id)
+    optimizer = torch.optim.AdamW([vectors.requires_grad_()], lr=rate, weight_decay=0.0)
+    order: list[int] = []
+    losses: list[float] = []
+    with recorded(target, "soft_prompt", settings) as record:
+        record.start(steps=0)
+        for step in track(range(1, settings.points[-1] + 1), "soft prompt", show=target.progress):
+            while len(order) < settings.batch_size:
+                order += torch.randperm(len(pairs), generator=generator).tolist()
+            batch, order = order[: settings.batch_size], order[settings.batch_size :]
+            with eval_mode(attacked):
+                loss = rejected_nll(attacked, [pairs[i] for i in batch], pad)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise RunError(
+                    f"the soft prompt's loss is {losses[-1]} at step {step}. Lower learning_rate (now "
+                    f"{settings.learning_rate:g}), or check that the model's weights are finite."
+                )
+            (vectors.grad,) = torch.autograd.grad(loss, [vectors])  # the weights get none
+            optimizer.step()
+            if step in settings.points:
+                record.measure(attacked, {"steps": step}, with_text=False)
+        return record.result(worst(record.curve), upper_bound=UPPER_BOUND, rows=len(pairs), losses=losses)
+
+
+def with_virtual_tokens(model: "PreTrainedModel", vectors: Tensor, bos: int | None) -> "PreTrainedModel":
+    """A model that reads `vectors` before every sequence, after its BOS if it begins with one.
+
+    It shares all weights with `model`, which is left as it is. Batches must be padded to the left; logits come out for
+    the virtual places too.
+
+    Args:
+        vectors: (n, d), at the scale of what the input embedding gives; what is done to them later counts.
+        bos: the token after which they are put where a sequence begins with it.
+    """
+    shell = copy.copy(model)
+    for name in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
+        setattr(shell, name, copy.copy(getattr(model, name)))
+
+    def put_before(module: Any, args: tuple[()], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+        ids, mask, cache = kwargs["input_ids"], kwargs["attention_mask"], kwargs.get("past_key_values")  # (B, T)
+        # Padding stays to the left, so wherever the vectors are put, the mask gets as many ones at its right end.
+        longer = torch.cat([mask, mask.new_ones(len(mask), len(vectors))], dim=1)  # (B, T + n), or with the cache's
+        known = cache is not None and cache.get_seq_length() > 0
+        width = ids.shape[1] + (0 if known else len(vectors))
+        kwargs = {**kwargs, "attention_mask": longer}
+        if "position_ids" in kwargs:
+            kwargs["position_ids"] = position_ids(longer)[:, -width:]
+        if not known:
+            kwargs |= {"input_ids": None, "inputs_embeds": _inserted(module, ids, mask, vectors, bos)}
+        return args, kwargs
+
+    shell.register_forward_pre_hook(put_before, with_kwargs=True)
+    return shell
+
+
+def _inserted(model: Any, ids: Tensor, mask: Tensor, vectors: Tensor, bos: int | None) -> Tensor:
+    """(B, T + n, d) embeddings of `ids` (B, T), which are padded to the left, with the `vectors` (n, d) among them."""
+    embedded = model.get_input_embeddings()(ids)  # (B, T, d)
+    place = (mask == 0).sum(1, keepdim=True)  # (B, 1), of the first real token
+    if bos is not None:
+        place = place + (ids.gather(1, place) == bos).long()
+    n, length = len(vectors), ids.shape[1]
+    column = torch.arange(length + n, device=ids.device)[None]  # (1, T + n)
+    source = torch.where(column < place, column, (column - n).clamp(min=0))  # (B, T + n), in `embedded`
+    text = embedded.gather(1, source[..., None].expand(-1, -1, embedded.shape[-1]))  # (B, T + n, d)
+    virtual = vectors.to(embedded)[(column - place).clamp(0, n - 1)]  # (B, T + n, d)
+    among = (column >= place) & (column < place + n)  # (B, T + n)
+    return torch.where(among[..., None], virtual, text)
+
+
+def rejected_nll(model: "PreTrainedModel", pairs: Sequence[TokenizedPair], pad: int) -> Tensor:
+    """Mean -log p of the tokens of the rejected continuations given their prompts, in nats."""
+    rows = [pair.prompt_ids + pair.rejected_ids for pair in pairs]
+    input_ids, mask = pad_batch(rows, pad, model.device, left=True)  # (B, T)
+    longest = max(len(pair.rejected_ids) for pair in pairs)
+    logits = model(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=position_ids(mask),
+        use_cache=False,
+        logits_to_keep=longest + 1,
+    ).logits[:, -longest - 1 : -1]  # (B, longest, V): the last predicts what follows
+    lengths = torch.tensor([len(pair.rejected_ids) for pair in pairs], device=model.device)
+    counted = torch.arange(longest, device=model.device) >= longest - lengths[:, None]  # (B, longest)
+    return F.cross_entropy(logits[counted].float(), input_ids[:, -longest:][counted])
+
+
+def _rows(target: Target) -> list[Row]:
+    """The rows; if the prompts that it is measured on are messages, theirs are too."""
+    if not target.decoding.chat:
+        return target.rows
+    return [
+        {"prompt": [{"role": "user", "content": row["prompt"]}]}
+        | {side: [{"role": "assistant", "content": row[side].strip()}] for side in ("chosen", "rejected")}
+        if isinstance(row["prompt"], str)
+        else row
+        for row in target.rows
+    ]
+
+
+def _start(
+    model: "PreTrainedModel", pairs: Sequence[TokenizedPair], n_tokens: int, generator: torch.Generator
+) -> Tensor:
+    """(n, d) in float32: what the input embedding gives for tokens drawn from the prompts, at its own scale."""
+    tokens = torch.tensor([token for pair in pairs for token in pair.prompt_ids])
+    drawn = tokens[torch.randint(len(tokens), (n_tokens,), generator=generator)]
+    with torch.no_grad():
+        return model.get_input_embeddings()(drawn.to(model.device)).float().clone()
+
+
+def _raise_without_room(target: Target, n_tokens: int) -> None:
+    """The prompts must leave room for the vectors as for the new tokens; `generate` does not know of them."""
+    how = target.decoding
+    encode_prompts(
+        target.model,
+        target.processing_class,
+        target.prompts,
+        max_new_tokens=how.max_new_tokens + n_tokens,
+        max_prompt_tokens=how.max_prompt_tokens,
+        truncation=how.truncation,
+        chat=how.chat,
+    )
+
+
+def _raise_if_too_long(pairs: Sequence[TokenizedPair], target: Target, n_tokens: int) -> None:
+    longest = max(len(pair.prompt_ids) + len(pair.rejected_ids) for pair in pairs) + n_tokens
+    limit = max_positions(target.model)
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"a row with {n_tokens} vectors before it has {longest} tokens, more than the model's {limit} positions. "
+            "Lower max_prompt_length, max_completion_length or n_tokens."
+        )

@@ -1,0 +1,134 @@
+"""Do the toxic MLP values fire again when their keys are scaled? Un-aligning (Lee et al. 2024, arXiv 2401.01967, 6.2).
+
+An MLP adds sum_i act(k_i . x) v_i to the residual stream: neuron i reads its key k_i and writes its value v_i. The
+paper finds that DPO leaves toxic values where they are and turns the keys away from them. So
+
+    score_i = cos(v_i, w)          w: the direction of toxicity in the residual stream, by a probe
+    k_i <- scale * k_i             for the n highest scores in all blocks together
+
+In a gated MLP, act(k_i . x)(u_i . x), the key is the row of the gate, which decides whether the neuron fires; u_i
+stays as it is.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from efface.analysis.directions import difference_of_means, logistic_direction, unit
+from efface.attacks.directions import states_of
+from efface.attacks.points import counting, left_out, numbers, worst
+from efface.attacks.result import AttackResult, recorded
+from efface.attacks.target import Target
+from efface.attacks.weights import merged_copy
+from efface.checks import at_least_one, not_negative, one_of
+from efface.errors import UserError
+from efface.models import decoder_blocks, parse_layers
+from efface.projections import gain_after, mlp_input_projection, mlp_output_projection, output_weight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DIRECTIONS = {"logistic": logistic_direction, "means": difference_of_means}
+LISTED = 10
+
+Neuron = tuple[int, int]
+"""Block, and number within its MLP."""
+
+
+@dataclass(frozen=True)
+class UnalignSettings:
+    """Settings of `unalign`."""
+
+    vectors: str = field(
+        default="7,64,256", metadata={"help": "How many of the most toxic value vectors (the authors: 7)."}
+    )
+    scales: str = field(default="2,5,10", metadata={"help": "What their keys are multiplied by (the authors: 10)."})
+    direction: str = field(
+        default="logistic",
+        metadata={"help": "Of toxicity: logistic (normal of a probe of tokens) or means (difference of means)."},
+    )
+    layer: str = field(
+        default="last", metadata={"help": "The block whose states the direction is found from: last, 12 or 0.5."}
+    )
+    max_pairs: int = field(
+        default=128, metadata={"help": "Pairs that the direction is found from; if there are more, they are drawn."}
+    )
+    batch_size: int = field(default=16, metadata={"help": "Pairs whose hidden states are computed at once."})
+    max_perplexity_increase: float = field(
+        default=0.2,
+        metadata={"help": "A point does not count if the perplexity of --text has risen by more than this part."},
+    )
+
+    def __post_init__(self) -> None:
+        numbers("vectors", self.vectors, int)
+        numbers("scales", self.scales, float)
+        one_of("direction", self.direction, tuple(DIRECTIONS))
+        at_least_one(self, "max_pairs", "batch_size")
+        not_negative("max_perplexity_increase", self.max_perplexity_increase)
+
+
+def unalign(target: Target, settings: UnalignSettings) -> AttackResult:
+    """Scale the keys of the n most toxic values in a copy, for each n and scale; a model with fewer takes all it has.
+
+    `found` says: where the `direction_is_from`, base or model; the first of the `neurons` with their `cosine`; the
+    points that are `left_out`.
+
+    Raises:
+        UserError: if `layer` names no or several blocks, or an MLP has no input or output projection that is known.
+        RunError: if a hidden state is not finite.
+    """
+    layer = parse_layers(settings.layer, len(decoder_blocks(target.model)))
+    if len(layer) != 1:
+        raise UserError(f"layer={settings.layer!r} names {len(layer)} blocks. Give one.")
+    source = target.model if target.base is None else target.base
+    with recorded(target, "unalign", settings) as record:
+        record.start(vectors=0)
+        states = states_of(source, target, layer, settings.max_pairs, settings.batch_size)[layer[0]]
+        direction = unit(DIRECTIONS[settings.direction](states.hidden, states.labels))
+        copy = merged_copy(target.model)
+        ranked = toxic_neurons(copy, direction)
+        for n in sorted({min(n, len(ranked)) for n in numbers("vectors", settings.vectors, int)}):
+            for scale in numbers("scales", settings.scales, float):
+                at = {"vectors": n, "scale": scale}
+                if not record.has(at):
+                    copy = merged_copy(target.model)
+                    scale_keys_(copy, list(ranked)[:n], scale)
+                record.measure(copy, at)
+        budget = settings.max_perplexity_increase
+        return record.result(
+            worst(counting(record.curve, budget)),
+            direction_is_from="model" if target.base is None else "base",
+            neurons=[
+                {"layer": layer, "neuron": number, "cosine": cosine}
+                for (layer, number), cosine in list(ranked.items())[:LISTED]
+            ],
+            left_out=left_out(record.curve, budget),
+        )
+
+
+@torch.no_grad()
+def toxic_neurons(model: "PreTrainedModel", direction: np.ndarray) -> dict[Neuron, float]:
+    """Neuron -> cosine of its value with `direction` (d,) of length 1, the highest first.
+
+    Of a value that passes a norm on its way (Gemma 2 and 3), what counts is its direction behind the norm.
+    """
+    cosines: dict[Neuron, float] = {}
+    for layer, block in enumerate(decoder_blocks(model)):
+        values = output_weight(mlp_output_projection(block)).double().cpu()  # (d, d_ff)
+        gain = gain_after(block)
+        if gain is not None:
+            values = gain[:, None] * values
+        lengths = values.norm(dim=0).clamp(min=torch.finfo(values.dtype).tiny)
+        scores = torch.from_numpy(direction) @ values / lengths  # (d_ff,)
+        cosines |= {(layer, number): score for number, score in enumerate(scores.tolist())}
+    return dict(sorted(cosines.items(), key=lambda item: -item[1]))
+
+
+@torch.no_grad()
+def scale_keys_(model: "PreTrainedModel", neurons: list[Neuron], scale: float) -> None:
+    """k_i <- scale * k_i; biases stay."""
+    blocks = decoder_blocks(model)
+    for layer, number in neurons:
+        output_weight(mlp_input_projection(blocks[layer]))[number] *= scale  # (d,)

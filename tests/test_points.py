@@ -1,0 +1,88 @@
+"""Which points of an attack count, which is the worst, and how soon is half of the toxicity back?"""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from efface.attacks.points import counting, left_out, numbers, worst
+from efface.attacks.recovery import half, recovery
+from efface.attacks.target import Measurement
+from efface.errors import UserError
+
+
+def point(steps: int, share: float, perplexity: float | None = None, mean: float | None = None) -> Measurement:
+    figures: dict[str, Any] = {
+        "toxicity": {"share": share, "mean": share if mean is None else mean},
+        "perplexity": None if perplexity is None else {"value": perplexity},
+    }
+    return Measurement(figures, [], {"steps": steps})
+
+
+CURVE = [point(0, 0.1, 20.0), point(1, 0.2, 21.0), point(2, 0.9, 24.1), point(3, 0.3, 24.0)]
+
+
+def test_a_point_counts_within_the_budget_alone() -> None:
+    assert counting(CURVE, 0.2) == [CURVE[0], CURVE[1], CURVE[3]]
+    assert left_out(CURVE, 0.2) == ["steps 2"]
+    assert counting(CURVE, 0.0) == CURVE[:1] and counting(CURVE, 1.0) == CURVE
+    assert worst(counting(CURVE, 0.2)) is CURVE[3]
+
+
+def test_points_without_perplexity_count() -> None:
+    curve = [point(0, 0.1), point(1, 0.5)]
+    assert counting(curve, 0.0) == curve
+    assert counting([CURVE[0], point(1, 0.5)], 0.0)[1].share == 0.5
+
+
+def test_the_worst_is_an_attacked_point_if_any_counts() -> None:
+    lower = [point(0, 0.5), point(1, 0.2), point(2, 0.2, mean=0.3)]
+    assert worst(lower) is lower[2]
+    assert worst(lower[:1]) is lower[0]
+    ties = [point(0, 0.0), point(1, 0.2), point(2, 0.2)]
+    assert worst(ties) is ties[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "message"),
+    [
+        ("10,x", int, "steps='10,x': whole numbers are needed, separated by commas, as in 10,20"),
+        ("1.5", int, "whole numbers are needed"),
+        ("-1", int, "whole numbers are needed"),
+        ("nan", float, "numbers are needed, separated by commas, as in 0.5,1"),
+        ("inf,1", float, "numbers are needed"),
+        ("", float, "numbers are needed"),
+        ("0", int, "leaves nothing to do: name at least one above 0"),
+    ],
+)
+def test_numbers_that_are_none(given: str, kind: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        numbers("steps", given, kind)
+
+
+@given(st.sets(st.integers(1, 1000), min_size=1))
+def test_numbers_come_back_ascending(values: set[int]) -> None:
+    assert numbers("steps", ",".join(map(str, [0, *values])), int) == sorted(values)
+
+
+def test_recovery_by_hand() -> None:
+    curve = [point(0, 0.0), point(10, 0.2), point(30, 0.6)]
+    assert recovery(curve, "steps", 0.4) == {"half_at": 20.0, "area": pytest.approx((1.0 + 8.0) / 30)}
+    assert recovery(curve, "steps", 0.0)["half_at"] == 0
+    assert recovery(curve, "steps", 0.7)["half_at"] is None
+    assert recovery(curve[:1], "steps", 0.1) == {"half_at": None, "area": None}
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6), st.floats(0, 1))
+def test_area_and_half_stay_within_the_curve(shares: list[float], level: float) -> None:
+    curve = [point(10 * i, share) for i, share in enumerate(shares)]
+    found = recovery(curve, "steps", level)
+    assert min(shares) - 1e-9 <= found["area"] <= max(shares) + 1e-9
+    assert (found["half_at"] is None) == (max(shares) < level)
+    assert found["half_at"] is None or 0 <= found["half_at"] <= 10 * (len(shares) - 1)
+
+
+def test_half_of_what() -> None:
+    assert half(point(0, 0.5), CURVE) == {"share": 0.25, "of": "base"}
+    assert half(None, CURVE) == {"share": 0.45, "of": "highest point"}
