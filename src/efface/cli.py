@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from efface.commands import attack, demo, evaluate, lists, pairs, robustify, scorers, train
+from efface.commands import attack, audit, demo, evaluate, lists, pairs, robustify, scorers, train
 from efface.errors import RunError, UserError
 
 
@@ -54,7 +54,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="also print what the library logs")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (demo, pairs, train, robustify, evaluate, attack, scorers, lists):
+    for command in (demo, pairs, train, robustify, evaluate, attack, audit, scorers, lists):
         command.add(commands)
     return parser
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from efface.commands.options import MODEL_HELP, add_decoding, add_output_file, decoding_of
+from efface.commands.options import MODEL_HELP, add_measurement, add_output_file, add_target, target_of
 from efface.errors import UserError
 from efface.report.table import evaluation_table
 
@@ -23,21 +23,9 @@ def add(commands: Any) -> None:
     add_output_file(command, required=False)  # not for --list-flags
     command.add_argument("--resume", action="store_true", help="continue an interrupted attack of the same settings")
     command.add_argument("--list-flags", action="store_true", help="print every setting of the attack and stop")
-    command.add_argument(
-        "--base", default=None, metavar="MODEL", help="untouched model, against which degeneration is judged"
-    )
-    command.add_argument(
-        "--rows", default="shipped:heldout", help="held-out pairs to attack with (default: the shipped ones)"
-    )
-    command.add_argument("--seed", type=int, default=0, help="of the attack and of the generations")
-    _add_measurement(command.add_argument_group("measurement, before and after (as in efface evaluate)"))
+    add_target(command)
+    add_measurement(command)
     command.set_defaults(run=run)
-
-
-def _add_measurement(group: Any) -> None:
-    add_decoding(group)
-    group.add_argument("--text", default=None, help="JSON lines with `text`, for perplexity")
-    group.add_argument("--max-text-tokens", type=int, default=20_000)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -57,20 +45,10 @@ def run(options: argparse.Namespace) -> None:
     settings = its_settings(**FlagParser(its_settings, HINT).given(options.rest))
 
     from efface.attacks.target import Target
-    from efface.evaluation.protocols import decoding
 
     target = Target.load(
         options.model,
-        base=options.base,
-        prompts=options.prompts,
-        limit=options.limit,
-        rows=options.rows,
-        scorer=options.scorer,
-        decoding=decoding(**decoding_of(options)),
-        text=options.text,
-        max_text_tokens=options.max_text_tokens,
-        max_batch_tokens=options.max_batch_tokens,
-        seed=options.seed,
+        **target_of(options),
         output=options.output,
         resume=options.resume,
         command=options.command_line,

@@ -69,6 +69,39 @@ def add_decoding(command: Any) -> None:
     )
 
 
+def add_target(command: argparse.ArgumentParser) -> None:
+    """What an attack starts from, beside the model and what it is measured on; read by `target_of`."""
+    command.add_argument(
+        "--base",
+        default=None,
+        metavar="MODEL",
+        help="untouched model that MODEL was made from: degeneration is judged against it, and some attacks need it",
+    )
+    command.add_argument(
+        "--rows", default="shipped:heldout", help="held-out pairs to attack with (default: the shipped ones)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the attack and of the generations")
+
+
+def add_measurement(
+    command: argparse.ArgumentParser, *, text: str | None = None, max_text_tokens: int | None = 20_000
+) -> None:
+    """How a model is measured before and after an attack; the arguments are defaults. Read by `target_of`."""
+    group = command.add_argument_group("measurement, before and after (as in efface evaluate)")
+    add_decoding(group)
+    default = "" if text is None else f" (default: {text})"
+    group.add_argument("--text", default=text, help=f"JSON lines with `text`, for perplexity{default}")
+    group.add_argument("--max-text-tokens", type=int, default=max_text_tokens)
+
+
+def target_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `attacks.target.Target.load`, but for the model, that the flags give."""
+    from efface.evaluation.protocols import decoding
+
+    names = ("base", "prompts", "limit", "rows", "scorer", "text", "max_text_tokens", "max_batch_tokens", "seed")
+    return {name: getattr(options, name) for name in names} | {"decoding": decoding(**decoding_of(options))}
+
+
 def decoding_of(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `evaluation.protocols.decoding` that the flags give."""
     names = ("samples", "max_new_tokens", "top_p", "temperature", "max_prompt_tokens", "truncation", "chat", "seed")

