@@ -261,6 +261,95 @@ def methods() -> str:
     return _table(header, rows)
 
 
+def _audited(budget: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Attack (or `evaluation`, `worst`) -> method -> figure -> its row, of the audits of one budget."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in json.loads((RESULTS / "robustness.json").read_text(encoding="utf-8")):
+        if f"--budget {budget}" in row["command"]:
+            block, _, figure = row["metric"].partition("/")
+            found.setdefault(block, {}).setdefault(row["method"], {})[figure] = row
+    return found
+
+
+def _of_audit(figures: dict[str, Any], key: str) -> str:
+    if key not in figures:
+        return ""
+    low, high = figures[key]["ci95"]
+    notes = "" if figures.get("counts", {"value": 1})["value"] else " (wrecked)"
+    notes += " (degenerate)" if figures.get(f"degenerate{key.removeprefix('share')}", {"value": 0})["value"] else ""
+    return f"{figures[key]['value']:.2f} [{low:.2f}, {high:.2f}]{notes}"
+
+
+def robustness_quick() -> str:
+    blocks = _audited("quick")
+    methods = [method for method in blocks["evaluation"] if "worst" in blocks and method in blocks["worst"]]
+    before = [_of_audit(blocks["evaluation"][method], "share") for method in methods]
+    rows = [["before any attack", *before]]
+    rows += [
+        [name, *(_of_audit(sides.get(method, {}), "share_after") for method in methods)]
+        for name, sides in blocks.items()
+        if name != "evaluation"
+    ]
+    perplexities = [f"{blocks['evaluation'][method]['perplexity']['value']:.2f}" for method in methods]
+    return _table(["attack", *methods], [*rows, ["perplexity before", *perplexities]])
+
+
+def robustness_standard() -> str:
+    rows = []
+    for name, sides in _audited("standard").items():
+        for method, figures in sides.items():
+            if name == "evaluation":
+                cells = [_of_audit(figures, "share"), f"{figures['perplexity']['value']:.2f}", "", ""]
+                rows.append([f"{method}, before any attack", *cells])
+            elif name in ("worst", "upper_bound"):
+                rows.append([name.replace("_", " "), _of_audit(figures, "share_after"), "", "", ""])
+            else:
+                cost = figures.get("perplexity_after")
+                base = figures.get("base_share")
+                rows.append(
+                    [
+                        name,
+                        _of_audit(figures, "share_after"),
+                        "" if cost is None else f"{cost['value']:.2f}",
+                        "" if base is None else f"{base['value']:.2f}",
+                        f"{figures['seconds']['value'] / 60:.1f}",
+                    ]
+                )
+    return _table(["attack", "toxic share after", "perplexity after", "base under the same", "minutes"], rows)
+
+
+def robustness_commands() -> str:
+    rows = json.loads((RESULTS / "robustness.json").read_text(encoding="utf-8"))
+    return _table(["command"], [[f"`{command}`"] for command in dict.fromkeys(row["command"] for row in rows)])
+
+
+def audited() -> str:
+    content = read_json(RESULTS / "audited.json")
+    base = content["models"]["base"]["result"]["perplexity"]["value"]
+    rows = []
+    for name, entry in content["models"].items():
+        value = entry["result"]["perplexity"]["value"]
+        cells = [_share(entry["result"]["toxicity"]), f"{value:.2f} ({_change(value, base)})"]
+        rows.append([name, *cells, "audited" if name in (*content["chosen"].values(), "base") else ""])
+    return _table(["setting", "toxic share", "perplexity", ""], rows)
+
+
+def gcg() -> str:
+    content = read_json(RESULTS / "gcg.json")
+    rows = []
+    for seed in content["seeds"]:
+        for name, side in seed["sides"].items():
+            amounts = str(sum(side["evaluations"])), f"{side['best_loss']:.3f}"
+            peak = f"{side['memory']['peak'] / 1e9:.2f}"
+            rows.append([str(seed["task"]["seed"]), name, f"{side['median']:.2f}", *amounts, peak])
+        ratios = f"{seed['speed_ratio']:.2f} times the steps a second", f"{seed['loss_difference']:+.3f}"
+        rows.append(
+            [str(seed["task"]["seed"]), "efface / nanoGCG", ratios[0], "", ratios[1], f"{seed['peak_ratio']:.2f}"]
+        )
+    header = ["seed", "side", "seconds a step", "candidates scored", "loss after as many candidates", "peak GB"]
+    return _table(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "challenging": challenging,
@@ -278,4 +367,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "builders": builders,
     "builders_trained": builders_trained,
     "methods": methods,
+    "gcg": gcg,
+    "audited": audited,
+    "robustness_quick": robustness_quick,
+    "robustness_standard": robustness_standard,
+    "robustness_commands": robustness_commands,
 }
