@@ -12,8 +12,8 @@ seed is another held-out pair and other draws. Each side is a process of its own
 each seed. nanoGCG gets the fastest of `--batch-sizes` (`none`: all candidates at once, its default), tried first.
 
 Time: seconds of a step, from the gradient to the choice; medians without the first. `speed_ratio` is steps per second
-of ours over its, 1.3 meaning 1.3 times as many. Loss: the lowest so far after as many scored candidates, of both as
-many as the side with fewer has scored. Memory: the most a process holds resident from the second step on.
+of ours over its, 1.3 meaning 1.3 times as many. Loss: the lowest of the steps begun before so many candidates were
+scored, of both as many as the side with fewer has scored. Memory: the most a process holds from the second step on.
 """
 
 import argparse
@@ -100,6 +100,8 @@ def measure(python: str, folder: str, task: dict[str, Any], steps: int) -> dict[
         difference = check_equal(ours, theirs)
         sides = {"efface": ours, "nanogcg": theirs}
         answers: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+        for side in sides.values():
+            side.ask("reset")  # answered when a side has prepared its search: it must not do so during another's step
         for turn in range(steps + 1):
             for name, side in sides.items():
                 answers[name].append(side.ask("step"))
@@ -144,13 +146,9 @@ def above(side: dict[str, Any]) -> float:
 
 
 def lowest_within(losses: list[float], evaluations: list[int], budget: int) -> float:
-    """The lowest of the losses that were reached with at most so many scored candidates."""
-    spent, found = 0, []
-    for loss, scored in zip(losses, evaluations, strict=True):
-        spent += scored
-        if spent <= budget:
-            found.append(loss)
-    return min(found)
+    """The lowest of the losses of all steps that were begun before so many candidates were scored."""
+    spent = [sum(evaluations[:step]) for step in range(len(losses))]
+    return min(loss for loss, before in zip(losses, spent, strict=True) if before < budget)
 
 
 def report(entry: dict[str, Any]) -> str:

@@ -16,13 +16,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from efface.attacks.slot import Slot
+from efface.attacks.slot_loss import frozen, leaf_embeddings
 from efface.errors import RunError
 from efface.evaluation.batching import pad_batch, token_nll
 from efface.forward import Forward, Head, forward
@@ -133,14 +134,7 @@ class PrefixObjective:
     def gradient(self, ids: Ids) -> Tensor:
         """(P, e) float32: derivative of the weighted force and hidden terms by the embeddings of the P tokens."""
         total = torch.zeros(())
-        leaves: list[Tensor] = []
-
-        def cut(module: Any, args: Any, output: Tensor) -> Tensor:
-            leaves.append(output.detach().requires_grad_(True))
-            return leaves[-1]
-
-        handle = self.model.get_input_embeddings().register_forward_hook(cut)
-        try:
+        with frozen(self.model), leaf_embeddings(self.model) as leaves:
             for batch in self._batches([self._length(ids, k) for k in range(len(self.slots))]):
                 with torch.enable_grad():
                     force, hidden = self._terms([(ids, k) for k in batch]).sum(0)
@@ -149,8 +143,6 @@ class PrefixObjective:
                 for row, k in zip(states, batch, strict=True):
                     start = len(self.slots[k].before)
                     total = total.to(row.device) + row[start : start + len(ids)].float()
-        finally:
-            handle.remove()
         if not torch.isfinite(total).all():
             raise RunError("the gradient of the search is not finite: check the weights, or load them in float32.")
         return total
