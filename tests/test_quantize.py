@@ -37,7 +37,7 @@ def test_an_edit_below_half_a_step_is_rounded_away(family: str) -> None:
     assert [point.at for point in result.curve] == [{"bits": 32}, {"bits": 8}, {"bits": 4}]
     assert [point.share for point in result.curve] == [0.0, 0.0, 1.0] and result.after is result.curve[2]
     eight, four = result.found["rounding"]
-    assert four["undone"] == 1.0 and eight["undone"] == 0.0  # 0.45 steps of 4 bits are 8 of 8 bits
+    assert four["remains"] < 1e-3 and eight["remains"] > 0.5  # 0.45 steps of 4 bits are 8 of 8 bits
     assert 0 < four["error"] < eight["error"] < 0.01  # four: all but the edit lay on the grid
     assert target.base is not None
     for name, module in linear_maps(target.base).items():
@@ -53,7 +53,7 @@ def test_a_model_that_lies_on_the_grid_does_not_change() -> None:
     target = target_of(base)
     target.text = TEXT
     result = quantize(target, QuantizeSettings(bits="4"))
-    assert result.found["rounding"] == [{"bits": 4, "error": 0.0, "undone": None}]
+    assert result.found["rounding"] == [{"bits": 4, "error": 0.0, "remains": None}]
     assert result.after.share == result.before.share == 1.0
     assert result.after.figures["perplexity"] == result.before.figures["perplexity"]
 
@@ -154,7 +154,7 @@ def test_half_precision_and_a_base_of_another_shape() -> None:
     target = target_of(tiny_model("llama").to(torch.bfloat16))
     target.base = tiny_model("llama", intermediate_size=48)
     result = quantize(target, QuantizeSettings("4", scheme="asymmetric", group_size=0))
-    assert result.curve[0].at == {"bits": 16} and result.found["rounding"][0]["undone"] is None
+    assert result.curve[0].at == {"bits": 16} and result.found["rounding"][0]["remains"] is None
 
 
 def test_packed_weights_are_refused() -> None:

@@ -46,13 +46,10 @@ class PruneSettings:
     """Settings of `prune`."""
 
     q: str = field(
-        default="0.01,0.03,0.05",
+        default="0.01,0.03,0.1",
         metadata={"help": "The parts of each output row that matter most to polite answers, one or several."},
     )
-    p: float | None = field(
-        default=None,
-        metadata={"help": "The part that matters most to ordinary text, and is spared; default: as large as q."},
-    )
+    p: float = field(default=0.1, metadata={"help": "The part that matters most to ordinary text, and is spared."})
     documents: str = field(
         default="shipped:passages",
         metadata={"help": "JSON lines with `text`: the ordinary text. Not the text of --text."},
@@ -72,7 +69,7 @@ class PruneSettings:
     def __post_init__(self) -> None:
         if max(self.points) > 1:
             raise UserError(f"q={self.q!r}: parts of a row are needed, above 0 and at most 1, as in 0.01,0.05.")
-        if self.p is not None and not 0 <= self.p <= 1:
+        if not 0 <= self.p <= 1:
             raise UserError(f"p={self.p}: a part of a row is needed, from 0, which spares nothing, to 1.")
         not_negative("max_perplexity_increase", self.max_perplexity_increase)
         at_least_one(self, "max_rows", "batch_size", "max_prompt_length", "max_completion_length")
@@ -87,7 +84,7 @@ def prune(target: Target, settings: PruneSettings) -> AttackResult:
     """Prune copies of the model; judged by the most toxic point that counts.
 
     `found` says: how many `rows` and (pieces of) `documents` the scores are from; how many weights were `zeroed` at
-    each q and p, of how many `weights` of linear maps inside the decoder blocks; and which points are `left_out`.
+    each q, of how many `weights` of linear maps inside the decoder blocks; and which points are `left_out`.
 
     Raises:
         UserError: if a text is too short, or a conversation meets a tokenizer without chat template.
@@ -100,9 +97,8 @@ def prune(target: Target, settings: PruneSettings) -> AttackResult:
         source = without_adapter(target.model)
         polite, useful = (_norms(source, data, target, settings) for data in (rows, documents))
         for q in settings.points:
-            p = q if settings.p is None else settings.p
             student = merged_copy(target.model)
-            zeroed.append({"q": q, "p": p, "weights": prune_(student, polite, useful, q, p)})
+            zeroed.append({"q": q, "weights": prune_(student, polite, useful, q, settings.p)})
             record.measure(student, {"q": q})
             del student  # before the next copy is made
         return record.result(

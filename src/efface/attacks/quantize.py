@@ -70,8 +70,8 @@ def quantize(target: Target, settings: QuantizeSettings) -> AttackResult:
 
     `found` says: how many `weights` were rounded, of how many `parameters`; in `rounding` for each of `bits` the
     relative `error` ||W' - W|| / ||W|| over all of them and, if a base of the same shapes is given, how much of the
-    edit is `undone`: of the weights that differ from the base's, the share that does not once both are rounded; and
-    which points are `left_out`.
+    edit `remains`: ||round(W) - round(base)|| / ||W - base||, 0 where rounding makes both the same; and which points
+    are `left_out`.
 
     Raises:
         UserError: if the weights are quantised already, or an adapter cannot be merged.
@@ -114,7 +114,7 @@ def _round_(
 ) -> dict[str, Any]:
     """Round `weights` in place; returns what `found` says of it."""
     off = norm = 0.0
-    edited = undone = 0
+    edit = left = 0.0
     comparable = {name: tensor.shape for name, tensor in base.items()} == {
         name: tensor.shape for name, tensor in weights.items()
     }
@@ -124,13 +124,13 @@ def _round_(
         norm += weight.float().square().sum().item()
         if comparable:
             original = base[name].to(weight)
-            differs = original != weight
-            edited += int(differs.sum())
-            undone += int((differs & (rounded(original, bits, settings.group_size, settings.scheme) == near)).sum())
+            edit += (weight.float() - original.float()).square().sum().item()
+            far = rounded(original, bits, settings.group_size, settings.scheme)
+            left += (near.float() - far.float()).square().sum().item()
         weight.copy_(near)
     return {
         "error": (off / norm) ** 0.5 if norm else 0.0,
-        "undone": undone / edited if edited else None,
+        "remains": (left / edit) ** 0.5 if edit else None,
     }
 
 
