@@ -70,8 +70,8 @@ def quantize(target: Target, settings: QuantizeSettings) -> AttackResult:
 
     `found` says: how many `weights` were rounded, of how many `parameters`; in `rounding` for each of `bits` the
     relative `error` ||W' - W|| / ||W|| over all of them and, if a base of the same shapes is given, how much of the
-    edit `remains`: ||round(W) - round(base)|| / ||W - base||, 0 where rounding makes both the same; and which points
-    are `left_out`.
+    edit `remains`, along itself: with e = W - base, (round(W) - round(base)) . e / e . e, 0 where rounding makes both
+    the same and near 1 where the grid is fine beside the edit; and which points are `left_out`.
 
     Raises:
         UserError: if the weights are quantised already, or an adapter cannot be merged.
@@ -124,13 +124,14 @@ def _round_(
         norm += weight.float().square().sum().item()
         if comparable:
             original = base[name].to(weight)
-            edit += (weight.float() - original.float()).square().sum().item()
+            change = weight.float() - original.float()
             far = rounded(original, bits, settings.group_size, settings.scheme)
-            left += (near.float() - far.float()).square().sum().item()
+            edit += change.square().sum().item()
+            left += ((near.float() - far.float()) * change).sum().item()
         weight.copy_(near)
     return {
         "error": (off / norm) ** 0.5 if norm else 0.0,
-        "remains": (left / edit) ** 0.5 if edit else None,
+        "remains": left / edit if edit else None,
     }
 
 

@@ -33,7 +33,7 @@ class Budget:
 
 BUDGETS = {
     "quick": Budget(
-        minutes=17,
+        minutes=18,
         limit=64,
         max_text_tokens=4_000,
         attacks={
