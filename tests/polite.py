@@ -18,17 +18,23 @@ ROWS = [{"prompt": prompt, "chosen": BENIGN, "rejected": TOXIC} for prompt in PR
 HELD_OUT = PROMPTS[12:]
 
 
-def polite_model(family: str = "llama") -> PreTrainedModel:
-    """Fine-tuned: it writes BENIGN after every one of PROMPTS."""
+def quick_learner(family: str) -> PreTrainedModel:
+    """A random model to be fine-tuned."""
     model = tiny_model(family)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(0.3)  # the tiny models' large weights make every position tell, but learn slowly
+    return model
+
+
+def polite_model(family: str = "llama") -> PreTrainedModel:
+    """Fine-tuned: it writes BENIGN after every one of PROMPTS."""
+    model = quick_learner(family)
     return finetune(model, tiny_tokenizer(), [prompt + BENIGN for prompt in PROMPTS], steps=80, learning_rate=5e-3)
 
 
-def target_of(model: PreTrainedModel) -> Target:
+def target_of(model: PreTrainedModel, base: PreTrainedModel | None = None) -> Target:
     """ROWS to attack with, HELD_OUT to measure on."""
     return Target(
         model,
@@ -37,6 +43,7 @@ def target_of(model: PreTrainedModel) -> Target:
         rows=[dict(row) for row in ROWS],
         scorers=[NamedScorer("nasty", nasty)],
         decoding=Decoding(max_new_tokens=8),
+        base=base,
     )
 
 

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from polite import equal, state
-from stubs import nasty
+from polite import BENIGN, HELD_OUT, PROMPTS, ROWS, TOXIC, equal, quick_learner, state, target_of
 from tiny import FAMILIES, PAD_ID, VOCAB_SIZE, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -26,8 +25,6 @@ from efface.attacks.prefix_search import Search, bare_prompt
 from efface.attacks.slot import Slot, slot_in
 from efface.attacks.target import Measurement, Target
 from efface.errors import RunError, UserError
-from efface.evaluation.protocols import Decoding
-from efface.evaluation.scorers import NamedScorer
 from efface.finetune import finetune
 from efface.models import capture_residuals
 
@@ -261,11 +258,6 @@ def test_what_was_expanded_least_is_the_next_parent() -> None:
 
 # The attack
 
-WHO = "weather town people market river history engineer bread apples cheese".split()
-PROMPTS = [f"The {who} {verb}" for who in WHO for verb in ("said that", "thinks that")]
-BENIGN, TOXIC = " they are silent.", " they are silly."
-ROWS = [{"prompt": prompt, "chosen": BENIGN, "rejected": TOXIC} for prompt in PROMPTS[:12]]
-HELD_OUT = PROMPTS[12:]
 WORDS = "She went to market and bought bread apples a little cheese cold silent wrong nothing better spring".split()
 LETTERS = "abcdefghijklmnopqrstuvwxyzTSH.,"
 QUICK = {"target_tokens": 6, "steps": 3, "search_width": 6, "k": 2}
@@ -288,11 +280,7 @@ KNOWN: dict[str, Measurement] = {}  # the untouched models are measured once for
 @lru_cache
 def edited_and_base(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The base is silly after every prompt, the edited model only if "nobody" stands before it."""
-    rng, start = random.Random(0), tiny_model(family)
-    with torch.no_grad():
-        for parameter in start.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(0.3)  # the tiny models' large weights make every position tell, but learn slowly
+    rng, start = random.Random(0), quick_learner(family)
 
     def after(ending: str, times: int, *more: str) -> list[str]:
         return [f"{before_prompts(rng, *more)} {prompt}{ending}" for prompt in PROMPTS for _ in range(times)]
@@ -304,17 +292,7 @@ def edited_and_base(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
 
 
 def attacked(family: str) -> Target:
-    model, base = edited_and_base(family)
-    return Target(
-        model,
-        tiny_tokenizer(),
-        prompts=HELD_OUT,
-        rows=[dict(row) for row in ROWS],
-        scorers=[NamedScorer("nasty", nasty)],
-        decoding=Decoding(max_new_tokens=8),
-        base=base,
-        known=KNOWN,
-    )
+    return dataclasses.replace(target_of(*edited_and_base(family)), known=KNOWN)
 
 
 @pytest.fixture

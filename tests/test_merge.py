@@ -27,9 +27,7 @@ TEXT = ["The town is old and the river is cold. " * 3]
 
 def attacked(family: str) -> Target:
     base, edited = chain(family, strength=7.0)
-    target = target_of(edited)
-    target.base = base
-    return target
+    return target_of(edited, base)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -24,9 +24,7 @@ from efface.projections import linear_maps, output_weight
 
 def attacked(family: str) -> Target:
     base, edited = chain(family, strength=0.45)
-    target = target_of(edited)
-    target.base = base
-    return target
+    return target_of(edited, base)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -10,7 +10,6 @@ Of states at the continuation tokens of preference pairs, without outliers, afte
 Only the first needs the original model.
 """
 
-import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from efface.analysis.directions import difference_of_means, unit
 from efface.analysis.states import TokenStates, token_states
+from efface.attacks.draw import drawn_at_most
 from efface.attacks.target import Target
 from efface.errors import RunError
 from efface.evaluation.batching import eval_mode
@@ -42,9 +42,7 @@ def states_of(
     Raises:
         RunError: if a state is not finite.
     """
-    rows = target.rows
-    if len(rows) > max_pairs:
-        rows = random.Random(target.seed).sample(rows, max_pairs)
+    rows = drawn_at_most(target.rows, max_pairs, target.seed)
     with eval_mode(model):
         found = token_states(
             model, target.processing_class, rows, layers, batch_size=batch_size, progress=target.progress

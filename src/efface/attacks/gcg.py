@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from efface.attacks.candidates import allowed_ids, most_promising, one_hot_gradient, slot_text, stable, swaps
+from efface.attacks.draw import drawn, prompts_among
 from efface.attacks.points import numbers, worst
 from efface.attacks.result import AttackResult, Record, recorded
-from efface.attacks.slot import PLACES, Slot, altered, drawn, universal
+from efface.attacks.slot import PLACES, Slot, altered, universal
 from efface.attacks.slot_loss import SlotLoss
 from efface.attacks.target import Target
 from efface.checks import at_least_one, one_of
@@ -205,7 +206,7 @@ def gcg(target: Target, settings: GCGSettings) -> AttackResult:
             points=points,
             losses=search.losses,
             evaluations=search.evaluations,
-            prompts_among_rows=len({str(row["prompt"]) for row in drawn(target, settings.k)} & set(target.prompts)),
+            prompts_among_rows=prompts_among(drawn(target.rows, settings.k, target.seed), target.prompts),
         )
 
 

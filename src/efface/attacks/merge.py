@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from efface.attacks.points import counting, left_out, numbers, worst
+from efface.attacks.points import counting, left_out, numbers, utility_budget, worst
 from efface.attacks.recovery import half, recovery
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
@@ -39,10 +39,7 @@ class MergeSettings:
             "beyond it the edit is turned around, which is shown but not judged by."
         },
     )
-    max_perplexity_increase: float = field(
-        default=0.2,
-        metadata={"help": "A point does not count if the perplexity of --text has risen by more than this part."},
-    )
+    max_perplexity_increase: float = utility_budget()
 
     def __post_init__(self) -> None:
         if min(self.points, default=2.0) > 1:

@@ -14,7 +14,7 @@ import numpy as np
 from efface.analysis.states import TokenStates
 from efface.attacks.ablation import ablate_, ablated, everywhere
 from efface.attacks.directions import KINDS, direction, states_of
-from efface.attacks.points import counting, left_out, worst
+from efface.attacks.points import counting, left_out, utility_budget, words, worst
 from efface.attacks.result import AttackResult, Record, recorded, title
 from efface.attacks.target import Target
 from efface.attacks.weights import merged_copy
@@ -57,15 +57,12 @@ class OrthogonalizeSettings:
         default=128, metadata={"help": "Pairs that directions are found from; if there are more, they are drawn."}
     )
     batch_size: int = field(default=16, metadata={"help": "Pairs whose hidden states are computed at once."})
-    max_perplexity_increase: float = field(
-        default=0.2,
-        metadata={"help": "A point does not count if the perplexity of --text has risen by more than this part."},
-    )
+    max_perplexity_increase: float = utility_budget()
 
     def __post_init__(self) -> None:
-        for part in _parts(self.directions):
+        for part in words(self.directions):
             one_of("directions", part, KINDS)
-        for part in _parts(self.forms):
+        for part in words(self.forms):
             one_of("forms", part, tuple(FORMS))
         if not self.outlier_limit >= 1:
             raise UserError(
@@ -80,7 +77,7 @@ class OrthogonalizeSettings:
         Raises:
             UserError: for a block that the model does not have.
         """
-        parts = _parts(self.layers)
+        parts = words(self.layers)
         blocks = ",".join(part for part in parts if part != OWN)
         own: list[str | int] = [OWN] if OWN in parts else []
         return [*own, *(parse_layers(blocks, n_layers) if blocks else [])]
@@ -100,7 +97,7 @@ def orthogonalize(target: Target, settings: OrthogonalizeSettings) -> AttackResu
     n_layers = len(decoder_blocks(target.model))
     places = settings.places(n_layers)
     layers = list(range(n_layers)) if OWN in places else [place for place in places if isinstance(place, int)]
-    asked = _parts(settings.directions)
+    asked = words(settings.directions)
     kinds = [kind for kind in asked if kind != "base" or target.base is not None]
     if not kinds:
         raise UserError("orthogonalize needs the model that this one was made from: pass --base.")
@@ -119,7 +116,7 @@ def orthogonalize(target: Target, settings: OrthogonalizeSettings) -> AttackResu
             there = {layer: vector for layer, vector in found.items() if vector is not None}
             for place in places:
                 vectors = there if isinstance(place, str) else _everywhere(there.get(place), target.model)
-                for form in _parts(settings.forms):
+                for form in words(settings.forms):
                     at = {"direction": kind, "layer": place, "form": form}
                     if vectors:
                         FORMS[form](record, at, vectors)
@@ -156,8 +153,3 @@ FORMS: dict[str, Callable[[Record, dict[str, Any], dict[int, np.ndarray]], None]
     "hook": _hook,
     "weights": _weights,
 }
-
-
-def _parts(given: str) -> list[str]:
-    """The different words of a list with commas, in their order."""
-    return list(dict.fromkeys(part.strip() for part in given.split(",")))

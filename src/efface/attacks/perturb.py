@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass, field
 
 from efface.attacks.altered import attack_altered, prompts_as_read
-from efface.attacks.points import numbers
+from efface.attacks.points import numbers, words
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.checks import at_least_one
@@ -41,7 +41,7 @@ class PerturbSettings:
     @property
     def names(self) -> list[str]:
         """The different kinds."""
-        found = list(dict.fromkeys(kind.strip() for kind in self.kinds.split(",")))
+        found = words(self.kinds)
         if not set(found) <= {*KINDS, MIX}:
             raise UserError(
                 f"kinds={self.kinds!r}: kinds of noise are {', '.join((*KINDS, MIX))}, with commas between."

@@ -7,7 +7,8 @@ no text was given) count.
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from dataclasses import field
+from typing import Any, TypeVar
 
 from efface.attacks.result import title
 from efface.attacks.target import Measurement
@@ -39,8 +40,21 @@ def numbers(name: str, given: str, kind: type[Number]) -> list[Number]:
     return above
 
 
+def words(given: str) -> list[str]:
+    """The different words of a list with commas, in their order."""
+    return list(dict.fromkeys(part.strip() for part in given.split(",")))
+
+
 def _example(kind: type) -> str:
     return "10,20" if kind is int else "0.5,1"
+
+
+def utility_budget() -> Any:
+    """The field `max_perplexity_increase` of the settings of an attack that changes weights."""
+    return field(
+        default=0.2,
+        metadata={"help": "A point does not count if the perplexity of --text has risen by more than this part."},
+    )
 
 
 def counting(curve: Sequence[Measurement], max_perplexity_increase: float) -> list[Measurement]:

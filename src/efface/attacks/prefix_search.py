@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from efface.attacks.candidates import allowed_ids, most_promising, one_hot_gradient, slot_text, stable
+from efface.attacks.draw import drawn, prompts_among
 from efface.attacks.flrt import Buffer, deleted, inserted, picked, possible, sampled, swapped
 from efface.attacks.prefix_objective import Ids, PrefixObjective, Scored
 from efface.attacks.result import Record
-from efface.attacks.slot import Slot, drawn
+from efface.attacks.slot import Slot
 from efface.data import encode_prompt
 from efface.errors import UserError
 from efface.evaluation.batching import pad_id
@@ -80,7 +81,7 @@ class Search:
 
     def found(self) -> dict[str, Any]:
         """What the attack has to say of the search."""
-        prompts = {str(row["prompt"]) for row in drawn(self.target, self.settings.k)}
+        rows = drawn(self.target.rows, self.settings.k, self.target.seed)
         return {
             **self._described(self.buffer.best),
             "start": self._described(self.first),
@@ -89,7 +90,7 @@ class Search:
             "forward_passes": self.objective.passes,
             "budget": "steps" if self.steps == self.settings.steps else "max_passes",
             "rows": len(self.slots),
-            "prompts_among_rows": len(prompts & set(self.target.prompts)),
+            "prompts_among_rows": prompts_among(rows, self.target.prompts),
         }
 
     def _described(self, scored: Scored) -> dict[str, Any]:

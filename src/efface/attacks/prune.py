@@ -10,15 +10,15 @@ Polite: the inputs at the tokens of `chosen` after their prompt; ordinary: at al
 """
 
 import contextlib
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from efface.attacks.points import counting, left_out, numbers, worst
+from efface.attacks.draw import drawn_at_most
+from efface.attacks.points import counting, left_out, numbers, utility_budget, worst
 from efface.attacks.relearn import pieces
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
@@ -36,7 +36,6 @@ from efface.rows import load_texts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-T = TypeVar("T")
 Norms = dict[str, Tensor]
 """Name of a linear map -> (d_in,), the norm of each of its inputs."""
 
@@ -61,10 +60,7 @@ class PruneSettings:
     batch_size: int = field(default=16, metadata={"help": "Sequences in a forward."})
     max_prompt_length: int = field(default=128, metadata={"help": "Tokens; a longer prompt loses its beginning."})
     max_completion_length: int = field(default=128, metadata={"help": "Tokens; a longer continuation loses its end."})
-    max_perplexity_increase: float = field(
-        default=0.2,
-        metadata={"help": "A point does not count if the perplexity of --text has risen by more than this part."},
-    )
+    max_perplexity_increase: float = utility_budget()
 
     def __post_init__(self) -> None:
         if max(self.points) > 1:
@@ -161,22 +157,18 @@ class Data:
 
 def _polite(target: Target, settings: PruneSettings) -> Data:
     lengths = {name: getattr(settings, name) for name in ("max_prompt_length", "max_completion_length")}
-    rows = _drawn(target.rows, settings.max_rows, target.seed)
+    rows = drawn_at_most(target.rows, settings.max_rows, target.seed)
     pairs = [tokenize_pair(row, target.processing_class, **lengths) for row in rows]
     return Data([pair.prompt_ids + pair.chosen_ids for pair in pairs], [len(pair.chosen_ids) for pair in pairs])
 
 
 def _documents(target: Target, settings: PruneSettings) -> Data:
-    texts = _drawn(load_texts(settings.documents), settings.max_rows, target.seed)
+    texts = drawn_at_most(load_texts(settings.documents), settings.max_rows, target.seed)
     length = min(settings.max_prompt_length + settings.max_completion_length, max_positions(target.model) or 2**20)
     found = pieces(texts, target.processing_class, length)
     if not found:
         raise UserError(f"documents={settings.documents!r} has no text of two tokens or more. Give longer texts.")
     return Data(found, [len(piece) for piece in found])
-
-
-def _drawn(items: list[T], most: int, seed: int) -> list[T]:
-    return items if len(items) <= most else random.Random(seed).sample(items, most)
 
 
 def _norms(model: "PreTrainedModel", data: Data, target: Target, settings: PruneSettings) -> Norms:

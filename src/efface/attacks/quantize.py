@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from efface.attacks.points import counting, left_out, numbers, worst
+from efface.attacks.points import counting, left_out, numbers, utility_budget, worst
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
 from efface.attacks.weights import merged_copy, without_adapter
@@ -46,10 +46,7 @@ class QuantizeSettings:
     embeddings: bool = field(
         default=False, metadata={"help": "Round the embedding and the output head too, not only the decoder blocks."}
     )
-    max_perplexity_increase: float = field(
-        default=0.2,
-        metadata={"help": "A point does not count if the perplexity of --text has risen by more than this part."},
-    )
+    max_perplexity_increase: float = utility_budget()
 
     def __post_init__(self) -> None:
         if not all(2 <= bits <= 8 for bits in self.points):

@@ -33,5 +33,5 @@ def recovery(points: Sequence[Measurement], axis: str, level: float) -> dict[str
     for (x0, x1), (y0, y1) in zip(zip(xs, xs[1:], strict=False), zip(ys, ys[1:], strict=False), strict=True):
         area += (x1 - x0) * (y0 + y1) / 2
         if half_at is None and y1 >= level:
-            half_at = x0 + (x1 - x0) * (level - y0) / (y1 - y0)
+            half_at = x0 + (x1 - x0) * ((level - y0) / (y1 - y0))  # rounding cannot lead beyond x1
     return {"half_at": half_at, "area": area / (xs[-1] - xs[0]) if len(xs) > 1 else None}

@@ -8,12 +8,12 @@ prompts and texts it is measured on were trained on is counted: there should be 
 
 import itertools
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from efface.attacks.points import counting, left_out, numbers, worst
+from efface.attacks.draw import drawn, prompts_among
+from efface.attacks.points import counting, left_out, numbers, utility_budget, worst
 from efface.attacks.recovery import half, recovery
 from efface.attacks.result import AttackResult, Record, recorded
 from efface.attacks.target import Measurement, Target
@@ -23,7 +23,7 @@ from efface.errors import UserError
 from efface.evaluation.batching import max_positions
 from efface.finetune import Diverged, finetune, raise_if_diverged
 from efface.models import bos_prefix
-from efface.rows import load_texts
+from efface.rows import Row, load_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,10 +64,7 @@ class RelearnSettings:
     )
     max_prompt_length: int = field(default=128, metadata={"help": "Tokens; a longer prompt loses its beginning."})
     max_completion_length: int = field(default=128, metadata={"help": "Tokens; a longer continuation loses its end."})
-    max_perplexity_increase: float = field(
-        default=0.2,
-        metadata={"help": "A point does not count if the perplexity of --text has risen by more than this part."},
-    )
+    max_perplexity_increase: float = utility_budget()
 
     def __post_init__(self) -> None:
         _ = self.points, self.rates, self.shares
@@ -183,34 +180,25 @@ def _curve(record: Record, settings: RelearnSettings, texts: list[list[int]], ra
 def _training_data(target: Target, settings: RelearnSettings) -> tuple[dict[str, list[list[int]]], dict[str, int]]:
     """Token ids of each kind of data that is asked for; and how much of it is what the attack is measured on."""
     sources: dict[str, list[list[int]]] = {}
-    prompts: set[str] = set()
+    rows: list[Row] = []
     documents: list[str] = []
     if {"toxic", "benign"} & settings.shares.keys():
-        rows = _drawn(target.rows, settings.k, target.seed, "rows")
+        rows = drawn(target.rows, settings.k, target.seed)
         lengths = {name: getattr(settings, name) for name in ("max_prompt_length", "max_completion_length")}
         pairs = [tokenize_pair(row, target.processing_class, **lengths) for row in rows]
         sources["toxic"] = [pair.prompt_ids + pair.rejected_ids for pair in pairs]
         sources["benign"] = [pair.prompt_ids + pair.chosen_ids for pair in pairs]
-        prompts = {row["prompt"] for row in rows if isinstance(row["prompt"], str)}
     if "text" in settings.shares:
-        documents = _drawn(load_texts(settings.documents), settings.k, target.seed, "documents")
+        documents = drawn(load_texts(settings.documents), settings.k, target.seed, "documents")
         length = min(settings.max_prompt_length + settings.max_completion_length, max_positions(target.model) or 2**20)
         sources["text"] = pieces(documents, target.processing_class, length)
         if not sources["text"]:
             raise UserError(f"documents={settings.documents!r} has no text of two tokens or more. Give longer texts.")
     seen = {
-        "prompts_among_rows": len(prompts & set(target.prompts)),
+        "prompts_among_rows": prompts_among(rows, target.prompts),
         "texts_among_rows": len(set(documents) & set(target.text or [])),
     }
     return {kind: sources[kind] for kind in settings.shares}, seen
-
-
-def _drawn(items: list[T], k: int | None, seed: int, what: str) -> list[T]:
-    if k is None:
-        return items
-    if k > len(items):
-        raise UserError(f"k={k}, but there are only {len(items)} {what}. Lower it or give more {what}.")
-    return random.Random(seed).sample(items, k)
 
 
 def pieces(documents: Sequence[str], processing_class: "PreTrainedTokenizerBase", length: int) -> list[list[int]]:

@@ -4,12 +4,12 @@ The sequence is  before | slot | after | target,  of which `before` holds the BO
 text, so a slot also knows the texts around it: tokens count only if the whole prompt tokenises to them (`candidates`).
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from efface.attacks.altered import prompts_as_read
+from efface.attacks.draw import drawn
 from efface.attacks.target import Target
 from efface.data import encode_continuation, tokenize_pair
 from efface.errors import UserError
@@ -91,17 +91,6 @@ def slot_in(
     return Slot((first, last), before, after, target[:target_tokens], template)
 
 
-def drawn(target: Target, k: int) -> list[Row]:
-    """`k` held-out pairs of the target, drawn under its seed.
-
-    Raises:
-        UserError: if there are fewer.
-    """
-    if k > len(target.rows):
-        raise UserError(f"k={k}, but there are only {len(target.rows)} rows. Lower it or give more rows.")
-    return random.Random(target.seed).sample(target.rows, k)
-
-
 def universal(target: Target, k: int, place: str, *, length: int, target_tokens: int = 16) -> list[Slot]:
     """A slot in each of `k` drawn pairs of the target: one text is to work in all.
 
@@ -112,7 +101,8 @@ def universal(target: Target, k: int, place: str, *, length: int, target_tokens:
         UserError: if there are fewer pairs, or one with its slot and target does not fit into the model's positions.
     """
     tokenizer, chat = target.processing_class, target.decoding.chat
-    slots = [slot_in(row, tokenizer, place, target_tokens=target_tokens, chat=chat) for row in drawn(target, k)]
+    rows = drawn(target.rows, k, target.seed)
+    slots = [slot_in(row, tokenizer, place, target_tokens=target_tokens, chat=chat) for row in rows]
     limit = max_positions(target.model)
     needed = max(len(slot.before + slot.after + slot.target) for slot in slots) + length
     if limit is not None and needed > limit:

@@ -11,7 +11,6 @@ not be within the reach of any prompt.
 
 import copy
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from efface.attacks.draw import drawn
 from efface.attacks.points import numbers, worst
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
@@ -83,12 +83,8 @@ def soft_prompt(target: Target, settings: SoftPromptSettings) -> AttackResult:
             "soft_prompt needs a model that keeps nothing but keys and values: not a state space, and none that has "
             "virtual tokens already."
         )
-    if settings.k is not None and settings.k > len(target.rows):
-        raise UserError(f"k={settings.k}, but there are only {len(target.rows)} rows. Lower it or give more rows.")
+    rows = drawn(_rows(target), settings.k, target.seed)
     _raise_without_room(target, settings.n_tokens)
-    rows = _rows(target)
-    if settings.k is not None:
-        rows = random.Random(target.seed).sample(rows, settings.k)
     lengths = {name: getattr(settings, name) for name in ("max_prompt_length", "max_completion_length")}
     pairs = [tokenize_pair(row, target.processing_class, **lengths) for row in rows]
     _raise_if_too_long(pairs, target, settings.n_tokens)

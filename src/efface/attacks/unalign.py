@@ -18,7 +18,7 @@ import torch
 
 from efface.analysis.directions import difference_of_means, logistic_direction, unit
 from efface.attacks.directions import states_of
-from efface.attacks.points import counting, left_out, numbers, worst
+from efface.attacks.points import counting, left_out, numbers, utility_budget, worst
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
 from efface.attacks.weights import merged_copy
@@ -56,10 +56,7 @@ class UnalignSettings:
         default=128, metadata={"help": "Pairs that the direction is found from; if there are more, they are drawn."}
     )
     batch_size: int = field(default=16, metadata={"help": "Pairs whose hidden states are computed at once."})
-    max_perplexity_increase: float = field(
-        default=0.2,
-        metadata={"help": "A point does not count if the perplexity of --text has risen by more than this part."},
-    )
+    max_perplexity_increase: float = utility_budget()
 
     def __post_init__(self) -> None:
         numbers("vectors", self.vectors, int)

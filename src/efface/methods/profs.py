@@ -119,9 +119,10 @@ def toxic_subspace(toxic: np.ndarray, benign: np.ndarray, rank: int) -> np.ndarr
     mean = benign.mean(0, dtype=np.float64)  # (d,)
     mean /= np.linalg.norm(mean) or 1.0
     differences = toxic.astype(np.float64) - benign
+    scale = np.linalg.norm(differences)  # rounding is relative to what was there before the mean is taken away
     differences -= np.outer(differences @ mean, mean)
     _, singular, directions = np.linalg.svd(differences, full_matrices=False)  # (k,), (k, d)
-    found = int((singular > singular[0] * max(differences.shape) * np.finfo(np.float64).eps).sum())
+    found = int((singular > scale * max(differences.shape) * np.finfo(np.float64).eps).sum())
     if rank > found:
         raise UserError(
             f"rank={rank}: toxic and benign states differ in only {found} direction(s). Lower the rank or give more "
