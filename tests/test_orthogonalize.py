@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from efface.analysis.states import TokenStates
-from efface.attacks.ablation import EMBEDDED, _Without, ablate_, ablated, everywhere
-from efface.attacks.directions import direction, inliers, states_of
-from efface.attacks.orthogonalize import OrthogonalizeSettings, orthogonalize
+from efface.attacks.ablation import EMBEDDED, Centre, _Without, ablate_, ablated, everywhere
+from efface.attacks.directions import centre, direction, inliers, states_of
+from efface.attacks.orthogonalize import FORMS, OrthogonalizeSettings, orthogonalize
 from efface.attacks.result import title
 from efface.attacks.target import Target
 from efface.errors import RunError, UserError
@@ -148,6 +148,28 @@ def test_by_weights_nothing_is_written_along_the_direction(family: str) -> None:
     assert (head is model.get_input_embeddings().weight) == (family == "opt")  # there the embedding need not change
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_centres_the_component_is_that_of_the_mean_and_huge_states_stay(family: str) -> None:
+    model, r = tiny_model(family), some()
+    before = residuals(model)
+    longest = float(before[0].norm(dim=-1).median())
+    means = {layer: np.random.default_rng(layer).normal(size=D) for layer in (0, 1)}
+    with ablated(model, {0: r}, {0: Centre(means[0], longest)}):
+        first = residuals(model)[0]
+    with ablated(model, {0: r, 1: r}, {layer: Centre(mean, 1e9) for layer, mean in means.items()}):
+        after = residuals(model)
+    for layer, mean in means.items():
+        along = after[layer].double() @ torch.from_numpy(r)
+        torch.testing.assert_close(along, torch.full_like(along, r @ mean), rtol=1e-4, atol=1e-4)
+    short = before[0].norm(dim=-1) <= longest
+    assert short.any() and not short.all()
+    assert torch.equal(first[~short], before[0][~short]) and torch.equal(residuals(model)[0], before[0])
+    moved = (first - before[0])[short].double()
+    assert moved.abs().max() > 1e-3
+    across = moved - torch.outer(moved @ torch.from_numpy(r), torch.from_numpy(r))
+    assert across.abs().max() < 1e-4  # it moves along r only
+
+
 def test_each_block_its_own_direction() -> None:
     model, own = tiny_model("llama"), {0: some(0), 1: some(1)}
     before = residuals(model)
@@ -255,6 +277,20 @@ def test_there_is_no_direction_where_nothing_differs() -> None:
     assert direction("pca", lone) is None
 
 
+@given(seed=st.integers(0, 1000), huge=st.floats(50, 1e6))
+def test_the_centre_is_the_mean_of_benign_tokens_without_outliers(seed: int, huge: float) -> None:
+    rng = np.random.default_rng(seed)
+    hidden = rng.uniform(1, 2, size=(8, 5)) * np.repeat([[2], [1]], 4, axis=0)  # toxic ones are twice as long
+    labels, pairs = [1] * 4 + [0] * 4, [0, 1, 2, 3] * 2
+    edited, original = states(hidden, labels, pairs), states(hidden + 1, labels, pairs)
+    found = centre(edited, original, outlier_limit=3)
+    np.testing.assert_allclose(found.mean, original.hidden[4:].mean(0), rtol=1e-6)
+    assert found.longest == pytest.approx(3 * np.median(np.linalg.norm(edited.hidden[:4], axis=1)))
+    outlier = np.concatenate([hidden + 1, np.full((1, 5), huge)])
+    again = centre(edited, states(outlier, [*labels, 0], [*pairs, 0]), outlier_limit=3)
+    np.testing.assert_allclose(again.mean, found.mean)
+
+
 # The attack
 
 
@@ -265,12 +301,12 @@ def test_a_refusal_behind_one_direction_falls_with_it(family: str) -> None:
     result = orthogonalize(target_of(edited, base), OrthogonalizeSettings(layers="own,0,last"))
     assert result.before.share == 0 and result.base is not None and result.base.share == 1
     assert result.after.share == 1 and result.after.figures["versus_before"]["exclaims"]["share"]["p"] < 0.05
-    assert len(result.curve) == 1 + 3 * 3 * 2
+    assert len(result.curve) == 1 + 3 * 3 * 3
     assert {title(point.at): point.share for point in result.curve[1:]} == {
         f"direction {kind}, layer {layer}, form {form}": 1.0
         for kind in ("base", "contrast", "pca")
         for layer in ("own", 0, 1)
-        for form in ("hook", "weights")
+        for form in FORMS
     }
     assert result.found == {
         "directions": ["base", "contrast", "pca"],
@@ -293,7 +329,7 @@ def test_without_a_base_two_directions_are_left(tmp_path: Path) -> None:
         orthogonalize(target_of(edited), OrthogonalizeSettings(directions="base"))
 
 
-@pytest.mark.parametrize("form", ["hook", "weights"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_steering_vector_falls_with_its_direction(form: str) -> None:
     base, _ = refusing("llama")
     steered = copy.deepcopy(base)
@@ -310,7 +346,7 @@ def test_an_adapter_is_merged_into_the_copy() -> None:
     adapted: Any = get_peft_model(edited, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
     weights = state(adapted)
     result = orthogonalize(target_of(adapted, base), OrthogonalizeSettings(directions="base", layers="0"))
-    assert [point.share for point in result.curve] == [0, 1, 1] and equal(state(adapted), weights)
+    assert [point.share for point in result.curve] == [0, 1, 1, 1] and equal(state(adapted), weights)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -329,7 +365,7 @@ def test_an_untouched_base_has_no_direction_and_nothing_to_bring_back(family: st
 def test_points_that_cost_too_much_perplexity_do_not_count() -> None:
     base, edited = refusing("llama")
     target = target_of(edited, base, text=["The people said that the weather was cold.", "She bought bread."])
-    settings = OrthogonalizeSettings(directions="base", layers="0", max_perplexity_increase=0.3)
+    settings = OrthogonalizeSettings(directions="base", layers="0", forms="hook,weights", max_perplexity_increase=0.3)
     result = orthogonalize(target, settings)  # measured: 21 % by hook, 58 % by weights
     assert [point.share for point in result.curve] == [0, 1, 1]
     assert result.found["left_out"] == ["direction base, layer 0, form weights"]
@@ -340,7 +376,7 @@ def test_points_that_cost_too_much_perplexity_do_not_count() -> None:
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, edited = refusing("llama")
-    settings = OrthogonalizeSettings(directions="base", layers="own,last")
+    settings = OrthogonalizeSettings(directions="base", layers="own,last", forms="hook,weights")
     whole = orthogonalize(target_of(edited, base), settings)
     target = target_of(edited, base, output=tmp_path / "out.json")
     measure, calls = Target.measure, list[int]()
@@ -364,7 +400,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("settings", "match"),
     [
         ({"directions": "base,random"}, "directions='random' is unknown. Choose one of base, contrast, pca"),
-        ({"forms": "hooks"}, "forms='hooks' is unknown. Choose one of hook, weights"),
+        ({"forms": "hooks"}, "forms='hooks' is unknown. Choose one of hook, affine, weights"),
         ({"outlier_limit": 0.5}, "outlier_limit=0.5 leaves out ordinary tokens too: it must be at least 1"),
         ({"max_pairs": 0}, "max_pairs=0: it must be at least 1"),
         ({"batch_size": 0}, "batch_size=0: it must be at least 1"),

@@ -7,10 +7,17 @@ With r of length 1, at every position (Arditi et al. 2024, arXiv 2406.11717, sec
 
 With one direction everywhere the second leaves nothing along r for the first to take; with each block's own, it takes
 r out of what that block adds, not out of what earlier blocks have added.
+
+Both also take out what all text has in common along r, which can wreck a model. So (Marshall et al. 2024, arXiv
+2411.09003), with m a mean state of ordinary text and the huge states of attention sinks left as they are:
+
+    h <- h - r r^T (h - m)      `ablated` with centres: what leaves each block
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,20 +41,33 @@ def everywhere(direction: np.ndarray, model: nn.Module) -> dict[int, np.ndarray]
     return dict.fromkeys(range(EMBEDDED, len(decoder_blocks(model))), direction)
 
 
+@dataclass(frozen=True, eq=False)
+class Centre:
+    """Where the component of a place's states along a direction is left, instead of at zero."""
+
+    mean: np.ndarray
+    """(d,) m"""
+    longest: float
+    """States of a greater norm stay as they are."""
+
+
 @contextlib.contextmanager
-def ablated(model: "PreTrainedModel", directions: Mapping[int, np.ndarray]) -> Iterator[None]:
+def ablated(
+    model: "PreTrainedModel", directions: Mapping[int, np.ndarray], centres: Mapping[int, Centre] | None = None
+) -> Iterator[None]:
     """Within, hidden states have no component along the direction of their place; the weights stay as they are.
 
     Acts after the interventions of the model (`efface.interventions`), so on what they write too.
 
     Args:
         directions: block, or EMBEDDED, -> (d,) of length 1.
+        centres: of the same places: there the component is that of the mean, not zero.
     """
     blocks = decoder_blocks(model)
     handles: list[RemovableHandle] = []
     try:
         for place, direction in directions.items():
-            without = _Without(direction, model.device)
+            without = _Without(direction, model.device, None if centres is None else centres[place])
             if place == EMBEDDED:
                 handles.append(blocks[0].register_forward_pre_hook(without.before, with_kwargs=True))
             else:
@@ -59,11 +79,21 @@ def ablated(model: "PreTrainedModel", directions: Mapping[int, np.ndarray]) -> I
 
 
 class _Without:
-    """h -> h - r r^T h, as an intervention: in float32 or better, whatever the model's dtype."""
+    """h -> h - r r^T (h - m), as an intervention: in float32 or better, whatever the model's dtype."""
 
-    def __init__(self, direction: np.ndarray, device: torch.device):
+    def __init__(self, direction: np.ndarray, device: torch.device, centre: Centre | None = None):
         column = torch.from_numpy(direction)[:, None].to(device, torch.float32)  # (d, 1)
-        self.take = Intervention(0, -column, column.T, torch.zeros_like(column[:, 0]))
+        kept = 0.0 if centre is None else float(direction @ centre.mean)  # r^T m
+        self.take_out = Intervention(0, -column, column.T, kept * column[:, 0])
+        self.longest = math.inf if centre is None else centre.longest
+
+    def take(self, hidden: Tensor) -> Tensor:
+        """(..., d) -> (..., d)"""
+        taken = self.take_out(hidden)
+        if self.longest == math.inf:
+            return taken
+        stays = hidden.float().norm(dim=-1, keepdim=True) > self.longest  # (..., 1)
+        return torch.where(stays, hidden, taken)
 
     def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:

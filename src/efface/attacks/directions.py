@@ -7,7 +7,7 @@ Of states at the continuation tokens of preference pairs, without outliers, afte
     pca        first right singular vector of the pairs' differences    Zou et al. 2023, arXiv 2310.01405
                (mean of the toxic side - mean of the benign side)
 
-Only the first needs the original model.
+Only the first needs the original model. `centre` says where ordinary text lies along them.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ import numpy as np
 
 from efface.analysis.directions import difference_of_means, unit
 from efface.analysis.states import TokenStates, token_states
+from efface.attacks.ablation import Centre
 from efface.attacks.draw import drawn_at_most
 from efface.attacks.target import Target
 from efface.errors import RunError
@@ -83,6 +84,20 @@ def direction(
             found = singular[0] / np.sqrt(len(differences)) * axes[0]
     scale = np.median(np.linalg.norm(edited.hidden, axis=1))
     return unit(found) if np.linalg.norm(found) > NEGLIGIBLE * scale else None
+
+
+def centre(edited: TokenStates, source: TokenStates, *, outlier_limit: float = 3.0) -> Centre:
+    """The mean over the benign tokens of `source`, the edited model's states or the original's, without outliers.
+
+    What counts as huge is the edited model's own: longer than `outlier_limit` times the median of the toxic or of the
+    benign tokens, whichever is longer.
+    """
+    benign = source.hidden[source.labels == 0]
+    norms = np.linalg.norm(edited.hidden, axis=1)
+    return Centre(
+        benign[inliers(benign, limit=outlier_limit)].mean(0, dtype=np.float64),
+        outlier_limit * float(max(np.median(norms[edited.labels == label]) for label in (0, 1))),
+    )
 
 
 def inliers(*tables: np.ndarray, limit: float) -> np.ndarray:

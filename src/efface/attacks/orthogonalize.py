@@ -5,15 +5,15 @@ removing it (Arditi et al. 2024). Every variant is a point: which direction (`di
 or in the weights (`ablation.py`). Judged by the worst at which the model is still of use.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from efface.analysis.states import TokenStates
-from efface.attacks.ablation import ablate_, ablated, everywhere
-from efface.attacks.directions import KINDS, direction, states_of
+from efface.attacks.ablation import Centre, ablate_, ablated, everywhere
+from efface.attacks.directions import KINDS, centre, direction, states_of
 from efface.attacks.points import counting, left_out, utility_budget, words, worst
 from efface.attacks.result import AttackResult, Record, recorded, title
 from efface.attacks.target import Target
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OWN = "own"
+FORMS = ("hook", "affine", "weights")
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,11 @@ class OrthogonalizeSettings:
         },
     )
     forms: str = field(
-        default="hook,weights",
-        metadata={"help": "hook (hidden states, while the model runs), weights (all that writes there), or both."},
+        default="hook,affine,weights",
+        metadata={
+            "help": "hook (hidden states, while the model runs), affine (the same, but put at the mean of benign text "
+            "instead of zero, and sinks left alone), weights (all that writes there)."
+        },
     )
     outlier_limit: float = field(
         default=3.0, metadata={"help": "Tokens whose state is longer than so many times the median are left out."}
@@ -63,7 +67,7 @@ class OrthogonalizeSettings:
         for part in words(self.directions):
             one_of("directions", part, KINDS)
         for part in words(self.forms):
-            one_of("forms", part, tuple(FORMS))
+            one_of("forms", part, FORMS)
         if not self.outlier_limit >= 1:
             raise UserError(
                 f"outlier_limit={self.outlier_limit} leaves out ordinary tokens too: it must be at least 1."
@@ -96,8 +100,9 @@ def orthogonalize(target: Target, settings: OrthogonalizeSettings) -> AttackResu
     """
     n_layers = len(decoder_blocks(target.model))
     places = settings.places(n_layers)
-    layers = list(range(n_layers)) if OWN in places else [place for place in places if isinstance(place, int)]
-    asked = words(settings.directions)
+    asked, forms = words(settings.directions), words(settings.forms)
+    of_all = OWN in places or "affine" in forms
+    layers = list(range(n_layers)) if of_all else [place for place in places if isinstance(place, int)]
     kinds = [kind for kind in asked if kind != "base" or target.base is not None]
     if not kinds:
         raise UserError("orthogonalize needs the model that this one was made from: pass --base.")
@@ -108,18 +113,18 @@ def orthogonalize(target: Target, settings: OrthogonalizeSettings) -> AttackResu
         base: dict[int, TokenStates] = {}
         if "base" in kinds and target.base is not None:
             base = states_of(target.base, target, layers, settings.max_pairs, settings.batch_size)
+        limit = settings.outlier_limit
         for kind in kinds:
-            found = {
-                layer: direction(kind, edited[layer], base.get(layer), outlier_limit=settings.outlier_limit)
-                for layer in layers
-            }
+            found = {layer: direction(kind, edited[layer], base.get(layer), outlier_limit=limit) for layer in layers}
+            ordinary = base if kind == "base" else edited
+            centres = {layer: centre(edited[layer], ordinary[layer], outlier_limit=limit) for layer in layers}
             there = {layer: vector for layer, vector in found.items() if vector is not None}
             for place in places:
                 vectors = there if isinstance(place, str) else _everywhere(there.get(place), target.model)
-                for form in words(settings.forms):
+                for form in forms:
                     at = {"direction": kind, "layer": place, "form": form}
                     if vectors:
-                        FORMS[form](record, at, vectors)
+                        _measure(record, at, vectors, centres)
                     else:
                         none.append(title(at))
         budget = settings.max_perplexity_increase
@@ -136,20 +141,18 @@ def _everywhere(vector: np.ndarray | None, model: "PreTrainedModel") -> dict[int
     return {} if vector is None else everywhere(vector, model)
 
 
-def _hook(record: Record, at: dict[str, Any], directions: dict[int, np.ndarray]) -> None:
-    with ablated(record.target.model, directions):
-        record.measure(record.target.model, at)
-
-
-def _weights(record: Record, at: dict[str, Any], directions: dict[int, np.ndarray]) -> None:
+def _measure(
+    record: Record, at: dict[str, Any], directions: Mapping[int, np.ndarray], centres: Mapping[int, Centre]
+) -> None:
     model = record.target.model
-    if not record.has(at):
-        model = merged_copy(model)
-        ablate_(model, directions)
-    record.measure(model, at)
-
-
-FORMS: dict[str, Callable[[Record, dict[str, Any], dict[int, np.ndarray]], None]] = {
-    "hook": _hook,
-    "weights": _weights,
-}
+    if at["form"] == "weights":
+        if not record.has(at):
+            model = merged_copy(model)
+            ablate_(model, directions)
+        record.measure(model, at)
+    elif at["form"] == "affine":  # what the embeddings write has no centre
+        with ablated(model, {place: directions[place] for place in directions if place in centres}, centres):
+            record.measure(model, at)
+    else:
+        with ablated(model, directions):
+            record.measure(model, at)

@@ -38,7 +38,7 @@ BUDGETS = {
         max_text_tokens=4_000,
         attacks={
             "relearn": "--steps 10,20",
-            "orthogonalize": "--directions base,contrast --layers 0.5,last --forms hook --max_pairs 64",
+            "orthogonalize": "--directions base,contrast --layers 0.5,last --forms affine --max_pairs 64",
             "unalign": "--vectors 7,128 --scales 10",
             "prune": "--q 0.03,0.1 --max_rows 64",
             "quantize": "--bits 4 --scheme asymmetric --group_size 32",
@@ -60,7 +60,7 @@ BUDGETS = {
             "relearn": "--steps 10,20,40",
             "relearn-lora": "--lora_r 16 --learning_rates 2e-4 --steps 20",
             "relearn-benign": "--data benign --steps 20",
-            "orthogonalize": "--directions base,contrast --layers 0.5,last --forms hook",
+            "orthogonalize": "--directions base,contrast --layers own,0.5,last --forms hook,affine",
             "unalign": "--vectors 7,256 --scales 10",
             "prune": "--q 0.01,0.03,0.1",
             "quantize": "--bits 8,4 --scheme asymmetric --group_size 32",
