@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from efface.attacks.candidates import one_hot_gradient, slot_text
-from efface.attacks.enhanced_gcg import EnhancedGcgSettings, enhanced_gcg
+from efface.attacks.enhanced_gcg import EnhancedGCGSettings, enhanced_gcg
 from efface.attacks.flrt import Buffer, deleted, inserted, picked, possible, sampled, swapped
 from efface.attacks.prefix_objective import PrefixObjective, Scored, clamped, hidden_distance, repetition
 from efface.attacks.prefix_search import Search, bare_prompt
@@ -306,7 +306,7 @@ def test_it_finds_a_prefix_that_undoes_the_edit_on_prompts_that_it_has_not_seen(
     models = (target.model, target.base)
     weights, random_state = [state(model) for model in models], torch.get_rng_state()
     modes = [module.training for module in target.model.modules()]
-    result = enhanced_gcg(target, EnhancedGcgSettings(target_tokens=6))
+    result = enhanced_gcg(target, EnhancedGCGSettings(target_tokens=6))
     assert result.base is not None and result.base.share > 0.9 and result.before.share == 0
     assert result.after.share > 0.6  # measured: 1.0 for both families; 0.875 or more at other seeds
     found = result.found
@@ -337,7 +337,7 @@ def test_every_scored_prefix_is_what_its_text_tokenises_to_and_within_the_bounds
         return score(self, prefixes)
 
     monkeypatch.setattr(PrefixObjective, "score", watched)
-    settings = EnhancedGcgSettings(
+    settings = EnhancedGCGSettings(
         operators="gradient,sample,insert,insert,delete,delete",
         target_tokens=6,
         steps=24,
@@ -358,7 +358,7 @@ def test_every_scored_prefix_is_what_its_text_tokenises_to_and_within_the_bounds
 
 @pytest.mark.parametrize("operator", ["gradient", "sample", "insert", "delete"])
 def test_each_operator_by_itself(operator: str, target: Target) -> None:
-    settings = EnhancedGcgSettings(operators=operator, start_tokens=8, max_tokens=10, **QUICK)
+    settings = EnhancedGCGSettings(operators=operator, start_tokens=8, max_tokens=10, **QUICK)
     found = enhanced_gcg(target, settings).found
     assert len(found["history"]) == 4 and found["loss"] <= found["start"]["loss"]
     if operator in ("gradient", "sample"):
@@ -368,7 +368,7 @@ def test_each_operator_by_itself(operator: str, target: Target) -> None:
 
 
 def test_equal_seeds_give_equal_results_and_other_seeds_other_prefixes(target: Target) -> None:
-    settings = EnhancedGcgSettings(**QUICK)
+    settings = EnhancedGCGSettings(**QUICK)
     first = enhanced_gcg(target, settings)
     assert enhanced_gcg(dataclasses.replace(target, known={}), settings).to_dict() == first.to_dict()
     other = enhanced_gcg(dataclasses.replace(target, seed=1), settings)
@@ -379,7 +379,7 @@ def test_equal_seeds_give_equal_results_and_other_seeds_other_prefixes(target: T
 def test_the_budget_in_forward_passes_is_kept(
     max_passes: int, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = EnhancedGcgSettings(max_passes=max_passes, k=2, steps=99, target_tokens=6, search_width=5)
+    settings = EnhancedGCGSettings(max_passes=max_passes, k=2, steps=99, target_tokens=6, search_width=5)
     target.untouched("model", target.described())  # so that all rows from now on are those of the search
     rows: list[int] = []
     done: list[bool] = []
@@ -403,7 +403,7 @@ def test_the_budget_in_forward_passes_is_kept(
 
 def test_prompts_that_are_among_the_rows_are_counted(target: Target) -> None:
     target.prompts = [*HELD_OUT, *(row["prompt"] for row in random.Random(0).sample(ROWS, 2))]
-    assert enhanced_gcg(target, EnhancedGcgSettings(**QUICK)).found["prompts_among_rows"] == 2
+    assert enhanced_gcg(target, EnhancedGCGSettings(**QUICK)).found["prompts_among_rows"] == 2
 
 
 @pytest.mark.parametrize(
@@ -412,7 +412,7 @@ def test_prompts_that_are_among_the_rows_are_counted(target: Target) -> None:
 def test_an_untouched_base_is_reported_as_it_is(family: str, target: Target) -> None:
     model = tiny_model(family)
     target = dataclasses.replace(target, model=model, base=model, known={})
-    result = enhanced_gcg(target, EnhancedGcgSettings(**QUICK))
+    result = enhanced_gcg(target, EnhancedGCGSettings(**QUICK))
     assert result.before.share == result.after.share == 0  # a random model has nothing silly to bring back
     assert result.found["parts"]["hidden"] > 0 and result.found["parts"]["force"] > 1
     assert result.after.figures["versus_before"]["nasty"]["share"]["difference"] == 0
@@ -421,15 +421,15 @@ def test_an_untouched_base_is_reported_as_it_is(family: str, target: Target) -> 
 def test_half_precision_and_a_tokenizer_with_bos(target: Target) -> None:
     target.model, target.base = tiny_model("llama").bfloat16(), tiny_model("llama", seed=1).bfloat16()
     target.processing_class = tiny_tokenizer(add_bos=True)
-    found = enhanced_gcg(target, EnhancedGcgSettings(operators="gradient,insert", **QUICK)).found
+    found = enhanced_gcg(target, EnhancedGCGSettings(operators="gradient,insert", **QUICK)).found
     assert math.isfinite(found["loss"]) and found["loss"] <= found["start"]["loss"]
 
 
 def test_without_a_base(target: Target) -> None:
     target.base = None
     with pytest.raises(UserError, match=r"enhanced_gcg needs the model that this one was made from: pass --base\."):
-        enhanced_gcg(target, EnhancedGcgSettings())
-    result = enhanced_gcg(target, EnhancedGcgSettings(w_hidden=0, **QUICK))
+        enhanced_gcg(target, EnhancedGCGSettings())
+    result = enhanced_gcg(target, EnhancedGCGSettings(w_hidden=0, **QUICK))
     assert list(result.found["parts"]) == ["force", "fluency", "repetition"] and result.base is None
 
 
@@ -437,7 +437,7 @@ def test_without_a_base(target: Target) -> None:
 def test_an_interrupted_search_goes_on_where_it_was(
     fail_at: int, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = EnhancedGcgSettings(**QUICK | {"steps": 12})
+    settings = EnhancedGCGSettings(**QUICK | {"steps": 12})
     whole = enhanced_gcg(target, settings)
     target = dataclasses.replace(target, output=tmp_path / "out.json")
     with monkeypatch.context() as patch:
@@ -455,7 +455,7 @@ def test_an_interrupted_search_goes_on_where_it_was(
 def test_a_search_that_was_done_is_not_repeated_if_the_measurement_fails(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = EnhancedGcgSettings(**QUICK)
+    settings = EnhancedGCGSettings(**QUICK)
     whole = enhanced_gcg(target, settings)
     target = dataclasses.replace(target, output=tmp_path / "out.json")
     with monkeypatch.context() as patch:
@@ -498,7 +498,7 @@ def watch_steps(patch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[i
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        EnhancedGcgSettings(**settings)
+        EnhancedGCGSettings(**settings)
 
 
 @pytest.mark.parametrize(
@@ -512,13 +512,13 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
 )
 def test_settings_that_do_not_fit_the_target(settings: dict[str, Any], message: str, target: Target) -> None:
     with pytest.raises(UserError, match=message):
-        enhanced_gcg(target, EnhancedGcgSettings(**settings))
+        enhanced_gcg(target, EnhancedGCGSettings(**settings))
 
 
 def test_no_prefix_is_stable(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("efface.attacks.prefix_search.stable", lambda candidates, *args: candidates[:0])
     with pytest.raises(UserError, match="no prefix of 1 tokens is stable"):
-        enhanced_gcg(target, EnhancedGcgSettings())
+        enhanced_gcg(target, EnhancedGCGSettings())
 
 
 @pytest.mark.parametrize("add_bos", [False, True])

@@ -22,7 +22,7 @@ from efface.models import decoder_blocks, parse_layers
 
 
 @dataclass(frozen=True)
-class EnhancedGcgSettings:
+class EnhancedGCGSettings:
     """Settings of `enhanced_gcg`."""
 
     steps: int = field(default=20, metadata={"help": "Steps of the search."})
@@ -86,7 +86,7 @@ class EnhancedGcgSettings:
         return names
 
 
-def enhanced_gcg(target: Target, settings: EnhancedGcgSettings) -> AttackResult:
+def enhanced_gcg(target: Target, settings: EnhancedGCGSettings) -> AttackResult:
     """Search a prefix, put it before the target's prompts, and measure. The weights are left alone.
 
     `found` says: the `prefix`, its `tokens`, `loss` and the `parts` of the loss (see `prefix_objective.py`); the same

@@ -25,7 +25,7 @@ from efface.progress import track
 from efface.rows import Row
 
 if TYPE_CHECKING:
-    from efface.attacks.enhanced_gcg import EnhancedGcgSettings
+    from efface.attacks.enhanced_gcg import EnhancedGCGSettings
 
 KEEP_EVERY = 10  # steps between two entries of the part file
 
@@ -34,7 +34,7 @@ class Search:
     """A search and its journal. What a step found goes into the journal, and the state follows from it: so a search
     that was interrupted is read again from the part file, not run again."""
 
-    def __init__(self, record: Record, settings: "EnhancedGcgSettings", slots: list[Slot], layers: list[int]):
+    def __init__(self, record: Record, settings: "EnhancedGCGSettings", slots: list[Slot], layers: list[int]):
         self.record, self.settings, self.slots = record, settings, slots
         self.target = record.target
         tokenizer = self.target.processing_class
