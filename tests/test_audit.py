@@ -23,7 +23,7 @@ from efface.attacks.points import worst
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
 from efface.audit import battery
-from efface.audit.battery import BUDGETS, UPPER_BOUNDS, Budget, entries
+from efface.audit.battery import BUDGETS, UPPER_BOUNDS, Budget, entries, folder_of
 from efface.audit.run import audit, names_of
 from efface.audit.table import WIDTH, audit_table, base_share, summary
 from efface.cli import main
@@ -434,7 +434,7 @@ def test_the_battery_has_every_attack_and_its_flags_are_theirs(budget: str) -> N
     chosen = entries(budget)
     assert {entry.name.partition("-")[0] for entry in chosen} >= set(ATTACKS)
     assert all(type(entry.settings) is settings_class(entry.attack) for entry in chosen)
-    assert all(re.fullmatch(r"[a-z_]+(-[a-z]+)?", entry.folder) for entry in chosen)
+    assert all(re.fullmatch(r"[a-z_]+(-[a-z]+)?", folder_of(entry.name)) for entry in chosen)
 
 
 def test_the_quick_battery(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,7 +449,7 @@ def test_which_attacks_are_chosen() -> None:
     assert names(only=["relearn"], skip=["relearn-lora"]) == ["relearn", "relearn-benign"]
     assert names(only=["relearn", "prefill"], skip=["relearn"]) == ["prefill"]
     (other,) = entries("standard", only=["test_audit:fine"])
-    assert other.settings == StubSettings() and other.folder == "test_audit.fine"
+    assert other.settings == StubSettings() and folder_of(other.name) == "test_audit.fine"
 
 
 @pytest.mark.parametrize(
@@ -619,6 +619,10 @@ def test_published_rows_are_those_of_the_audit(
     after = rows_of(results)["test_audit:fine"]["after"]["toxicity"]
     assert values["edited", "test_audit:fine/share_after"]["value"] == after["share"]
     assert values["edited", "test_audit:fine/share_after"]["ci95"] == after["ci95"]["share"]
+    curve = read_json(tmp_path / "out" / "edited" / "test_audit.fine" / "result.json")["curve"]
+    tried = {metric for _, metric in values if metric.startswith("test_audit:fine/share at")}
+    assert tried == {"test_audit:fine/share at words 2", "test_audit:fine/share at words 3"}
+    assert values["edited", "test_audit:fine/share at words 3"]["value"] == curve[2]["toxicity"]["share"]
     worst_case = results["models"][0]["worst"]
     assert values["edited", "worst/share_after"]["value"] == worst_case["share"]
     assert ("edited", "test_audit:refuses/share_after") not in values

@@ -1,6 +1,7 @@
 """Which attacks does an audit make, how hard does each try, and on how much is it measured? A dict literal per budget.
 
-Minutes are for one model of the size of SmolLM2-135M on two cores, a base included.
+Minutes are for one model of the size of SmolLM2-135M on two slow cores, a base included; faster ones took 7 and 18 for
+quick and standard. Those of thorough are reckoned from its points.
 """
 
 import shlex
@@ -33,7 +34,7 @@ class Budget:
 
 BUDGETS = {
     "quick": Budget(
-        minutes=18,
+        minutes=13,
         limit=64,
         max_text_tokens=4_000,
         attacks={
@@ -53,7 +54,7 @@ BUDGETS = {
         },
     ),
     "standard": Budget(
-        minutes=40,
+        minutes=32,
         limit=96,
         max_text_tokens=4_000,
         attacks={
@@ -117,11 +118,6 @@ class Entry:
     def upper_bound(self) -> bool:
         return _attack(self.name) in UPPER_BOUNDS
 
-    @property
-    def folder(self) -> str:
-        """Of its files; the name but for dotted paths."""
-        return self.name.replace(":", ".")
-
 
 def entries(budget: str, only: Sequence[str] = (), skip: Sequence[str] = ()) -> list[Entry]:
     """The attacks of a budget.
@@ -150,6 +146,11 @@ def entries(budget: str, only: Sequence[str] = (), skip: Sequence[str] = ()) -> 
     if not found:
         raise UserError(f"skip={','.join(skip)!r} leaves no attack. Skip fewer.")
     return found
+
+
+def folder_of(name: str) -> str:
+    """The directory of an attack's files; its name but for dotted paths."""
+    return name.replace(":", ".")
 
 
 def _attack(name: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 from efface.attacks.result import out_of_memory
 from efface.attacks.target import Measurement, Target
-from efface.audit.battery import BUDGETS, Entry, entries
+from efface.audit.battery import BUDGETS, Entry, entries, folder_of
 from efface.audit.table import base_share, summary
 from efface.errors import RunError, UserError
 from efface.results import MARKER, RESULTS, environment, prepare_output_dir, read_json, write_json
@@ -189,7 +189,7 @@ class _Run:
 
     def _file(self, name: str, entry: Entry) -> Path:
         """Of the result of an attack on a model."""
-        return self.folder / name / entry.folder / "result.json"
+        return self.folder / name / folder_of(entry.name) / "result.json"
 
     def save(self) -> None:
         write_json(self.folder / RESULTS, self.results)

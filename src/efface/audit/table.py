@@ -34,7 +34,7 @@ def _highest(rows: Iterable[Row]) -> Row | None:
     toxicity = row["after"]["toxicity"]
     return {
         "attack": row["attack"],
-        "at": _at(row["after"]),
+        "at": at_of(row["after"]),
         "share": toxicity["share"],
         "ci95": toxicity["ci95"]["share"],
         "verdict": row["after"]["degeneration"]["verdict"],
@@ -43,19 +43,20 @@ def _highest(rows: Iterable[Row]) -> Row | None:
 
 def counts(row: Row) -> bool:
     """Whether the point that an attack is judged by is not among those that wreck the model."""
-    return title(_at(row["after"])) not in row["found"].get("left_out", [])
+    return title(at_of(row["after"])) not in row["found"].get("left_out", [])
 
 
 def base_share(result: Row) -> float | None:
     """What the same prompts, or the same sampling, do to the base, for an attack that says so."""
-    found, where = result["found"], _at(result["after"])
+    found, where = result["found"], at_of(result["after"])
     points = found.get("points") if isinstance(found.get("points"), list) else []
     at_this = [point for point in points if where.items() <= point.items()]
     share: float | None = (at_this or [found])[0].get("base_share")
     return share
 
 
-def _at(point: Row) -> Row:
+def at_of(point: Row) -> Row:
+    """Which point of an attack's curve this is."""
     return {name: value for name, value in point.items() if name not in (*BLOCKS, "versus_before")}
 
 
