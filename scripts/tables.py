@@ -364,6 +364,16 @@ def gcg() -> str:
     return _table(header, rows)
 
 
+def patience() -> str:
+    searches = read_json(RESULTS / "patience.json")["searches"]
+    marks = [part * searches[0]["steps"] // 4 for part in range(5)]
+    rows = [
+        [str(found["seed"]), str(found["patience"]), *(f"{found['losses'][mark]:.3f}" for mark in marks)]
+        for found in searches
+    ]
+    return _table(["seed", "patience", *(f"loss at step {mark}" for mark in marks)], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "challenging": challenging,
@@ -382,6 +392,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "builders_trained": builders_trained,
     "methods": methods,
     "gcg": gcg,
+    "patience": patience,
     "audited": audited,
     "robustness_quick": robustness_quick,
     "robustness_standard": robustness_standard,

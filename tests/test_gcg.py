@@ -237,13 +237,27 @@ def searched(model: PreTrainedModel, slots: list[Slot], steps: int, **changes: A
     return search
 
 
-def test_the_kept_best_never_gets_worse_and_is_what_it_says() -> None:
+@pytest.mark.parametrize("patience", [1, 5])
+def test_the_kept_best_never_gets_worse_and_is_what_it_says(patience: int) -> None:
     model = tiny_model("llama")
-    search = searched(model, [slot()], 12, n_replace=2)
+    search = searched(model, [slot()], 12, n_replace=2, patience=patience)
     assert all(later <= earlier for earlier, later in zip(search.losses, search.losses[1:], strict=False))
     assert search.losses[-1] < search.losses[0] - 0.5 and search.done == 12  # measured: 1.6
     whole = encode_prompt(TOKENIZER, put(ROW["prompt"], search.text, "suffix"))
     assert plain_loss(model, whole, slot().target).item() == pytest.approx(search.losses[-1], abs=1e-4)
+
+
+def test_it_leaves_a_place_with_nothing_better_around_it_after_so_many_draws() -> None:
+    def few(steps: int, patience: int) -> Search:  # one swap at each of four positions, all of them drawn
+        return searched(tiny_model("llama"), [slot()], steps, topk=1, search_width=64, patience=patience)
+
+    stuck = few(12, 100)
+    assert stuck.misses > 3 and torch.equal(stuck.ids, stuck.best)
+    stuck_since = stuck.done - stuck.misses
+    waits, goes = few(stuck_since + 2, 3), few(stuck_since + 3, 3)
+    assert torch.equal(waits.ids, stuck.ids) and waits.misses == 2
+    assert (goes.ids != stuck.ids).sum() == 1 and goes.misses == 0
+    assert goes.loss >= goes.losses[-1] == stuck.losses[-1] and torch.equal(goes.best, stuck.best)
 
 
 @pytest.mark.parametrize("place", PLACES)

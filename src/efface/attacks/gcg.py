@@ -8,10 +8,12 @@ by swapping tokens: the gradient names `topk` tokens for each position, `search_
 `n_replace`) are drawn among them, those that do not tokenise to themselves are dropped, the others are scored. Then
 the text stands beside all prompts of the target.
 
-Two things differ from the algorithm: k texts are attacked at once and not one after the other, and the search goes on
-from the best text so far, not from the best of the last draw, so that it never gets worse.
+Two things differ from the algorithm: k texts are attacked at once and not one after the other; and the best of a draw
+is gone on from only if it is better, or if nothing better was found in `patience` draws (1: always, as published).
+What counts is the best text of all.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -52,6 +54,13 @@ class GCGSettings:
     )
     topk: int = field(default=64, metadata={"help": "Tokens at each position that the gradient proposes."})
     n_replace: int = field(default=1, metadata={"help": "Positions that a candidate changes, at most."})
+    patience: int = field(
+        default=5,
+        metadata={
+            "help": "Draws that find nothing better before the search goes on from the best of the last one all the "
+            "same; 1 always does."
+        },
+    )
     length: int = field(default=16, metadata={"help": "Tokens of the text that is searched."})
     place: str = field(default="suffix", metadata={"help": "Where it stands: suffix (after the prompt) or prefix."})
     k: int = field(
@@ -70,7 +79,9 @@ class GCGSettings:
     def __post_init__(self) -> None:
         _ = self.points
         one_of("place", self.place, PLACES)
-        at_least_one(self, "search_width", "topk", "n_replace", "length", "k", "target_tokens", "batch_tokens")
+        at_least_one(
+            self, "search_width", "topk", "n_replace", "patience", "length", "k", "target_tokens", "batch_tokens"
+        )
         if self.n_replace > self.length:
             raise UserError(f"n_replace={self.n_replace} of length={self.length} tokens: it cannot be more.")
 
@@ -103,12 +114,16 @@ class Search:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
         self.allowed = allowed_ids(processing_class, vocabulary, non_ascii=settings.allow_non_ascii).to(model.device)
         self.terms = [SlotLoss(model, slot, batch_tokens=settings.batch_tokens) for slot in slots]
-        self.ids = self._start().to(model.device)  # (L,), the best so far
+        self.ids = self._start().to(model.device)  # (L,), from which candidates are drawn
+        self.loss = math.inf  # at `ids`
+        self.misses = 0  # draws at `ids` that found nothing better
+        self.promising: Tensor | None = None  # (L, topk) at `ids`
+        self.best = self.ids
+        """(L,), of all so far."""
         self.losses: list[float] = []
         """The lowest loss so far, before the first step and after each."""
         self.evaluations = 0
         """Candidates scored."""
-        self.promising: Tensor | None = None  # (L, topk) at `ids`
 
     @property
     def done(self) -> int:
@@ -117,10 +132,10 @@ class Search:
 
     @property
     def text(self) -> str:
-        return slot_text(self.processing_class, self.ids.tolist())
+        return slot_text(self.processing_class, self.best.tolist())
 
     def step(self) -> None:
-        """Score one draw of candidates and take the best, if it is better.
+        """Score one draw of candidates.
 
         Raises:
             RunError: if the loss is not finite.
@@ -132,33 +147,48 @@ class Search:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.done)
         drawn = swaps(self.ids, self.promising, settings.search_width, settings.n_replace, generator)
         candidates = stable(drawn, self.slots, self.processing_class)  # (N, L)
-        lowest = self.losses[-1]
         if len(candidates):
             losses = torch.stack([term.losses(candidates) for term in self.terms]).mean(0)  # (N,)
-            best = int(losses.argmin())
-            if losses[best] < lowest:
-                self.ids, self.promising, lowest = candidates[best], None, losses[best].item()
-        self.losses.append(lowest)
+            lowest = int(losses.argmin())
+            self._move(candidates[lowest], losses[lowest].item())
+        self.losses.append(min(self.losses[-1], self.loss))
         self.evaluations += len(candidates)
 
     def forced(self) -> list[bool]:
         """For each slot: does the model, greedily, write the target?"""
-        return [term.forced(self.ids) for term in self.terms]
+        return [term.forced(self.best) for term in self.terms]
 
     def state(self) -> Row:
         """All that the next steps depend on, as JSON."""
-        return {"ids": self.ids.tolist(), "losses": list(self.losses), "evaluations": self.evaluations}
+        return {
+            "ids": self.ids.tolist(),
+            "loss": self.loss,
+            "misses": self.misses,
+            "best": self.best.tolist(),
+            "losses": list(self.losses),
+            "evaluations": self.evaluations,
+        }
 
     def restore(self, state: Row) -> None:
         """Go on from what `state` gave, in a search of the same settings."""
-        self.ids = torch.tensor(state["ids"], device=self.ids.device)
-        self.losses, self.evaluations, self.promising = list(state["losses"]), state["evaluations"], None
+        self.ids, self.best = (torch.tensor(state[name], device=self.ids.device) for name in ("ids", "best"))
+        self.loss, self.misses, self.promising = state["loss"], state["misses"], None
+        self.losses, self.evaluations = list(state["losses"]), state["evaluations"]
+
+    def _move(self, ids: Tensor, loss: float) -> None:
+        """Go to the best of a draw, if it is better or `patience` draws found nothing better here."""
+        self.misses += loss >= self.loss
+        if loss < self.loss or self.misses == self.settings.patience:
+            self.ids, self.loss, self.misses, self.promising = ids, loss, 0, None
+            if loss < self.losses[-1]:
+                self.best = ids
 
     def _look_around(self) -> None:
         found = [term.gradient(self.ids) for term in self.terms]
         gradient = torch.stack([gradient for _, gradient in found]).mean(0)  # (L, d)
         if not self.losses:
-            self.losses = [sum(loss for loss, _ in found) / len(found)]
+            self.loss = sum(loss for loss, _ in found) / len(found)
+            self.losses = [self.loss]
         slopes = one_hot_gradient(gradient, self.embedding, self.allowed)  # (L, A)
         self.promising = most_promising(slopes, self.allowed, self.settings.topk)
 

@@ -1,0 +1,54 @@
+"""When should `gcg` leave a text with nothing better around it? The default of `--patience`, by how far searches get.
+
+    python benchmarks/patience.py [--seeds 0 1 2] [--patience 1 5 1000] [--steps 100]
+
+Each seed is another held-out pair and other draws on SmolLM2-135M-Instruct, all else is gcg's default. 1 always goes
+on from the best of the last draw, as published; 1000 is more than the steps: it never leaves the best text so far.
+Every search is written to `benchmarks/results/patience.json` as it ends, and those that are there are not run again.
+"""
+
+import argparse
+
+from common import RESULTS, command
+
+from efface.attacks.gcg import GCGSettings, Search
+from efface.attacks.slot import slot_in
+from efface.models import DEFAULT_MODEL, load_model
+from efface.progress import track
+from efface.results import environment, read_json, write_json
+from efface.rows import read_jsonl, shipped
+
+FILE = RESULTS / "patience.json"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--patience", type=int, nargs="+", default=[1, 5, 1000])
+    options.add_argument("--steps", type=int, default=100)
+    args = options.parse_args()
+    model, tokenizer = load_model(DEFAULT_MODEL)
+    model.eval().requires_grad_(False)
+    rows = read_jsonl(shipped("heldout"))
+    content = read_json(FILE) if FILE.exists() else {"schema": 1, "searches": []}
+    finished = {(search["seed"], search["patience"], search["steps"]) for search in content["searches"]}
+    for seed in args.seeds:
+        for patience in args.patience:
+            if (seed, patience, args.steps) in finished:
+                continue
+            settings = GCGSettings(steps=str(args.steps), patience=patience)
+            slot = slot_in(rows[seed], tokenizer, settings.place, target_tokens=settings.target_tokens)
+            search = Search(model, tokenizer, [slot], settings, seed)
+            for _ in track(range(args.steps), f"seed {seed}, patience {patience}", show=True):
+                search.step()
+            content["searches"].append(
+                {"seed": seed, "patience": patience, "steps": args.steps}
+                | {"losses": search.losses, "evaluations": search.evaluations}
+            )
+            content["environment"] = environment(seed=None, model=model, command=command())
+            write_json(FILE, content)
+            print(f"seed {seed}, patience {patience}: {search.losses[0]:.3f} -> {search.losses[-1]:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
