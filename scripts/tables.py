@@ -367,11 +367,13 @@ def gcg() -> str:
 def patience() -> str:
     searches = read_json(RESULTS / "patience.json")["searches"]
     marks = [part * searches[0]["steps"] // 4 for part in range(5)]
-    rows = [
-        [str(found["seed"]), str(found["patience"]), *(f"{found['losses'][mark]:.3f}" for mark in marks)]
-        for found in searches
-    ]
-    return _table(["seed", "patience", *(f"loss at step {mark}" for mark in marks)], rows)
+    rows = []
+    for found in searches:
+        losses = found["losses"]
+        named = found["model"], str(found["seed"]), str(found["patience"])
+        since = losses.index(losses[-1])  # the step that found the best of all
+        rows.append([*named, *(f"{losses[mark]:.3f}" for mark in marks), str(since)])
+    return _table(["model", "seed", "patience", *(f"loss at step {mark}" for mark in marks), "best since step"], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
