@@ -365,7 +365,10 @@ def gcg() -> str:
 
 
 def patience() -> str:
-    searches = read_json(RESULTS / "patience.json")["searches"]
+    searches = sorted(
+        read_json(RESULTS / "patience.json")["searches"],
+        key=lambda found: (found["model"], found["seed"], found["patience"]),
+    )
     marks = [part * searches[0]["steps"] // 4 for part in range(5)]
     rows = []
     for found in searches:

@@ -8,9 +8,9 @@ by swapping tokens: the gradient names `topk` tokens for each position, `search_
 `n_replace`) are drawn among them, those that do not tokenise to themselves are dropped, the others are scored. Then
 the text stands beside all prompts of the target.
 
-Two things differ from the algorithm: k texts are attacked at once and not one after the other; and the best of a draw
-is gone on from only if it is better, or if nothing better was found in `patience` draws (1: always, as published).
-What counts is the best text of all.
+Two things differ from the algorithm: k texts are attacked at once and not one after the other; and the search goes to
+the best of a draw only if that is better than where it is, or if `patience` draws found nothing better there (1:
+always, as published). What counts is the best text of all.
 """
 
 import math
