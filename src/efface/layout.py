@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from efface.data import PairBatch
@@ -42,22 +43,41 @@ class Layout:
         return states.flatten(0, 1)[self.place[mask]]
 
 
-def plain_layout(input_ids: Tensor, attention_mask: Tensor) -> Layout:
-    """The rows as they are."""
-    place = torch.arange(input_ids.numel(), device=input_ids.device).view_as(input_ids)
+def plain_layout(input_ids: Tensor, attention_mask: Tensor, *, masked: bool = False) -> Layout:
+    """The rows as they are.
+
+    Args:
+        masked: a token gets the same bits in every batch: padding is added where there is none, as transformers leaves
+            a mask of ones out and the attention then rounds otherwise; and where rows are shorter than STEADY.
+    """
+    rows, columns = input_ids.shape
+    if masked:
+        more = max(STEADY - columns, int(bool(attention_mask.all())))
+        input_ids, attention_mask = (
+            F.pad(input_ids, (0, more), value=int(input_ids[0, 0])),
+            F.pad(attention_mask, (0, more)),
+        )
+    width = input_ids.shape[1]
+    at = torch.arange(columns, device=input_ids.device)
+    place = torch.arange(rows, device=input_ids.device)[:, None] * width + at  # (rows, T)
     return Layout(input_ids, attention_mask, position_ids(attention_mask), place)
 
 
-def shared_layout(batch: PairBatch, model: Any, rejected: bool = True) -> Layout:
+def shared_layout(batch: PairBatch, model: Any, rejected: bool = True, exact: bool = False) -> Layout:
     """Prompts computed once. See `can_share` for the models that take it.
 
     Args:
         model: whose configuration says how masks must look.
         rejected: False leaves the rejected continuations out (their `place` means nothing then).
+        exact: prompts, chosen continuations and passages get the bits that they get in the plain layout. A sum over
+            keys that begin elsewhere in their row may round otherwise, so then no row holds two groups.
     """
     groups = _groups(batch, rejected)
-    width = max(sum(map(_length, group)) for group in groups)
-    rows = pack([sum(map(_length, group)) for group in groups], width)
+    lengths = [sum(map(_length, group)) for group in groups]
+    width = max(*lengths, STEADY)
+    rows = [[i] for i in range(len(groups))] if exact else pack(lengths, width)
+    if len(rows) > WORTH_PACKING * len(groups):
+        rows = [[i] for i in range(len(groups))]
     shape = (len(rows), width)
     source = torch.zeros(shape, dtype=torch.long)  # where in the logical batch a token comes from
     segment = torch.full(shape, -1)
@@ -87,6 +107,9 @@ def shared_layout(batch: PairBatch, model: Any, rejected: bool = True) -> Layout
     ids = batch["input_ids"].flatten()[source.to(device)]
     return Layout(ids, masks, positions.to(device), place.to(device))
 
+
+STEADY = 32  # tokens: in shorter rows the fused attention of a CPU takes other paths, that round otherwise
+WORTH_PACKING = 0.8  # rows that remain: above it the bits of the plain layout are worth more
 
 Segment = tuple[int, int, int]
 """(logical row, first column, end column)"""

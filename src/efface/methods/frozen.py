@@ -1,17 +1,25 @@
 """Which reference does a training run have: a model in memory, the trained one without its adapter, or a cache?"""
 
 import copy
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
+from efface.chunked import weighted_kl
+from efface.data import Item
 from efface.dataset import PairDataset
 from efface.errors import UserError
-from efface.evaluation.batching import eval_mode
 from efface.forward import Head
 from efface.methods.config import PairConfig
-from efface.methods.reference import Reference, open_cache
+from efface.methods.reference import Reference, ReferenceCache, compute_states, open_cache
+from efface.models import load_model
+
+logger = logging.getLogger(__name__)
 
 
 def precomputes(args: PairConfig, n_pairs: int, *, states_only: bool = True) -> bool:
@@ -35,43 +43,130 @@ def precomputes(args: PairConfig, n_pairs: int, *, states_only: bool = True) -> 
     return seen * args.world_size >= n_pairs
 
 
+def given_reference(ref_model: Any, model: Any, *, use_cpu: bool) -> Any:
+    """The reference that the caller gives, loaded if it is named; None if it is to be the initial policy.
+
+    Raises:
+        UserError: if it is the policy itself, or cannot be compared with it.
+    """
+    if isinstance(ref_model, str | os.PathLike):
+        ref_model, _ = load_model(ref_model, device="cpu" if use_cpu else None)
+    if ref_model is None:
+        return None
+    if ref_model is model:
+        raise UserError(
+            "model and ref_model are the same object, which would be trained and frozen at once. Leave ref_model out: "
+            "the reference then is the model as it is now."
+        )
+    sizes = [one.config.get_text_config(decoder=True).vocab_size for one in (model, ref_model)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"ref_model has a vocabulary of {sizes[1]} and model one of {sizes[0]}: there is no KL between them. Pass "
+            "a reference with the model's own tokenizer."
+        )
+    return ref_model
+
+
 def set_up_reference(
     model: PreTrainedModel,
     ref_model: PreTrainedModel | None,
     *,
     adapted: bool,
-    datasets: Sequence[Any],
+    datasets: Sequence[PairDataset],
     layers: Sequence[int],
     args: PairConfig,
     fingerprint: str | None,
+    autocast: Callable[[], AbstractContextManager[None]],
 ) -> tuple[Reference | None, Head]:
-    """A live reference, or None once its cache is filled for `datasets`; and its head.
+    """A live reference, or None once its cache is filled for `datasets`; and its head. A given `ref_model` stays as it
+    is, but for the device it is on.
 
     Args:
         model: what will be trained, not yet trained.
         ref_model: the reference; None means the untrained `model`.
-        adapted: `model` has an adapter, without which it is its own reference.
+        adapted: `model` gets an adapter, without which it is its own reference.
         fingerprint: of the reference's weights if a cache is wanted, otherwise None.
+        autocast: the precision of the policy's forward, which must be the reference's too: rounding that only one of
+            them does is a KL that nobody asked for.
     """
     # Before training the model itself is the reference; only one that must outlive the first step is copied.
-    reference = Reference(ref_model if ref_model is not None else model, adapter_off=adapted and ref_model is None)
+    reference = Reference(ref_model if ref_model is not None else model, adapted and ref_model is None, autocast)
     if fingerprint is not None:
         head = Head.of(reference.model).frozen()
         for dataset in datasets:
-            if isinstance(dataset, PairDataset):
-                with args.main_process_first(desc="reference cache"), eval_mode(reference.model):
-                    dataset.states = open_cache(
-                        reference,
-                        head,
-                        dataset.items,
-                        layers,
-                        fingerprint=fingerprint,
-                        dtype=args.reference_dtype,
-                        device=args.device,
-                        progress=not args.disable_tqdm,
-                    )
+            fill_cache(dataset, reference, head, layers, args, fingerprint)
         return None, head
-    if not reference.adapter_off:
-        frozen = copy.deepcopy(model) if ref_model is None else ref_model
-        reference = Reference(frozen.requires_grad_(False).eval(), adapter_off=False)
+    if not reference.adapter_off and ref_model is None:
+        reference = Reference(copy.deepcopy(model).requires_grad_(False), False, autocast)
     return reference, Head.of(reference.model).frozen()
+
+
+def fill_cache(
+    dataset: PairDataset,
+    reference: Reference,
+    head: Head,
+    layers: Sequence[int],
+    args: PairConfig,
+    fingerprint: str,
+) -> None:
+    """Give `dataset` what the reference says of it, from the cache on disk, which is filled and tried first."""
+
+    def opened(*, anew: bool) -> ReferenceCache:
+        return open_cache(
+            reference,
+            head,
+            dataset.items,
+            layers,
+            fingerprint=fingerprint,
+            autocast=_precision(reference, args.device),
+            dtype=args.reference_dtype,
+            device=args.device,
+            progress=not args.disable_tqdm,
+            anew=anew,
+        )
+
+    with args.main_process_first(desc="reference cache"):
+        states = opened(anew=False)
+        off = cache_error(states, reference, head, dataset.items, layers, args.device)
+        if off > TOLERANCE[args.reference_dtype]:
+            logger.warning(
+                "the cached reference in %s is not this one (KL %.1e nats a token from it): made again",
+                states.directory,
+                off,
+            )
+            states = opened(anew=True)
+        dataset.states = states
+
+
+# Nats a token by which cached states may differ from live ones: batches of other shapes round otherwise.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2, "float16": 1e-3}
+TRIED = 4  # sequences that are asked of the live reference again
+
+
+@torch.no_grad()
+def cache_error(
+    states: ReferenceCache,
+    reference: Reference,
+    head: Head,
+    items: Sequence[Item],
+    layers: Sequence[int],
+    device: torch.device | str,
+) -> float:
+    """Mean KL of the live reference from its cache over the tokens of the first sequences, in nats.
+
+    The key of a cache holds what is known to decide its content; this catches what is not known.
+    """
+    numbers = range(min(TRIED, len(items)))
+    if not numbers:
+        return 0.0
+    live = compute_states(reference, items, numbers, layers, device, TRIED)["hidden"].to(head.weight)
+    cached = torch.cat([states[number]["hidden"] for number in numbers]).to(head.weight)
+    _, kl = weighted_kl(cached, head, live, head, live.new_ones(len(live)))
+    return float(kl.mean())
+
+
+def _precision(reference: Reference, device: torch.device | str) -> str:
+    """What the autocast of the reference's forward rounds to; for the key of its cache."""
+    kind = torch.device(device).type
+    with reference.autocast():
+        return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "none"

@@ -31,19 +31,26 @@ LAYOUTS = ("plain", "shared", "apart")
 
 
 def policy_forward(
-    model: nn.Module, batch: PairBatch, project: Tensor, layers: Sequence[int], capture: Tensor, layout: str
+    model: nn.Module,
+    batch: PairBatch,
+    project: Tensor,
+    layers: Sequence[int],
+    capture: Tensor,
+    layout: str,
+    exact: bool = False,
 ) -> Forward:
     """What `loss` gets of the trained model; the same in every layout.
 
     Args:
         project: (2B + R, T) bool, whose final hidden states are wanted.
         capture: (2B + R, T) bool, the tokens whose residuals after `layers` are wanted; of chosen and rejected rows.
+        exact: see `shared_layout`; for half precision, in which other roundings are seen.
     """
     if layout == "shared":
-        return forward(model, shared_layout(batch, unwrap(model)), project, layers, capture)
+        return forward(model, shared_layout(batch, unwrap(model), exact=exact), project, layers, capture)
 
     def part(rows: Tensor) -> Forward:
-        arranged = plain_layout(batch["input_ids"][rows], batch["attention_mask"][rows])
+        arranged = plain_layout(batch["input_ids"][rows], batch["attention_mask"][rows], masked=True)
         return forward(model, arranged, project[rows], layers, capture[rows])
 
     if layout == "plain":

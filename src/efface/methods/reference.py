@@ -7,9 +7,11 @@ is stored, so a cache of something else is never found. Every file's hash is che
 missing or damaged is computed again.
 """
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from efface.chunked import weighted_kl
 from efface.data import Item, PairBatch, ReferenceStates, collate_rows
 from efface.errors import UserError
+from efface.evaluation.batching import eval_mode
 from efface.forward import Forward, Head, forward
 from efface.functional import predicting_positions
 from efface.layout import Layout, plain_layout
@@ -45,6 +48,8 @@ class Reference:
     model: nn.Module
     adapter_off: bool
     """`model` is the trained one; its adapter is switched off for the time of a call."""
+    autocast: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    """The precision of the policy's forward."""
 
     def __call__(
         self, batch: PairBatch, project: Tensor, layers: Sequence[int], residuals: Sequence[str] = ()
@@ -55,7 +60,7 @@ class Reference:
         row_is = {"chosen": number < n, "rejected": (number >= n) & (number < 2 * n)}  # (rows,) each
         captured = sum((row_is[side] for side in residuals), torch.zeros_like(row_is["chosen"]))
         rows = project.any(1) | captured
-        layout = plain_layout(batch["input_ids"][rows], batch["attention_mask"][rows])
+        layout = plain_layout(batch["input_ids"][rows], batch["attention_mask"][rows], masked=True)
         capture = (batch["continuation_mask"] & (row_is["chosen"] | captured)[:, None])[rows]
         found = self.forward(layout, project[rows], layers, capture)
         chosen = int(capture[row_is["chosen"][rows]].sum())
@@ -68,11 +73,11 @@ class Reference:
     @torch.no_grad()
     def forward(self, layout: Layout, project: Tensor, layers: Sequence[int], capture: Tensor) -> Forward:
         """As `efface.forward.forward`."""
-        if self.adapter_off:
-            with self.model.disable_adapter():  # type: ignore[operator]
-                return forward(self.model, layout, project, layers, capture)
-        self.model.to(layout.input_ids.device)
-        return forward(self.model, layout, project, layers, capture)
+        if not self.adapter_off:
+            self.model.to(layout.input_ids.device)
+        switched = self.model.disable_adapter() if self.adapter_off else contextlib.nullcontext()  # type: ignore[operator]
+        with self.autocast(), eval_mode(self.model), switched:
+            return forward(self.model, layout, project, layers, capture)
 
 
 def _norms(found: Forward, layers: Sequence[int], n: int) -> Tensor:
@@ -118,18 +123,22 @@ def open_cache(
     layers: Sequence[int],
     *,
     fingerprint: str,
+    autocast: str = "none",
     dtype: str = "float32",
     device: torch.device | str = "cpu",
     batch_size: int = 16,
     progress: bool = False,
+    anew: bool = False,
 ) -> ReferenceCache:
     """The cache of the reference's states for `items`, computed as far as it is not there.
 
     Args:
         head: of the reference; with a half-precision `dtype` it tells what rounding costs, in the log and in
             `index.json` (`rounding_kl`, nats a token).
-        fingerprint: of the reference's weights, see `fingerprint_of`.
+        fingerprint: of the reference, see `fingerprint_of`.
+        autocast: what the reference's forward is rounded to, by name: another precision is another reference.
         dtype: of the stored states; those of the computation are the model's.
+        anew: compute all of it, whatever is there.
 
     Raises:
         UserError: for an unknown dtype.
@@ -138,12 +147,12 @@ def open_cache(
     if dtype not in DTYPES:
         raise UserError(f"reference_dtype={dtype!r} is unknown. Choose one of {', '.join(DTYPES)}.")
     lengths = np.array([len(continuation) for _, continuation in items], dtype=np.int64)
-    key = _key(fingerprint, items, layers, dtype)
+    key = _key(f"{fingerprint} {autocast}", items, layers, dtype)
     directory = cache_dir() / "reference" / key
     width = reference.model.config.get_text_config(decoder=True).hidden_size  # type: ignore[union-attr,operator]
     bounds = _bounds(lengths, 4 * width)
     index = _read_index(directory)
-    digests: dict[str, str] = index.get("files", {})
+    digests: dict[str, str] = {} if anew else index.get("files", {})
     todo = [i for i in range(len(bounds)) if not _is_whole(directory / _file_name(i), digests.get(_file_name(i)))]
     if digests and todo:
         logger.warning(
@@ -151,7 +160,7 @@ def open_cache(
         )
     for i in track(todo, "reference states", show=progress):
         numbers = range(bounds[i], bounds[i + 1] if i + 1 < len(bounds) else len(items))
-        states = _compute(reference, items, numbers, layers, device, batch_size)
+        states = compute_states(reference, items, numbers, layers, device, batch_size)
         if dtype != "float32" and "rounding_kl" not in index:
             index["rounding_kl"] = _rounding(states["hidden"][:1024], head, dtype)
             logger.info("reference states in %s: rounding costs %.1e nats a token", dtype, index["rounding_kl"])
@@ -182,7 +191,7 @@ def _bounds(lengths: np.ndarray, token_bytes: int) -> list[int]:
     return bounds
 
 
-def _compute(
+def compute_states(
     reference: Reference,
     items: Sequence[Item],
     numbers: range,
@@ -190,7 +199,7 @@ def _compute(
     device: torch.device | str,
     batch_size: int,
 ) -> dict[str, Tensor]:
-    """hidden (tokens, d) and norms (tokens, layers) of some items, in their order; batched by length."""
+    """hidden (tokens, d) and norms (tokens, layers) of some of the items, in their order; batched by length."""
     order = sorted(numbers, key=lambda i: sum(map(len, items[i])))
     found: dict[int, ReferenceStates] = {}
     for start in range(0, len(order), batch_size):
@@ -198,7 +207,7 @@ def _compute(
         input_ids, attention_mask, continuation = (
             tensor.to(device) for tensor in collate_rows([items[i] for i in chunk], pad_token_id=0)
         )
-        layout = plain_layout(input_ids, attention_mask)
+        layout = plain_layout(input_ids, attention_mask, masked=True)
         states = reference.forward(layout, predicting_positions(continuation), layers, continuation)
         sizes = continuation.sum(1).tolist()
         norms = _norms(states, layers, sum(sizes))
