@@ -20,8 +20,9 @@ from efface.data import (
     encode_prompt,
     load_pairs,
     tokenize_pair,
+    with_passages,
 )
-from efface.dataset import PairDataset
+from efface.dataset import PairDataset, PassageStream
 from efface.errors import UserError
 from efface.rows import load_texts, shipped
 
@@ -302,7 +303,7 @@ def test_conversations_without_a_chat_template() -> None:
 
 def test_the_collator_stacks_chosen_rows_first_and_passages_last() -> None:
     pairs = [TokenizedPair([5, 6], [7], [8, 9]), TokenizedPair([3], [4, 4, 4], [2])]
-    batch = PairCollator(pad_token_id=0)([Example(pairs[0], [[11, 12, 13]]), Example(pairs[1])])
+    batch = with_passages(PairCollator(pad_token_id=0)([Example(pairs[0]), pairs[1]]), [[11, 12, 13]], 0)
     assert batch["n_pairs"] == 2
     assert batch["input_ids"].tolist() == [[5, 6, 7, 0], [3, 4, 4, 4], [5, 6, 8, 9], [3, 2, 0, 0], [11, 12, 13, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
@@ -332,33 +333,35 @@ def test_a_padding_id_that_is_also_a_token_is_not_counted() -> None:
     assert batch["continuation_mask"].sum(1).tolist() == [1, 3, 2, 1]
 
 
-@pytest.mark.parametrize(
-    ("per_pair", "expected"),
-    [
-        (0.0, [[], [], [], []]),
-        (0.5, [[], [0], [], [1]]),
-        (1.0, [[0], [1], [2], [0]]),
-        (1.5, [[0], [1, 2], [0], [1, 2]]),
-    ],
-)
-def test_passages_are_dealt_in_turn(per_pair: float, expected: list[list[int]]) -> None:
-    pairs = [TokenizedPair([i], [1], [2]) for i in range(4)]
-    passages = [[10, 0], [10, 1], [10, 2]]
-    dataset = PairDataset(pairs, passages, per_pair)
-    assert [dataset[i] for i in range(len(dataset))] == [
-        Example(pairs[i], [passages[j] for j in numbers]) for i, numbers in enumerate(expected)
-    ]
+def test_a_passage_longer_than_the_pairs_widens_the_batch() -> None:
+    batch = with_passages(PairCollator(pad_token_id=9)([TokenizedPair([5], [7], [8, 6])]), [[1, 2, 3, 4], [2, 3]], 9)
+    assert batch["input_ids"].tolist() == [[5, 7, 9, 9], [5, 8, 6, 9], [1, 2, 3, 4], [2, 3, 9, 9]]
+    assert batch["attention_mask"].sum(1).tolist() == [2, 3, 4, 2]
+    assert batch["continuation_mask"].sum(1).tolist() == [1, 2, 3, 1]
 
 
-def test_no_passages() -> None:
-    pair = TokenizedPair([1], [1], [2])
-    assert PairDataset([pair], [], 0.5)[0] == Example(pair)
+@given(st.integers(1, 20), st.integers(1, 7), st.integers(0, 5))
+def test_every_micro_batch_has_as_many_passages_and_every_turn_has_all(n: int, per_batch: int, seed: int) -> None:
+    stream = PassageStream(n, per_batch, seed)
+    batches = [stream.numbers(i) for i in range(3 * n)]
+    assert all(len(batch) == per_batch for batch in batches)
+    dealt = [number for batch in batches for number in batch]
+    for turn in range(len(dealt) // n):
+        assert sorted(dealt[turn * n : (turn + 1) * n]) == list(range(n))
+    assert PassageStream(n, per_batch, seed).numbers(3 * n - 1) == batches[-1]  # the number alone decides
+    assert PassageStream(0, per_batch, seed).numbers(0) == []
+
+
+def test_passages_are_shuffled_anew_in_each_turn() -> None:
+    stream = PassageStream(50, 50, seed=1)
+    assert stream.numbers(0) != stream.numbers(1) != sorted(stream.numbers(1))
+    assert stream.numbers(0) != PassageStream(50, 50, seed=2).numbers(0)
 
 
 @pytest.mark.parametrize("sides", [("chosen",), ("chosen", "rejected")])
 def test_what_the_reference_is_asked_comes_back_in_the_order_of_the_batch(sides: tuple[str, ...]) -> None:
     pairs = [TokenizedPair([1, 2], [3, 4], [5]), TokenizedPair([6], [7], [8, 9]), TokenizedPair([1], [2, 2, 2], [3])]
-    dataset = PairDataset(pairs, [[10, 11, 12], [13, 14]], 1.0, sides)
+    dataset = PairDataset(pairs, [[10, 11, 12], [13, 14]], sides)
     items = list(dataset.items)
     assert items[: len(sides)] == [([1, 2], [3, 4]), ([1, 2], [5])][: len(sides)]
     assert items[-2:] == [([10], [11, 12]), ([13], [14])] and len(items) == 3 * len(sides) + 2
@@ -367,7 +370,7 @@ def test_what_the_reference_is_asked_comes_back_in_the_order_of_the_batch(sides:
         {"hidden": torch.tensor(ids)[:, None].float(), "norms": -torch.tensor(ids)[:, None].float()}
         for _, ids in items
     ]
-    batch = PairCollator(pad_token_id=0)([dataset[2], dataset[0]])
+    batch = dataset.add_passages(PairCollator(pad_token_id=0)([dataset[2], dataset[0]]), [1, 0], 0)
     mask, n = batch["continuation_mask"].clone(), 2
     assert batch["reference"]["norms"].flatten().tolist() == [-float(i) for i in batch["input_ids"][:n][mask[:n]]]
     if "rejected" not in sides:

@@ -11,7 +11,7 @@ from tiny import FAMILIES, VOCAB_SIZE, tiny_model
 from torch import Tensor
 
 from efface.chunked import token_log_probabilities
-from efface.data import Example, PairBatch, PairCollator, TokenizedPair
+from efface.data import PairBatch, PairCollator, TokenizedPair, with_passages
 from efface.errors import UserError
 from efface.forward import Head, forward
 from efface.functional import predicting_positions
@@ -28,9 +28,8 @@ def batch_of(lengths: Lengths, passages: list[int] | None = None, seed: int = 0)
     def ids(n: int) -> list[int]:
         return torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist()
 
-    examples = [Example(TokenizedPair(*(ids(n) for n in pair))) for pair in lengths]
-    examples[0] = Example(examples[0].pair, [ids(n) for n in passages or []])
-    return PairCollator(pad_token_id=0)(examples)
+    batch = PairCollator(pad_token_id=0)([TokenizedPair(*(ids(n) for n in pair)) for pair in lengths])
+    return with_passages(batch, [ids(n) for n in passages or []], 0)
 
 
 def pair_tokens(batch: PairBatch) -> Tensor:
@@ -44,7 +43,7 @@ def pair_tokens(batch: PairBatch) -> Tensor:
 
 def test_a_pair_is_one_sequence_in_which_the_continuations_do_not_see_each_other() -> None:
     model = tiny_model("llama")
-    batch = PairCollator(pad_token_id=0)([Example(TokenizedPair([5, 6, 7], [8, 9], [3, 4, 2]), [[10, 11]])])
+    batch = with_passages(PairCollator(pad_token_id=0)([TokenizedPair([5, 6, 7], [8, 9], [3, 4, 2])]), [[10, 11]], 0)
     layout = shared_layout(batch, model)
     assert layout.input_ids.tolist() == [[5, 6, 7, 8, 9, 3, 4, 2], [10, 11, 5, 5, 5, 5, 5, 5]]
     assert layout.position_ids.tolist()[0] == [0, 1, 2, 3, 4, 3, 4, 5]

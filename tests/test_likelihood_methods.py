@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import token_kl, token_log_probabilities
-from test_repo import PASSAGES, ROWS
+from test_repo import PASSAGES, ROWS, whole_batch
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
@@ -63,11 +63,6 @@ def build(tmp_path: Path) -> Build:
         )
 
     return make
-
-
-def whole_batch(trainer: PairTrainer) -> PairBatch:
-    dataset: Any = trainer.train_dataset
-    return trainer.data_collator([dataset[i] for i in range(len(dataset))])  # type: ignore[return-value]
 
 
 def loss_and_gradients(trainer: PairTrainer) -> tuple[Tensor, dict[str, Tensor]]:

@@ -9,6 +9,7 @@ import torch
 from test_repo import PASSAGES, ROWS
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from torch import nn
+from transformers import PretrainedConfig
 
 from efface.errors import UserError
 from efface.methods import METHODS, load_method
@@ -40,7 +41,9 @@ def build(method: str, model: Any, folder: Path, **settings: Any) -> Any:
     config: Any = found.config_class
     others: dict[str, Any] = {"processing_class": tiny_tokenizer()}
     if method == "retain":  # which leaves a model that is its own reference as it is
-        others["ref_model"] = tiny_model(model.config.model_type, seed=1)
+        others["ref_model"] = tiny_model(
+            getattr(model, "config", PretrainedConfig(model_type="llama")).model_type, seed=1
+        )
     return found(model, config(str(folder), **defaults | settings), ROWS, **others)
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
-from test_repo import PASSAGES, ROWS
+from test_repo import PASSAGES, ROWS, whole_batch
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
@@ -60,10 +60,6 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 def logged(trainer: Any, name: str) -> list[float]:
     return [entry[name] for entry in trainer.state.log_history if name in entry]
-
-
-def whole_batch(trainer: Any) -> PairBatch:
-    return trainer.data_collator([trainer.train_dataset[i] for i in range(len(trainer.train_dataset))])
 
 
 def log_softmax_of(model: nn.Module, batch: PairBatch) -> Tensor:

@@ -99,9 +99,11 @@ def logged(trainer: REPOTrainer, name: str) -> list[float]:
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
-def whole_batch(trainer: REPOTrainer) -> PairBatch:
-    dataset: Any = trainer.train_dataset
-    return trainer.data_collator([dataset[i] for i in range(len(dataset))])  # type: ignore[return-value]
+def whole_batch(trainer: Any) -> PairBatch:
+    """All pairs at once, with the passages of the first micro-batch."""
+    dataset, collate = trainer.train_dataset, trainer.data_collator
+    batch = collate([dataset[i] for i in range(len(dataset))])
+    return dataset.add_passages(batch, trainer.passage_stream.numbers(0), collate.pad_token_id)
 
 
 def logits_of(model: nn.Module, batch: PairBatch) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from efface.errors import UserError
@@ -244,12 +245,11 @@ class PairBatch(TypedDict):
 
 
 class Example(NamedTuple):
-    """A pair with its share of ordinary passages, and the reference's states of all of them from the cache."""
+    """A pair, and the reference's states of it from the cache."""
 
     pair: TokenizedPair
-    passages: list[list[int]] = []
     states: list[ReferenceStates] = []
-    """Of the pair's sides (in the order of `PairDataset.sides`), then of the passages."""
+    """Of the pair's sides, in the order of `PairDataset.sides`."""
 
 
 @dataclass
@@ -261,15 +261,14 @@ class PairCollator:
         tensor([[5, 6, 7, 0],
                 [5, 6, 8, 9]])
 
-    Of an `Example` the passages follow, and what the cache holds of the reference is put in the same order.
+    What the cache holds of the reference is put in the same order. Passages come later (`with_passages`).
     """
 
     pad_token_id: int
 
     def __call__(self, features: Sequence[TokenizedPair | Example]) -> PairBatch:
         examples = [feature if isinstance(feature, Example) else Example(feature) for feature in features]
-        items = [side for name in SIDES for side in (side_of(example.pair, name) for example in examples)]
-        items += [passage_item(ids) for example in examples for ids in example.passages]
+        items = [side_of(example.pair, name) for name in SIDES for example in examples]
         input_ids, attention_mask, continuation_mask = collate_rows(items, self.pad_token_id)
         batch = PairBatch(
             input_ids=input_ids,
@@ -278,15 +277,52 @@ class PairCollator:
             n_pairs=len(examples),
         )
         if any(example.states for example in examples):
-            n_sides = len(examples[0].states) - len(examples[0].passages)
+            n_sides = len(examples[0].states)
             sides = [example.states[side] for side in range(n_sides) for example in examples]
-            passages = [states for example in examples for states in example.states[n_sides:]]
-            chosen = sides[: len(examples)] or passages  # norms are of y+, if it is asked for at all
-            batch["reference"] = ReferenceStates(
-                hidden=torch.cat([states["hidden"] for states in sides + passages]),
-                norms=torch.cat([states["norms"] for states in chosen]),
-            )
+            batch["reference"] = _joined(sides, sides[: len(examples)])  # norms are of y+
         return batch
+
+
+def with_passages(
+    batch: PairBatch,
+    passages: Sequence[list[int]],
+    pad_token_id: int,
+    states: Sequence[ReferenceStates] | None = None,
+) -> PairBatch:
+    """`batch` with a row for each passage (token ids) after its pairs, and the reference's `states` of them."""
+    if not passages:
+        return batch
+    device = batch["input_ids"].device
+    added = [part.to(device) for part in collate_rows([passage_item(ids) for ids in passages], pad_token_id)]
+    old = batch["input_ids"], batch["attention_mask"], batch["continuation_mask"]
+    width = max(old[0].shape[1], added[0].shape[1])
+    fill = (pad_token_id, 0, False)
+
+    def joined(a: Tensor, b: Tensor, value: int) -> Tensor:
+        return torch.cat([F.pad(part, (0, width - part.shape[1]), value=value) for part in (a, b)])
+
+    input_ids, attention_mask, continuation_mask = map(joined, old, added, fill)
+    whole = PairBatch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        continuation_mask=continuation_mask,
+        n_pairs=batch["n_pairs"],
+    )
+    if states is not None:
+        moved = [_on(device, one) for one in states]
+        pairs = [batch["reference"]] if "reference" in batch else []
+        whole["reference"] = _joined(pairs + moved, pairs or moved)  # norms are of y+, if it is asked for at all
+    return whole
+
+
+def _joined(states: Sequence[ReferenceStates], normed: Sequence[ReferenceStates]) -> ReferenceStates:
+    return ReferenceStates(
+        hidden=torch.cat([one["hidden"] for one in states]), norms=torch.cat([one["norms"] for one in normed])
+    )
+
+
+def _on(device: torch.device, states: ReferenceStates) -> ReferenceStates:
+    return ReferenceStates(hidden=states["hidden"].to(device), norms=states["norms"].to(device))
 
 
 SIDES = ("chosen", "rejected")

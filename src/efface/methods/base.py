@@ -4,10 +4,12 @@ A method is a subclass with a `loss`. One batch: `PairCollator` -> `compute_loss
 reference says, from its cache or live) -> `loss(policy, reference, batch, counts)` in the method's own file.
 """
 
+import itertools
 import logging
 import math
 import shutil
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -21,18 +23,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from efface.buckets import forward_epochs_
-from efface.data import SIDES, PairBatch, PairCollator, PairReader, ReferenceStates
-from efface.dataset import PairDataset
+from efface.data import SIDES, PairBatch, PairCollator, ReferenceStates
+from efface.dataset import PairDataset, PassageStream
 from efface.errors import RunError
 from efface.fingerprint import fingerprint_of
 from efface.forward import Forward, Head, unwrap
 from efface.functional import predicting_positions
 from efface.methods.config import PairConfig
 from efface.methods.estimate import Estimate, estimate
-from efface.methods.frozen import precomputes, set_up_reference
+from efface.methods.evaluating import Evaluates, datasets_in
+from efface.methods.frozen import given_reference, precomputes, set_up_reference
 from efface.methods.inputs import budget_loader, make_dataset, model_and_tokenizer, pair_reader, tokenize_passages
 from efface.methods.passes import choose_layout, policy_forward
-from efface.methods.prepare import pad_token_id, prepare_model_
+from efface.methods.prepare import (
+    count_parameters,
+    flags_of,
+    pad_token_id,
+    prepare_model_,
+    raise_if_not_finite,
+    raise_if_out_of_reach,
+    set_flags_,
+)
 from efface.methods.reference import Reference
 from efface.methods.sharpness import ascended
 from efface.methods.terms import Counts, LossTerms
@@ -42,7 +53,7 @@ from efface.tied import sparse_lookup
 logger = logging.getLogger(__name__)
 
 
-class PairTrainer(LossTerms, Trainer):
+class PairTrainer(Evaluates, LossTerms, Trainer):
     """Trainer on preference pairs with TRL's argument names. Subclasses define `loss`.
 
     Args:
@@ -50,7 +61,8 @@ class PairTrainer(LossTerms, Trainer):
         args: the method's configuration.
         train_dataset: anything `load_pairs` takes.
         processing_class: the tokenizer; needed only if `model` is an object that does not name its origin.
-        ref_model: the frozen reference f0; None means the initial policy (with LoRA: the same model, adapter off).
+        ref_model: the frozen reference f0, or its name; None means the initial policy (with LoRA:
+            the same model, adapter off).
         peft_config: a `peft.PeftConfig`; the `lora_*` settings are a short form of it.
         retain_text: passages (texts) for the KL on ordinary text; None reads the file in `args.retain_text`.
     """
@@ -60,6 +72,8 @@ class PairTrainer(LossTerms, Trainer):
     sides: tuple[str, ...] = ("chosen",)
     """Of which continuations `loss` needs logits; the passages' are always at hand. A method whose settings decide
     sets it on the instance before it calls `super().__init__`."""
+    pushes_states: str | None = None
+    """The setting that names the blocks whose states `loss` changes, if it is all that `loss` is about."""
     reference_residuals: tuple[str, ...] = ()
     """Of which continuations `loss` needs the reference's residuals too; these are not cached, so it is live."""
 
@@ -70,33 +84,38 @@ class PairTrainer(LossTerms, Trainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        ref_model: PreTrainedModel | None = None,
+        ref_model: str | PreTrainedModel | None = None,
         peft_config: Any = None,
         retain_text: list[str] | None = None,
         **trainer_kwargs: Any,
     ):
         args = args if args is not None else self.config_class("efface-output")
+        self._check_evaluation(args, trainer_kwargs)
         rows = pair_reader(train_dataset, type(self).__name__, skip_bad_rows=args.skip_bad_rows)
-        model, processing_class = model_and_tokenizer(model, processing_class, use_cpu=args.use_cpu)
         adapted = args.lora_r is not None or peft_config is not None
+        model, processing_class = model_and_tokenizer(
+            model, processing_class, use_cpu=args.use_cpu, new_adapter=adapted
+        )
+        ref_model = given_reference(ref_model, model, use_cpu=args.use_cpu)
         passages = tokenize_passages(retain_text, args, processing_class)
         dataset = make_dataset(rows, passages, args, processing_class, self.sides)
         needs_reference = self.needs_reference(args, bool(passages))
         cached = needs_reference and precomputes(args, len(dataset), states_only=not self.reference_residuals)
         # Of the weights as they are before an adapter is put into them.
-        fingerprint = fingerprint_of(ref_model or model) if cached else None
+        self._fingerprint = fingerprint_of(ref_model or model) if cached else None
         set_seed(args.seed)  # as Trainer does, but before the adapter's start is drawn
+        self._callers_flags = {} if adapted else flags_of(model)  # an adapter's own business
+        self._trained_flags: dict[nn.Parameter, bool] = {}
         model = prepare_model_(model, args, peft_config)
         self._metric_sums: dict[str, float] = defaultdict(float)
         self._metric_steps = 0
         self._ascending = False
+        self._evaluated: Counts | None = None
         super().__init__(
             model=model,
             args=args,
             train_dataset=dataset,
-            eval_dataset=None
-            if eval_dataset is None
-            else make_dataset(PairReader(eval_dataset), [], args, processing_class, self.sides),
+            eval_dataset=None if eval_dataset is None else self._tokenized(eval_dataset, args, processing_class),
             processing_class=processing_class,
             data_collator=PairCollator(pad_token_id=pad_token_id(processing_class)),  # type: ignore[arg-type]
             **trainer_kwargs,
@@ -104,20 +123,31 @@ class PairTrainer(LossTerms, Trainer):
         self.n_skipped_rows = rows.skipped
         self.model_accepts_loss_kwargs = True  # our losses are already divided by the counts of the whole step
         self.layers = self.layers_of(model)
+        if self.pushes_states and self.layers:
+            raise_if_out_of_reach(model, self.layers, self.pushes_states)
         self.head = Head.of(model)
         self.layout = self._choose_layout(model)
+        per_batch = max(round(args.retain_text_per_pair * self._train_batch_size), args.retain_text_per_pair > 0)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self.passage_stream = PassageStream(len(passages), int(per_batch), seed)
         self.reference: Reference | None = None
         self.reference_head: Head | None = None
+        self._asked_again: Reference | None = None  # for pairs that `evaluate` is given later
         if needs_reference:
             self.reference, self.reference_head = set_up_reference(
                 model,
                 ref_model,
                 adapted=adapted,
-                datasets=(self.train_dataset, self.eval_dataset),
+                datasets=[one for data in (self.train_dataset, self.eval_dataset) for one in datasets_in(data)],
                 layers=self.layers,
                 args=args,
-                fingerprint=fingerprint,
+                fingerprint=self._fingerprint,
+                autocast=self.accelerator.autocast,
             )
+            if self.reference is None and (ref_model is not None or adapted):
+                self._asked_again = Reference(
+                    model if ref_model is None else ref_model, ref_model is None, self.accelerator.autocast
+                )
 
     # ---- set-up ----
 
@@ -158,6 +188,36 @@ class PairTrainer(LossTerms, Trainer):
         loader, sampler = budget_loader(self.train_dataset, self.args, self._train_batch_size, self.data_collator)
         return forward_epochs_(self.accelerator.prepare(loader), sampler)
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[PairBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[PairBatch], Tensor | None]:
+        """The micro-batches of one optimizer step, each with its passages, and their `Counts`."""
+        batches: list[PairBatch] = list(itertools.islice(epoch_iterator, num_batches))
+        first = self.state.global_step * self.args.gradient_accumulation_steps
+        dataset: Any = self.train_dataset
+        pad = self.data_collator.pad_token_id  # type: ignore[attr-defined]
+        for i, batch in enumerate(batches):
+            number = (first + i) * self.args.world_size + self.args.process_index
+            batches[i] = dataset.add_passages(batch, self.passage_stream.numbers(number), pad)
+        return batches, self._get_num_items_in_batch(batches, device) if batches else None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`. The caller's model gets back what of it required a gradient before.
+
+        Raises:
+            RunError: if the loss, or a weight after the last step, is not finite.
+        """
+        if self._trained_flags:  # trained before, and handed back
+            set_flags_(self._trained_flags)
+        try:
+            result = super().train(*args, **kwargs)
+            raise_if_not_finite(self.model, self.state.global_step)  # type: ignore[arg-type]
+        finally:
+            if self._callers_flags:
+                self._trained_flags = flags_of(self.model)  # type: ignore[arg-type]
+                set_flags_(self._callers_flags)
+        return result
+
     # ---- one step ----
 
     def loss(
@@ -192,7 +252,10 @@ class PairTrainer(LossTerms, Trainer):
         pairs = inputs["continuation_mask"].clone()  # the tokens that are a pair's continuations
         pairs[2 * inputs["n_pairs"] :] = False
         with sparse_lookup(model):
-            policy = policy_forward(model, inputs, project, self.layers, pairs, self.layout)
+            policy = policy_forward(
+                model, inputs, project, self.layers, pairs, self.layout, exact=bool(self.args.bf16)
+            )
+        policy.hidden = policy.hidden.to(self.head.weight.dtype)  # the head is outside the forward's autocast
         if self.reference is not None:
             reference = self.reference(inputs, project, self.layers, self.reference_residuals)
         elif self.reference_head is not None:
@@ -207,21 +270,13 @@ class PairTrainer(LossTerms, Trainer):
                 "step. Earlier checkpoints are untouched. Lower --learning_rate or the weights, or check the model's "
                 "precision."
             )
-        if self.recording:
+        if self.recording or self._evaluated is not None:
             for name, value in metrics.items():
                 self._metric_sums[name] += value
             self._metric_steps += bool(self.accelerator.sync_gradients)
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
         return (loss, None) if return_outputs else loss
-
-    def prediction_step(
-        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor, None, None]:
-        with torch.no_grad():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))  # type: ignore[arg-type]
-            assert isinstance(loss, Tensor)  # a tuple only on request
-            return loss.detach(), None, None
 
     def _get_num_items_in_batch(self, batch_samples: list[PairBatch], device: torch.device) -> Tensor:
         """(4,) the `Counts` of a whole optimizer step; transformers' own count needs labels, which we do not have."""
@@ -263,7 +318,12 @@ class PairTrainer(LossTerms, Trainer):
     def describe(self) -> list[str]:
         """What is about to be trained, in lines for the user."""
         n = len(self.train_dataset)  # type: ignore[arg-type]
-        return [f"{n} pairs, layout {self.layout}, reference {self.reference_kind}", str(self.memory)]
+        trained, parameters = count_parameters(self.model)  # type: ignore[arg-type]
+        return [
+            f"trains {trained:,} of {parameters:,} parameters",
+            f"{n} pairs, layout {self.layout}, reference {self.reference_kind}",
+            str(self.memory),
+        ]
 
     def record(self) -> dict[str, Any]:
         """What `results.json` says of the run."""
@@ -276,7 +336,7 @@ class PairTrainer(LossTerms, Trainer):
         }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._metric_steps:
+        if self._metric_steps and not any(name.startswith("eval") for name in logs):
             names = sorted(self._metric_sums)
             sums = torch.tensor([self._metric_sums[name] for name in names], device=self.args.device)
             sums = self.accelerator.reduce(sums, "sum") / self._metric_steps
@@ -287,6 +347,7 @@ class PairTrainer(LossTerms, Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """A checkpoint is whole or not there: `--resume` continues from the newest one."""
+        raise_if_not_finite(self.model, self.state.global_step)  # type: ignore[arg-type]
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)

@@ -94,7 +94,7 @@ def largest_batch(trainer: "PairTrainer") -> int:
     tokens = int(2 * (prompt + np.maximum(*sides)).max() * args.train_batch_size)
     if args.max_batch_tokens is not None:
         tokens = min(tokens, args.max_batch_tokens)
-    return tokens + int(args.train_batch_size * dataset.per_pair * args.retain_text_tokens)  # type: ignore[union-attr]
+    return tokens + trainer.passage_stream.per_batch * args.retain_text_tokens
 
 
 def kept_per_token(trainer: "PairTrainer") -> float:

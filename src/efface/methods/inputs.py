@@ -1,16 +1,19 @@
 """What does a method start from? A model, pairs and passages, tokenised; batches under a token budget."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from efface.adapters import merged
 from efface.buckets import TokenBudgetBatchSampler
 from efface.data import PairReader
 from efface.dataset import PairDataset
-from efface.errors import UserError
+from efface.errors import UserError, first_line
 from efface.methods.config import PairConfig
 from efface.models import load_model, tokens_of
 from efface.store import PairStore
@@ -26,17 +29,63 @@ def pair_reader(source: Any, who: str, *, skip_bad_rows: bool) -> PairReader:
 
 
 def model_and_tokenizer(
-    model: str | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *, use_cpu: bool
+    model: Any, tokenizer: PreTrainedTokenizerBase | None, *, use_cpu: bool, new_adapter: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model by its name, or as it is; with its own tokenizer unless one is given."""
-    if isinstance(model, str):
-        model, its_own = load_model(model, device="cpu" if use_cpu else None)
-        return model, tokenizer or its_own
-    if tokenizer is None:
-        from transformers import AutoTokenizer
+    """A model by its name, or as it is; with its own tokenizer unless one is given.
 
-        tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path)
+    An adapter that is loaded here is trained on, or, if it is to get a `new_adapter`, merged first.
+
+    Raises:
+        UserError: if there is no such model, if `model` is no causal language model, or one with an adapter that is to
+            get another.
+    """
+    if isinstance(model, str | os.PathLike):
+        model, its_own = load_model(model, device="cpu" if use_cpu else None)
+        tokenizer = tokenizer or its_own
+        model = merged(model) if new_adapter else with_trained_adapter_(model)
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise UserError(
+            f"model is a {type(model).__name__}; it must be a causal language model of transformers, or what "
+            "`load_model` takes: an id, a directory, a .gguf file."
+        )
+    if new_adapter and hasattr(model, "peft_config"):
+        raise UserError(
+            "the model has an adapter already, and lora_r or peft_config asks for another. Merge it first "
+            "(model.merge_and_unload()), or leave them out to train the adapter that is there."
+        )
+    if tokenizer is None:
+        tokenizer = _its_tokenizer(model)
     return model, tokenizer
+
+
+def with_trained_adapter_(model: Any) -> Any:
+    """`model`; if it has an adapter, that is trainable now, as PEFT loads it frozen.
+
+    Raises:
+        UserError: if the adapter is one of virtual tokens.
+    """
+    if not hasattr(model, "peft_config"):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise UserError(
+            f"the model has an adapter of type {model.active_peft_config.peft_type.value}, whose virtual tokens shift "
+            "all positions: it cannot be trained here. Use the model without it."
+        )
+    model.set_adapter(model.active_adapter)
+    return model
+
+
+def _its_tokenizer(model: Any) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    name = model.config.name_or_path
+    reason = "the model does not say where it is from"
+    if name:
+        try:
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = f"{name!r} has none that could be loaded: {first_line(error)}"
+    raise UserError(f"there is no tokenizer: {reason}. Pass processing_class=.")
 
 
 def make_dataset(
@@ -46,7 +95,7 @@ def make_dataset(
     tokenizer: PreTrainedTokenizerBase,
     sides: tuple[str, ...],
 ) -> PairDataset:
-    """All pairs of `rows`, tokenised to disk, each with its share of `passages`."""
+    """All pairs of `rows`, tokenised to disk, and the `passages` that go with them."""
     pairs = PairStore.build(
         rows,
         tokenizer,
@@ -54,7 +103,7 @@ def make_dataset(
         max_completion_length=args.max_completion_length,
         progress=not args.disable_tqdm,
     )
-    return PairDataset(pairs, passages, args.retain_text_per_pair, sides)
+    return PairDataset(pairs, passages, sides)
 
 
 def tokenize_passages(

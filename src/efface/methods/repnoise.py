@@ -67,6 +67,7 @@ class RepNoiseTrainer(GradDiffTrainer):
 
     config_class = RepNoiseConfig
     args: RepNoiseConfig
+    pushes_states = "noise_layers"
 
     def layers_of(self, model: PreTrainedModel) -> list[int]:
         return parse_layers(self.args.noise_layers, len(decoder_blocks(model))) if self.args.beta else []

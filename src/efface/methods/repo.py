@@ -132,10 +132,13 @@ class REPOTrainer(PairTrainer):
 
     config_class = REPOConfig
     args: REPOConfig
+    terms_that_select = ("retain_loss", "npo_loss")
 
     def __init__(self, model: Any, args: REPOConfig | None = None, *rest: Any, **kwargs: Any):
         if args is not None and args.npo_weight:
             self.sides = ("chosen", "rejected")  # NPO is about the logits of y-
+        elif args is None or args.w_erase:
+            self.pushes_states = "erase_layers"
         super().__init__(model, args, *rest, **kwargs)
         self.adversaries = Adversaries(
             self.layers,
@@ -155,6 +158,13 @@ class REPOTrainer(PairTrainer):
             device=self.args.device,
         )
         self._swapped_layers: set[int] = set()
+
+    def loss_does_not_select(self, args: REPOConfig) -> str | None:
+        return (
+            "the loss and the adversary's figures are lowest where the adversary wins, and nothing is erased"
+            if args.w_erase
+            else None
+        )
 
     def layers_of(self, model: PreTrainedModel) -> list[int]:
         return parse_layers(self.args.erase_layers, len(decoder_blocks(model)))
