@@ -5,7 +5,7 @@ import shlex
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from efface.demo import PAIRS, SETTINGS
 from efface.methods.repo import REPOConfig, REPOTrainer
@@ -56,3 +56,39 @@ def train_repo(**changes: Any) -> REPOTrainer:
         trainer = REPOTrainer(model, config, PAIRS, processing_class=tokenizer)
         trainer.train()
     return trainer
+
+
+# What each method lowers (-) or raises (+) by its own account, as its trainer logs it. REPO's is a game without a
+# value that only falls (a fresh probe judges it: erasure_check.py), `retain` is at its least from the start, and methods
+# without steps log nothing.
+OBJECTIVES = {
+    "sft": ("nll_loss", -1),
+    "dpo": ("rewards/margins", +1),
+    "npo": ("logps/rejected", -1),
+    "simnpo": ("logps/rejected", -1),
+    "graddiff": ("forget_loss", -1),
+    "rmu": ("forget_loss", -1),
+    "circuit_breakers": ("reroute_loss", -1),
+    "repnoise": ("rejected_nll", +1),
+    "undo": ("loss", -1),
+}
+LEAST_CHANGE = 0.05  # of the metric where it began
+
+
+class Moved(NamedTuple):
+    """Has a method's own objective moved?"""
+
+    has: bool
+    words: str
+    """The metric, where it began and where it ended."""
+
+
+def moved(method: str, history: list[dict[str, float]]) -> Moved:
+    """Judged by the first and the last training row of the log: by at least LEAST_CHANGE in the right direction."""
+    if method not in OBJECTIVES:
+        return Moved(True, "no objective that only falls")
+    name, sign = OBJECTIVES[method]
+    values = [row[name] for row in history if name in row]
+    return Moved(
+        sign * (values[-1] - values[0]) >= LEAST_CHANGE * abs(values[0]), f"{name} {values[0]:.3g} -> {values[-1]:.3g}"
+    )
