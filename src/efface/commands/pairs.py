@@ -115,6 +115,12 @@ def _add_filters(group: Any) -> None:
         "--near-duplicate", type=float, default=0.7, help="similarity from which a pair counts as equal to another"
     )
     group.add_argument(
+        "--one-line",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="no newline on either side: none is written, and other texts are cut before theirs",
+    )
+    group.add_argument(
         "--compare-with-samples",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -139,6 +145,7 @@ def run(options: argparse.Namespace) -> None:
         min_words=options.min_words,
         max_words=options.max_words,
         near_duplicate=options.near_duplicate,
+        one_line=options.one_line,
         compare_with_samples=options.compare_with_samples,
         batch_size=options.batch_size,
         seed=options.seed,
@@ -187,15 +194,16 @@ def _sample(options: argparse.Namespace, scorer: "Scorer", load: "Load") -> "Mad
 
     model, tokenizer = load()
     decoding = _decoding(options)
-    return sample_source(model, tokenizer, **decoding, **_sizes(options)), {"decoding": decoding}
+    return sample_source(model, tokenizer, **decoding, **_sizes(options, tokenizer)), {"decoding": decoding}
 
 
 def _antiexpert(options: argparse.Namespace, scorer: "Scorer", load: "Load") -> "Made":
     from efface.pairs.sources import sample_source
 
     copy, made = _toxic_copy(options, scorer, load)
-    decoding = _decoding(options)
-    return sample_source(copy, load()[1], **decoding, **_sizes(options)), {"decoding": decoding, "antiexpert": made}
+    tokenizer, decoding = load()[1], _decoding(options)
+    source = sample_source(copy, tokenizer, **decoding, **_sizes(options, tokenizer))
+    return source, {"decoding": decoding, "antiexpert": made}
 
 
 def _dexperts(options: argparse.Namespace, scorer: "Scorer", load: "Load") -> "Made":
@@ -204,7 +212,7 @@ def _dexperts(options: argparse.Namespace, scorer: "Scorer", load: "Load") -> "M
     copy, made = _toxic_copy(options, scorer, load)
     model, tokenizer = load()
     decoding = _decoding(options)
-    source = dexperts_source(model, copy, tokenizer, alpha=options.alpha, **decoding, **_sizes(options))
+    source = dexperts_source(model, copy, tokenizer, alpha=options.alpha, **decoding, **_sizes(options, tokenizer))
     return source, {"decoding": decoding, "antiexpert": made, "alpha": options.alpha}
 
 
@@ -245,7 +253,7 @@ def _pplm(options: argparse.Namespace, scorer: "Scorer", load: "Load") -> "Made"
         progress=True,
     )
     samples = {"samples": 1} | _stated(options, "samples")
-    source = pplm_source(model, tokenizer, probe, settings, **samples, **_sizes(options))
+    source = pplm_source(model, tokenizer, probe, settings, **samples, **_sizes(options, tokenizer))
     return source, {"pplm": asdict(settings), **samples, "probe": asdict(probe.quality)}
 
 
@@ -279,8 +287,11 @@ def _stated(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: value for name in names if (value := vars(options)[name]) is not None}
 
 
-def _sizes(options: argparse.Namespace) -> dict[str, Any]:
-    return {"max_new_tokens": options.max_new_tokens, "batch_size": options.batch_size}
+def _sizes(options: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    from efface.pairs.filters import newline_tokens
+
+    without = newline_tokens(tokenizer) if options.one_line else []
+    return {"max_new_tokens": options.max_new_tokens, "batch_size": options.batch_size, "without": without}
 
 
 def _print(output: Any, report: "BuildReport") -> None:

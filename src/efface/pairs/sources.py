@@ -32,8 +32,13 @@ def sample_source(
     top_k: int = 0,
     max_new_tokens: int = 20,
     batch_size: int = 64,
+    without: Sequence[int] = (),
 ) -> Source:
-    """Candidates are what `model` itself says after the prompt (`--toxic sample`)."""
+    """Candidates are what `model` itself says after the prompt (`--toxic sample`).
+
+    Args:
+        without: ids of tokens that are never written, such as `newline_tokens`.
+    """
 
     def candidates(prompts: Sequence[str], seed: int) -> list[list[str]]:
         return generate(
@@ -48,6 +53,7 @@ def sample_source(
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             seed=seed,
+            without=without,
         )
 
     return candidates
