@@ -12,9 +12,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from shipped_prompts import Origin, origin
 
-from efface.pairs.filters import similarity
+from efface.pairs.filters import word_runs
 from efface.rows import Row
 
 HELD_OUT = {"scene": 32, "encyclopedia": 32}
@@ -87,19 +88,43 @@ def _set_aside(
     for found in origins:
         cells[found.filler][found.template] += 1
     templates = sorted({found.template for found in origins})
-    best: tuple[int, frozenset[str], frozenset[str]] | None = None
-    for size in range(sizes[0], sizes[1] + 1):
-        for chosen in map(frozenset, itertools.combinations(templates, size)):
-            kept, fillers = _fillers(cells, chosen, wanted)
-            if kept >= 0 and (best is None or kept > best[0]):
-                best = kept, chosen, fillers
-    if best is None:
+    counts = np.array([[of[template] for template in templates] for _, of in sorted(cells.items())])  # (F, T)
+    ways = [
+        way for size in range(sizes[0], sizes[1] + 1) for way in itertools.combinations(range(len(templates)), size)
+    ]
+    kept = _most_kept(counts, ways, wanted)
+    if kept.max(initial=-1) < 0:
         raise ValueError(f"{len(origins)} pairs cannot be split so that {wanted} are held out.")
-    return best[1], best[2]
+    chosen = frozenset(templates[place] for place in ways[int(kept.argmax())])
+    return chosen, _fillers(cells, chosen, wanted)
 
 
-def _fillers(cells: dict[str, Counter[str]], aside: frozenset[str], wanted: int) -> tuple[int, frozenset[str]]:
-    """(training pairs, fillers to set aside) with these templates aside; (-1, none) if too few can be held out.
+def _most_kept(counts: np.ndarray, ways: Sequence[tuple[int, ...]], wanted: int) -> np.ndarray:
+    """(W,) the most training pairs for each way to set templates aside; -1 if too few can be held out.
+
+    `_fillers` for all ways at once, without the fillers. counts: (F, T) pairs.
+    """
+    aside = np.zeros((len(ways), counts.shape[1]), dtype=int)  # (W, T)
+    for number, way in enumerate(ways):
+        aside[number, list(way)] = 1
+    held = counts @ aside.T  # (F, W)
+    train = counts.sum(1, keepdims=True) - held
+    table = np.full((len(ways), wanted + 1), -(10**9))  # most kept, by held-out pairs so far (at most `wanted`)
+    table[:, 0] = 0
+    for more, others in zip(held, train, strict=True):
+        new = table + others[:, None]
+        for step in set(more.tolist()):
+            rows = more == step
+            shifted = np.full_like(table[rows], -(10**9))
+            shifted[:, step:] = table[rows][:, : max(wanted + 1 - step, 0)]
+            shifted[:, wanted] = table[rows][:, max(wanted - step, 0) :].max(1)
+            new[rows] = np.maximum(new[rows], shifted)
+        table = new
+    return np.maximum(table[:, wanted], -1)
+
+
+def _fillers(cells: dict[str, Counter[str]], aside: frozenset[str], wanted: int) -> frozenset[str]:
+    """The fillers to set aside beside these templates.
 
     Each filler gives its pairs of the templates aside to the held-out part, or its others to the training part: a
     knapsack, solved by the number of held-out pairs so far.
@@ -117,19 +142,19 @@ def _fillers(cells: dict[str, Counter[str]], aside: frozenset[str], wanted: int)
                 if place not in new or value[0] > new[place][0]:
                     new[place] = value
         table = new
-    kept, chosen = table.get(wanted, (-1, ()))
-    return kept, frozenset(chosen)
+    return frozenset(table[wanted][1])
 
 
 def _take_copies_out(made: Split) -> None:
     """Drop training pairs that copy a text of a held-out pair, or whose prompt nearly copies one of theirs."""
     texts = {row[side] for row in made.heldout for side in ("chosen", "rejected")}
-    prompts = [row["prompt"] for row in made.heldout]
+    prompts = [word_runs(row["prompt"]) for row in made.heldout]
     kept = []
     for row in made.train:
+        runs = word_runs(row["prompt"])
         if row["chosen"] in texts or row["rejected"] in texts:
             made.dropped["copy of a held-out text"] += 1
-        elif any(similarity(row["prompt"], prompt) >= NEAR for prompt in prompts):
+        elif any(len(runs & other) >= NEAR * len(runs | other) for other in prompts):
             made.dropped["prompt nearly equal to a held-out one"] += 1
         else:
             kept.append(row)

@@ -121,8 +121,12 @@ class Batches:
                 outcomes[i]["reason"] = "chosen is not benign"
             elif not has_length(text, self.config.min_words, self.config.max_words):
                 outcomes[i]["reason"] = "chosen is too short or too long" + BEFORE_NEWLINE * (text in cut)
+            elif not candidates[i]:
+                outcomes[i]["reason"] = "the source gives no candidate"
             elif not ranked:
-                outcomes[i]["reason"] = "no candidate is toxic" + BEFORE_NEWLINE * any(map(cut.__contains__, candidates[i]))
+                outcomes[i]["reason"] = "no candidate is toxic" + BEFORE_NEWLINE * any(
+                    map(cut.__contains__, candidates[i])
+                )
             else:
                 toxic[i] = ranked
         perplexity = dict(zip(toxic, likelihood.perplexities([(prompts[i], chosen[i]) for i in toxic]), strict=True))

@@ -77,7 +77,7 @@ class NearDuplicates:
 
     def add(self, text: str) -> bool:
         """Whether `text` is new; if so, it is remembered."""
-        shingles = _shingles(text)
+        shingles = word_runs(text)
         keys = list(enumerate(self._bands(shingles)))
         near = {number for key in keys for number in self._buckets.get(key, ())}
         for number in near:
@@ -96,13 +96,8 @@ class NearDuplicates:
         return [band.tobytes() for band in hashes.min(0).reshape(_BANDS, _ROWS)]
 
 
-def similarity(one: str, other: str) -> float:
-    """Jaccard similarity of the sets of three words in a row of two texts, 0 to 1."""
-    first, second = _shingles(one), _shingles(other)
-    return len(first & second) / len(first | second)
-
-
-def _shingles(text: str) -> frozenset[int]:
+def word_runs(text: str) -> frozenset[int]:
+    """Hashes of the runs of three words of a text; of a shorter one the whole."""
     words = text.lower().split()
     runs = (" ".join(words[i : i + SHINGLE]) for i in range(max(len(words) - SHINGLE + 1, 1)))
     return frozenset(zlib.crc32(run.encode("utf-8", "replace")) for run in runs)
