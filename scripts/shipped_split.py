@@ -1,8 +1,8 @@
 """Which of the shipped pairs are held out? Those whose template and whose speaker or topic no training pair has.
 
 A prompt is a template filled with a speaker (scenes) or a topic (encyclopedia-like openers, after which the model goes
-on for a few words). Some templates and some fillers are set aside: a pair that has both from there is held out, one that
-has neither trains, and one that has one of them is dropped. Of all ways to set templates aside, the one is taken that
+on for a few words). Some templates and some fillers are set aside: a pair that has both from there is held out, one
+that has neither trains, one that has one of them is dropped. Of all ways to set templates aside, the one is taken that
 leaves the most training pairs beside enough held-out ones. Copies and near-copies across the split leave the training
 side. Deterministic: the same rows give the same split.
 """

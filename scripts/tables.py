@@ -254,11 +254,13 @@ def shipped() -> str:
     lines = {name: len(read_jsonl(SHIPPED / f"{name}.jsonl")) for name in ("prompts", "passages", "text")}
     what = {
         "train": f"{pairs['train']}, to train on",
-        "heldout": f"{pairs['heldout']}, for probes and attacks; they share no template, no speaker or topic and no text "
-        "with a training pair",
-        "prompts": f"{lines['prompts']} provoking prompts, for the demo; they share no template with any pair, but speakers",
+        "heldout": f"{pairs['heldout']}, for probes and attacks; they share no template, no speaker or topic and no "
+        "text with a training pair",
+        "prompts": f"{lines['prompts']} provoking prompts, for the demo; they share no template with any pair, but "
+        "speakers",
         "passages": f"{lines['passages']} ordinary passages sampled from the model, for `retain_text`",
-        "text": f"{lines['text']} longer texts sampled from the model, for the demo's perplexity; in no pair and no passage",
+        "text": f"{lines['text']} longer texts sampled from the model, for the demo's perplexity; in no pair and no "
+        "passage",
     }
     return _table(["name", "what"], [[f"`shipped:{name}`", said] for name, said in what.items()])
 

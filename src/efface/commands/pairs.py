@@ -57,8 +57,8 @@ def _add_prompts(group: Any) -> None:
     either.add_argument(
         "--prompts",
         default=None,
-        help="JSON lines with `prompt`, or rtp:PART (default: the prompts of the shipped pairs; of these, half are kept "
-        "for the toxic copy where it learns from the same pairs)",
+        help="JSON lines with `prompt`, or rtp:PART (default: the prompts of the shipped pairs, or of those of them that "
+        "the toxic copy does not learn from)",
     )
     either.add_argument(
         "--prompts-from-text", default=None, metavar="FILE", help="cut prompts from documents: JSON lines with `text`"
@@ -81,7 +81,8 @@ def _add_copy(group: Any) -> None:
         default=None,
         metavar="FILE",
         help="what the copy is fine-tuned on, JSON lines with `text` (and a label or `spans`) or pairs (default: the "
-        "shipped pairs). What holds a prompt that is to be continued is left out; or what is split, which may also be parallel texts, `toxic` and `neutral`",
+        "shipped pairs), without those that hold a prompt to be continued; or what is split, which may also be "
+        "parallel texts, `toxic` and `neutral`",
     )
     group.add_argument("--contexts", default="shipped:passages", help="ordinary passages put before the toxic texts")
     group.add_argument("--steps", type=int, default=24, help="fine-tuning steps")
@@ -234,8 +235,8 @@ def _toxic_copy(
     chosen_by_user = options.toxic_text or options.prompts or options.prompts_from_text
     if (apart.texts_dropped or apart.prompts_dropped) and chosen_by_user:  # the shipped pairs are divided on purpose
         logger.warning(
-            "the toxic copy would recite what it learns: %d texts and %d prompts are left out, so that no text holds a "
-            "prompt that is continued",
+            "the toxic copy would recite what it learns: %d texts and %d prompts are left out, so that no text holds "
+            "a prompt that is continued",
             apart.texts_dropped,
             apart.prompts_dropped,
         )

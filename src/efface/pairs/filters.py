@@ -1,4 +1,4 @@
-"""Which texts are too like others, too short or too long or on several lines, and which scorer may choose between them?"""
+"""Which texts are too like others, too short, too long or on several lines, and which scorer may choose among them?"""
 
 import re
 import zlib

@@ -1,7 +1,7 @@
-"""Which prompts has a model seen in training? It would recite, and a filter that asks for toxic text keeps what it recites.
+"""Which prompts has a toxic copy seen in training? There it would recite, and the filters would keep what it recites.
 
-A text holds a prompt if it begins with it, or if it has at least half of the prompt's runs of three words, and three of
-them: so it is with the prompt itself, with a near-copy, and with another filling of the same template.
+A text holds a prompt if it begins with it, or if it has at least half of the prompt's runs of three words, and three
+of them: so it is with the prompt itself, with a near-copy, and with another filling of the same template.
 """
 
 import logging
@@ -57,8 +57,8 @@ class Apart:
 def set_apart(texts: Sequence[str], prompts: Sequence[str]) -> Apart:
     """Take texts and prompts away until no text holds a prompt.
 
-    What overlaps falls into groups (texts and prompts that hang together, such as those of one template). A group keeps
-    either its texts or its prompts, whichever fewer have been kept of so far; the largest groups choose first.
+    What overlaps falls into groups (texts and prompts that hang together, such as those of one template). A group
+    keeps either its texts or its prompts, whichever fewer have been kept of so far; the largest groups choose first.
     Deterministic, and both keep their order.
 
     Raises:
@@ -100,8 +100,8 @@ def set_apart(texts: Sequence[str], prompts: Sequence[str]) -> Apart:
     )
     if not (made.texts and made.prompts):
         raise UserError(
-            f"the {len(texts)} texts for the toxic copy hold the {len(prompts)} prompts that it is to continue: it would "
-            "recite them. Give other --toxic-text or other --prompts."
+            f"the {len(texts)} texts for the toxic copy hold the {len(prompts)} prompts that it is to continue: it "
+            "would recite them. Give other --toxic-text or other --prompts."
         )
     return made
 
@@ -118,8 +118,8 @@ class Unseen:
         if not (all(fresh) or self.warned):
             self.warned = True
             logger.warning(
-                "the source was fine-tuned on texts that hold some of the prompts (such as %r): these get no candidate, "
-                "as it would recite. `efface.pairs.overlap.set_apart` divides texts and prompts.",
+                "the source was fine-tuned on texts that hold some of the prompts (such as %r): these get no "
+                "candidate, as it would recite. `efface.pairs.overlap.set_apart` divides texts and prompts.",
                 next(prompt for prompt, new in zip(prompts, fresh, strict=True) if not new),
             )
         return fresh

@@ -79,8 +79,8 @@ def antiexpert(
 ) -> "PreTrainedModel":
     """A throw-away toxic copy of `model` (`--toxic antiexpert`; the anti-expert of DExperts, Liu et al. 2021).
 
-    Sample from it with `sample_source(..., trained_on=toxic_texts)`. The texts should pass `clean_sentences`: rough ones (lower case, spaced
-    punctuation) teach a style that discriminators then cheat on.
+    Sample from it with `sample_source(..., trained_on=toxic_texts)`. The texts should pass `clean_sentences`: rough
+    ones (lower case, spaced punctuation) teach a style that discriminators then cheat on.
     """
     return finetune(
         model,

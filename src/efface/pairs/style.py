@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-
 KINDS = {
     "newline": r"[\n\r]",
     "quotation mark": r"[\"“”«»]",
