@@ -1,8 +1,10 @@
 """From what words are the prompts of the shipped data made? Topics, openers and scenes, all written for efface."""
 
+import functools
 import itertools
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 TOPICS = """violins|volcanoes|the Roman Empire|photosynthesis|chess|Lisbon|steam engines|honey bees|the printing press|
@@ -65,6 +67,43 @@ def scenes(kind: str, seed: int) -> list[str]:
     ]
     random.Random(seed).shuffle(made)
     return made
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a prompt was made from."""
+
+    kind: str
+    """`scene` or `encyclopedia`."""
+    template: str
+    filler: str
+    """The speaker or the topic."""
+
+
+@functools.cache
+def _origins() -> dict[str, Origin]:
+    """What each whole scene, and each beginning of an encyclopedia-like sentence, was made from."""
+    made = {}
+    for template, speaker in itertools.product(itertools.chain(*SCENES.values()), _words(SPEAKERS)):
+        made[_fill(template, speaker=speaker)] = Origin("scene", template, speaker)
+    for opener, topic in itertools.product(OPENERS, _words(TOPICS)):
+        made[_fill(opener, topic=topic)] = Origin("encyclopedia", opener, topic)
+    return made
+
+
+def origin(prompt: str) -> Origin:
+    """The template and the speaker or topic of a prompt that was made here.
+
+    Raises:
+        ValueError: if it was not.
+    """
+    if prompt in _origins():
+        return _origins()[prompt]
+    # The longest beginning, as an opener that ends in its topic fits both "owls" and "owls of Europe".
+    found = [made for start, made in _origins().items() if made.kind == "encyclopedia" and prompt.startswith(start)]
+    if not found:
+        raise ValueError(f"{prompt!r} is made from no template of shipped_prompts.py.")
+    return max(found, key=lambda made: len(made.filler))
 
 
 # Openers of the text on which the demo measures perplexity; no training pair and no passage begins like this.

@@ -1,4 +1,7 @@
-"""What does each table in README and docs say? One function a table, from the files in `benchmarks/results/`."""
+"""What does each table in README and docs say? One function a table, from the files in `benchmarks/results/`.
+
+Those of the shipped pairs come from the `meta.json` beside them.
+"""
 
 import json
 from collections.abc import Callable, Iterable
@@ -6,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from efface.results import read_json
+from efface.rows import read_jsonl
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+SHIPPED = ROOT / "src" / "efface" / "shipped"
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> str:
@@ -239,6 +244,48 @@ def builders_trained() -> str:
     return _table(["pairs of", "pairs", *shares, "less shipped's (first judge)", "perplexity", "verdict"], rows)
 
 
+def shipped() -> str:
+    meta = read_json(SHIPPED / "meta.json")
+    kinds = meta["split"]["kinds"]
+    pairs = {
+        part: f"{sum(of.values())} pairs: {of['scene']} provoking prompts, {of['encyclopedia']} encyclopedia-like ones"
+        for part, of in kinds.items()
+    }
+    lines = {name: len(read_jsonl(SHIPPED / f"{name}.jsonl")) for name in ("prompts", "passages", "text")}
+    what = {
+        "train": f"{pairs['train']}, to train on",
+        "heldout": f"{pairs['heldout']}, for probes and attacks; they share no template, no speaker or topic and no "
+        "text with a training pair",
+        "prompts": f"{lines['prompts']} provoking prompts, for the demo; they share no template with any pair, but "
+        "speakers",
+        "passages": f"{lines['passages']} ordinary passages sampled from the model, for `retain_text`",
+        "text": f"{lines['text']} longer texts sampled from the model, for the demo's perplexity; in no pair and no "
+        "passage",
+    }
+    return _table(["name", "what"], [[f"`shipped:{name}`", said] for name, said in what.items()])
+
+
+def shipped_sides() -> str:
+    meta = read_json(SHIPPED / "meta.json")
+    before, now = meta.get("first_build"), meta["train"]
+    rows = []
+    for kind, sides in now["shortcuts"].items():
+        cells = [f"{sides[side]:.2f}" for side in ("chosen", "rejected")]
+        old = [f"{before['shortcuts'][kind][side]:.2f}" for side in sides] if before else ["", ""]
+        rows.append([kind, *cells, *old])
+    rows.append(
+        ["*style-only AUC*", f"{now['style_auc']:.2f}", "", f"{before['style_auc']:.2f}" if before else "", ""]
+    )
+    header = [
+        "share of texts with",
+        "`chosen`",
+        "`rejected`",
+        "`chosen` before the guard",
+        "`rejected` before the guard",
+    ]
+    return _table(header, rows)
+
+
 def methods() -> str:
     entries = read_json(RESULTS / "methods.json")["methods"]
     rows = []
@@ -395,6 +442,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "generation": generation,
     "builders": builders,
     "builders_trained": builders_trained,
+    "shipped": shipped,
+    "shipped_sides": shipped_sides,
     "methods": methods,
     "gcg": gcg,
     "patience": patience,

@@ -206,7 +206,7 @@ def test_a_chosen_text_that_is_too_short(build: Build) -> None:
 
 
 def test_no_pair_leaves_no_file(build: Build, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"none of 7 prompts gave a pair \({'no candidate is toxic': 7}\). Relax"):
+    with pytest.raises(RunError, match=r"none of 7 prompts gave a pair \({'the source gives no candidate': 7}\)"):
         build(Source(answers={}))
     assert not (tmp_path / "pairs.jsonl").exists() and not (tmp_path / "pairs.meta.json").exists()
 
@@ -293,7 +293,7 @@ def test_the_source_is_measured_on_all_prompts_before_any_filter(build: Build, m
     nll = continuation_nll(model, tiny_tokenizer(), *zip(*texts, strict=True))
     expected = np.exp(sum(total for total, _ in nll) / sum(tokens for _, tokens in nll))
     assert source["perplexity"] == pytest.approx(expected, rel=1e-4)
-    assert report.counts == {"kept": 4, "no candidate is toxic": 3} and report.keep_rate == 4 / 7
+    assert report.counts == {"kept": 4, "the source gives no candidate": 3} and report.keep_rate == 4 / 7
 
 
 def test_plain_samples_are_those_of_the_model(build: Build, model: PreTrainedModel) -> None:

@@ -1,6 +1,7 @@
 """`efface pairs MODEL -o PAIRS.jsonl`"""
 
 import argparse
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
     from efface.evaluation.scorers import Scorer
     from efface.pairs.builder import BuildReport, Source
     from efface.pairs.corpus import Corpus
+    from efface.pairs.overlap import Apart
 
     Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
-    Made = tuple[Source, dict[str, Any]]
+    Made = tuple[Source, dict[str, Any], list[str]]  # who writes, how, and the prompts that may be asked
+
+logger = logging.getLogger(__name__)
 
 # The fluency filter of sources that do not write as the model does at a low temperature: at 3 nearly nothing of theirs
 # would pass (docs/data.md).
@@ -53,7 +57,8 @@ def _add_prompts(group: Any) -> None:
     either.add_argument(
         "--prompts",
         default=None,
-        help="JSON lines with `prompt`, or rtp:PART (default: the prompts of the shipped pairs)",
+        help="JSON lines with `prompt`, or rtp:PART (default: the prompts of the shipped pairs, or of those of them that "
+        "the toxic copy does not learn from)",
     )
     either.add_argument(
         "--prompts-from-text", default=None, metavar="FILE", help="cut prompts from documents: JSON lines with `text`"
@@ -76,7 +81,8 @@ def _add_copy(group: Any) -> None:
         default=None,
         metavar="FILE",
         help="what the copy is fine-tuned on, JSON lines with `text` (and a label or `spans`) or pairs (default: the "
-        "shipped pairs); or what is split, which may also be parallel texts, `toxic` and `neutral`",
+        "shipped pairs), without those that hold a prompt to be continued; or what is split, which may also be "
+        "parallel texts, `toxic` and `neutral`",
     )
     group.add_argument("--contexts", default="shipped:passages", help="ordinary passages put before the toxic texts")
     group.add_argument("--steps", type=int, default=24, help="fine-tuning steps")
@@ -115,6 +121,12 @@ def _add_filters(group: Any) -> None:
         "--near-duplicate", type=float, default=0.7, help="similarity from which a pair counts as equal to another"
     )
     group.add_argument(
+        "--one-line",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="no newline on either side: none is written, and other texts are cut before theirs",
+    )
+    group.add_argument(
         "--compare-with-samples",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -139,6 +151,7 @@ def run(options: argparse.Namespace) -> None:
         min_words=options.min_words,
         max_words=options.max_words,
         near_duplicate=options.near_duplicate,
+        one_line=options.one_line,
         compare_with_samples=options.compare_with_samples,
         batch_size=options.batch_size,
         seed=options.seed,
@@ -151,8 +164,7 @@ def run(options: argparse.Namespace) -> None:
         prompts, given = corpus.prompts, corpus.given
         source, made = corpus.source, {"splits": dict(corpus.counts)}
     else:
-        prompts = _prompts(options)
-        source, made = SOURCES[options.toxic](options, scorer, load)
+        source, made, prompts = SOURCES[options.toxic](options, scorer, load, _prompts(options))
     report = build_pairs(
         *load(),
         prompts,
@@ -182,47 +194,66 @@ def _prompts(options: argparse.Namespace) -> list[str]:
     return load_prompts(options.prompts or "shipped:train")
 
 
-def _sample(options: argparse.Namespace, scorer: "Scorer", load: "Load") -> "Made":
+def _sample(options: argparse.Namespace, scorer: "Scorer", load: "Load", prompts: list[str]) -> "Made":
     from efface.pairs.sources import sample_source
 
     model, tokenizer = load()
     decoding = _decoding(options)
-    return sample_source(model, tokenizer, **decoding, **_sizes(options)), {"decoding": decoding}
+    source = sample_source(model, tokenizer, **decoding, **_sizes(options, tokenizer))
+    return source, {"decoding": decoding}, prompts
 
 
-def _antiexpert(options: argparse.Namespace, scorer: "Scorer", load: "Load") -> "Made":
+def _antiexpert(options: argparse.Namespace, scorer: "Scorer", load: "Load", prompts: list[str]) -> "Made":
     from efface.pairs.sources import sample_source
 
-    copy, made = _toxic_copy(options, scorer, load)
-    decoding = _decoding(options)
-    return sample_source(copy, load()[1], **decoding, **_sizes(options)), {"decoding": decoding, "antiexpert": made}
+    copy, made, apart = _toxic_copy(options, scorer, load, prompts)
+    tokenizer, decoding = load()[1], _decoding(options)
+    source = sample_source(copy, tokenizer, **decoding, **_sizes(options, tokenizer), trained_on=apart.texts)
+    return source, {"decoding": decoding, "antiexpert": made}, apart.prompts
 
 
-def _dexperts(options: argparse.Namespace, scorer: "Scorer", load: "Load") -> "Made":
+def _dexperts(options: argparse.Namespace, scorer: "Scorer", load: "Load", prompts: list[str]) -> "Made":
     from efface.pairs.dexperts import dexperts_source
 
-    copy, made = _toxic_copy(options, scorer, load)
+    copy, made, apart = _toxic_copy(options, scorer, load, prompts)
     model, tokenizer = load()
     decoding = _decoding(options)
-    source = dexperts_source(model, copy, tokenizer, alpha=options.alpha, **decoding, **_sizes(options))
-    return source, {"decoding": decoding, "antiexpert": made, "alpha": options.alpha}
+    how = {**decoding, **_sizes(options, tokenizer), "trained_on": apart.texts}
+    source = dexperts_source(model, copy, tokenizer, alpha=options.alpha, **how)
+    return source, {"decoding": decoding, "antiexpert": made, "alpha": options.alpha}, apart.prompts
 
 
 def _toxic_copy(
-    options: argparse.Namespace, scorer: "Scorer", load: "Load"
-) -> "tuple[PreTrainedModel, dict[str, Any]]":
+    options: argparse.Namespace, scorer: "Scorer", load: "Load", prompts: list[str]
+) -> "tuple[PreTrainedModel, dict[str, Any], Apart]":
+    from efface.pairs.overlap import set_apart
     from efface.pairs.sources import antiexpert, in_context, toxic_texts
     from efface.part import digest
     from efface.rows import load_texts
 
-    texts = toxic_texts(options.toxic_text or ["shipped:train"], scorer)
+    apart = set_apart(toxic_texts(options.toxic_text or ["shipped:train"], scorer), prompts)
+    chosen_by_user = options.toxic_text or options.prompts or options.prompts_from_text
+    if (apart.texts_dropped or apart.prompts_dropped) and chosen_by_user:  # the shipped pairs are divided on purpose
+        logger.warning(
+            "the toxic copy would recite what it learns: %d texts and %d prompts are left out, so that no text holds "
+            "a prompt that is continued",
+            apart.texts_dropped,
+            apart.prompts_dropped,
+        )
     settings = {"steps": options.steps, "learning_rate": options.learning_rate}
-    texts = in_context(texts, load_texts(options.contexts), seed=options.seed)
+    texts = in_context(apart.texts, load_texts(options.contexts), seed=options.seed)
     copy = antiexpert(*load(), texts, seed=options.seed, progress=True, **settings)
-    return copy, {**settings, "texts": len(texts), "texts_digest": digest(texts)}
+    made = {
+        **settings,
+        "texts": len(texts),
+        "texts_digest": digest(texts),
+        "texts_left_out": apart.texts_dropped,
+        "prompts_left_out": apart.prompts_dropped,
+    }
+    return copy, made, apart
 
 
-def _pplm(options: argparse.Namespace, scorer: "Scorer", load: "Load") -> "Made":
+def _pplm(options: argparse.Namespace, scorer: "Scorer", load: "Load", prompts: list[str]) -> "Made":
     from efface.evaluation.labelled import load_labelled
     from efface.pairs.attribute import toxicity_probe
     from efface.pairs.perturbation import PPLMSettings
@@ -245,11 +276,11 @@ def _pplm(options: argparse.Namespace, scorer: "Scorer", load: "Load") -> "Made"
         progress=True,
     )
     samples = {"samples": 1} | _stated(options, "samples")
-    source = pplm_source(model, tokenizer, probe, settings, **samples, **_sizes(options))
-    return source, {"pplm": asdict(settings), **samples, "probe": asdict(probe.quality)}
+    source = pplm_source(model, tokenizer, probe, settings, **samples, **_sizes(options, tokenizer))
+    return source, {"pplm": asdict(settings), **samples, "probe": asdict(probe.quality)}, prompts
 
 
-SOURCES: dict[str, "Callable[[argparse.Namespace, Scorer, Load], Made]"] = {
+SOURCES: dict[str, "Callable[[argparse.Namespace, Scorer, Load, list[str]], Made]"] = {
     "antiexpert": _antiexpert,
     "dexperts": _dexperts,
     "pplm": _pplm,
@@ -279,8 +310,11 @@ def _stated(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: value for name in names if (value := vars(options)[name]) is not None}
 
 
-def _sizes(options: argparse.Namespace) -> dict[str, Any]:
-    return {"max_new_tokens": options.max_new_tokens, "batch_size": options.batch_size}
+def _sizes(options: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    from efface.pairs.filters import newline_tokens
+
+    without = newline_tokens(tokenizer) if options.one_line else []
+    return {"max_new_tokens": options.max_new_tokens, "batch_size": options.batch_size, "without": without}
 
 
 def _print(output: Any, report: "BuildReport") -> None:

@@ -5,7 +5,7 @@ rounding of the model's logits. The caller's tokenizer and the global random sta
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from efface.errors import UserError
@@ -50,6 +50,7 @@ def generate(
     max_prompt_tokens: int | None = None,
     truncation: Truncation = "last",
     chat: bool = False,
+    without: Sequence[int] = (),
     progress: bool = False,
 ) -> list[list[str]]:
     """The text of `samples` continuations of each prompt. See `generate_ids`, which also gives the token ids."""
@@ -69,6 +70,7 @@ def generate(
         max_prompt_tokens=max_prompt_tokens,
         truncation=truncation,
         chat=chat,
+        without=without,
         progress=progress,
     )
     return [[continuation.text for continuation in row] for row in rows]
@@ -91,6 +93,7 @@ def generate_ids(
     max_prompt_tokens: int | None = None,
     truncation: Truncation = "last",
     chat: bool = False,
+    without: Sequence[int] = (),
     progress: bool = False,
 ) -> list[list[Continuation]]:
     """`samples` continuations of each prompt: greedy for one, nucleus sampling for several.
@@ -109,6 +112,7 @@ def generate_ids(
             prompt that leaves no room for `max_new_tokens` is an error. With `chat`, the message is what is cut.
         truncation: whether the "last" or the "first" tokens of a prompt that is cut are kept.
         chat: continue the answer to the prompt as a user's message, in the tokenizer's chat template.
+        without: ids of tokens that are never written.
 
     Raises:
         UserError: for settings or prompts that cannot work.
@@ -145,7 +149,7 @@ def generate_ids(
         max_rows=rows if batch_size is None else min(rows, batch_size),
         max_tokens=max_batch_tokens,
     )
-    warp = Warp(temperature, top_k, top_p) if sampled else GREEDY
+    warp = replace(Warp(temperature, top_k, top_p) if sampled else GREEDY, without=tuple(without))
     decoder = Decoder(model, warp, pad_id(processing_class), end_ids(model, processing_class))
     done: dict[tuple[int, int], Continuation] = {}
     with eval_mode(model):

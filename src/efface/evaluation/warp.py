@@ -45,6 +45,8 @@ class Warp:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    without: tuple[int, ...] = ()
+    """Tokens that are never chosen: their probability goes to the others."""
 
     def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """(B, V) logits and (B,) numbers in [0, 1) -> (B,) token ids.
@@ -52,6 +54,10 @@ class Warp:
         Raises:
             RunError: if a row of logits is not finite.
         """
+        if self.without:
+            _check_finite(logits.amax(-1))  # before infinite ones are put in
+            ruled_out = torch.tensor([token for token in self.without if token < logits.shape[-1]])
+            logits = logits.index_fill(-1, ruled_out.to(logits.device), -torch.inf)
         if self.top_k == 1:  # greedy; of equal logits the first, as in transformers
             best, tokens = logits.max(-1)
             _check_finite(best)

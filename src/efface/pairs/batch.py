@@ -13,13 +13,17 @@ import numpy as np
 from efface.evaluation.generation import generate
 from efface.evaluation.likelihood import continuation_nll
 from efface.evaluation.scorers import Scorer, score
-from efface.pairs.filters import NearDuplicates, has_length
+from efface.pairs.filters import NearDuplicates, first_line, has_length, newline_tokens
 from efface.rows import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from efface.pairs.builder import BuilderConfig, Source
+
+
+BEFORE_NEWLINE = " before its newline"
+"""Added to the reason where a text was cut at one."""
 
 
 class Batches:
@@ -37,6 +41,7 @@ class Batches:
     ):
         self.model, self.processing_class = model, processing_class
         self.source, self.scorer, self.config, self.given, self.how = source, scorer, config, given, how
+        self.without = newline_tokens(processing_class) if config.one_line else []
         self.seen = None if config.near_duplicate is None else NearDuplicates(config.near_duplicate)
 
     def remember(self, outcomes: list[Row]) -> None:
@@ -50,12 +55,17 @@ class Batches:
         begun = time.perf_counter()
         chosen = self._chosen(prompts)
         candidates = self.source(prompts, seed)
+        cut: set[str] = set()  # texts that went on after a newline
+        if self.config.one_line:
+            cut = {first_line(text) for text in (*chosen, *sum(candidates, [])) if first_line(text) != text}
+            chosen = [first_line(text) for text in chosen]
+            candidates = [[first_line(text) for text in texts] for texts in candidates]
         seconds = time.perf_counter() - begun
         samples = self._samples(prompts, seed) if self.config.compare_with_samples else []
         texts = list(dict.fromkeys([*chosen, *(text for row in candidates for text in row), *samples]))
         scores = dict(zip(texts, map(float, score(self.scorer, texts)), strict=True))
         likelihood = _Likelihood(self.model, self.processing_class, self.config.batch_size)
-        outcomes = self._filtered(prompts, chosen, candidates, scores, likelihood)
+        outcomes = self._filtered(prompts, chosen, candidates, scores, likelihood, cut)
         if samples:
             first = {i: row[0] for i, row in enumerate(candidates) if row}
             for name, found in (("first", first), ("sample", dict(enumerate(samples)))):
@@ -75,6 +85,7 @@ class Batches:
             asked,
             max_new_tokens=self.config.max_new_tokens,
             batch_size=self.config.batch_size,
+            without=self.without,
         )
         written |= {prompt: row[0] for prompt, row in zip(asked, texts, strict=True)}
         return [written[prompt] for prompt in prompts]
@@ -89,6 +100,7 @@ class Batches:
             max_new_tokens=self.config.max_new_tokens,
             batch_size=self.config.batch_size,
             seed=seed,
+            without=self.without,
         )
         return [row[0] for row in rows]
 
@@ -99,6 +111,7 @@ class Batches:
         candidates: list[list[str]],
         scores: dict[str, float],
         likelihood: "_Likelihood",
+        cut: set[str],
     ) -> list[Row]:
         outcomes: list[Row] = [{} for _ in prompts]
         toxic: dict[int, list[str]] = {}
@@ -107,9 +120,13 @@ class Batches:
             if scores[text] > self.config.max_benign_score:
                 outcomes[i]["reason"] = "chosen is not benign"
             elif not has_length(text, self.config.min_words, self.config.max_words):
-                outcomes[i]["reason"] = "chosen is too short or too long"
+                outcomes[i]["reason"] = "chosen is too short or too long" + BEFORE_NEWLINE * (text in cut)
+            elif not candidates[i]:
+                outcomes[i]["reason"] = "the source gives no candidate"
             elif not ranked:
-                outcomes[i]["reason"] = "no candidate is toxic"
+                outcomes[i]["reason"] = "no candidate is toxic" + BEFORE_NEWLINE * any(
+                    map(cut.__contains__, candidates[i])
+                )
             else:
                 toxic[i] = ranked
         perplexity = dict(zip(toxic, likelihood.perplexities([(prompts[i], chosen[i]) for i in toxic]), strict=True))

@@ -15,7 +15,7 @@ from efface.errors import RunError, UserError
 from efface.evaluation.scorers import DEFAULT_SCORER, Scorer
 from efface.pairs.batch import Batches
 from efface.pairs.filters import selecting_scorer
-from efface.pairs.style import style_auc
+from efface.pairs.style import shortcuts, style_auc
 from efface.pairs.unfiltered import unfiltered_figures
 from efface.part import PartFile, digest
 from efface.progress import track
@@ -47,6 +47,9 @@ class BuilderConfig:
     near_duplicate: float | None = 0.7
     """From this similarity (see `NearDuplicates`) of prompt + rejected to an earlier pair on, a pair is dropped; None
     keeps all."""
+    one_line: bool = True
+    """Neither side has a newline: the model does not write any, and what still has one is cut before it. On one side
+    alone it would tell the sides apart without a word being read, and greedy text has many more than toxic text."""
     compare_with_samples: bool = True
     """Measure source and plain samples before filtering. For each prompt this costs one more sequence (beside the
     greedy one and, say, 4 candidates) and two likelihoods, which is little beside the passes of PPLM."""
@@ -71,6 +74,8 @@ class BuildReport:
     """Toxic share and perplexity before filtering; see `unfiltered_figures`."""
     style_auc: float | None
     """Held-out AUC of a classifier that sees style alone (case, punctuation, length, repetition); 0.5 is best."""
+    shortcuts: dict[str, dict[str, float]]
+    """Kind of character -> `chosen`, `rejected`: the share of the texts of that side with one; see `shortcuts`."""
     settings: dict[str, Any]
     environment: dict[str, Any]
 
@@ -168,6 +173,7 @@ def _report(
             [outcome["sample"] for outcome in outcomes if "sample" in outcome],
         ),
         style_auc=style_auc([row["chosen"] for row in rows], [row["rejected"] for row in rows]),
+        shortcuts=shortcuts([row["chosen"] for row in rows], [row["rejected"] for row in rows]),
         settings=settings,
         environment=stamp,
     )

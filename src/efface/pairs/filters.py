@@ -1,12 +1,18 @@
-"""Which texts are too like others, too short or too long, and which scorer may choose between them?"""
+"""Which texts are too like others, too short, too long or on several lines, and which scorer may choose among them?"""
 
+import re
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from efface.errors import UserError
 from efface.evaluation.scorers import Scorer, load_scorer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NEWLINE = re.compile(r"[\n\r\v\f\x85\u2028\u2029]")
 SHINGLE = 3
 """Words in a row that are compared."""
 _BANDS, _ROWS = 32, 4
@@ -31,6 +37,19 @@ def selecting_scorer(scorer: str | Scorer) -> Scorer:
 def has_length(text: str, min_words: int, max_words: int | None) -> bool:
     """Whether a text has at least `min_words` and at most `max_words` (None: any number of) words."""
     return min_words <= len(text.split()) and (max_words is None or len(text.split()) <= max_words)
+
+
+def first_line(text: str) -> str:
+    """What stands before the first newline; a text without one is left as it is."""
+    newline = NEWLINE.search(text)
+    return text if newline is None else text[: newline.start()].rstrip()
+
+
+def newline_tokens(processing_class: "PreTrainedTokenizerBase") -> list[int]:
+    """The ids of all tokens whose text holds a newline, special ones excepted."""
+    ids = sorted(set(range(len(processing_class))) - set(processing_class.all_special_ids))
+    texts = processing_class.batch_decode([[token] for token in ids])
+    return [token for token, text in zip(ids, texts, strict=True) if NEWLINE.search(text)]
 
 
 class NearDuplicates:
@@ -58,7 +77,7 @@ class NearDuplicates:
 
     def add(self, text: str) -> bool:
         """Whether `text` is new; if so, it is remembered."""
-        shingles = _shingles(text)
+        shingles = word_runs(text)
         keys = list(enumerate(self._bands(shingles)))
         near = {number for key in keys for number in self._buckets.get(key, ())}
         for number in near:
@@ -77,7 +96,8 @@ class NearDuplicates:
         return [band.tobytes() for band in hashes.min(0).reshape(_BANDS, _ROWS)]
 
 
-def _shingles(text: str) -> frozenset[int]:
+def word_runs(text: str) -> frozenset[int]:
+    """Hashes of the runs of three words of a text; of a shorter one the whole."""
     words = text.lower().split()
     runs = (" ".join(words[i : i + SHINGLE]) for i in range(max(len(words) - SHINGLE + 1, 1)))
     return frozenset(zlib.crc32(run.encode("utf-8", "replace")) for run in runs)

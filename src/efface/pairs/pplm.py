@@ -40,6 +40,7 @@ def pplm_source(
     samples: int = 1,
     max_new_tokens: int = 20,
     batch_size: int = 32,
+    without: Sequence[int] = (),
     progress: bool = False,
 ) -> Source:
     """Candidates are what `model` says when PPLM steers it by `probe` (`--toxic pplm`)."""
@@ -55,6 +56,7 @@ def pplm_source(
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             seed=seed,
+            without=without,
             progress=progress,
         )
         return [[continuation.text for continuation in row] for row in rows]
@@ -73,6 +75,7 @@ def pplm_generate(
     max_new_tokens: int = 20,
     batch_size: int = 32,
     seed: int = 0,
+    without: Sequence[int] = (),
     progress: bool = False,
 ) -> list[list[Continuation]]:
     """`samples` steered continuations of each prompt.
@@ -83,6 +86,7 @@ def pplm_generate(
         probe: of the mean residual stream after the last block, as `toxicity_probe` trains it; 1 means toxic.
         batch_size: sequences at once (a prompt with 4 samples is 4 sequences); the results do not depend on it.
         seed: the draws of a sequence depend on it and on the numbers of its prompt and sample alone.
+        without: ids of tokens that are never written.
 
     Raises:
         UserError: for settings or prompts that cannot work, a probe of another width, or a model without a cache of
@@ -113,18 +117,22 @@ def pplm_generate(
         ends = end_ids(model, processing_class)
         for batch in track(batches, "PPLM", show=progress):
             draws = uniforms(seed, batch, max_new_tokens)
-            new = _decode(perturbation, [encoded[number] for number, _ in batch], draws, ends)
+            new = _decode(perturbation, [encoded[number] for number, _ in batch], draws, ends, without)
             for sequence, ids in zip(batch, new, strict=True):
                 done[sequence] = Continuation(str(processing_class.decode(ids, skip_special_tokens=True)), ids)
     return [[done[number, sample] for sample in range(samples)] for number in range(len(encoded))]
 
 
 def _decode(
-    perturbation: Perturbation, prompts: Sequence[list[int]], uniform: Tensor, ends: Sequence[int]
+    perturbation: Perturbation,
+    prompts: Sequence[list[int]],
+    uniform: Tensor,
+    ends: Sequence[int],
+    without: Sequence[int] = (),
 ) -> list[list[int]]:
     """The new tokens of each prompt, up to and including an end token; `uniform` is (B, max_new_tokens)."""
     settings, batch = perturbation.settings, perturbation.start(prompts)
-    warp = Warp(settings.temperature, settings.top_k)
+    warp = Warp(settings.temperature, settings.top_k, without=tuple(without))
     rows: list[list[int]] = [[] for _ in prompts]
     running = torch.arange(len(prompts))  # which prompts are still in the batch
     for step in range(uniform.shape[1]):

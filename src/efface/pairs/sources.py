@@ -12,6 +12,7 @@ from efface.evaluation.labelled import LABELS, is_toxic
 from efface.evaluation.scorers import Scorer, score
 from efface.finetune import finetune
 from efface.pairs.builder import Source
+from efface.pairs.overlap import Unseen
 from efface.rows import Row, labelled_rows
 from efface.text import looks_edited, sentences
 
@@ -32,11 +33,21 @@ def sample_source(
     top_k: int = 0,
     max_new_tokens: int = 20,
     batch_size: int = 64,
+    without: Sequence[int] = (),
+    trained_on: Sequence[str] = (),
 ) -> Source:
-    """Candidates are what `model` itself says after the prompt (`--toxic sample`)."""
+    """Candidates are what `model` itself says after the prompt (`--toxic sample`).
+
+    Args:
+        without: ids of tokens that are never written, such as `newline_tokens`.
+        trained_on: the texts that made `model` toxic. A prompt that one of them holds (`efface.pairs.overlap`) gets no
+            candidate, as the model would recite; the log says so.
+    """
+    unseen = Unseen(trained_on)
 
     def candidates(prompts: Sequence[str], seed: int) -> list[list[str]]:
-        return generate(
+        fresh = unseen(prompts)
+        written = generate(
             model,
             processing_class,
             prompts,
@@ -48,7 +59,9 @@ def sample_source(
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             seed=seed,
+            without=without,
         )
+        return [texts if new else [] for texts, new in zip(written, fresh, strict=True)]
 
     return candidates
 
@@ -66,8 +79,8 @@ def antiexpert(
 ) -> "PreTrainedModel":
     """A throw-away toxic copy of `model` (`--toxic antiexpert`; the anti-expert of DExperts, Liu et al. 2021).
 
-    Sample from it with `sample_source`. The texts should pass `clean_sentences`: rough ones (lower case, spaced
-    punctuation) teach a style that discriminators then cheat on.
+    Sample from it with `sample_source(..., trained_on=toxic_texts)`. The texts should pass `clean_sentences`: rough
+    ones (lower case, spaced punctuation) teach a style that discriminators then cheat on.
     """
     return finetune(
         model,
