@@ -27,6 +27,7 @@ from efface.errors import RunError
 from efface.fingerprint import fingerprint_of
 from efface.forward import Forward, Head, unwrap
 from efface.functional import predicting_positions
+from efface.head_check import check_head
 from efface.methods.config import PairConfig
 from efface.methods.estimate import Estimate, estimate
 from efface.methods.frozen import precomputes, set_up_reference
@@ -105,6 +106,8 @@ class PairTrainer(LossTerms, Trainer):
         self.model_accepts_loss_kwargs = True  # our losses are already divided by the counts of the whole step
         self.layers = self.layers_of(model)
         self.head = Head.of(model)
+        with self.accelerator.autocast():
+            check_head(model, self.head, self.layers)
         self.layout = self._choose_layout(model)
         self.reference: Reference | None = None
         self.reference_head: Head | None = None
