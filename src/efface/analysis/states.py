@@ -15,7 +15,7 @@ from efface.errors import RunError, UserError
 from efface.evaluation.batching import eval_mode, pad_batch, pad_id
 from efface.forward import forward
 from efface.layout import plain_layout
-from efface.models import bos_prefix, capture_residuals, decoder_blocks, parse_layers, position_ids
+from efface.models import accepted, bos_prefix, capture_residuals, decoder_blocks, parse_layers, position_ids
 from efface.progress import track
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ reference says, from its cache or live) -> `loss(policy, reference, batch, count
 """
 
 import logging
-import math
 import shutil
 from collections import defaultdict
 from dataclasses import asdict
@@ -35,6 +34,7 @@ from efface.methods.inputs import budget_loader, make_dataset, model_and_tokeniz
 from efface.methods.passes import choose_layout, policy_forward
 from efface.methods.prepare import pad_token_id, prepare_model_
 from efface.methods.reference import Reference
+from efface.methods.sharded import refuse_sharding
 from efface.methods.sharpness import ascended
 from efface.methods.terms import Counts, LossTerms
 from efface.models import save_model
@@ -102,6 +102,7 @@ class PairTrainer(LossTerms, Trainer):
             data_collator=PairCollator(pad_token_id=pad_token_id(processing_class)),  # type: ignore[arg-type]
             **trainer_kwargs,
         )
+        refuse_sharding(self.accelerator)
         self.n_skipped_rows = rows.skipped
         self.model_accepts_loss_kwargs = True  # our losses are already divided by the counts of the whole step
         self.layers = self.layers_of(model)
@@ -203,8 +204,11 @@ class PairTrainer(LossTerms, Trainer):
         else:
             reference = ReferenceStates(hidden=policy.hidden[:0], norms=policy.hidden[:0])
         loss, metrics = self.loss(policy, reference, inputs, counts)
-        if not math.isfinite(loss.item()):
+        # One process that stopped alone would leave the others waiting for it.
+        finite = torch.isfinite(loss.detach())
+        if not self.accelerator.gather(finite.view(1)).all():
             terms = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
+            terms += "; on another process it is not finite" if finite else ""
             raise RunError(
                 f"the loss is {loss.item()} at step {self.state.global_step} ({terms}); stopped before the optimizer "
                 "step. Earlier checkpoints are untouched. Lower --learning_rate or the weights, or check the model's "
