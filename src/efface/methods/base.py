@@ -1,5 +1,7 @@
 """What do all methods share? Data, reference, one forward a step, counts, metrics, checkpoints.
 
+A mixture of experts is trained by the method's loss alone: the balancing loss of its routers is not added.
+
 A method is a subclass with a `loss`. One batch: `PairCollator` -> `compute_loss` here (one policy forward; what the
 reference says, from its cache or live) -> `loss(policy, reference, batch, counts)` in the method's own file.
 """
@@ -270,7 +272,12 @@ class PairTrainer(LossTerms, Trainer):
     def describe(self) -> list[str]:
         """What is about to be trained, in lines for the user."""
         n = len(self.train_dataset)  # type: ignore[arg-type]
-        return [f"{n} pairs, layout {self.layout}, reference {self.reference_kind}", str(self.memory)]
+        lines = [f"{n} pairs, layout {self.layout}, reference {self.reference_kind}", str(self.memory)]
+        if hasattr(self.model.config, "router_aux_loss_coef"):  # type: ignore[union-attr]
+            lines.append("a mixture of experts: its routers are trained by this loss alone, without a balancing one")
+        if self.args.world_size > 1 and n % self.args.world_size:
+            lines.append(f"{n} pairs do not divide by {self.args.world_size} processes: the first are seen once more")
+        return lines
 
     def record(self) -> dict[str, Any]:
         """What `results.json` says of the run."""
