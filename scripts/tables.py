@@ -426,6 +426,32 @@ def patience() -> str:
     return _table(["model", "seed", "patience", *(f"loss at step {mark}" for mark in marks), "best since step"], rows)
 
 
+def families() -> str:
+    return families_of(read_json(RESULTS / "families.json")["families"])
+
+
+def families_of(results: dict[str, Any]) -> str:
+    """A row for each outcome: what a step of REPO and one of RMU gave, or the line that refused it."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for name, entry in sorted(results.items()):
+        outcomes = _outcome(entry["repo"]), _outcome(entry["rmu"])
+        rows.setdefault(outcomes, []).append(f"`{name}`")
+    ordered = sorted(rows.items(), key=lambda row: -len(row[1]))
+    return _table(["families", "REPO", "RMU"], [[", ".join(names), *outcomes] for outcomes, names in ordered])
+
+
+def _outcome(step: dict[str, Any]) -> str:
+    if "refused" in step:
+        return f"refused: {step['refused']}"
+    if "failed" in step:
+        return f"fails: {step['failed']}"
+    if not step["moved"]:
+        return "does not move"
+    if step["kl"] == 0:
+        return "trains, KL 0 at step 1"
+    return f"trains, KL {'below 1e-6' if abs(step['kl']) < 1e-6 else format(step['kl'], '.0e')} at step 1"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "challenging": challenging,
@@ -447,6 +473,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "gcg": gcg,
     "patience": patience,
+    "families": families,
     "audited": audited,
     "robustness_quick": robustness_quick,
     "robustness_standard": robustness_standard,

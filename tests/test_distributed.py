@@ -1,68 +1,66 @@
-"""Do two real processes train as one does? The same pairs, half of them each, over gloo."""
+"""Do two real processes train as one does? Half of the pairs each, over gloo; what, is in `two_processes.py`."""
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from test_repo import PASSAGES, ROWS, Build, assert_same, build, weights
 from tiny import tiny_model
+from two_processes import CASES, SECONDS, trained
 
-from efface.models import load_model
-
-__all__ = ["build"]  # the fixture
-
-SCRIPT = """
-import sys
-import torch
-sys.path.insert(0, {tests!r})
-from test_repo import PASSAGES, ROWS
-from tiny import tiny_model, tiny_tokenizer
-from efface.methods.repo import REPOConfig, REPOTrainer
-
-config = REPOConfig({output!r}, **{settings!r})
-assert config.world_size == 2
-trainer = REPOTrainer(tiny_model("llama"), config, ROWS, processing_class=tiny_tokenizer(), retain_text=PASSAGES)
-trainer.train()
-trainer.save_model()
-torch.distributed.destroy_process_group()
-"""
+from efface.methods import METHODS
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("reference", ["on", "off"])
-def test_two_processes_train_as_one(reference: str, build: Build, tmp_path: Path) -> None:
-    settings = {
-        "max_steps": 3,
-        "learning_rate": 0.05,
-        "optim": "sgd",
-        "lr_scheduler_type": "constant",
-        "grl_schedule": "constant",
-        "discriminator_width": 16,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "erase_layers": "all",
-        "precompute_reference": reference,
-        "retain_text_per_pair": 1.0,
-        "report_to": "none",
-    }
-    script = tmp_path / "script.py"
-    script.write_text(
-        SCRIPT.format(
-            tests=str(Path(__file__).parent),
-            output=str(tmp_path / "two"),
-            settings=settings | {"per_device_train_batch_size": 4},
-        )
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one = build(retain_text_list=PASSAGES, per_device_train_batch_size=len(ROWS), **settings)
-    one.train()
-    two, _ = load_model(tmp_path / "two")
-    start = weights(tiny_model("llama"))
-    trained = weights(one.model)
-    assert max((trained[name] - start[name]).abs().max() for name in start) > 1e-3
-    assert_same(weights(two), trained, rtol=1e-4, atol=1e-5)
-    assert torch.isfinite(torch.cat([tensor.flatten() for tensor in trained.values()])).all()
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of the two processes has; started once, for a process takes seconds to start."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    processes, logs = [], []
+    for rank in range(2):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        script, log = Path(__file__).parent / "two_processes.py", folder / f"{rank}.log"
+        command = [sys.executable, str(script), str(folder / f"{rank}.pt")]
+        with log.open("w") as stderr:
+            processes.append(subprocess.Popen(command, env=os.environ | shared | own, stderr=stderr))
+        logs.append(log)
+    try:
+        codes = [process.wait(timeout=SECONDS) for process in processes]
+    finally:
+        for process in processes:  # one that has failed leaves the other waiting
+            process.kill()
+            process.wait()
+    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def test_every_method_that_takes_steps_is_tried() -> None:
+    assert {name for name, method in METHODS.items() if method.cost is not None} <= set(CASES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_as_one(case: str, of_two: list[dict[str, Any]], tmp_path: Path) -> None:
+    first, second = (results[case] for results in of_two)
+    one = trained(case, tmp_path / "one", 1)
+    assert first.keys() == second.keys() == one.keys() and one
+    start = dict(tiny_model("llama").named_parameters())
+    moved = [(one[name] - start[name]).abs().max() for name in one if name in start]
+    moved += [one[name].abs().max() for name in one if name.endswith("lora_B.default.weight")]
+    assert max(moved) > 1e-3
+    for name, weight in one.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], weight, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        assert torch.isfinite(weight).all(), name
+
+
+def test_a_process_with_a_loss_that_is_no_number_takes_the_others_along(of_two: list[dict[str, Any]]) -> None:
+    first, second = (results["broken"] for results in of_two)
+    assert first.startswith("the loss is ") and "on another process it is not finite" in first
+    assert second.startswith("the loss is nan")

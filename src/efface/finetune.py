@@ -16,7 +16,7 @@ from efface.adapters import merged
 from efface.checks import positive
 from efface.errors import RunError, UserError
 from efface.evaluation.batching import eval_mode
-from efface.models import position_ids, tokens_of
+from efface.models import accepted, position_ids, tokens_of
 from efface.progress import track
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def _next_token_loss(model: "PreTrainedModel", rows: list[list[int]]) -> torch.T
     width = max(map(len, rows))
     input_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)  # (batch, T)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
-    logits = model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False).logits
+    inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids(mask), "use_cache": False}
+    logits = model(**accepted(model, **inputs)).logits
     predicted = mask[:, 1:].bool()
     return F.cross_entropy(logits[:, :-1][predicted].float(), input_ids[:, 1:][predicted])

@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import inspect
 import json
 import math
 import os
@@ -310,7 +311,7 @@ def capture_residuals(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[
 
     def hook_for(layer: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            captured[layer] = output[0] if isinstance(output, tuple) else output
+            captured[layer] = states_in(output)
 
         return hook
 
@@ -320,6 +321,27 @@ def capture_residuals(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[
     finally:
         for handle in handles:
             handle.remove()
+
+
+def states_in(output: Any) -> Any:
+    """The hidden states in what a decoder block gave: all of it, or its first part."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def accepted(model: Any, **inputs: Any) -> dict[str, Any]:
+    """Those of `inputs` that a forward of the unwrapped `model` takes, and a router that keeps its scores to itself.
+
+    A mixture of experts whose configuration says `output_router_logits` would compute its balancing loss in every
+    forward, and fail where a mask is longer than the new tokens. That loss is not part of any method here.
+    """
+    while hasattr(model, "get_base_model"):  # PEFT's forward takes anything
+        model = model.get_base_model()
+    parameters = inspect.signature(model.forward).parameters
+    if "output_router_logits" in parameters:
+        inputs["output_router_logits"] = False
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return inputs
+    return {name: value for name, value in inputs.items() if name in parameters}
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

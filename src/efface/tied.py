@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 @contextmanager
@@ -18,15 +19,17 @@ def sparse_lookup(model: Any) -> Iterator[None]:
     """Within, the lookup of a forward of `model` sends its gradient straight to `weight.grad`.
 
     Only `backward()` sees that gradient, `torch.autograd.grad` does not. Nothing changes for a model that is not tied,
-    does not train its embedding, or is wrapped (DDP must see every gradient pass by).
+    does not train its embedding, or is wrapped, by anything (what reduces gradients must see every one pass by).
     """
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    # A wrapper may hand on the attributes of what it wraps (DeepSpeed, FSDP): its kind tells, not what it answers to.
+    embedding = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
     if not isinstance(embedding, nn.Embedding) or not torch.is_grad_enabled():
         yield
         return
     weight, sparse = embedding.weight, embedding.sparse
     head = model.get_output_embeddings()
-    if not weight.requires_grad or head is None or head.weight is not weight:
+    whole = type(weight.data) is Tensor  # not a part of it, as fully_shard leaves in the place of parameters
+    if not weight.requires_grad or not whole or head is None or head.weight is not weight:
         yield
         return
     alias = nn.Parameter(weight.detach())

@@ -15,7 +15,7 @@ from efface.errors import RunError, UserError
 from efface.evaluation.batching import eval_mode, pad_batch, pad_id
 from efface.forward import forward
 from efface.layout import plain_layout
-from efface.models import bos_prefix, capture_residuals, decoder_blocks, parse_layers, position_ids
+from efface.models import accepted, bos_prefix, capture_residuals, decoder_blocks, parse_layers, position_ids
 from efface.progress import track
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def token_states(
         ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
         counted = batch["continuation_mask"]
         with capture_residuals(model, layers) as residuals:
-            model.base_model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
+            body = model.base_model
+            inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask), "use_cache": False}
+            body(**accepted(body, **inputs))
         for layer in layers:
             hidden[layer].append(residuals[layer].float().cpu()[counted].numpy())
         rejected = torch.arange(len(counted)) >= len(chunk)  # (2B,)

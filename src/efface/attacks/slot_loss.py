@@ -30,7 +30,9 @@ from efface.errors import RunError
 from efface.evaluation.decoding import Decoder
 from efface.evaluation.warp import Warp
 from efface.forward import Head, final_states, unwrap
+from efface.head_check import check_head_once
 from efface.layout import as_the_model_takes_it, pack, why_not_shared
+from efface.models import accepted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,6 +55,7 @@ class SlotLoss:
 
     def __init__(self, model: "PreTrainedModel", slot: Slot, *, batch_tokens: int = 2048, reuse: bool | None = None):
         self.model, self.slot, self.batch_tokens = model, slot, batch_tokens
+        check_head_once(model)
         self.head = Head.of(model)
         self.has_cache = Decoder(model, Warp(), 0, ()).has_dynamic_cache()
         self.reuse = reuse
@@ -163,7 +166,8 @@ class SlotLoss:
     def _hidden(self, input_ids: Tensor, cache: Cache | None, **inputs: Any) -> Tensor:
         """(B, T, d) final hidden states."""
         with final_states(unwrap(self.model)) as final:
-            self.model(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None, **inputs)
+            inputs |= {"input_ids": input_ids, "past_key_values": cache, "use_cache": cache is not None}
+            self.model(**accepted(unwrap(self.model), **inputs))
         return final[0]
 
     @torch.no_grad()

@@ -30,7 +30,7 @@ from efface.evaluation.batching import eval_mode, max_positions, pad_batch, pad_
 from efface.evaluation.decoding import Decoder
 from efface.evaluation.prompts import encode_prompts
 from efface.evaluation.warp import GREEDY
-from efface.models import position_ids
+from efface.models import accepted, position_ids
 from efface.progress import track
 from efface.rows import Row
 
@@ -167,13 +167,15 @@ def rejected_nll(model: "PreTrainedModel", pairs: Sequence[TokenizedPair], pad: 
     rows = [pair.prompt_ids + pair.rejected_ids for pair in pairs]
     input_ids, mask = pad_batch(rows, pad, model.device, left=True)  # (B, T)
     longest = max(len(pair.rejected_ids) for pair in pairs)
-    logits = model(
+    inputs = accepted(
+        model,
         input_ids=input_ids,
         attention_mask=mask,
         position_ids=position_ids(mask),
         use_cache=False,
         logits_to_keep=longest + 1,
-    ).logits[:, -longest - 1 : -1]  # (B, longest, V): the last predicts what follows
+    )
+    logits = model(**inputs).logits[:, -longest - 1 : -1]  # (B, longest, V): the last predicts what follows
     lengths = torch.tensor([len(pair.rejected_ids) for pair in pairs], device=model.device)
     counted = torch.arange(longest, device=model.device) >= longest - lengths[:, None]  # (B, longest)
     return F.cross_entropy(logits[counted].float(), input_ids[:, -longest:][counted])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from efface.evaluation.batching import pad_batch
 from efface.evaluation.warp import Warp
-from efface.models import position_ids
+from efface.models import accepted, position_ids
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -101,7 +101,8 @@ class Decoder:
         """(b, V) logits after the last of the new tokens (b, t), which the cache takes in; the mask covers all."""
         inputs: dict[str, Any] = {"position_ids": position_ids(mask)[:, -input_ids.shape[1] :], "logits_to_keep": 1}
         inputs = {name: value for name, value in inputs.items() if name in self.parameters}
-        output = self.model(input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **inputs)
+        inputs |= {"input_ids": input_ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
+        output = self.model(**accepted(self.model, **inputs))
         return output.logits[:, -1]
 
     def _with_generate(self, prompts: Sequence[list[int]], owners: Tensor, uniform: Tensor) -> Tensor:
@@ -138,6 +139,7 @@ class Decoder:
                 attention_mask=torch.ones_like(input_ids),
                 generation_config=config,
                 logits_processor=[draw],
+                **accepted(self.model),
             )[:, length:]
             new[rows, : output.shape[1]] = output.cpu()
         return new

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from efface.errors import UserError
 from efface.evaluation.batching import eval_mode, max_positions, pad_id, token_nll
 from efface.evaluation.prompts import Truncation, encode_prompts
+from efface.head_check import check_head_once
 from efface.progress import track
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def continuation_nll(
                 f"prompt {number} and its continuation are {len(start) + len(end)} tokens long, but the model has "
                 f"{limit} positions. Shorten them."
             )
+    check_head_once(model)
     results = [(0.0, 0)] * len(starts)
     order = sorted((i for i in range(len(starts)) if ends[i]), key=lambda i: -len(starts[i]) - len(ends[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from efface.errors import UserError
 from efface.evaluation.batching import eval_mode, max_positions, pad_id, token_nll
+from efface.head_check import check_head_once
 from efface.models import bos_prefix
 from efface.progress import track
 
@@ -85,6 +86,7 @@ def perplexity(
             f"most {room}, the tokens that fit in a window."
         )
     sequences, counted = _windows(stream, prefix, room, stride)
+    check_head_once(model)
     total = 0.0
     pad = pad_id(processing_class)
     with eval_mode(model):

@@ -1,12 +1,13 @@
 """What do all methods share? Data, reference, one forward a step, counts, metrics, checkpoints.
 
+A mixture of experts is trained by the method's loss alone: the balancing loss of its routers is not added.
+
 A method is a subclass with a `loss`. One batch: `PairCollator` -> `compute_loss` here (one policy forward; what the
 reference says, from its cache or live) -> `loss(policy, reference, batch, counts)` in the method's own file.
 """
 
 import itertools
 import logging
-import math
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from efface.errors import RunError
 from efface.fingerprint import fingerprint_of
 from efface.forward import Forward, Head, unwrap
 from efface.functional import predicting_positions
+from efface.head_check import check_head
 from efface.methods.config import PairConfig
 from efface.methods.estimate import Estimate, estimate
 from efface.methods.evaluating import Evaluates, datasets_in
@@ -45,6 +47,7 @@ from efface.methods.prepare import (
     set_flags_,
 )
 from efface.methods.reference import Reference
+from efface.methods.sharded import refuse_sharding
 from efface.methods.sharpness import ascended
 from efface.methods.terms import Counts, LossTerms
 from efface.models import save_model
@@ -120,12 +123,15 @@ class PairTrainer(Evaluates, LossTerms, Trainer):
             data_collator=PairCollator(pad_token_id=pad_token_id(processing_class)),  # type: ignore[arg-type]
             **trainer_kwargs,
         )
+        refuse_sharding(self.accelerator)
         self.n_skipped_rows = rows.skipped
         self.model_accepts_loss_kwargs = True  # our losses are already divided by the counts of the whole step
         self.layers = self.layers_of(model)
         if self.pushes_states and self.layers:
             raise_if_out_of_reach(model, self.layers, self.pushes_states)
         self.head = Head.of(model)
+        with self.accelerator.autocast():
+            check_head(model, self.head, self.layers)
         self.layout = self._choose_layout(model)
         per_batch = max(round(args.retain_text_per_pair * self._train_batch_size), args.retain_text_per_pair > 0)
         seed = args.seed if args.data_seed is None else args.data_seed
@@ -263,8 +269,11 @@ class PairTrainer(Evaluates, LossTerms, Trainer):
         else:
             reference = ReferenceStates(hidden=policy.hidden[:0], norms=policy.hidden[:0])
         loss, metrics = self.loss(policy, reference, inputs, counts)
-        if not math.isfinite(loss.item()):
+        # One process that stopped alone would leave the others waiting for it.
+        finite = torch.isfinite(loss.detach())
+        if not self.accelerator.gather(finite.view(1)).all():
             terms = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
+            terms += "; on another process it is not finite" if finite else ""
             raise RunError(
                 f"the loss is {loss.item()} at step {self.state.global_step} ({terms}); stopped before the optimizer "
                 "step. Earlier checkpoints are untouched. Lower --learning_rate or the weights, or check the model's "
@@ -319,11 +328,16 @@ class PairTrainer(Evaluates, LossTerms, Trainer):
         """What is about to be trained, in lines for the user."""
         n = len(self.train_dataset)  # type: ignore[arg-type]
         trained, parameters = count_parameters(self.model)  # type: ignore[arg-type]
-        return [
+        lines = [
             f"trains {trained:,} of {parameters:,} parameters",
             f"{n} pairs, layout {self.layout}, reference {self.reference_kind}",
             str(self.memory),
         ]
+        if hasattr(self.model.config, "router_aux_loss_coef"):  # type: ignore[union-attr]
+            lines.append("a mixture of experts: its routers are trained by this loss alone, without a balancing one")
+        if self.args.world_size > 1 and n % self.args.world_size:
+            lines.append(f"{n} pairs do not divide by {self.args.world_size} processes: the first are seen once more")
+        return lines
 
     def record(self) -> dict[str, Any]:
         """What `results.json` says of the run."""

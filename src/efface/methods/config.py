@@ -10,6 +10,7 @@ from efface.checks import not_negative, one_of
 from efface.errors import UserError
 from efface.methods.passes import LAYOUTS
 from efface.methods.reference import DTYPES
+from efface.methods.sharded import refuse_sharded
 
 
 @dataclass
@@ -100,6 +101,11 @@ class PairConfig(TrainingArguments):
         not_negative("sam_rho", self.sam_rho)
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        refuse_sharded(self)
+        if self.ddp_find_unused_parameters is None:
+            # Which weights get a gradient depends on what is in the batch (a passage or none, which experts).
+            # transformers leaves this out with gradient checkpointing, for reentrant checkpoints, which ours are not.
+            self.ddp_find_unused_parameters = True
         super().__post_init__()
         if self.max_steps == 0:
             raise UserError(

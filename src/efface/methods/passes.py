@@ -122,13 +122,18 @@ def choose_layout(
 
 @torch.no_grad()
 def _differs(model: Any, example: PairBatch) -> str | None:
-    """Why the shared layout cannot be trusted with this model, judged by what it computes."""
+    """Why the shared layout cannot be trusted with this model, judged by what it computes, or that it refuses to."""
     n = example["n_pairs"]
     mask = example["continuation_mask"].clone()
     mask[2 * n :] = False
     layers = [len(decoder_blocks(model)) - 1]
     with eval_mode(model):
-        plain, shared = (policy_forward(model, example, mask, layers, mask, layout) for layout in ("plain", "shared"))
+        plain = policy_forward(model, example, mask, layers, mask, "plain")
+        try:
+            shared = policy_forward(model, example, mask, layers, mask, "shared")
+        except Exception as error:  # whatever a family's own code makes of a mask that it does not know
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return f"it does not take such a mask ({type(error).__name__}: {reason})"
     a, b = (states.residuals[layers[0]].float() for states in (plain, shared))
     error = ((a - b).norm() / a.norm()).item()
     tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2

@@ -117,7 +117,15 @@ class RMUTrainer(PairTrainer):
         if args.trainable_layers is None:
             model.requires_grad_(False)
             for layer in layers:
-                mlp_output_projection(blocks[layer]).weight.requires_grad_(True)
+                try:
+                    projection = mlp_output_projection(blocks[layer])
+                except UserError as error:
+                    raise UserError(
+                        f"rmu trains the output projection of the MLP, and {type(blocks[layer]).__name__} has not one "
+                        "under a known name (a mixture of experts has many). Choose other weights with "
+                        "--trainable_layers or --lora_r."
+                    ) from error
+                projection.weight.requires_grad_(True)
 
     @torch.no_grad()
     def _measure(self) -> float:
