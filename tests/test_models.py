@@ -364,8 +364,9 @@ def test_hub_id_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
     def found(name: str, **kwargs: Any) -> Any:
-        asked.append((name, kwargs["revision"], kwargs.get("trust_remote_code", False)))
-        return tiny_model("gpt2")
+        asked.append((name, kwargs["revision"], kwargs["trust_remote_code"]))  # None would ask at the terminal
+        whole = {"missing_keys": set(), "unexpected_keys": set()}
+        return (tiny_model("gpt2"), whole) if "output_loading_info" in kwargs else tiny_tokenizer()
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", found)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", found)
@@ -527,6 +528,7 @@ def test_a_faster_process_wins(gguf_file: Path, model_cache: Path, monkeypatch: 
         for folder in (target, directory):
             folder.mkdir()
             (folder / "config.json").write_text(folder.name)
+        sources._seal(target)
 
     monkeypatch.setattr(sources, "_convert_gguf", late)
     directory = sources.from_gguf(gguf_file)

@@ -357,5 +357,5 @@ def test_version_of_a_classifier_is_its_content(tmp_path: Path) -> None:
 
 
 def test_classifier_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"scorer 'hf:.*' cannot be loaded: "):
+    with pytest.raises(UserError, match=r"scorer 'hf:.*' cannot be loaded \(.*\)\. Pass a sequence"):
         load_scorer(f"hf:{tmp_path}")

@@ -242,13 +242,7 @@ def _load(
         return os.fspath(model), network, processing_class or tokenizer
     name = model.config._name_or_path
     if processing_class is None:
-        from transformers import AutoTokenizer
+        from efface.loading import tokenizer_of
 
-        try:
-            processing_class = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"model of type {type(model).__name__} names no checkpoint with a tokenizer ({name!r}): pass "
-                "processing_class."
-            ) from error
+        processing_class = tokenizer_of(model)
     return name or type(model).__name__, model, processing_class

@@ -32,12 +32,13 @@ from efface.methods.estimate import Estimate, estimate
 from efface.methods.frozen import precomputes, set_up_reference
 from efface.methods.inputs import budget_loader, make_dataset, model_and_tokenizer, pair_reader, tokenize_passages
 from efface.methods.passes import choose_layout, policy_forward
-from efface.methods.prepare import pad_token_id, prepare_model_
+from efface.methods.prepare import prepare_model_
 from efface.methods.reference import Reference
 from efface.methods.sharpness import ascended
 from efface.methods.terms import Counts, LossTerms
 from efface.models import save_model
 from efface.tied import sparse_lookup
+from efface.vocabulary import pad_id
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class PairTrainer(LossTerms, Trainer):
             if eval_dataset is None
             else make_dataset(PairReader(eval_dataset), [], args, processing_class, self.sides),
             processing_class=processing_class,
-            data_collator=PairCollator(pad_token_id=pad_token_id(processing_class)),  # type: ignore[arg-type]
+            data_collator=PairCollator(pad_token_id=pad_id(processing_class, model)),  # type: ignore[arg-type]
             **trainer_kwargs,
         )
         self.n_skipped_rows = rows.skipped

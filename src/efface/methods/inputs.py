@@ -11,9 +11,11 @@ from efface.buckets import TokenBudgetBatchSampler
 from efface.data import PairReader
 from efface.dataset import PairDataset
 from efface.errors import UserError
+from efface.loading import tokenizer_of
 from efface.methods.config import PairConfig
 from efface.models import load_model, tokens_of
 from efface.store import PairStore
+from efface.vocabulary import check_vocabulary
 
 
 def pair_reader(source: Any, who: str, *, skip_bad_rows: bool) -> PairReader:
@@ -31,11 +33,10 @@ def model_and_tokenizer(
     """A model by its name, or as it is; with its own tokenizer unless one is given."""
     if isinstance(model, str):
         model, its_own = load_model(model, device="cpu" if use_cpu else None)
-        return model, tokenizer or its_own
-    if tokenizer is None:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path)
+        tokenizer = tokenizer or its_own
+    elif tokenizer is None:
+        tokenizer = tokenizer_of(model)
+    check_vocabulary(model, tokenizer)
     return model, tokenizer
 
 

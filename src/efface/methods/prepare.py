@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from efface.errors import UserError
 from efface.methods.config import PairConfig
@@ -30,14 +30,6 @@ def prepare_model_(model: PreTrainedModel, args: PairConfig, peft_config: Any) -
     if args.disable_dropout:
         disable_dropout_(model)
     return model
-
-
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """An id to fill up rows with. Which one does not matter: masks, never ids, tell padding from tokens."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
 
 
 def disable_dropout_(model: nn.Module) -> None:

@@ -2,8 +2,8 @@
 
 Live, f0 is a model of its own, or the trained one with its LoRA adapter off. From disk it is neither: its states
 (tokens x d, after the final norm: small) are computed once and memory-mapped; all that stays is a frozen output head.
-The cache lies under `EFFACE_CACHE/reference/KEY`; KEY is a hash of the model's weights, of all token ids and of what
-is stored, so a cache of something else is never found. Every file's hash is checked when a cache is opened; what is
+The cache lies under `EFFACE_CACHE/reference/KEY`; KEY is a hash of the model, of all token ids, of
+what is stored and of what computed it (libraries, kind of device, precision), so a cache of something else is never found. Every file's hash is checked when a cache is opened; what is
 missing or damaged is computed again.
 """
 
@@ -27,7 +27,7 @@ from efface.forward import Forward, Head, forward
 from efface.functional import predicting_positions
 from efface.layout import Layout, plain_layout
 from efface.progress import track
-from efface.results import read_json, renamed_when_whole, write_json
+from efface.results import read_json, renamed_when_whole, versions, write_json
 from efface.sources import cache_dir
 
 logger = logging.getLogger(__name__)
@@ -119,6 +119,7 @@ def open_cache(
     *,
     fingerprint: str,
     dtype: str = "float32",
+    autocast: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     batch_size: int = 16,
     progress: bool = False,
@@ -128,8 +129,9 @@ def open_cache(
     Args:
         head: of the reference; with a half-precision `dtype` it tells what rounding costs, in the log and in
             `index.json` (`rounding_kl`, nats a token).
-        fingerprint: of the reference's weights, see `fingerprint_of`.
+        fingerprint: of the reference, see `fingerprint_of`.
         dtype: of the stored states; those of the computation are the model's.
+        autocast: under which the caller lets the reference compute, if under any.
 
     Raises:
         UserError: for an unknown dtype.
@@ -138,7 +140,7 @@ def open_cache(
     if dtype not in DTYPES:
         raise UserError(f"reference_dtype={dtype!r} is unknown. Choose one of {', '.join(DTYPES)}.")
     lengths = np.array([len(continuation) for _, continuation in items], dtype=np.int64)
-    key = _key(fingerprint, items, layers, dtype)
+    key = _key(fingerprint, items, layers, dtype, f"{autocast} {torch.device(device).type}")
     directory = cache_dir() / "reference" / key
     width = reference.model.config.get_text_config(decoder=True).hidden_size  # type: ignore[union-attr,operator]
     bounds = _bounds(lengths, 4 * width)
@@ -164,8 +166,10 @@ def open_cache(
     return ReferenceCache(directory, lengths, bounds)
 
 
-def _key(fingerprint: str, items: Iterable[Item], layers: Sequence[int], dtype: str) -> str:
-    digest = hashlib.blake2b(f"1 {fingerprint} {list(layers)} {dtype}".encode(), digest_size=16)
+def _key(fingerprint: str, items: Iterable[Item], layers: Sequence[int], dtype: str, computed: str) -> str:
+    libraries = {name: version for name, version in versions().items() if name in ("torch", "transformers")}
+    content = f"2 {fingerprint} {list(layers)} {dtype} {computed} {libraries}"
+    digest = hashlib.blake2b(content.encode(), digest_size=16)
     for context, continuation in items:
         digest.update(np.array([len(context), *context, *continuation], dtype=np.int64).tobytes())
     return digest.hexdigest()
