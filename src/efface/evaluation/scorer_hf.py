@@ -15,7 +15,7 @@ from torch import nn
 from efface.errors import UserError
 from efface.loading import explained, load_whole
 from efface.results import versions
-from efface.vocabulary import check_vocabulary
+from efface.vocabulary import check_vocabulary, embedding_rows
 
 # Labels that mean toxic, the better first; whole names, so that "non-toxic" does not match.
 TOXIC_LABELS = ("toxicity", "toxic", "hate", "hateful", "hate speech", "offensive", "abusive", "obscene", "insult")
@@ -69,7 +69,8 @@ class HFScorer:
             self._model: Any = classifier.to(device).eval()  # type: ignore[arg-type]
         # Nothing is padded where there is nothing to pad with (a decoder used as a classifier), or where padding
         # stands on the left and so would move the positions.
-        padding = None not in (self._tokenizer.pad_token, config.pad_token_id)
+        pad = self._tokenizer.pad_token_id
+        padding = None not in (pad, config.pad_token_id) and pad < embedding_rows(classifier)
         if not padding or self._tokenizer.padding_side == "left":
             self.batch_size = 1
 
