@@ -210,6 +210,18 @@ def test_a_probe_by_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(list((tmp_path / "probes").iterdir())) == 2
 
 
+def test_a_probe_that_cannot_be_kept_or_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{what} number {i}" for i in range(8) for what in ("silly", "silent")]
+    arguments: tuple[Any, ...] = (tiny_model("gpt2"), tiny_tokenizer(), texts, [1, 0] * 8)
+    monkeypatch.setenv("EFFACE_CACHE", "/proc/no-such-cache")
+    probe = toxicity_probe(*arguments)
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
+    np.testing.assert_array_equal(toxicity_probe(*arguments).weight, probe.weight)
+    [file] = (tmp_path / "probes").iterdir()
+    file.write_bytes(b"damaged")
+    np.testing.assert_array_equal(toxicity_probe(*arguments).weight, probe.weight)
+
+
 class Judge:
     """Keeps its name when it is trained anew."""
 

@@ -1,4 +1,4 @@
-"""Is a tokenizer that is larger than the model refused where that matters, and padding put elsewhere where it does not?"""
+"""Is a tokenizer larger than its model refused where that matters, and is padding put elsewhere where it does not?"""
 
 import ast
 import json

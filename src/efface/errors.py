@@ -1,4 +1,4 @@
-"""What does the library raise, and what is it in one line? The command line turns either error into that and a code."""
+"""What does the library raise, and what is an exception in one line? The command line adds the exit code."""
 
 import errno
 

@@ -14,10 +14,11 @@ from torch import nn
 
 from efface.interventions import TENSORS, attached
 
-# Of a configuration: where it came from, how it is stored, what is returned beside the logits. No number depends on it.
+# Of a configuration: where it came from, how it is stored, what is returned beside the logits. No logit depends on it.
 VOLATILE = {
     "_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "_commit_hash",
-    "use_cache", "return_dict", "output_attentions", "output_hidden_states", "output_router_logits", "_from_model_config",
+    "use_cache", "return_dict", "output_attentions", "output_hidden_states", "output_router_logits",
+    "_from_model_config",
 }  # fmt: skip
 # What `save_model` writes for transformers 4; version 5 reads `rope_parameters`, if there are any.
 ROPE_OF_TRANSFORMERS_4 = {

@@ -279,8 +279,8 @@ def _check_adapter(model: Any, path: Path, what: str, trainable: bool) -> None:
         held = f"{len(unexpected)} of its tensors have no place there ({_listed(unexpected)})"
         raise UserError(
             f"{what} does not fit its base model {model.peft_config[name].base_model_name_or_path!r}: "
-            f"{held if unexpected else 'it adapts none of its modules'}. Name the model it was trained on, and look at "
-            "target_modules and layers_to_transform in adapter_config.json."
+            f"{held if unexpected else 'it adapts none of its modules'}. Name the model it was trained on, and look "
+            "at target_modules and layers_to_transform in adapter_config.json."
         )
 
 

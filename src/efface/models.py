@@ -1,7 +1,8 @@
 """Where are a model's decoder blocks and residual stream, and what does its tokenizer put before a text?
 
 `decoder_blocks` and `capture_residuals` (with `forward.py`) are the only places that know how a decoder is built.
-`load_model` takes whatever the user calls a model, `save_model` writes an ordinary checkpoint: `loading.py`, `saving.py`.
+`load_model` takes whatever the user calls a model (`loading.py`), `save_model` writes an ordinary checkpoint
+(`saving.py`).
 """
 
 import contextlib

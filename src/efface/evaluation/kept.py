@@ -1,9 +1,9 @@
 """Has this been written before? Generations are kept on disk with a mark of what made them, and are not made twice.
 
 Every row of `<stem>.generations.jsonl` carries `made_by`: a hash of the model, the tokenised prompts, the
-decoding, what ends it and the versions of the libraries. A run that would write the same takes the rows from there, so a scorer that fails,
-or a second judge, costs no new generation; a file made by anything else is replaced. The batch size is not part of it,
-since results do not depend on it.
+decoding, what ends it and the versions of the libraries. A run that would write the same takes the rows from there, so
+a scorer that fails, or a second judge, costs no new generation; a file made by anything else is replaced. The batch
+size is not part of it, since results do not depend on it.
 """
 
 import hashlib

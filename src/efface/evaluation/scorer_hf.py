@@ -19,11 +19,11 @@ from efface.vocabulary import check_vocabulary, embedding_rows
 
 # Labels that mean toxic, the better first; whole names, so that "non-toxic" does not match.
 TOXIC_LABELS = ("toxicity", "toxic", "hate", "hateful", "hate speech", "offensive", "abusive", "obscene", "insult")
-# What the one label of a classifier must not be if it is taken without being named: of these, high means good.
+# What the one label of a classifier must not be if it is taken unnamed: of these, high means good.
 NEGATIONS = {"non", "not", "no", "none", "without", "free"}
 GOOD_LABELS = {
-    "safe", "clean", "neutral", "benign", "harmless", "ok", "okay", "good", "polite", "civil", "friendly", "respectful",
-    "acceptable", "appropriate", "normal", "fine", "sfw", "positive", "nice", "kind", "helpful",
+    "safe", "clean", "neutral", "benign", "harmless", "ok", "okay", "good", "polite", "civil", "friendly", "normal",
+    "acceptable", "appropriate", "respectful", "fine", "sfw", "positive", "nice", "kind", "helpful",
 }  # fmt: skip
 
 

@@ -2,9 +2,9 @@
 
 Live, f0 is a model of its own, or the trained one with its LoRA adapter off. From disk it is neither: its states
 (tokens x d, after the final norm: small) are computed once and memory-mapped; all that stays is a frozen output head.
-The cache lies under `EFFACE_CACHE/reference/KEY`; KEY is a hash of the model, of all token ids, of
-what is stored and of what computed it (libraries, kind of device, precision), so a cache of something else is never found. Every file's hash is checked when a cache is opened; what is
-missing or damaged is computed again.
+The cache lies under `EFFACE_CACHE/reference/KEY`; KEY is a hash of the model, of all token ids, of what is stored and
+of what computed it (libraries, kind of device, precision), so a cache of something else is never found. Every file's
+hash is checked when a cache is opened; what is missing or damaged is computed again.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from efface.chunked import weighted_kl
 from efface.data import Item, PairBatch, ReferenceStates, collate_rows
-from efface.errors import UserError
+from efface.errors import RunError, UserError, reason_of
 from efface.forward import Forward, Head, forward
 from efface.functional import predicting_positions
 from efface.layout import Layout, plain_layout
@@ -135,7 +135,7 @@ def open_cache(
 
     Raises:
         UserError: for an unknown dtype.
-        RunError: if the disk is full.
+        RunError: if it cannot be written.
     """
     if dtype not in DTYPES:
         raise UserError(f"reference_dtype={dtype!r} is unknown. Choose one of {', '.join(DTYPES)}.")
@@ -145,7 +145,8 @@ def open_cache(
     width = reference.model.config.get_text_config(decoder=True).hidden_size  # type: ignore[union-attr,operator]
     bounds = _bounds(lengths, 4 * width)
     index = _read_index(directory)
-    digests: dict[str, str] = index.get("files", {})
+    listed = index.get("files")
+    digests: dict[str, str] = listed if isinstance(listed, dict) else {}
     todo = [i for i in range(len(bounds)) if not _is_whole(directory / _file_name(i), digests.get(_file_name(i)))]
     if digests and todo:
         logger.warning(
@@ -159,10 +160,17 @@ def open_cache(
             logger.info("reference states in %s: rounding costs %.1e nats a token", dtype, index["rounding_kl"])
         states["hidden"] = states["hidden"].to(getattr(torch, dtype))
         path = directory / _file_name(i)
-        with renamed_when_whole(path) as temporary:
-            save_file(states, temporary)
-        digests[path.name] = _digest(path)
-        write_json(directory / INDEX, index | {"schema": 1, "dtype": dtype, "layers": list(layers), "files": digests})
+        try:
+            with renamed_when_whole(path) as temporary:
+                save_file(states, temporary)
+            digests[path.name] = _digest(path)
+            about = {"schema": 1, "dtype": dtype, "layers": list(layers), "files": digests}
+            write_json(directory / INDEX, index | about)
+        except (OSError, SafetensorError, RunError) as error:  # the second is how safetensors reports a full disk
+            raise RunError(
+                f"the cache of the reference cannot be written to {str(directory)!r} ({reason_of(error)}). Free some "
+                "space, set EFFACE_CACHE to a folder that can be written, or pass --precompute_reference off."
+            ) from error
     return ReferenceCache(directory, lengths, bounds)
 
 

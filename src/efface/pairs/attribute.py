@@ -5,8 +5,10 @@ A linear probe of the mean over a text's tokens of the residual stream after the
 is a hash of the model, its tokenizer, the texts, their labels, the settings and the versions of the libraries.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,13 +17,15 @@ import numpy as np
 
 from efface.analysis.probes import LinearProbe, fit_probe
 from efface.analysis.states import pooled_states
-from efface.errors import UserError
+from efface.errors import RunError, UserError
 from efface.fingerprint import fingerprint_of, tokenizer_fingerprint
 from efface.results import versions
 from efface.sources import cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 def toxicity_probe(
@@ -56,7 +60,7 @@ def toxicity_probe(
     known = json.dumps([2, *made_by, max_tokens, regularisation, seed, chosen])
     key = hashlib.blake2b(known.encode(), digest_size=16).hexdigest()
     path = cache_dir() / "probes" / f"{key}.safetensors"
-    if path.is_file():
+    with contextlib.suppress(UserError):  # not there, or damaged: trained anew
         return LinearProbe.load(path)
     (states,) = pooled_states(
         model,
@@ -68,7 +72,10 @@ def toxicity_probe(
         progress=progress,
     ).values()
     probe = fit_probe(states, np.array([label for _, label in chosen]), regularisation=regularisation, seed=seed)
-    probe.save(path)
+    try:
+        probe.save(path)
+    except RunError as error:  # it is at hand, and only the next run would have been shorter
+        logger.warning("%s Set EFFACE_CACHE to a folder that can be written, or it is trained every time.", error)
     return probe
 
 
