@@ -146,6 +146,17 @@ def test_a_model_of_the_hub_that_is_not_whole(monkeypatch: pytest.MonkeyPatch) -
         load_model("some/one")
 
 
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/passwd"])
+def test_an_index_that_names_files_elsewhere(name: str, tmp_path: Path) -> None:
+    saved(tmp_path / "other")
+    path = saved(tmp_path / "model")
+    names = dict.fromkeys(load_file(path / WEIGHTS), name)
+    (path / WEIGHTS).rename(path / "unused.safetensors")
+    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    with pytest.raises(UserError, match=rf"has weights outside of it \('{name}' in model.safetensors.index.json\)"):
+        load_model(path)
+
+
 # Judges
 
 

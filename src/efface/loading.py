@@ -204,8 +204,19 @@ def _load_directory(path: Path, dtype: torch.dtype) -> "tuple[PreTrainedModel, P
         )
     if not any((path / name).exists() for name in TOKENIZER_FILES):
         raise UserError(f"{what} has no tokenizer. Save it there with tokenizer.save_pretrained.")
+    _check_shards(path, what)
     _check_depth(path, what)
     return _from_pretrained(os.fspath(path), what, dtype)
+
+
+def _check_shards(path: Path, what: str) -> None:
+    """Refuse an index that names files of other folders: a checkpoint has no business with them."""
+    for index in path.glob("*.index.json"):
+        for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):
+            if Path(name).name != name:
+                raise UserError(
+                    f"{what} has weights outside of it ({_short(name)!r} in {index.name}). Put them there."
+                )
 
 
 def _check_depth(path: Path, what: str) -> None:
