@@ -153,7 +153,7 @@ def test_an_index_that_names_files_elsewhere(name: str, tmp_path: Path) -> None:
     names = dict.fromkeys(load_file(path / WEIGHTS), name)
     (path / WEIGHTS).rename(path / "unused.safetensors")
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
-    with pytest.raises(UserError, match=rf"has weights outside of it \('{name}' in model.safetensors.index.json\)"):
+    with pytest.raises(UserError, match=rf"has weights elsewhere \('{name}' in model.safetensors.index.json\)"):
         load_model(path)
 
 
