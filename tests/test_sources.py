@@ -346,9 +346,13 @@ def test_one_of_several_files(gguf_model: Any, model_cache: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("blocks", "match"),
-    [(3, "lacks 9 of 30 weights"), (2**31, f"has {2**31} blocks by its header but 20 tensors in all: it is damaged")],
+    [
+        (1, "has 1 blocks by its header, but 20 tensors of 2 blocks"),
+        (3, "lacks 9 of 30 weights"),
+        (2**31, f"has {2**31} blocks by its header, but 20 tensors of 2 blocks: it is damaged"),
+    ],
 )
-def test_more_blocks_than_there_are(
+def test_another_number_of_blocks_than_there_are(
     blocks: int, match: str, gguf_model: Any, model_cache: Path, tmp_path: Path
 ) -> None:
     refused(write_gguf(gguf_model, tmp_path / "a.gguf", blocks=blocks), match, model_cache)

@@ -7,6 +7,7 @@ here every such load is an error that names what is missing. Code that a reposit
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,13 +125,20 @@ def load_whole(auto_class: Any, name: str | os.PathLike[str], what: str, **setti
     Tied weights need be there once; what the family declares may be missing (`_keys_to_ignore_on_load_missing`), may.
 
     Raises:
-        UserError: if weights are missing.
+        UserError: if weights are missing, or the model has fewer blocks than the checkpoint.
     """
     model, info = auto_class.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **settings)
     mismatched = [key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ())]
     missing = sorted({*info["missing_keys"], *mismatched})
     if missing:
         raise UserError(_incomplete(what, missing, sorted(info["unexpected_keys"]), len(model.state_dict())))
+    known = model.state_dict().keys()
+    beyond = sorted(key for key in info["unexpected_keys"] if re.sub(r"\.\d+\.", ".0.", key, count=1) in known)
+    if beyond:
+        raise UserError(
+            f"{what} has weights of more blocks than its config.json says ({_listed(beyond)}): the model would end "
+            "before them. Correct num_hidden_layers."
+        )
     return model
 
 
@@ -214,9 +222,7 @@ def _check_shards(path: Path, what: str) -> None:
     for index in path.glob("*.index.json"):
         for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):
             if Path(name).name != name:
-                raise UserError(
-                    f"{what} has weights outside of it ({_short(name)!r} in {index.name}). Put them there."
-                )
+                raise UserError(f"{what} has weights elsewhere ({_short(name)!r} in {index.name}). Put them there.")
 
 
 def _check_depth(path: Path, what: str) -> None:

@@ -200,10 +200,13 @@ def _check_gguf(gguf: Path) -> None:
             f"{', ...' if parts > 9 else ''}. Join them with `llama-gguf-split --merge` and pass the whole file."
         )
     blocks = numbers.get("block_count", 0)
-    if blocks > len(reader.tensors):  # transformers would build that many layers before it looked for them
+    numbered = [re.match(r"blk\.(\d+)\.", tensor.name) for tensor in reader.tensors]
+    there = 1 + max((int(match[1]) for match in numbered if match), default=-1)
+    # transformers would build all of too many before it looked for them, and leave out those that are too many.
+    if blocks > len(reader.tensors) or 0 < blocks < there:
         raise UserError(
-            f"{what} has {blocks} blocks by its header but {len(reader.tensors)} tensors in all: it is damaged. Fetch "
-            "it again."
+            f"{what} has {blocks} blocks by its header, but {len(reader.tensors)} tensors of {there} blocks: it is "
+            "damaged. Fetch it again."
         )
 
 
