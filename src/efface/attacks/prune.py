@@ -26,12 +26,13 @@ from efface.attacks.weights import merged_copy, without_adapter
 from efface.checks import at_least_one, not_negative
 from efface.data import tokenize_pair
 from efface.errors import RunError, UserError
-from efface.evaluation.batching import eval_mode, max_positions, pad_batch, pad_id
+from efface.evaluation.batching import eval_mode, max_positions, pad_batch
 from efface.forward import forward
 from efface.layout import plain_layout
 from efface.progress import track
 from efface.projections import linear_maps, output_weight
 from efface.rows import load_texts
+from efface.vocabulary import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -172,7 +173,7 @@ def _documents(target: Target, settings: PruneSettings) -> Data:
 
 
 def _norms(model: "PreTrainedModel", data: Data, target: Target, settings: PruneSettings) -> Norms:
-    pad, size = pad_id(target.processing_class), settings.batch_size
+    pad, size = pad_id(target.processing_class, target.model), settings.batch_size
     batches = track(range(0, len(data), size), "inputs of the linear maps", show=target.progress)
     return input_norms(model, ((data.sequences[i : i + size], data.counted[i : i + size]) for i in batches), pad)
 

@@ -26,13 +26,14 @@ from efface.attacks.target import Target
 from efface.checks import at_least_one, positive
 from efface.data import TokenizedPair, tokenize_pair
 from efface.errors import RunError, UserError
-from efface.evaluation.batching import eval_mode, max_positions, pad_batch, pad_id
+from efface.evaluation.batching import eval_mode, max_positions, pad_batch
 from efface.evaluation.decoding import Decoder
 from efface.evaluation.prompts import encode_prompts
 from efface.evaluation.warp import GREEDY
 from efface.models import accepted, position_ids
 from efface.progress import track
 from efface.rows import Row
+from efface.vocabulary import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,7 +78,7 @@ def soft_prompt(target: Target, settings: SoftPromptSettings) -> AttackResult:
             values.
         RunError: if the loss is not finite.
     """
-    model, pad = target.model, pad_id(target.processing_class)
+    model, pad = target.model, pad_id(target.processing_class, target.model)
     if not Decoder(model, GREEDY, pad, []).has_dynamic_cache():
         raise UserError(
             "soft_prompt needs a model that keeps nothing but keys and values: not a state space, and none that has "

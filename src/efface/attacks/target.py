@@ -19,8 +19,9 @@ from efface.evaluation.evaluate import Texts, evaluate
 from efface.evaluation.protocols import Decoding
 from efface.evaluation.rtp import load_prompts
 from efface.evaluation.scorers import DEFAULT_SCORER, Scorer, load_scorer
-from efface.fingerprint import fingerprint_of
+from efface.fingerprint import fingerprint_of, tokenizer_fingerprint
 from efface.part import digest
+from efface.results import versions
 from efface.rows import Row, load_texts
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ class Target:
         return self.known[key]
 
     def described(self) -> dict[str, Any]:
-        """Everything that figures depend on, as JSON: hashes of weights and texts, and settings."""
+        """Everything that figures depend on, as JSON: hashes of models, judges and texts, settings, versions."""
         return {
             "weights": fingerprint_of(self.model),
             "base": None if self.base is None else fingerprint_of(self.base),
@@ -233,9 +234,13 @@ class Target:
             "rows": digest(self.rows),
             "text": None if self.text is None else digest(self.text),
             "max_text_tokens": None if self.text is None else self.max_text_tokens,
+            "tokenizer": tokenizer_fingerprint(self.processing_class),
             "scorers": [scorer.name for scorer in self.scorers],
+            # A judge that was trained anew keeps its name.
+            "judges": [getattr(scorer, "version", None) for scorer in self.scorers],
             "decoding": self.decoding.to_dict(),
             "seed": self.seed,
+            "versions": versions(),
         }
 
 

@@ -19,11 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from efface.attacks.result import out_of_memory
 from efface.attacks.target import Measurement, Target
 from efface.audit.battery import BUDGETS, Entry, entries, folder_of
 from efface.audit.table import base_share, summary
-from efface.errors import RunError, UserError
+from efface.errors import RunError, UserError, out_of_memory
 from efface.results import MARKER, RESULTS, environment, prepare_output_dir, read_json, write_json
 from efface.rows import Row
 

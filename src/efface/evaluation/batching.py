@@ -16,7 +16,7 @@ from efface.forward import Head, forward
 from efface.layout import plain_layout
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 # Logits held at once: 2^27 floats are 512 MB, whatever the vocabulary (262,144 entries for Gemma 3).
 MAX_LOGITS = 2**27
@@ -93,9 +93,3 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def pad_id(processing_class: "PreTrainedTokenizerBase") -> int:
-    """What to fill up a batch with."""
-    # Padding is masked out, so any id will do for a tokenizer that has none of its own.
-    return 0 if processing_class.pad_token_id is None else processing_class.pad_token_id

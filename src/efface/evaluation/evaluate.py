@@ -19,6 +19,7 @@ from efface.evaluation.side_effects import read_identity_texts
 from efface.evaluation.task_files import TaskFile, load_tasks
 from efface.evaluation.toxicity import ToxicitySummary
 from efface.rows import Row, load_texts
+from efface.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -239,16 +240,12 @@ def _load(
         from efface.models import load_model
 
         network, tokenizer = load_model(model)
-        return os.fspath(model), network, processing_class or tokenizer
-    name = model.config._name_or_path
-    if processing_class is None:
-        from transformers import AutoTokenizer
+        name, processing_class = os.fspath(model), processing_class or tokenizer
+    else:
+        network, name = model, model.config._name_or_path or type(model).__name__
+        if processing_class is None:
+            from efface.loading import tokenizer_of
 
-        try:
-            processing_class = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"model of type {type(model).__name__} names no checkpoint with a tokenizer ({name!r}): pass "
-                "processing_class."
-            ) from error
-    return name or type(model).__name__, model, processing_class
+            processing_class = tokenizer_of(model)
+    check_vocabulary(network, processing_class)
+    return name, network, processing_class

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from efface.errors import UserError
-from efface.evaluation.batching import MAX_LOGITS, eval_mode, pad_id
+from efface.evaluation.batching import MAX_LOGITS, eval_mode
 from efface.evaluation.decoding import Decoder, end_ids
 from efface.evaluation.prompts import Truncation, encode_prompts
 from efface.evaluation.warp import GREEDY, Warp, uniforms
 from efface.progress import track
+from efface.vocabulary import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -150,7 +151,7 @@ def generate_ids(
         max_tokens=max_batch_tokens,
     )
     warp = replace(Warp(temperature, top_k, top_p) if sampled else GREEDY, without=tuple(without))
-    decoder = Decoder(model, warp, pad_id(processing_class), end_ids(model, processing_class))
+    decoder = Decoder(model, warp, pad_id(processing_class, model), end_ids(model, processing_class))
     done: dict[tuple[int, int], Continuation] = {}
     with eval_mode(model):
         for batch in track(batches, "generate", show=progress):

@@ -1,9 +1,9 @@
 """Has this been written before? Generations are kept on disk with a mark of what made them, and are not made twice.
 
-Every row of `<stem>.generations.jsonl` carries `made_by`: a hash of the weights, the tokenised prompts, the decoding
-and the versions of the libraries. A run that would write the same takes the rows from there, so a scorer that fails,
-or a second judge, costs no new generation; a file made by anything else is replaced. The batch size is not part of it,
-since results do not depend on it.
+Every row of `<stem>.generations.jsonl` carries `made_by`: a hash of the model, the tokenised prompts, the
+decoding, what ends it and the versions of the libraries. A run that would write the same takes the rows from there, so
+a scorer that fails, or a second judge, costs no new generation; a file made by anything else is replaced. The batch
+size is not part of it, since results do not depend on it.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from efface.errors import UserError
 from efface.evaluation.protocols import Decoding
-from efface.results import environment, write_jsonl
+from efface.results import versions, write_jsonl
 from efface.rows import Row, read_jsonl
 
 if TYPE_CHECKING:
@@ -70,16 +70,19 @@ def written(
 def _mark(
     model: "PreTrainedModel", processing_class: "PreTrainedTokenizerBase", prompts: list[str], decoding: Decoding
 ) -> str:
+    from efface.evaluation.decoding import end_ids
     from efface.fingerprint import fingerprint_of
 
     made_by = {
         "weights": fingerprint_of(model),
         "prompts": prompts,
-        # The tokenizer, by what it does here.
+        "end_ids": end_ids(model, processing_class),
+        # The tokenizer, by what it does here: the special ones are left out of the texts.
+        "special_ids": sorted(processing_class.all_special_ids),
         "input_ids": processing_class(prompts, verbose=False)["input_ids"],
         "chat_template": processing_class.chat_template if decoding.chat else None,
         "decoding": decoding.to_dict(),
-        "versions": environment(seed=None, model=None, command=None)["versions"],
+        "versions": versions(),
     }
     return hashlib.blake2b(json.dumps(made_by).encode(), digest_size=16).hexdigest()
 

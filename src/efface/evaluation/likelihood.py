@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from efface.errors import UserError
-from efface.evaluation.batching import eval_mode, max_positions, pad_id, token_nll
+from efface.evaluation.batching import eval_mode, max_positions, token_nll
 from efface.evaluation.prompts import Truncation, encode_prompts
 from efface.head_check import check_head_once
 from efface.progress import track
+from efface.vocabulary import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,7 +48,7 @@ def continuation_nll(
     results = [(0.0, 0)] * len(starts)
     order = sorted((i for i in range(len(starts)) if ends[i]), key=lambda i: -len(starts[i]) - len(ends[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    pad = pad_id(processing_class)
+    pad = pad_id(processing_class, model)
     with eval_mode(model):
         for batch in track(batches, "likelihood", show=progress):
             sequences = [starts[i] + ends[i] for i in batch]

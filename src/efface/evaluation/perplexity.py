@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import UserError
-from efface.evaluation.batching import eval_mode, max_positions, pad_id, token_nll
+from efface.evaluation.batching import eval_mode, max_positions, token_nll
 from efface.head_check import check_head_once
 from efface.models import bos_prefix
 from efface.progress import track
+from efface.vocabulary import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -88,7 +89,7 @@ def perplexity(
     sequences, counted = _windows(stream, prefix, room, stride)
     check_head_once(model)
     total = 0.0
-    pad = pad_id(processing_class)
+    pad = pad_id(processing_class, model)
     with eval_mode(model):
         for start in track(range(0, len(sequences), batch_size), "perplexity", show=progress):
             batch = slice(start, start + batch_size)

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from efface.errors import UserError
 from efface.evaluation.scorer_ensemble import Ensemble
 from efface.evaluation.scorers import Scorer, score
 
@@ -39,7 +40,11 @@ def cached(scorer: Scorer, path: Path | None = None) -> Scorer:
     if path is None:
         from efface.sources import cache_dir
 
-        path = cache_dir() / "scores" / "scores.sqlite"
+        try:
+            path = cache_dir() / "scores" / "scores.sqlite"
+        except UserError as error:
+            logger.warning("%s Scores are not kept.", error)
+            return scorer
     if isinstance(scorer, Ensemble):  # so that a member's scores serve it alone as well
         return Ensemble(scorer.how, [cached(member, path) for member in scorer.members])
     version = getattr(scorer, "version", None)

@@ -24,7 +24,7 @@ WITH_ARGUMENT = {
     "judge": "efface.evaluation.scorer_judge:Judge.load",
 }
 FORMS = {
-    "hf:ID_OR_DIR": "any sequence classifier of transformers",
+    "hf:ID_OR_DIR": "any sequence classifier of transformers; hf:ID_OR_DIR#LABEL says which label means toxic",
     "words:FILE": "1 for a text with a word of the list, one word or phrase a line",
     "judge:DIR": "our own second judge, made by `efface scorers --train`; it never selects pairs",
     "mean:A,B,...": "the mean of other scorers",
@@ -87,7 +87,7 @@ def load_scorer(name: str | Scorer, *, label: str | None = None, device: str | N
         from efface.evaluation.scorer_ensemble import Ensemble
 
         return Ensemble(kind, [load_scorer(member, label=label, device=device) for member in argument.split(",")])
-    if name.startswith("hf:") or Path(name).is_dir() or ("/" in name and ":" not in name):
+    if name.startswith("hf:") or Path(name.rpartition("#")[0] or name).is_dir() or ("/" in name and ":" not in name):
         from efface.evaluation.scorer_hf import HFScorer
 
         return HFScorer(name.removeprefix("hf:"), label=label, device=device)

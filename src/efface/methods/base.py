@@ -40,7 +40,6 @@ from efface.methods.passes import choose_layout, policy_forward
 from efface.methods.prepare import (
     count_parameters,
     flags_of,
-    pad_token_id,
     prepare_model_,
     raise_if_not_finite,
     raise_if_out_of_reach,
@@ -52,6 +51,7 @@ from efface.methods.sharpness import ascended
 from efface.methods.terms import Counts, LossTerms
 from efface.models import save_model
 from efface.tied import sparse_lookup
+from efface.vocabulary import pad_id
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class PairTrainer(Evaluates, LossTerms, Trainer):
             train_dataset=dataset,
             eval_dataset=None if eval_dataset is None else self._tokenized(eval_dataset, args, processing_class),
             processing_class=processing_class,
-            data_collator=PairCollator(pad_token_id=pad_token_id(processing_class)),  # type: ignore[arg-type]
+            data_collator=PairCollator(pad_token_id=pad_id(processing_class, model)),  # type: ignore[arg-type]
             **trainer_kwargs,
         )
         refuse_sharding(self.accelerator)

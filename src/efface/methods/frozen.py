@@ -165,8 +165,8 @@ def cache_error(
     return float(kl.mean())
 
 
-def _precision(reference: Reference, device: torch.device | str) -> str:
-    """What the autocast of the reference's forward rounds to; for the key of its cache."""
+def _precision(reference: Reference, device: torch.device | str) -> torch.dtype | None:
+    """What the autocast of the reference's forward rounds to, if there is one; for the key of its cache."""
     kind = torch.device(device).type
     with reference.autocast():
-        return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "none"
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

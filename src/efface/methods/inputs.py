@@ -13,10 +13,12 @@ from efface.adapters import merged
 from efface.buckets import TokenBudgetBatchSampler
 from efface.data import PairReader
 from efface.dataset import PairDataset
-from efface.errors import UserError, first_line
+from efface.errors import UserError
+from efface.loading import tokenizer_of
 from efface.methods.config import PairConfig
 from efface.models import load_model, tokens_of
 from efface.store import PairStore
+from efface.vocabulary import check_vocabulary
 
 
 def pair_reader(source: Any, who: str, *, skip_bad_rows: bool) -> PairReader:
@@ -40,9 +42,10 @@ def model_and_tokenizer(
             get another.
     """
     if isinstance(model, str | os.PathLike):
-        model, its_own = load_model(model, device="cpu" if use_cpu else None)
+        model, its_own = load_model(model, device="cpu" if use_cpu else None, trainable=True)
         tokenizer = tokenizer or its_own
-        model = merged(model) if new_adapter else with_trained_adapter_(model)
+        if new_adapter:
+            model = merged(model)
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise UserError(
             f"model is a {type(model).__name__}; it must be a causal language model of transformers, or what "
@@ -53,39 +56,15 @@ def model_and_tokenizer(
             "the model has an adapter already, and lora_r or peft_config asks for another. Merge it first "
             "(model.merge_and_unload()), or leave them out to train the adapter that is there."
         )
-    if tokenizer is None:
-        tokenizer = _its_tokenizer(model)
-    return model, tokenizer
-
-
-def with_trained_adapter_(model: Any) -> Any:
-    """`model`; if it has an adapter, that is trainable now, as PEFT loads it frozen.
-
-    Raises:
-        UserError: if the adapter is one of virtual tokens.
-    """
-    if not hasattr(model, "peft_config"):
-        return model
-    if model.active_peft_config.is_prompt_learning:
+    if hasattr(model, "peft_config") and model.active_peft_config.is_prompt_learning:
         raise UserError(
             f"the model has an adapter of type {model.active_peft_config.peft_type.value}, whose virtual tokens shift "
             "all positions: it cannot be trained here. Use the model without it."
         )
-    model.set_adapter(model.active_adapter)
-    return model
-
-
-def _its_tokenizer(model: Any) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    name = model.config.name_or_path
-    reason = "the model does not say where it is from"
-    if name:
-        try:
-            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            reason = f"{name!r} has none that could be loaded: {first_line(error)}"
-    raise UserError(f"there is no tokenizer: {reason}. Pass processing_class=.")
+    if tokenizer is None:
+        tokenizer = tokenizer_of(model)
+    check_vocabulary(model, tokenizer)
+    return model, tokenizer
 
 
 def make_dataset(

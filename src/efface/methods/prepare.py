@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from efface.errors import RunError, UserError
 from efface.methods.config import PairConfig
@@ -98,14 +98,6 @@ def raise_if_not_finite(model: nn.Module, step: int) -> None:
                 f"the weights are not finite after step {step} ({name}); nothing was saved of it. Earlier checkpoints "
                 "are untouched. Lower --learning_rate."
             )
-
-
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """An id to fill up rows with. Which one does not matter: masks, never ids, tell padding from tokens."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
 
 
 def disable_dropout_(model: nn.Module) -> None:

@@ -2,9 +2,9 @@
 
 Live, f0 is a model of its own, or the trained one with its LoRA adapter off. From disk it is neither: its states
 (tokens x d, after the final norm: small) are computed once and memory-mapped; all that stays is a frozen output head.
-The cache lies under `EFFACE_CACHE/reference/KEY`; KEY is a hash of the model's weights, of all token ids and of what
-is stored, so a cache of something else is never found. Every file's hash is checked when a cache is opened; what is
-missing or damaged is computed again.
+The cache lies under `EFFACE_CACHE/reference/KEY`; KEY is a hash of the model, of all token ids, of what is stored and
+of what computed it (libraries, kind of device, precision), so a cache of something else is never found. Every file's
+hash is checked when a cache is opened; what is missing or damaged is computed again.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from efface.chunked import weighted_kl
 from efface.data import Item, PairBatch, ReferenceStates, collate_rows
-from efface.errors import UserError
+from efface.errors import RunError, UserError, reason_of
 from efface.evaluation.batching import eval_mode
 from efface.forward import Forward, Head, forward
 from efface.functional import predicting_positions
 from efface.layout import Layout, plain_layout
 from efface.progress import track
-from efface.results import read_json, renamed_when_whole, write_json
+from efface.results import read_json, renamed_when_whole, versions, write_json
 from efface.sources import cache_dir
 
 logger = logging.getLogger(__name__)
@@ -123,8 +123,8 @@ def open_cache(
     layers: Sequence[int],
     *,
     fingerprint: str,
-    autocast: str = "none",
     dtype: str = "float32",
+    autocast: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     batch_size: int = 16,
     progress: bool = False,
@@ -136,23 +136,24 @@ def open_cache(
         head: of the reference; with a half-precision `dtype` it tells what rounding costs, in the log and in
             `index.json` (`rounding_kl`, nats a token).
         fingerprint: of the reference, see `fingerprint_of`.
-        autocast: what the reference's forward is rounded to, by name: another precision is another reference.
         dtype: of the stored states; those of the computation are the model's.
+        autocast: under which the reference computes (`Reference.autocast`), if under any.
         anew: compute all of it, whatever is there.
 
     Raises:
         UserError: for an unknown dtype.
-        RunError: if the disk is full.
+        RunError: if it cannot be written.
     """
     if dtype not in DTYPES:
         raise UserError(f"reference_dtype={dtype!r} is unknown. Choose one of {', '.join(DTYPES)}.")
     lengths = np.array([len(continuation) for _, continuation in items], dtype=np.int64)
-    key = _key(f"{fingerprint} {autocast}", items, layers, dtype)
+    key = _key(fingerprint, items, layers, dtype, f"{autocast} {torch.device(device).type}")
     directory = cache_dir() / "reference" / key
     width = reference.model.config.get_text_config(decoder=True).hidden_size  # type: ignore[union-attr,operator]
     bounds = _bounds(lengths, 4 * width)
     index = _read_index(directory)
-    digests: dict[str, str] = {} if anew else index.get("files", {})
+    listed = index.get("files")
+    digests: dict[str, str] = listed if isinstance(listed, dict) and not anew else {}
     todo = [i for i in range(len(bounds)) if not _is_whole(directory / _file_name(i), digests.get(_file_name(i)))]
     if digests and todo:
         logger.warning(
@@ -166,15 +167,24 @@ def open_cache(
             logger.info("reference states in %s: rounding costs %.1e nats a token", dtype, index["rounding_kl"])
         states["hidden"] = states["hidden"].to(getattr(torch, dtype))
         path = directory / _file_name(i)
-        with renamed_when_whole(path) as temporary:
-            save_file(states, temporary)
-        digests[path.name] = _digest(path)
-        write_json(directory / INDEX, index | {"schema": 1, "dtype": dtype, "layers": list(layers), "files": digests})
+        try:
+            with renamed_when_whole(path) as temporary:
+                save_file(states, temporary)
+            digests[path.name] = _digest(path)
+            about = {"schema": 1, "dtype": dtype, "layers": list(layers), "files": digests}
+            write_json(directory / INDEX, index | about)
+        except (OSError, SafetensorError, RunError) as error:  # the second is how safetensors reports a full disk
+            raise RunError(
+                f"the cache of the reference cannot be written to {str(directory)!r} ({reason_of(error)}). Free some "
+                "space, set EFFACE_CACHE to a folder that can be written, or pass --precompute_reference off."
+            ) from error
     return ReferenceCache(directory, lengths, bounds)
 
 
-def _key(fingerprint: str, items: Iterable[Item], layers: Sequence[int], dtype: str) -> str:
-    digest = hashlib.blake2b(f"1 {fingerprint} {list(layers)} {dtype}".encode(), digest_size=16)
+def _key(fingerprint: str, items: Iterable[Item], layers: Sequence[int], dtype: str, computed: str) -> str:
+    libraries = {name: version for name, version in versions().items() if name in ("torch", "transformers")}
+    content = f"2 {fingerprint} {list(layers)} {dtype} {computed} {libraries}"
+    digest = hashlib.blake2b(content.encode(), digest_size=16)
     for context, continuation in items:
         digest.update(np.array([len(context), *context, *continuation], dtype=np.int64).tobytes())
     return digest.hexdigest()

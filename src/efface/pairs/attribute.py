@@ -2,11 +2,13 @@
 
 A linear probe of the mean over a text's tokens of the residual stream after the last block: the W of Lee et al. 2024
 (arXiv 2401.01967, section 3.1). It is kept under `EFFACE_CACHE/probes/KEY.safetensors`, with its held-out quality; KEY
-is a hash of the model's weights, the texts, their labels and the settings.
+is a hash of the model, its tokenizer, the texts, their labels, the settings and the versions of the libraries.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,12 +17,15 @@ import numpy as np
 
 from efface.analysis.probes import LinearProbe, fit_probe
 from efface.analysis.states import pooled_states
-from efface.errors import UserError
-from efface.fingerprint import fingerprint_of
+from efface.errors import RunError, UserError
+from efface.fingerprint import fingerprint_of, tokenizer_fingerprint
+from efface.results import versions
 from efface.sources import cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 def toxicity_probe(
@@ -51,10 +56,11 @@ def toxicity_probe(
         UserError: if texts and labels do not belong together, or a label has fewer texts than folds (5).
     """
     chosen = _balanced(texts, labels, max_texts, seed)
-    known = json.dumps([1, fingerprint_of(model), max_tokens, regularisation, seed, chosen])
+    made_by = [fingerprint_of(model), tokenizer_fingerprint(processing_class), versions()]
+    known = json.dumps([2, *made_by, max_tokens, regularisation, seed, chosen])
     key = hashlib.blake2b(known.encode(), digest_size=16).hexdigest()
     path = cache_dir() / "probes" / f"{key}.safetensors"
-    if path.is_file():
+    with contextlib.suppress(UserError):  # not there, or damaged: trained anew
         return LinearProbe.load(path)
     (states,) = pooled_states(
         model,
@@ -66,7 +72,10 @@ def toxicity_probe(
         progress=progress,
     ).values()
     probe = fit_probe(states, np.array([label for _, label in chosen]), regularisation=regularisation, seed=seed)
-    probe.save(path)
+    try:
+        probe.save(path)
+    except RunError as error:  # it is at hand, and only the next run would have been shorter
+        logger.warning("%s Set EFFACE_CACHE to a folder that can be written, or it is trained every time.", error)
     return probe
 
 

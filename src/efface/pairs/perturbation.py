@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from efface.analysis.probes import LinearProbe
 from efface.errors import UserError
-from efface.evaluation.batching import pad_batch, pad_id
+from efface.evaluation.batching import pad_batch
 from efface.models import capture_residuals, decoder_blocks, position_ids
+from efface.vocabulary import pad_id
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -122,7 +123,7 @@ class Perturbation:
         settings: PPLMSettings,
     ):
         self.model, self.probe, self.settings = model, probe, settings
-        self.pad = pad_id(processing_class)
+        self.pad = pad_id(processing_class, model)
         self.bos = -1 if processing_class.bos_token_id is None else processing_class.bos_token_id
         self.layer = len(decoder_blocks(model)) - 1
         self.dtype = torch.promote_types(model.dtype, torch.float32)  # of all that is computed outside of the model
