@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from efface.errors import RunError, UserError
+from efface.tokens import bos_prefix as bos_prefix
+from efface.tokens import tokens_of as tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -228,21 +230,6 @@ def _rewrite(path: Path, content: dict[str, Any]) -> None:
     from efface.results import write_json
 
     write_json(path, content)
-
-
-def tokens_of(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Ids of a text that starts a sequence: with as many BOS as the tokenizer itself adds, without a closing EOS."""
-    ids = list(tokenizer(text)["input_ids"])
-    if ids and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
-        ids = ids[:-1]
-    return ids
-
-
-def bos_prefix(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """What the tokenizer itself puts before a text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokens_of(tokenizer, "a")
-    return whole[: len(whole) - len(bare)]
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:

@@ -24,6 +24,7 @@ from efface.buckets import forward_epochs_
 from efface.data import SIDES, PairBatch, PairCollator, PairReader, ReferenceStates
 from efface.dataset import PairDataset
 from efface.errors import RunError
+from efface.evaluation.batching import max_positions
 from efface.fingerprint import fingerprint_of
 from efface.forward import Forward, Head, unwrap
 from efface.functional import predicting_positions
@@ -79,8 +80,9 @@ class PairTrainer(LossTerms, Trainer):
         rows = pair_reader(train_dataset, type(self).__name__, skip_bad_rows=args.skip_bad_rows)
         model, processing_class = model_and_tokenizer(model, processing_class, use_cpu=args.use_cpu)
         adapted = args.lora_r is not None or peft_config is not None
-        passages = tokenize_passages(retain_text, args, processing_class)
-        dataset = make_dataset(rows, passages, args, processing_class, self.sides)
+        limit = max_positions(model)
+        passages = tokenize_passages(retain_text, args, processing_class, max_positions=limit)
+        dataset = make_dataset(rows, passages, args, processing_class, self.sides, max_positions=limit)
         needs_reference = self.needs_reference(args, bool(passages))
         cached = needs_reference and precomputes(args, len(dataset), states_only=not self.reference_residuals)
         # Of the weights as they are before an adapter is put into them.
@@ -96,7 +98,9 @@ class PairTrainer(LossTerms, Trainer):
             train_dataset=dataset,
             eval_dataset=None
             if eval_dataset is None
-            else make_dataset(PairReader(eval_dataset), [], args, processing_class, self.sides),
+            else make_dataset(
+                PairReader(eval_dataset), [], args, processing_class, self.sides, max_positions=limit
+            ),
             processing_class=processing_class,
             data_collator=PairCollator(pad_token_id=pad_token_id(processing_class)),  # type: ignore[arg-type]
             **trainer_kwargs,
