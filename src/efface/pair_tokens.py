@@ -1,4 +1,4 @@
-"""How do checked pairs become token ids, and what is lost on the way? What is cut or dropped is counted and warned of."""
+"""How do checked pairs become token ids, and what is lost on the way? It is counted, and warned of."""
 
 import logging
 from collections import Counter
@@ -103,7 +103,9 @@ def lengths_within(max_positions: int, max_prompt_length: int, max_completion_le
         UserError: if the model has too few for one token of each.
     """
     if max_positions < 2:
-        raise UserError(f"the model has {max_positions} positions, which leaves no room for a prompt and what follows.")
+        raise UserError(
+            f"the model has {max_positions} positions, which leaves no room for a prompt and what follows."
+        )
     completion = min(max_completion_length, max(max_positions - max_prompt_length, max_positions // 2))
     return min(max_prompt_length, max_positions - completion), completion
 

@@ -62,16 +62,18 @@ def _parts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     """Prompt, chosen and rejected, of one kind and without what one repeats of another."""
     if isinstance(chosen, str) != isinstance(rejected, str) or (isinstance(chosen, str) and isinstance(prompt, list)):
         raise UserError("prompt, chosen and rejected must be all text or all lists of chat messages.")
-    if isinstance(chosen, str):
-        return (prompt, chosen, rejected) if prompt is not None else _without_shared(chosen, rejected)
+    if isinstance(chosen, str) and prompt is not None:
+        return prompt, chosen, rejected
     if prompt is None or isinstance(prompt, str):
         # As TRL does it: where the conversations begin with the prompt, its text beside them says nothing more.
         shared, *sides = _without_shared(chosen, rejected)
-        if not shared and prompt is None:
+        if prompt is None and not shared:
             raise UserError(
-                "there is no 'prompt', and 'chosen' and 'rejected' share no first turn that could be it. Add it or "
-                "pass --skip-bad-rows."
+                "field 'prompt' is missing, and chosen and rejected have no beginning in common that could be it. "
+                "Add it or pass --skip-bad-rows."
             )
+        if isinstance(shared, str):
+            return shared, sides[0], sides[1]
         return shared or [{"role": "user", "content": prompt}], sides[0], sides[1]
     if chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:  # the whole conversation beside its beginning
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
@@ -104,7 +106,8 @@ def _raise_if_useless(row: Row) -> None:
                         "model itself says. Move what comes before the last answer into 'prompt', or make a row of "
                         "each answer."
                     )
-        if not text_of(value).strip() and not (isinstance(value, list) and any("tool_calls" in turn for turn in value)):
+        calls = isinstance(value, list) and any("tool_calls" in turn for turn in value)
+        if not text_of(value).strip() and not calls:
             raise UserError(f"field {field!r} is empty. Give a continuation or pass --skip-bad-rows.")
     if row["chosen"] == row["rejected"]:
         raise UserError(_IDENTICAL)
@@ -143,8 +146,7 @@ def _turn(turn: Any, place: str) -> Turn:
     """A message whose content is a text."""
     if not isinstance(turn, dict):
         raise UserError(
-            f"{place} is {type(turn).__name__}; a chat message is needed, as in "
-            '{"role": "user", "content": "..."}.'
+            f'{place} is {type(turn).__name__}; a chat message is needed, as in {{"role": "user", "content": "..."}}.'
         )
     # A table gives every message the keys of all, with nothing under those that it lacks.
     turn = {key: value for key, value in turn.items() if value is not None}

@@ -56,7 +56,7 @@ def _rows_of_object(source: Any) -> Iterable[Any]:
         raise UserError(
             f"the given {type(source).__name__} has the splits {_listed(source)}, and no 'train'. Pass one of them."
         )
-    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas data frame, which iterates over its columns
+    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas data frame: it iterates over columns
         return ({key: _plain(value) for key, value in row.items()} for row in source.to_dict("records"))
     if not isinstance(source, Iterable):
         raise UserError(f"rows are to come from {type(source).__name__}. Pass a path, a dataset or a list of dicts.")
@@ -115,8 +115,8 @@ def unreadable(value: Any) -> str | None:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             return (
-                f"holds half of a character (\\u{ord(value[error.start]):04x} at character {error.start}: one of the two "
-                "codes of an emoji or the like, as cutting a text by length leaves it)"
+                f"holds half of a character (\\u{ord(value[error.start]):04x} at character {error.start}: one of the "
+                "two codes of an emoji or the like, as cutting a text by length leaves it)"
             )
         return None
     if isinstance(value, dict):

@@ -124,9 +124,12 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
                 extra = row.pop(None, None)  # type: ignore[call-overload]
                 where = f"{path}:{reader.line_num}"
                 if extra is not None:
-                    yield where, UserError(
-                        f"{where}: the line has {len(row) + len(extra)} fields, the header {len(row)}. Put a text "
-                        "that holds the delimiter in quotes."
+                    yield (
+                        where,
+                        UserError(
+                            f"{where}: the line has {len(row) + len(extra)} fields, the header {len(row)}. Put a text "
+                            "that holds the delimiter in quotes."
+                        ),
                     )
                 else:
                     yield where, {key: value for key, value in row.items() if value is not None}

@@ -106,9 +106,7 @@ def continuation_offsets(
         if not (special and added)
     ]
     start = len(lead)
-    return [
-        (max(left - start, 0), max(right - start, 0)) for left, right in own[len(own) - len(ids) :]
-    ]
+    return [(max(left - start, 0), max(right - start, 0)) for left, right in own[len(own) - len(ids) :]]
 
 
 def decode_continuation(
@@ -164,4 +162,3 @@ def _following(
 
 def _exactly(processing_class: "PreTrainedTokenizerBase", ids: list[int]) -> str:
     return str(processing_class.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-

@@ -98,8 +98,8 @@ def encode_contexts(
             raise UserError(f"prompt {number}: {error}") from error
         if limit is not None and len(context.ids) + max_new_tokens > limit:
             raise UserError(
-                f"prompt {number} has {len(context.ids)} tokens, with {max_new_tokens} new ones more than the model's {limit} "
-                "positions. Shorten it or set max_prompt_tokens."
+                f"prompt {number} has {len(context.ids)} tokens, with {max_new_tokens} new ones more than the model's "
+                f"{limit} positions. Shorten it or set max_prompt_tokens."
             )
         encoded.append(context)
     return encoded

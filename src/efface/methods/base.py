@@ -98,9 +98,7 @@ class PairTrainer(LossTerms, Trainer):
             train_dataset=dataset,
             eval_dataset=None
             if eval_dataset is None
-            else make_dataset(
-                PairReader(eval_dataset), [], args, processing_class, self.sides, max_positions=limit
-            ),
+            else make_dataset(PairReader(eval_dataset), [], args, processing_class, self.sides, max_positions=limit),
             processing_class=processing_class,
             data_collator=PairCollator(pad_token_id=pad_token_id(processing_class)),  # type: ignore[arg-type]
             **trainer_kwargs,
