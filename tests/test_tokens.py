@@ -1,5 +1,6 @@
 """Are the ids of a prompt and of what follows those of the whole text, whatever the kind of tokenizer?"""
 
+import json
 import string
 from functools import cache
 
@@ -56,7 +57,16 @@ def _sentence_piece(normalizer: object, pre_tokenizer: object, decoder: list[obj
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     words = [f"\u2581{word}" for word in WORDS] * 3 + [f"\u2581{letter}" for letter in string.ascii_letters] + WORDS
     alphabet = list(string.ascii_letters + string.punctuation + string.digits + "\u2581")
-    _train(tokenizer, words, vocab_size=900, special_tokens=SPECIAL + BYTES, initial_alphabet=alphabet)
+    _train(tokenizer, words, vocab_size=600, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    trained = json.loads(tokenizer.to_str())["model"]
+    vocabulary = trained["vocab"] | {byte: len(trained["vocab"]) + i for i, byte in enumerate(BYTES)}
+    tokenizer.model = models.BPE(
+        vocab=vocabulary,
+        merges=[tuple(merge) for merge in trained["merges"]],
+        byte_fallback=True,
+        unk_token="<unk>",
+        fuse_unk=True,
+    )
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     if pre_tokenizer is not None:
