@@ -78,7 +78,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
         "field 'prompt' is missing, and chosen and rejected have no beginning in common .*--skip-bad",
     ),
     "no rejected": ({"prompt": "a", "chosen": "b"}, "field 'rejected' is missing"),
-    "no field at all": ({}, "field 'chosen' is missing .found nothing"),
+    "no field at all": ({}, "field 'prompt' is missing .found nothing"),
     "empty chosen": (GOOD | {"chosen": ""}, "field 'chosen' is empty. Give a continuation"),
     "blank rejected": (GOOD | {"rejected": " \n"}, "field 'rejected' is empty"),
     "empty message": (CHAT | {"chosen": [{"role": "assistant", "content": " "}]}, "field 'chosen' is empty"),
@@ -139,7 +139,7 @@ def test_nothing_usable(tmp_path: Path) -> None:
     path = write(tmp_path / "empty.jsonl", "\n")
     with pytest.raises(UserError, match=rf"'{path}' holds no usable pairs \(0 bad rows\). Build some"):
         load_pairs(path)
-    with pytest.raises(UserError, match=r"the given list holds no usable pairs \(1 bad rows\)"):
+    with pytest.raises(UserError, match=r"the given list holds no usable pairs \(1 bad rows; the last: row 0: field "):
         load_pairs([{}], skip_bad_rows=True)
 
 

@@ -122,5 +122,5 @@ def test_an_iterator_loses_no_row() -> None:
 
 
 def test_the_last_bad_row_is_named_where_none_is_good(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no usable pairs \(2 bad rows; the last: row 1: field 'chosen' is missing"):
+    with pytest.raises(UserError, match=r"no usable pairs \(2 bad rows; the last: row 1: field 'prompt' is missing"):
         load_pairs([{"prompt": 3}, {}], skip_bad_rows=True)

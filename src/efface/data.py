@@ -134,7 +134,6 @@ def tokenized(rows: PairReader | Iterable[Row], tokenizer: PairTokenizer) -> Ite
         if pair is not None:
             found += 1
             yield row, pair
-    tokenizer.warn()
     if not found and tokenizer.pairs:
         raise UserError(
             f"none of the {tokenizer.pairs} pairs is left: chosen and rejected have the same token ids. Raise "
@@ -142,6 +141,7 @@ def tokenized(rows: PairReader | Iterable[Row], tokenizer: PairTokenizer) -> Ite
         )
     if not found and reader is not None:
         reader.raise_without_rows()
+    tokenizer.warn()
 
 
 def load_pairs(source: Any, *, skip_bad_rows: bool = False) -> Pairs:

@@ -30,12 +30,13 @@ def check_row(raw: Any, where: str) -> Row:
         raise UserError(f"{where}: a row must be a JSON object with {', '.join(FIELDS)}, not {type(raw).__name__}.")
     try:
         row = _settings({PAIR_TOXICITY.get(key) or key: value for key, value in raw.items()})
+        missing = [field for field in FIELDS if field not in row]
+        if missing not in ([], ["prompt"]):  # which may be implicit
+            raise UserError(
+                f"field {missing[0]!r} is missing (found {', '.join(map(repr, row)) or 'nothing'}). "
+                "Add it or pass --skip-bad-rows."
+            )
         for field in SIDES:
-            if field not in row:
-                raise UserError(
-                    f"field {field!r} is missing (found {', '.join(map(repr, row)) or 'nothing'}). "
-                    "Add it or pass --skip-bad-rows."
-                )
             row[field] = _readable(row[field], field)
         if row.get("prompt") is not None:
             row["prompt"] = _readable(row["prompt"], "prompt")

@@ -121,7 +121,7 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
             reader = csv.DictReader(text, delimiter=delimiter)
             for row in reader:
                 # More fields than columns stand under None, for fewer the value is None.
-                extra = row.pop(None, None)  # type: ignore[call-overload]
+                extra = row.pop(None, None)
                 where = f"{path}:{reader.line_num}"
                 if extra is not None:
                     yield (

@@ -78,8 +78,8 @@ def tokenize_passages(
     """
     if texts is None and args.retain_text is not None:
         texts = load_texts(args.retain_text)
-    elif texts is not None:
-        texts = load_texts(texts, "retain_text") if texts else []
+    elif texts:
+        texts = load_texts(texts)
     length = args.retain_text_tokens
     if texts and max_positions is not None and length > max_positions:
         logger.warning(
