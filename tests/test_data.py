@@ -76,7 +76,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "not an object": (["a"], "a row must be a JSON object with prompt, chosen, rejected, not list"),
     "no prompt": (
         {"chosen": "a", "rejected": "b"},
-        "field 'prompt' is missing .found 'chosen', 'rejected'.*--skip-bad",
+        "field 'prompt' is missing, and chosen and rejected have no beginning in common .*--skip-bad",
     ),
     "no rejected": ({"prompt": "a", "chosen": "b"}, "field 'rejected' is missing"),
     "no field at all": ({}, "field 'prompt' is missing .found nothing"),
@@ -85,9 +85,9 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "empty message": (CHAT | {"chosen": [{"role": "assistant", "content": " "}]}, "field 'chosen' is empty"),
     "number": (GOOD | {"prompt": 3}, "field 'prompt' is int; it must be text or a list of chat messages"),
     "null": (GOOD | {"chosen": None}, "field 'chosen' is NoneType"),
-    "list of texts": (GOOD | {"rejected": ["a"]}, "field 'rejected' is list"),
-    "no messages": (CHAT | {"prompt": []}, "field 'prompt' is list"),
-    "message without role": (CHAT | {"prompt": [{"content": "a"}]}, "field 'prompt' is list"),
+    "list of texts": (GOOD | {"rejected": ["a"]}, "field 'rejected', turn 1 is str; a chat message is needed"),
+    "no messages": (CHAT | {"prompt": []}, "field 'prompt' is an empty list"),
+    "message without role": (CHAT | {"prompt": [{"content": "a"}]}, "field 'prompt', turn 1: 'role' is missing"),
     "identical": (GOOD | {"rejected": GOOD["chosen"]}, "chosen and rejected are identical, so nothing can be learned"),
     "mixed": (GOOD | {"chosen": CHAT["chosen"]}, "must be all text or all lists of chat messages"),
 }
@@ -140,7 +140,7 @@ def test_nothing_usable(tmp_path: Path) -> None:
     path = write(tmp_path / "empty.jsonl", "\n")
     with pytest.raises(UserError, match=rf"'{path}' holds no usable pairs \(0 bad rows\). Build some"):
         load_pairs(path)
-    with pytest.raises(UserError, match=r"the given list holds no usable pairs \(1 bad rows\)"):
+    with pytest.raises(UserError, match=r"the given list holds no usable pairs \(1 bad rows; the last: row 0: field "):
         load_pairs([{}], skip_bad_rows=True)
 
 

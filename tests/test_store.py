@@ -80,8 +80,15 @@ texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 @settings(max_examples=30)
 def test_any_texts(given_rows: list[dict[str, str]]) -> None:
     tokenizer = tiny_tokenizer()
+    pairs = [tokenize_pair(row, tokenizer, **LIMITS) for row in given_rows]
+    different = [pair for pair in pairs if pair.chosen_ids != pair.rejected_ids]
+    if pairs and not different:
+        with pytest.raises(UserError, match="pairs is left"):
+            PairStore.build(iter(given_rows), tokenizer, **LIMITS)
+        return
     store = PairStore.build(iter(given_rows), tokenizer, **LIMITS)
-    assert list(store) == [tokenize_pair(row, tokenizer, **LIMITS) for row in given_rows]
+    assert list(store) == different
+    assert sum(store.dropped.values()) == len(pairs) - len(different)
 
 
 def test_an_empty_store() -> None:

@@ -236,8 +236,10 @@ def test_passages_that_are_not_there_are_reported_before_the_fine_tuning() -> No
 def test_the_toxic_copy_learns_prompt_and_toxic_continuation(row: dict[str, Any]) -> None:
     pair = tokenize_pair(row, tiny_tokenizer())
     assert negator(tiny_model("llama"), [row]).toxic_ids == [pair.prompt_ids + pair.rejected_ids]
-    cut = negator(tiny_model("llama"), [row], max_prompt_length=2, max_completion_length=1)
-    assert cut.toxic_ids == [pair.prompt_ids[-2:] + pair.rejected_ids[:1]]
+    shorter = len(pair.prompt_ids) - 2
+    cut = negator(tiny_model("llama"), [row], max_prompt_length=shorter, max_completion_length=2)
+    expected = tokenize_pair(row, tiny_tokenizer(), max_prompt_length=shorter)  # of a conversation the template stays
+    assert cut.toxic_ids == [expected.prompt_ids + pair.rejected_ids[:2]] and len(expected.prompt_ids) <= shorter
 
 
 def test_an_adapter_is_merged_before_the_task_vector() -> None:

@@ -1,26 +1,24 @@
 """How does a preference row become a batch? checked rows -> token ids -> PairBatch.
 
 The format is TRL's: `{"prompt", "chosen", "rejected"}`, plain text or lists of chat messages; other columns are kept.
+What a row may look like is in `preferences.py`, how it becomes token ids in `pair_tokens.py`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from efface.errors import UserError
-from efface.models import tokens_of
+from efface.pair_tokens import PairTokenizer, TokenizedPair
+from efface.pair_tokens import tokenize_pair as tokenize_pair
+from efface.preferences import SIDES, check_row
 from efface.rows import Row, name_of, raw_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-FIELDS = ("prompt", "chosen", "rejected")
-# The columns of PairToxicity (Lee et al. 2024) and what they are called here.
-PAIR_TOXICITY = {"prompt_text": "prompt", "unpert_gen_text": "chosen", "pert_gen_text": "rejected"}
+from efface.tokens import encode_continuation as encode_continuation
+from efface.tokens import encode_prompt as encode_prompt
 
 
 @dataclass
@@ -38,36 +36,113 @@ class PairReader:
     """Checked rows of a source, read one at a time by iterating; `skipped` counts the bad ones dropped so far.
 
     Args:
-        source: the path of a JSON-lines file, the id of a Hugging Face dataset (its `train` split), `shipped:NAME` for
-            the pairs inside the package, a `datasets.Dataset`, a list of dicts, or `Pairs`.
+        source: the path of a file (JSON lines, or what `tables.py` reads), the id of a Hugging Face dataset (its
+            `train` split), `shipped:NAME` for the pairs inside the package, a dataset, its splits, a data frame, a
+            list of dicts or anything else that gives them one after the other, or `Pairs`.
         skip_bad_rows: drop and count bad rows instead of stopping at the first.
     """
 
     def __init__(self, source: Any, *, skip_bad_rows: bool = False):
         self.source, self.skip_bad_rows, self.skipped = source, skip_bad_rows, 0
+        self._last: UserError | None = None
+        self._begun: tuple[tuple[str, Row], Iterator[tuple[str, Row]]] | None = None
 
     def __iter__(self) -> Iterator[Row]:
         """Raises UserError, at the row itself: naming the file, the line, what is wrong and what to do."""
+        return (row for _, row in self.placed())
+
+    def placed(self) -> Iterator[tuple[str, Row]]:
+        """(where it stands, the row) for each row; raises as iterating does."""
+        if self._begun is None:
+            yield from self._read()
+            return
+        # What `begin` has read is not read again: an iterator would not give it twice.
+        first, rest = self._begun
+        self._begun = None
+        yield first
+        yield from rest
+
+    def begin(self) -> None:
+        """Read the first row, which comes again when the reader is iterated over; raises as that does."""
+        if self._begun is None:
+            rest = self._read()
+            first = next(rest, None)
+            if first is None:  # of `Pairs` without rows
+                self.raise_without_rows()
+            else:
+                self._begun = first, rest
+
+    def read_all(self) -> None:
+        """Read and check all rows, which come again when the reader is iterated over; raises as that does."""
+        rows = list(self.placed())
+        if rows:
+            self._begun = rows[0], iter(rows[1:])
+
+    def reject(self, error: UserError) -> None:
+        """Drop a bad row, which this is the error of, and count it; or raise the error."""
+        if not self.skip_bad_rows:
+            raise error
+        self.skipped += 1
+        self._last = error
+
+    def raise_without_rows(self) -> None:
+        """Raise what is to be said where no row is left."""
+        last = "" if self._last is None else f"; the last: {self._last}"
+        raise UserError(
+            f"{name_of(self.source)} holds no usable pairs ({self.skipped} bad rows{last}). "
+            "Build some with `efface pairs`."
+        )
+
+    def _read(self) -> Iterator[tuple[str, Row]]:
         if isinstance(self.source, Pairs):  # checked already
             self.skipped = self.source.skipped
-            yield from self.source.rows
+            yield from ((f"row {number}", row) for number, row in enumerate(self.source.rows))
             return
         self.skipped = found = 0
         for where, raw in raw_rows(self.source):
             try:
                 row = check_row(raw, where)
-            except UserError:
-                if not self.skip_bad_rows:
-                    raise
-                self.skipped += 1
+            except UserError as error:
+                self.reject(error)
                 continue
             found += 1
-            yield row
+            yield where, row
         if not found:
-            raise UserError(
-                f"{name_of(self.source)} holds no usable pairs ({self.skipped} bad rows). "
-                "Build some with `efface pairs`."
-            )
+            self.raise_without_rows()
+
+
+def tokenized(rows: PairReader | Iterable[Row], tokenizer: PairTokenizer) -> Iterator[tuple[Row, TokenizedPair]]:
+    """Each row with its token ids, but for those of which nothing can be learned.
+
+    A row that is bad only to the tokenizer or its chat template is treated by a `PairReader` as its other bad rows;
+    other rows are called by their number. What was cut or dropped is warned of at the end.
+
+    Raises:
+        UserError: at a bad row, naming its place; at the end, if nothing is left.
+    """
+    reader = rows if isinstance(rows, PairReader) else None
+    placed = ((f"row {number}", row) for number, row in enumerate(rows)) if reader is None else reader.placed()
+    found = 0
+    for where, row in placed:
+        try:
+            pair = tokenizer(row)
+        except UserError as error:
+            problem = UserError(f"{where}: {error}")
+            if reader is None:
+                raise problem from error
+            reader.reject(problem)
+            continue
+        if pair is not None:
+            found += 1
+            yield row, pair
+    if not found and tokenizer.pairs:
+        raise UserError(
+            f"none of the {tokenizer.pairs} pairs is left: chosen and rejected have the same token ids. Raise "
+            "max_completion_length if they were cut, or give other pairs."
+        )
+    if not found and reader is not None:
+        reader.raise_without_rows()
+    tokenizer.warn()
 
 
 def load_pairs(source: Any, *, skip_bad_rows: bool = False) -> Pairs:
@@ -77,141 +152,6 @@ def load_pairs(source: Any, *, skip_bad_rows: bool = False) -> Pairs:
     reader = PairReader(source, skip_bad_rows=skip_bad_rows)
     rows = list(reader)
     return Pairs(rows, reader.skipped)
-
-
-def check_row(raw: Any, where: str) -> Row:
-    """The row under its standard column names, or a `UserError` that begins with `where`."""
-    if isinstance(raw, UserError):
-        raise raw
-    if not isinstance(raw, dict):
-        raise UserError(f"{where}: a row must be a JSON object with {', '.join(FIELDS)}, not {type(raw).__name__}.")
-    row: Row = {PAIR_TOXICITY.get(key) or key: value for key, value in raw.items()}
-    for field in FIELDS:
-        if field not in row:
-            raise UserError(
-                f"{where}: field {field!r} is missing (found {', '.join(map(repr, row)) or 'nothing'}). "
-                "Add it or pass --skip-bad-rows."
-            )
-        value = row[field]
-        if not isinstance(value, str) and not _is_conversation(value):
-            raise UserError(
-                f"{where}: field {field!r} is {type(value).__name__}; it must be text or a list of chat messages."
-            )
-        if field != "prompt" and not _plain(value).strip():
-            raise UserError(f"{where}: field {field!r} is empty. Give a continuation or pass --skip-bad-rows.")
-    if len({isinstance(row[field], str) for field in FIELDS}) > 1:
-        raise UserError(f"{where}: prompt, chosen and rejected must be all text or all lists of chat messages.")
-    if row["chosen"] == row["rejected"]:
-        raise UserError(
-            f"{where}: chosen and rejected are identical, so nothing can be learned from them. "
-            "Drop the row or pass --skip-bad-rows."
-        )
-    return row
-
-
-def _is_conversation(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(turn, dict) and isinstance(turn.get("content"), str) and "role" in turn for turn in value)
-    )
-
-
-def _plain(value: str | list[dict[str, str]]) -> str:
-    return value if isinstance(value, str) else "".join(turn["content"] for turn in value)
-
-
-@dataclass(frozen=True)
-class TokenizedPair:
-    """Token ids of one pair; the prompt ends and both continuations begin at the same position."""
-
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-
-
-def tokenize_pair(
-    row: Row,
-    processing_class: "PreTrainedTokenizerBase",
-    *,
-    max_prompt_length: int = 128,
-    max_completion_length: int = 128,
-) -> TokenizedPair:
-    """Token ids with a stable boundary: the prompt is tokenised as it will be at generation time, alone.
-
-    A prompt that is too long loses its beginning (but not the BOS), a continuation its end.
-
-    Raises:
-        UserError: if a continuation has no tokens, or a conversation meets a tokenizer without chat template.
-    """
-    if isinstance(row["prompt"], str):
-        prompt, chosen, rejected, template = row["prompt"], row["chosen"], row["rejected"], False
-    else:
-        prompt, chosen, rejected = _apply_chat_template(row, processing_class)
-        template = True  # which writes its own BOS
-    prompt_ids = encode_prompt(processing_class, prompt, template=template)
-    bos = prompt_ids[:1] if prompt_ids[:1] == [processing_class.bos_token_id] else []
-    if len(prompt_ids) > max_prompt_length:
-        prompt_ids = bos + prompt_ids[len(prompt_ids) - max_prompt_length + len(bos) :]
-    sides = []
-    for side, text in (("chosen", chosen), ("rejected", rejected)):
-        ids = encode_continuation(processing_class, text)[:max_completion_length]
-        if not ids:
-            raise UserError(f"{side} has no tokens under this tokenizer: {text!r}.")
-        sides.append(ids)
-    return TokenizedPair(prompt_ids, *sides)
-
-
-def encode_prompt(processing_class: "PreTrainedTokenizerBase", text: str, *, template: bool = False) -> list[int]:
-    """Ids of a prompt; never empty, since something must predict the first token of the continuation."""
-    ids = (
-        list(processing_class(text, add_special_tokens=False)["input_ids"])
-        if template
-        else tokens_of(processing_class, text)
-    )
-    if not ids:
-        start = (
-            processing_class.bos_token_id
-            if processing_class.bos_token_id is not None
-            else processing_class.eos_token_id
-        )
-        if start is None:
-            raise UserError("the prompt has no tokens and the tokenizer no BOS or EOS to stand in. Give a prompt.")
-        ids = [start]
-    return ids
-
-
-def encode_continuation(processing_class: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Ids of a text that follows a prompt, as it stands: without special tokens and without an invented leading space.
-
-    SentencePiece-style tokenizers put a space before a text that starts a sequence; an anchor in front keeps it off.
-    """
-    plain = list(processing_class(text, add_special_tokens=False)["input_ids"])
-    anchor = list(processing_class("\n", add_special_tokens=False)["input_ids"])
-    anchored = list(processing_class("\n" + text, add_special_tokens=False)["input_ids"])
-    if anchored[: len(anchor)] == anchor and processing_class.decode(plain) != processing_class.decode(
-        anchored[len(anchor) :]
-    ):
-        return anchored[len(anchor) :]
-    return plain
-
-
-def _apply_chat_template(row: Row, processing_class: "PreTrainedTokenizerBase") -> tuple[str, str, str]:
-    if not processing_class.chat_template:
-        raise UserError(
-            "the pairs are conversations but the tokenizer has no chat template. "
-            "Pass plain text, or an instruct model."
-        )
-    prompt = str(processing_class.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False))
-    sides = []
-    for side in ("chosen", "rejected"):
-        whole = str(processing_class.apply_chat_template(row["prompt"] + row[side], tokenize=False))
-        if not whole.startswith(prompt):
-            raise UserError(
-                f"the chat template does not continue its own generation prompt with {side}; pass plain text instead."
-            )
-        sides.append(whole[len(prompt) :])
-    return prompt, sides[0], sides[1]
 
 
 Item = tuple[list[int], list[int]]
@@ -323,9 +263,6 @@ def _joined(states: Sequence[ReferenceStates], normed: Sequence[ReferenceStates]
 
 def _on(device: torch.device, states: ReferenceStates) -> ReferenceStates:
     return ReferenceStates(hidden=states["hidden"].to(device), norms=states["norms"].to(device))
-
-
-SIDES = ("chosen", "rejected")
 
 
 def side_of(pair: TokenizedPair, side: str) -> Item:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from efface.adapters import merged
 from efface.checks import positive
 from efface.errors import RunError, UserError
-from efface.evaluation.batching import eval_mode
+from efface.evaluation.batching import eval_mode, max_positions
 from efface.models import accepted, position_ids, tokens_of
 from efface.progress import track
 
@@ -49,7 +49,7 @@ def finetune(
     Args:
         model: also a frozen one; an adapter that it has is merged into the copy first.
         texts: drawn without replacement in a seeded order, begun again when used up. Token ids are taken as they are.
-        max_length: tokens of a text that are used.
+        max_length: tokens of a text that are used; never more than the model has positions.
         lora_r: rank of a LoRA adapter (alpha twice the rank, on all linear maps), which alone is trained; the copy is
             then returned with it, as a `PeftModel`. None trains all weights, in float32: half precision would round
             most of AdamW's small steps away.
@@ -64,6 +64,8 @@ def finetune(
     if lora_r is not None:
         positive("lora_r", lora_r)
     encoded = (tokens_of(processing_class, text) if isinstance(text, str) else list(text) for text in texts)
+    limit = max_positions(model)
+    max_length = max_length if limit is None else min(max_length, limit)
     rows = [ids[:max_length] for ids in encoded if len(ids[:max_length]) > 1]
     if not rows:
         raise UserError(f"none of the {len(texts)} texts to fine-tune on has two tokens or more. Give longer texts.")

@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,27 +18,11 @@ from efface.loading import DEFAULT_MODEL as DEFAULT_MODEL
 from efface.loading import load_model as load_model
 from efface.saving import repair_generation_config_ as repair_generation_config_
 from efface.saving import save_model as save_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from efface.tokens import bos_prefix as bos_prefix
+from efface.tokens import tokens_of as tokens_of
 
 # model_type -> attribute path, where the blocks are not the outermost ModuleList of length `num_hidden_layers`.
 BLOCK_OVERRIDES: dict[str, str] = {}
-
-
-def tokens_of(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Ids of a text that starts a sequence: with as many BOS as the tokenizer itself adds, without a closing EOS."""
-    ids = list(tokenizer(text)["input_ids"])
-    if ids and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
-        ids = ids[:-1]
-    return ids
-
-
-def bos_prefix(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """What the tokenizer itself puts before a text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokens_of(tokenizer, "a")
-    return whole[: len(whole) - len(bare)]
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from efface.data import TokenizedPair, tokenize_pair
+from efface.data import PairReader, tokenized
 from efface.errors import RunError
+from efface.pair_tokens import PairTokenizer, TokenizedPair
 from efface.progress import track
 from efface.rows import Row
 
@@ -37,26 +38,43 @@ class PairStore(Sequence[TokenizedPair]):
 
     def __init__(self, folder: Path, n_pairs: int):
         self.folder = folder
+        self.truncated: dict[str, int] = {}
+        """What -> how many of it were cut to length: prompts, continuations, pairs beyond the model's positions."""
+        self.dropped: dict[str, int] = {}
+        """Why -> how many pairs were left out, of which nothing could be learned."""
         self._n_pairs = n_pairs
         self._opened: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def build(
         cls,
-        rows: Iterable[Row],
+        rows: PairReader | Iterable[Row],
         processing_class: "PreTrainedTokenizerBase",
         *,
         max_prompt_length: int,
         max_completion_length: int,
+        max_positions: int | None = None,
         progress: bool = False,
         total: int | None = None,
     ) -> "PairStore":
         """Tokenise checked rows one at a time, however many there are; `total` is for the progress bar alone.
 
+        What is cut or dropped on the way is counted in the store, and warned of. A row that is bad only to the
+        tokenizer or its chat template is treated by a `PairReader` as its other bad rows.
+
+        Args:
+            max_positions: of the model, see `tokenize_pair`.
+
         Raises:
-            UserError: as `tokenize_pair` does.
+            UserError: as `tokenize_pair` does, with the place of the row; if no pair is left.
             RunError: if the files cannot be written. Nothing is left of them, whatever goes wrong.
         """
+        tokenizer = PairTokenizer(
+            processing_class,
+            max_prompt_length=max_prompt_length,
+            max_completion_length=max_completion_length,
+            max_positions=max_positions,
+        )
         try:
             folder = Path(tempfile.mkdtemp(prefix="efface-pairs-"))
         except OSError as error:
@@ -64,13 +82,7 @@ class PairStore(Sequence[TokenizedPair]):
         try:
             n_pairs, end = 0, 0
             ids, ends = array("i"), array("q")
-            for row in track(rows, "tokenising pairs", show=progress, total=total):
-                pair = tokenize_pair(
-                    row,
-                    processing_class,
-                    max_prompt_length=max_prompt_length,
-                    max_completion_length=max_completion_length,
-                )
+            for _, pair in track(tokenized(rows, tokenizer), "tokenising pairs", show=progress, total=total):
                 for part in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
                     ids.extend(part)
                     end += len(part)
@@ -83,6 +95,7 @@ class PairStore(Sequence[TokenizedPair]):
             shutil.rmtree(folder, ignore_errors=True)
             raise
         store = cls(folder, n_pairs)
+        store.truncated, store.dropped = tokenizer.truncated, dict(tokenizer.dropped)
         weakref.finalize(store, _remove, folder, os.getpid())
         return store
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from efface.data import PairCollator, TokenizedPair, tokenize_pair
+from efface.data import PairCollator, TokenizedPair
 from efface.errors import RunError, UserError
-from efface.evaluation.batching import eval_mode, pad_batch
+from efface.evaluation.batching import eval_mode, max_positions, pad_batch
 from efface.forward import forward
 from efface.layout import plain_layout
 from efface.models import accepted, bos_prefix, capture_residuals, decoder_blocks, parse_layers, position_ids
+from efface.pair_tokens import tokenize_pairs
 from efface.progress import track
 from efface.vocabulary import pad_id
 
@@ -48,7 +49,7 @@ def token_states(
     progress: bool = False,
 ) -> dict[int, TokenStates]:
     """Layer -> the states at the continuation tokens of all pairs; both sides go through the model in one batch."""
-    pairs = [tokenize_pair(row, processing_class) for row in rows]
+    pairs = tokenize_pairs(rows, processing_class, max_positions=max_positions(model))
     collate = PairCollator(pad_token_id=0)
     hidden: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
     token_ids, labels, numbers = [], [], []
@@ -108,15 +109,16 @@ def pooled_states(
     Args:
         layers: numbers of blocks, 0 for the first; -1 stands for the last, and the result is under its real number.
         batch_size: texts at once, of like length; the result does not depend on it.
-        max_tokens: a text counts up to here.
+        max_tokens: a text counts up to here, and never beyond the model's positions.
 
     Raises:
         UserError: if a text has no tokens, or the model has no such layer.
         RunError: if a state is not finite.
     """
     layers = parse_layers(layers, len(decoder_blocks(model)))
+    bos, limit = bos_prefix(processing_class), max_positions(model)
+    max_tokens = max_tokens if limit is None else min(max_tokens, limit - len(bos))
     own = text_token_ids(processing_class, texts, max_tokens=max_tokens)
-    bos = bos_prefix(processing_class)
     by_length = sorted(range(len(own)), key=lambda number: len(own[number]))
     pooled: dict[int, np.ndarray] = {}
     with eval_mode(model):

@@ -5,7 +5,8 @@ gives it *before* it is changed: cut afterwards, it would lose what the attack h
 """
 
 import dataclasses
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,12 @@ import numpy as np
 from efface.attacks.points import worst
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
+from efface.evaluation.batching import max_positions
+from efface.evaluation.prompts import as_message, cut_message
 from efface.evaluation.toxicity import THRESHOLD
-from efface.models import bos_prefix
+from efface.tokens import bos_prefix, encode_prompt, token_ids
+
+logger = logging.getLogger(__name__)
 
 
 def attack_altered(
@@ -66,6 +71,45 @@ def attack_altered(
         )
 
 
+def altered_to_fit(
+    target: Target, prompts: Sequence[str], alter: Callable[[int, str], str], *, chat: bool | None = None
+) -> list[str]:
+    """`alter(number, prompt)` for each prompt, of which the prompt is cut further where the model would have no
+    positions for all of it: one long prompt must not end an attack.
+
+    Args:
+        chat: whether they are messages; None leaves it to the target's decoding.
+    """
+    tokenizer, how, limit = target.processing_class, target.decoding, max_positions(target.model)
+    found = [alter(number, prompt) for number, prompt in enumerate(prompts)]
+    if limit is None:
+        return found
+    room, chat = limit - how.max_new_tokens, how.chat if chat is None else chat
+
+    def excess(text: str) -> int:
+        text = as_message(tokenizer, text) if chat else text
+        return len(encode_prompt(tokenizer, text, template=chat)) - room
+
+    cut = 0
+    for number, prompt in enumerate(prompts):
+        over, kept = excess(found[number]), 0
+        if over > 0:
+            cut += 1
+            kept = len(token_ids(tokenizer, prompt))
+        while over > 0 and kept > 1:
+            kept = max(kept - over, 1)
+            found[number] = alter(number, cut_message(tokenizer, prompt, kept, how.truncation))
+            over = excess(found[number])
+    if cut:
+        logger.warning(
+            "%d of %d prompts were cut further, to fit into the model's %d positions with what the attack adds.",
+            cut,
+            len(prompts),
+            limit,
+        )
+    return found
+
+
 def prompts_as_read(target: Target) -> list[str]:
     """The prompts as far as the model reads them: cut as the target's decoding says, as text."""
     how, tokenizer = target.decoding, target.processing_class
@@ -73,11 +117,4 @@ def prompts_as_read(target: Target) -> list[str]:
         return list(target.prompts)
     # A BOS counts as one of the tokens, but not before a message: see `encode_prompts`.
     room = max(how.max_prompt_tokens - (0 if how.chat else len(bos_prefix(tokenizer))), 1)
-    kept = slice(-room, None) if how.truncation == "last" else slice(room)
-    found = []
-    for prompt in target.prompts:
-        ids = list(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
-        found.append(
-            prompt if len(ids) <= room else str(tokenizer.decode(ids[kept], clean_up_tokenization_spaces=False))
-        )
-    return found
+    return [cut_message(tokenizer, prompt, room, how.truncation) for prompt in target.prompts]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from efface.attacks.slot import Slot
-from efface.data import encode_continuation
 from efface.errors import UserError
+from efface.tokens import ANCHORS, encode_continuation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,7 +99,7 @@ def stable(candidates: Tensor, slots: Sequence[Slot], processing_class: "PreTrai
 
 def _slot_texts(processing_class: "PreTrainedTokenizerBase", rows: list[list[int]]) -> list[str]:
     # After an anchor: SentencePiece-style tokenizers drop the space at the beginning of what they decode.
-    anchor = encode_continuation(processing_class, "\n")
+    anchor = next((ids for text in ANCHORS if (ids := encode_continuation(processing_class, text))), [])
     skipped = len(_decoded(processing_class, [anchor])[0])
     return [text[skipped:] for text in _decoded(processing_class, [anchor + row for row in rows])]
 

@@ -7,9 +7,12 @@ disguise; what an attacker gets who may try all of them on each prompt stands be
 
 import itertools
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-from efface.attacks.altered import attack_altered, prompts_as_read
+from efface.attacks.altered import altered_to_fit, attack_altered, prompts_as_read
 from efface.attacks.points import numbers, words
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
@@ -64,14 +67,16 @@ def perturb(target: Target, settings: PerturbSettings) -> AttackResult:
     """
     prompts = prompts_as_read(target)
     tries = range(1, settings.tries + 1)
-    points = (
-        (
-            {"kind": kind, "rate": rate, "try": number},
-            [perturbed(prompt, kind, rate, f"{target.seed} {number}") for prompt in prompts],
-        )
-        for kind, rate, number in itertools.product(settings.names, settings.fractions, tries)
-    )
-    return attack_altered(target, "perturb", settings, points, start={"kind": "none"})
+
+    def points() -> Iterator[tuple[dict[str, Any], list[str]]]:
+        for kind, rate, number in itertools.product(settings.names, settings.fractions, tries):
+            noise = partial(perturbed, kind=kind, rate=rate, key=f"{target.seed} {number}")
+            yield (
+                {"kind": kind, "rate": rate, "try": number},
+                altered_to_fit(target, prompts, lambda _, prompt, noise=noise: noise(prompt)),
+            )
+
+    return attack_altered(target, "perturb", settings, points(), start={"kind": "none"})
 
 
 def perturbed(text: str, kind: str, rate: float, key: str) -> str:

@@ -11,15 +11,17 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from efface.attacks.altered import attack_altered, prompts_as_read
+from efface.attacks.altered import altered_to_fit, attack_altered, prompts_as_read
 from efface.attacks.points import numbers
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.errors import UserError
-from efface.evaluation.prompts import encode_prompts
+from efface.evaluation.prompts import as_message, encode_prompts
 from efface.models import tokens_of
+from efface.preferences import text_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def prefill(target: Target, settings: PrefillSettings) -> AttackResult:
         UserError: if no continuation has as many words as are asked for; for a chat template that cannot be continued.
     """
     most = settings.amounts[-1]
-    texts = [text for row in target.rows if len((text := _plain(row["rejected"])).split()) >= most]
+    texts = [text for row in target.rows if len((text := text_of(row["rejected"])).split()) >= most]
     if not texts:
         raise UserError(
             f"words={settings.words!r}, but no rejected continuation of the rows has {most} words. Name fewer words, "
@@ -61,8 +63,12 @@ def prefill(target: Target, settings: PrefillSettings) -> AttackResult:
 
     def points() -> Iterator[tuple[dict[str, Any], list[str]]]:
         for amount in settings.amounts:
-            pairs = zip(starts, drawn, strict=True)
-            yield {"words": amount}, [forced(start, text, amount) for start, text in pairs]
+            if target.decoding.chat:  # what the template has written stays whole
+                pairs = zip(starts, drawn, strict=True)
+                yield {"words": amount}, [forced(start, text, amount) for start, text in pairs]
+            else:
+                begun = partial(_begun, texts=drawn, words=amount)
+                yield {"words": amount}, altered_to_fit(target, starts, begun)
 
     # What a chat template makes of a message is a text like any other, so nothing is left to the measurement's own.
     return attack_altered(target, "prefill", settings, points(), start={"words": 0}, chat=False, rows=len(texts))
@@ -74,6 +80,10 @@ def forced(prompt: str, text: str, words: int) -> str:
     return prompt + ("" if not prompt or prompt[-1].isspace() else " ") + first
 
 
+def _begun(number: int, prompt: str, *, texts: list[str], words: int) -> str:
+    return forced(prompt, texts[number], words)
+
+
 def _answers(target: Target) -> list[str]:
     """What the chat template makes of each message, up to where the answer begins."""
     tokenizer = target.processing_class
@@ -81,8 +91,7 @@ def _answers(target: Target) -> list[str]:
     expected = encode_prompts(target.model, tokenizer, messages, chat=True)
     found = []
     for message, ids in zip(messages, expected, strict=True):
-        turns = [{"role": "user", "content": message}]
-        text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+        text = as_message(tokenizer, message)
         if tokens_of(tokenizer, text) != ids and tokenizer.bos_token:  # which the tokenizer will put there again
             text = text.removeprefix(tokenizer.bos_token)
         if tokens_of(tokenizer, text) != ids:
@@ -92,8 +101,3 @@ def _answers(target: Target) -> list[str]:
             )
         found.append(text)
     return found
-
-
-def _plain(continuation: str | list[dict[str, str]]) -> str:
-    """The text of a continuation, or of its messages."""
-    return continuation if isinstance(continuation, str) else "".join(turn["content"] for turn in continuation)

@@ -7,7 +7,7 @@ one point; the attack is judged by the worst, so a longer list is a stronger att
 
 from dataclasses import dataclass, field
 
-from efface.attacks.altered import attack_altered, prompts_as_read
+from efface.attacks.altered import altered_to_fit, attack_altered, prompts_as_read
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.checks import at_least_one
@@ -55,7 +55,10 @@ def prompt_injection(target: Target, settings: PromptInjectionSettings) -> Attac
     """
     injections = load_injections(settings.injections)[: settings.first]
     prompts = prompts_as_read(target)
-    points = (({"injection": one.name}, [one.around(prompt) for prompt in prompts]) for one in injections)
+    points = (
+        ({"injection": one.name}, altered_to_fit(target, prompts, lambda _, prompt, one=one: one.around(prompt)))
+        for one in injections
+    )
     return attack_altered(target, "prompt_injection", settings, points, start={"injection": NONE})
 
 

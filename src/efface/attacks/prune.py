@@ -24,11 +24,11 @@ from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
 from efface.attacks.weights import merged_copy, without_adapter
 from efface.checks import at_least_one, not_negative
-from efface.data import tokenize_pair
 from efface.errors import RunError, UserError
 from efface.evaluation.batching import eval_mode, max_positions, pad_batch
 from efface.forward import forward
 from efface.layout import plain_layout
+from efface.pair_tokens import tokenize_pairs
 from efface.progress import track
 from efface.projections import linear_maps, output_weight
 from efface.rows import load_texts
@@ -159,7 +159,7 @@ class Data:
 def _polite(target: Target, settings: PruneSettings) -> Data:
     lengths = {name: getattr(settings, name) for name in ("max_prompt_length", "max_completion_length")}
     rows = drawn_at_most(target.rows, settings.max_rows, target.seed)
-    pairs = [tokenize_pair(row, target.processing_class, **lengths) for row in rows]
+    pairs = tokenize_pairs(rows, target.processing_class, **lengths, max_positions=max_positions(target.model))
     return Data([pair.prompt_ids + pair.chosen_ids for pair in pairs], [len(pair.chosen_ids) for pair in pairs])
 
 

@@ -18,11 +18,11 @@ from efface.attacks.recovery import half, recovery
 from efface.attacks.result import AttackResult, Record, recorded
 from efface.attacks.target import Measurement, Target
 from efface.checks import at_least_one, not_negative
-from efface.data import tokenize_pair
 from efface.errors import UserError
 from efface.evaluation.batching import max_positions
 from efface.finetune import Diverged, finetune, raise_if_diverged
 from efface.models import bos_prefix
+from efface.pair_tokens import tokenize_pairs
 from efface.rows import Row, load_texts
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _training_data(target: Target, settings: RelearnSettings) -> tuple[dict[str,
     if {"toxic", "benign"} & settings.shares.keys():
         rows = drawn(target.rows, settings.k, target.seed)
         lengths = {name: getattr(settings, name) for name in ("max_prompt_length", "max_completion_length")}
-        pairs = [tokenize_pair(row, target.processing_class, **lengths) for row in rows]
+        pairs = tokenize_pairs(rows, target.processing_class, **lengths, max_positions=max_positions(target.model))
         sources["toxic"] = [pair.prompt_ids + pair.rejected_ids for pair in pairs]
         sources["benign"] = [pair.prompt_ids + pair.chosen_ids for pair in pairs]
     if "text" in settings.shares:

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from efface.attacks.altered import prompts_as_read
+from efface.attacks.altered import altered_to_fit, prompts_as_read
 from efface.attacks.draw import drawn
 from efface.attacks.target import Target
-from efface.data import encode_continuation, tokenize_pair
+from efface.conversation import in_template
+from efface.data import tokenize_pair
 from efface.errors import UserError
 from efface.evaluation.batching import max_positions
 from efface.evaluation.protocols import Decoding
-from efface.models import bos_prefix, tokens_of
 from efface.rows import Row
+from efface.tokens import bos_prefix, encode_continuation, token_ids, tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,22 +74,26 @@ def slot_in(
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
     turns[-1]["content"] = put(turns[-1]["content"], MARK, place)
     if template:
-        whole = str(processing_class.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+        whole = in_template(processing_class, turns, answer=True)
     else:
         whole = turns[-1]["content"]
     first, last = whole.split(MARK)
     if isinstance(prompt, str):
-        target = encode_continuation(processing_class, rejected.lstrip() if chat else rejected)
+        # What is in a slot at the end of the prompt is not known yet, so neither is what the target stands behind.
+        before = first + last if last else None
+        target = encode_continuation(
+            processing_class, rejected.lstrip() if chat else rejected, before, template=template
+        )
     else:
         target = tokenize_pair(row, processing_class).rejected_ids
     if not target:
         raise UserError(f"rejected has no tokens under this tokenizer: {rejected!r}.")
     if template:
-        before = list(processing_class(first, add_special_tokens=False)["input_ids"])
+        before_ids = token_ids(processing_class, first)
     else:
-        before = tokens_of(processing_class, first) if first else bos_prefix(processing_class)
+        before_ids = tokens_of(processing_class, first) if first else bos_prefix(processing_class)
     after = encode_continuation(processing_class, last) if last else []
-    return Slot((first, last), before, after, target[:target_tokens], template)
+    return Slot((first, last), before_ids, after, target[:target_tokens], template)
 
 
 def universal(target: Target, k: int, place: str, *, length: int, target_tokens: int = 16) -> list[Slot]:
@@ -115,5 +120,5 @@ def universal(target: Target, k: int, place: str, *, length: int, target_tokens:
 
 def altered(target: Target, text: str, place: str) -> tuple[list[str], Decoding]:
     """The target's prompts with `text` in the slot, and how to decode after them: whole, as they are cut before."""
-    prompts = [put(prompt, text, place) for prompt in prompts_as_read(target)]
+    prompts = altered_to_fit(target, prompts_as_read(target), lambda _, prompt: put(prompt, text, place))
     return prompts, replace(target.decoding, max_prompt_tokens=None)

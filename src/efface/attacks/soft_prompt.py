@@ -24,13 +24,13 @@ from efface.attacks.points import numbers, worst
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
 from efface.checks import at_least_one, positive
-from efface.data import TokenizedPair, tokenize_pair
 from efface.errors import RunError, UserError
 from efface.evaluation.batching import eval_mode, max_positions, pad_batch
 from efface.evaluation.decoding import Decoder
 from efface.evaluation.prompts import encode_prompts
 from efface.evaluation.warp import GREEDY
 from efface.models import accepted, position_ids
+from efface.pair_tokens import TokenizedPair, tokenize_pairs
 from efface.progress import track
 from efface.rows import Row
 from efface.vocabulary import pad_id
@@ -87,7 +87,7 @@ def soft_prompt(target: Target, settings: SoftPromptSettings) -> AttackResult:
     rows = drawn(_rows(target), settings.k, target.seed)
     _raise_without_room(target, settings.n_tokens)
     lengths = {name: getattr(settings, name) for name in ("max_prompt_length", "max_completion_length")}
-    pairs = [tokenize_pair(row, target.processing_class, **lengths) for row in rows]
+    pairs = tokenize_pairs(rows, target.processing_class, **lengths)
     _raise_if_too_long(pairs, target, settings.n_tokens)
     generator = torch.Generator().manual_seed(target.seed)
     vectors = _start(model, pairs, settings.n_tokens, generator)  # (n, d)

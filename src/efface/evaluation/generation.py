@@ -14,6 +14,7 @@ from efface.evaluation.decoding import Decoder, end_ids
 from efface.evaluation.prompts import Truncation, encode_prompts
 from efface.evaluation.warp import GREEDY, Warp, uniforms
 from efface.progress import track
+from efface.tokens import decode_continuation
 from efface.vocabulary import pad_id
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Continuation:
     """What the model wrote after a prompt."""
 
     text: str
-    """Decoded without special tokens."""
+    """As it stands behind the prompt, without special tokens."""
     token_ids: list[int]
     """The new tokens alone, up to and including the end-of-sequence token if there is one, without padding."""
 
@@ -163,7 +164,8 @@ def generate_ids(
                 uniforms(seed, batch, max_new_tokens),
             )
             for sequence, ids in zip(batch, new, strict=True):
-                done[sequence] = Continuation(str(processing_class.decode(ids, skip_special_tokens=True)), ids)
+                text = decode_continuation(processing_class, encoded[sequence[0]], ids)
+                done[sequence] = Continuation(text, ids)
     return [[done[number, sample] for sample in range(samples)] for number in range(len(encoded))]
 
 

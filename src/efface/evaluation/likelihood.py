@@ -1,17 +1,21 @@
 """How likely does a model find a given continuation of a prompt?"""
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from efface.errors import UserError
 from efface.evaluation.batching import eval_mode, max_positions, token_nll
-from efface.evaluation.prompts import Truncation, encode_prompts
+from efface.evaluation.prompts import Truncation, encode_contexts
 from efface.head_check import check_head_once
 from efface.progress import track
+from efface.tokens import encode_continuation
 from efface.vocabulary import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 def continuation_nll(
@@ -28,22 +32,34 @@ def continuation_nll(
 ) -> list[tuple[float, int]]:
     """For each pair, -log p(continuation | prompt) in nats, summed over its tokens, and the number of those tokens.
 
-    The two texts are tokenised apart and joined as ids; an empty continuation gives (0.0, 0). `max_prompt_tokens`,
-    `truncation` and `chat` are those of `generate_ids`: with the same, it is the prompt that was continued.
+    The ids of a continuation are those that it has in the whole text (`encode_continuation`); an empty one gives
+    (0.0, 0). One that reaches beyond the model's positions counts up to there: what was generated up to the last of
+    them may be some tokens longer when its text is tokenised again. `max_prompt_tokens`, `truncation` and `chat` are
+    those of `generate_ids`: with the same, it is the prompt that was continued.
     """
     if len(prompts) != len(continuations):
         raise UserError(f"{len(prompts)} prompts but {len(continuations)} continuations: each needs its own.")
-    starts = encode_prompts(
+    contexts = encode_contexts(
         model, processing_class, prompts, max_prompt_tokens=max_prompt_tokens, truncation=truncation, chat=chat
     )
-    ends = [processing_class(text, add_special_tokens=False, verbose=False)["input_ids"] for text in continuations]
+    starts = [context.ids for context in contexts]
+    ends = [
+        encode_continuation(processing_class, text, context.text, template=context.template)
+        for text, context in zip(continuations, contexts, strict=True)
+    ]
     limit = max_positions(model)
-    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        if limit is not None and len(start) + len(end) > limit:
-            raise UserError(
-                f"prompt {number} and its continuation are {len(start) + len(end)} tokens long, but the model has "
-                f"{limit} positions. Shorten them."
+    if limit is not None:
+        # The last token is only predicted, so it needs no position of its own.
+        rooms = [limit + 1 - len(start) for start in starts]
+        beyond = sum(len(end) > room for end, room in zip(ends, rooms, strict=True))
+        if beyond:
+            logger.warning(
+                "%d of %d continuations reach beyond the model's %d positions and count up to there.",
+                beyond,
+                len(ends),
+                limit,
             )
+        ends = [end[:room] for end, room in zip(ends, rooms, strict=True)]
     check_head_once(model)
     results = [(0.0, 0)] * len(starts)
     order = sorted((i for i in range(len(starts)) if ends[i]), key=lambda i: -len(starts[i]) - len(ends[i]))

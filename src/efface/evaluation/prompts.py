@@ -1,16 +1,30 @@
 """Which token ids does a model continue? A prompt as it stands or as a user's message, cut to length, checked."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from efface.data import encode_prompt
+from efface.conversation import in_template
 from efface.errors import UserError
 from efface.evaluation.batching import max_positions
+from efface.tokens import encode_prompt, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Truncation = Literal["last", "first"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a model continues."""
+
+    ids: list[int]
+    """Never empty."""
+    text: str | None
+    """The text that the continuation stands behind; None if only its beginning is read."""
+    template: bool
+    """It is that of a chat template."""
 
 
 def encode_prompts(
@@ -23,7 +37,30 @@ def encode_prompts(
     truncation: Truncation = "last",
     chat: bool = False,
 ) -> list[list[int]]:
-    """Token ids of each prompt, never empty, with room for `max_new_tokens` more.
+    """The token ids of `encode_contexts` alone."""
+    contexts = encode_contexts(
+        model,
+        processing_class,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        truncation=truncation,
+        chat=chat,
+    )
+    return [context.ids for context in contexts]
+
+
+def encode_contexts(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 0,
+    max_prompt_tokens: int | None = None,
+    truncation: Truncation = "last",
+    chat: bool = False,
+) -> list[Context]:
+    """Token ids of each prompt, never empty, with room for `max_new_tokens` more; and their text.
 
     Args:
         max_prompt_tokens: a longer prompt is cut; None keeps all of it. With `chat` it is the message that is cut, so
@@ -49,31 +86,41 @@ def encode_prompts(
     for number, prompt in enumerate(prompts):
         try:
             if chat:
-                text = _in_template(processing_class, prompt, max_prompt_tokens, truncation)
-                ids = encode_prompt(processing_class, text, template=True)
+                message = cut_message(processing_class, prompt, max_prompt_tokens, truncation)
+                text = as_message(processing_class, message)
+                context = Context(encode_prompt(processing_class, text, template=True), text, True)
             else:
                 ids = encode_prompt(processing_class, prompt)
-                ids = _cut(ids, max_prompt_tokens, truncation, processing_class.bos_token_id)
+                kept = _cut(ids, max_prompt_tokens, truncation, processing_class.bos_token_id)
+                ends_as_it_did = truncation == "last" or len(kept) == len(ids)
+                context = Context(kept, prompt if ends_as_it_did else None, False)
         except UserError as error:
             raise UserError(f"prompt {number}: {error}") from error
-        if limit is not None and len(ids) + max_new_tokens > limit:
+        if limit is not None and len(context.ids) + max_new_tokens > limit:
             raise UserError(
-                f"prompt {number} has {len(ids)} tokens, with {max_new_tokens} new ones more than the model's {limit} "
-                "positions. Shorten it or set max_prompt_tokens."
+                f"prompt {number} has {len(context.ids)} tokens, with {max_new_tokens} new ones more than the model's "
+                f"{limit} positions. Shorten it or set max_prompt_tokens."
             )
-        encoded.append(ids)
+        encoded.append(context)
     return encoded
 
 
-def _in_template(
+def as_message(processing_class: "PreTrainedTokenizerBase", message: str) -> str:
+    """What the chat template makes of a user's message, up to where the answer begins."""
+    return in_template(processing_class, [{"role": "user", "content": message}], answer=True)
+
+
+def cut_message(
     processing_class: "PreTrainedTokenizerBase", message: str, max_tokens: int | None, truncation: Truncation
 ) -> str:
-    ids = list(processing_class(message, add_special_tokens=False, verbose=False)["input_ids"])
-    kept = _cut(ids, max_tokens, truncation, None)
-    if len(kept) < len(ids):
-        message = str(processing_class.decode(kept))
-    turns = [{"role": "user", "content": message}]
-    return str(processing_class.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    """The part of a message that has at most `max_tokens` tokens, without a BOS; all of it for None."""
+    if max_tokens is None:
+        return message
+    ids = token_ids(processing_class, message)
+    if len(ids) <= max_tokens:
+        return message
+    kept = ids[:max_tokens] if truncation == "first" else ids[-max_tokens:]
+    return str(processing_class.decode(kept, clean_up_tokenization_spaces=False))
 
 
 def _cut(ids: list[int], limit: int | None, truncation: Truncation, bos: int | None) -> list[int]:

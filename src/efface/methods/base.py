@@ -27,6 +27,7 @@ from efface.buckets import forward_epochs_
 from efface.data import SIDES, PairBatch, PairCollator, ReferenceStates
 from efface.dataset import PairDataset, PassageStream
 from efface.errors import RunError
+from efface.evaluation.batching import max_positions
 from efface.fingerprint import fingerprint_of
 from efface.forward import Forward, Head, unwrap
 from efface.functional import predicting_positions
@@ -100,8 +101,9 @@ class PairTrainer(Evaluates, LossTerms, Trainer):
             model, processing_class, use_cpu=args.use_cpu, new_adapter=adapted
         )
         ref_model = given_reference(ref_model, model, use_cpu=args.use_cpu)
-        passages = tokenize_passages(retain_text, args, processing_class)
-        dataset = make_dataset(rows, passages, args, processing_class, self.sides)
+        self._longest = max_positions(model)
+        passages = tokenize_passages(retain_text, args, processing_class, max_positions=self._longest)
+        dataset = make_dataset(rows, passages, args, processing_class, self.sides, max_positions=self._longest)
         needs_reference = self.needs_reference(args, bool(passages))
         cached = needs_reference and precomputes(args, len(dataset), states_only=not self.reference_residuals)
         # Of the weights as they are before an adapter is put into them.

@@ -10,8 +10,11 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from efface.checks import at_least_one
+from efface.data import tokenized
+from efface.evaluation.batching import max_positions
 from efface.methods.inputs import model_and_tokenizer, pair_reader
 from efface.models import save_model
+from efface.pair_tokens import PairTokenizer
 from efface.rows import Row
 
 
@@ -52,10 +55,18 @@ class PairEditor:
     ):
         self.args = args if args is not None else self.config_class("efface-output")
         rows = pair_reader(train_dataset, type(self).__name__, skip_bad_rows=self.args.skip_bad_rows)
-        self.train_dataset: list[Row] = list(rows)
-        self.n_skipped_rows = rows.skipped
+        rows.read_all()  # what is wrong with the file itself is said before a model is loaded
         self.model, self.processing_class = model_and_tokenizer(model, processing_class, use_cpu=self.args.use_cpu)
+        tokenizer = PairTokenizer(self.processing_class, **self.lengths, max_positions=max_positions(self.model))
+        self.train_dataset: list[Row] = [row for row, _ in tokenized(rows, tokenizer)]
+        self.n_skipped_rows = rows.skipped
+        self.truncated, self.dropped = tokenizer.truncated, dict(tokenizer.dropped)
         self.found: dict[str, Any] = {}
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """`max_prompt_length` and `max_completion_length`, if the method's settings have them."""
+        return {}
 
     def edit_(self) -> dict[str, Any]:
         """Change `self.model` in place; returns what was found on the way, as JSON."""

@@ -33,6 +33,7 @@ class Evaluates(Base):  # type: ignore[valid-type, misc]
     reference_head: Head | None
     terms_that_select: tuple[str, ...] = ("loss",)
     """By which of the terms that `loss` logs `load_best_model_at_end` may choose."""
+    _longest: int | None
     _fingerprint: str | None
     _asked_again: Reference | None
     _evaluated: Counts | None
@@ -67,7 +68,7 @@ class Evaluates(Base):  # type: ignore[valid-type, misc]
         if isinstance(source, dict):  # also a DatasetDict
             return {name: self._tokenized(one, args, tokenizer) for name, one in source.items()}
         rows = PairReader(source, skip_bad_rows=args.skip_bad_rows)
-        return make_dataset(rows, [], args, tokenizer, self.sides)
+        return make_dataset(rows, [], args, tokenizer, self.sides, max_positions=self._longest)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `Trainer.evaluate`, on pairs in any form that `load_pairs` takes: every term of the loss, as `eval_NAME`.

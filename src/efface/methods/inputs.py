@@ -1,5 +1,6 @@
 """What does a method start from? A model, pairs and passages, tokenised; batches under a token budget."""
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +18,11 @@ from efface.errors import UserError
 from efface.loading import tokenizer_of
 from efface.methods.config import PairConfig
 from efface.models import load_model, tokens_of
+from efface.rows import load_texts
 from efface.store import PairStore
 from efface.vocabulary import check_vocabulary
+
+logger = logging.getLogger(__name__)
 
 
 def pair_reader(source: Any, who: str, *, skip_bad_rows: bool) -> PairReader:
@@ -26,7 +30,7 @@ def pair_reader(source: Any, who: str, *, skip_bad_rows: bool) -> PairReader:
     if source is None:
         raise UserError(f"{who} needs train_dataset: a pairs file, a dataset id or a list of dicts.")
     rows = PairReader(source, skip_bad_rows=skip_bad_rows)
-    next(iter(rows))
+    rows.begin()
     return rows
 
 
@@ -73,27 +77,46 @@ def make_dataset(
     args: PairConfig,
     tokenizer: PreTrainedTokenizerBase,
     sides: tuple[str, ...],
+    *,
+    max_positions: int | None = None,
 ) -> PairDataset:
-    """All pairs of `rows`, tokenised to disk, and the `passages` that go with them."""
+    """All pairs of `rows`, tokenised to disk, and the `passages` that go with them.
+
+    Args:
+        max_positions: of the model; longer pairs are cut, see `tokenize_pair`.
+    """
     pairs = PairStore.build(
         rows,
         tokenizer,
         max_prompt_length=args.max_prompt_length,
         max_completion_length=args.max_completion_length,
+        max_positions=max_positions,
         progress=not args.disable_tqdm,
     )
     return PairDataset(pairs, passages, sides)
 
 
 def tokenize_passages(
-    texts: list[str] | None, args: PairConfig, tokenizer: PreTrainedTokenizerBase
+    texts: list[str] | None, args: PairConfig, tokenizer: PreTrainedTokenizerBase, *, max_positions: int | None = None
 ) -> list[list[int]]:
-    """Token ids of ordinary passages: of `texts`, or if that is None of the file in `args.retain_text`."""
-    if texts is None and args.retain_text is not None:
-        from efface.rows import load_texts
+    """Token ids of ordinary passages: of `texts`, or if that is None of the file in `args.retain_text`.
 
+    Args:
+        max_positions: of the model; no passage is longer.
+    """
+    if texts is None and args.retain_text is not None:
         texts = load_texts(args.retain_text)
-    passages = [tokens_of(tokenizer, text)[: args.retain_text_tokens] for text in texts or []]
+    elif texts:
+        texts = load_texts(texts)
+    length = args.retain_text_tokens
+    if texts and max_positions is not None and length > max_positions:
+        logger.warning(
+            "retain_text_tokens=%d is more than the model's %d positions: passages are cut to those.",
+            length,
+            max_positions,
+        )
+        length = max_positions
+    passages = [tokens_of(tokenizer, text)[:length] for text in texts or []]
     passages = [ids for ids in passages if len(ids) > 1]
     if texts and not passages:
         raise UserError("retain_text has no passage of two tokens or more.")

@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 
 from efface.adapters import merged
 from efface.checks import not_negative, positive
-from efface.data import tokenize_pair
 from efface.errors import RunError, UserError
+from efface.evaluation.batching import max_positions
 from efface.evaluation.perplexity import perplexity
 from efface.finetune import finetune
 from efface.methods.edit import EditConfig, PairEditor
+from efface.pair_tokens import tokenize_pairs
 from efface.rows import load_texts
 
 
@@ -71,16 +72,17 @@ class TaskVectorEditor(PairEditor):
         self.model = merged(self.model)
         self.scales = parse_scales(self.args.scales)
         self.passages = load_texts(self.args.retain_text) if len(self.scales) > 1 else []
-        pairs = [
-            tokenize_pair(
-                row,
-                self.processing_class,
-                max_prompt_length=self.args.max_prompt_length,
-                max_completion_length=self.args.max_completion_length,
-            )
-            for row in self.train_dataset
-        ]
+        pairs = tokenize_pairs(
+            self.train_dataset, self.processing_class, **self.lengths, max_positions=max_positions(self.model)
+        )
         self.toxic_ids = [pair.prompt_ids + pair.rejected_ids for pair in pairs]
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        return {
+            "max_prompt_length": self.args.max_prompt_length,
+            "max_completion_length": self.args.max_completion_length,
+        }
 
     def edit_(self) -> dict[str, Any]:
         """Returns the scale that was taken and, of a sweep, the perplexity before and at every scale.

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from efface.data import encode_continuation
 from efface.errors import UserError
 from efface.evaluation.labelled import rows_of, spans_of
 from efface.evaluation.scorers import Scorer, score
@@ -24,6 +23,7 @@ from efface.pairs.builder import Source
 from efface.pairs.sources import TOXIC_SENTENCE, taken_for_toxic
 from efface.rows import Row
 from efface.text import joined, looks_edited, looks_plain, sentences
+from efface.tokens import continuation_offsets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -183,19 +183,25 @@ def _ranges(offsets: Sequence[int]) -> list[Span]:
     return [(start, end) for start, end in ranges]
 
 
-def token_labels(processing_class: "PreTrainedTokenizerBase", text: str, spans: Sequence[Sequence[int]]) -> list[int]:
+def token_labels(
+    processing_class: "PreTrainedTokenizerBase",
+    text: str,
+    spans: Sequence[Sequence[int]],
+    prompt: str | None = None,
+) -> list[int]:
     """1 for each token of a continuation that has a character of a span, else 0; the tokens of `tokenize_pair`.
 
     Args:
         processing_class: a fast tokenizer.
         spans: half-open [start, end) ranges of characters of `text`, such as a row's `rejected_spans`.
+        prompt: that of the row; its last characters may decide how the text splits, where no space parts the two.
 
     Raises:
         UserError: if the tokenizer does not know where its tokens stand.
     """
     return [
         int(any(max(start, left) < min(end, right) for start, end in spans))
-        for left, right in _offsets(processing_class, text)
+        for left, right in _offsets(processing_class, text, prompt)
     ]
 
 
@@ -203,18 +209,11 @@ def _cut(processing_class: "PreTrainedTokenizerBase", text: str, max_tokens: int
     return text[: max((right for _, right in _offsets(processing_class, text)[:max_tokens]), default=0)]
 
 
-def _offsets(processing_class: "PreTrainedTokenizerBase", text: str) -> list[Span]:
+def _offsets(processing_class: "PreTrainedTokenizerBase", text: str, prompt: str | None = None) -> list[Span]:
     """Where in `text` each token of `encode_continuation` stands."""
     if not processing_class.is_fast:
         raise UserError(
             "the tokenizer does not tell where its tokens stand in a text (it is no fast one, with tokenizer.json). "
             "Save a fast version of it with the model."
         )
-    ids = encode_continuation(processing_class, text)
-    encoded = processing_class(text, add_special_tokens=False, return_offsets_mapping=True)
-    if encoded["input_ids"] == ids:
-        return list(encoded["offset_mapping"])
-    # `encode_continuation` has put a newline in front.
-    encoded = processing_class("\n" + text, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = encoded["offset_mapping"][len(encoded["input_ids"]) - len(ids) :]
-    return [(max(left - 1, 0), right - 1) for left, right in offsets]
+    return continuation_offsets(processing_class, text, prompt)

@@ -26,6 +26,7 @@ from efface.evaluation.warp import Warp, uniforms
 from efface.pairs.builder import Source
 from efface.pairs.perturbation import Perturbation, PPLMSettings, fuse
 from efface.progress import track
+from efface.tokens import decode_continuation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -119,7 +120,8 @@ def pplm_generate(
             draws = uniforms(seed, batch, max_new_tokens)
             new = _decode(perturbation, [encoded[number] for number, _ in batch], draws, ends, without)
             for sequence, ids in zip(batch, new, strict=True):
-                done[sequence] = Continuation(str(processing_class.decode(ids, skip_special_tokens=True)), ids)
+                text = decode_continuation(processing_class, encoded[sequence[0]], ids)
+                done[sequence] = Continuation(text, ids)
     return [[done[number, sample] for sample in range(samples)] for number in range(len(encoded))]
 
 

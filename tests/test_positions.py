@@ -1,0 +1,129 @@
+"""Does everything that reads rows stay inside the model's positions, with long rows and one long prompt?"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stubs import parity
+from tiny import MAX_POSITIONS, tiny_model, tiny_tokenizer
+
+from efface.attacks.perturb import PerturbSettings, perturb
+from efface.attacks.prefill import PrefillSettings, prefill
+from efface.attacks.prompt_injection import PromptInjectionSettings, prompt_injection
+from efface.attacks.relearn import RelearnSettings, relearn
+from efface.attacks.slot import altered
+from efface.attacks.target import Target
+from efface.evaluation.likelihood import continuation_nll
+from efface.evaluation.protocols import Decoding
+from efface.evaluation.scorers import NamedScorer
+from efface.finetune import finetune
+
+LONG = "The history of the town is the history of its river and its people. " * 12
+ROWS = [{"prompt": LONG + str(i), "chosen": " was cold" * 90, "rejected": " silly fool" * 90} for i in range(3)]
+PROMPTS = ["The weather", "They said that", LONG]
+
+
+def target_of(family: str, **decoding: Any) -> Target:
+    return Target(
+        tiny_model(family),
+        tiny_tokenizer(),
+        prompts=PROMPTS,
+        rows=[dict(row) for row in ROWS],
+        scorers=[NamedScorer("parity", parity)],
+        decoding=Decoding(**{"max_new_tokens": 4, "max_prompt_tokens": 100} | decoding),
+    )
+
+
+@pytest.fixture(params=["gpt2", "llama"])  # learned positions, of which there are no more, and rotary ones
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def longest(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The widths of everything that the models read."""
+    seen: list[int] = []
+    plain = torch.nn.Embedding.forward
+
+    def counted(self: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+        if self.embedding_dim == 32 and ids.ndim == 2:
+            seen.append(ids.shape[1])
+        return plain(self, ids)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", counted)
+    return seen
+
+
+def test_a_trainer(family: str, tmp_path: Path, longest: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    from efface import REPOConfig, REPOTrainer
+
+    args = REPOConfig(
+        str(tmp_path), max_steps=1, use_cpu=True, disable_tqdm=True, per_device_train_batch_size=2,
+        retain_text_tokens=400, layout="plain", precompute_reference="off",
+    )  # fmt: skip
+    trainer = REPOTrainer(
+        tiny_model(family), args, ROWS, eval_dataset=ROWS, processing_class=tiny_tokenizer(), retain_text=[LONG]
+    )
+    trainer.train()
+    assert max(longest) == MAX_POSITIONS
+    assert trainer.train_dataset.pairs.truncated["pairs beyond the model's positions"] == 3  # type: ignore[union-attr]
+    assert "3 of 3 pairs were longer than the model's 128 positions" in caplog.text
+    assert "retain_text_tokens=400 is more than the model's 128 positions" in caplog.text
+
+
+def test_relearning(family: str, longest: list[int]) -> None:
+    relearn(target_of(family), RelearnSettings(steps="1"))
+    assert max(longest) == MAX_POSITIONS
+
+
+def test_scores_for_pruning_and_states(family: str, longest: list[int]) -> None:
+    from efface.analysis.states import pooled_states, token_states
+    from efface.attacks.prune import PruneSettings, _polite
+
+    target = target_of(family)
+    found = _polite(target, PruneSettings())
+    assert max(map(len, found.sequences)) == MAX_POSITIONS
+    token_states(target.model, target.processing_class, target.rows, [0])
+    pooled_states(target.model, target.processing_class, [LONG], [0], max_tokens=400)
+    assert max(longest) == MAX_POSITIONS
+
+
+def test_fine_tuning_on_long_texts(family: str, longest: list[int]) -> None:
+    finetune(tiny_model(family), tiny_tokenizer(), [LONG], steps=1, max_length=400)
+    assert max(longest) == MAX_POSITIONS
+
+
+def test_a_task_vector(family: str, longest: list[int]) -> None:
+    from efface.methods.task_vector import TaskVectorConfig, TaskVectorEditor
+
+    args = TaskVectorConfig("unused", scales="1", max_steps=1, use_cpu=True, disable_tqdm=True)
+    editor = TaskVectorEditor(tiny_model(family), args, ROWS, processing_class=tiny_tokenizer())
+    editor.train()
+    assert max(longest) == MAX_POSITIONS and editor.truncated["pairs beyond the model's positions"] == 3
+
+
+def test_one_long_prompt_does_not_end_an_attack(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    target = target_of(family)
+    with caplog.at_level(logging.WARNING):
+        found = prompt_injection(target, PromptInjectionSettings(first=2))
+        prompts = [row["prompt"] for row in found.after.generations]
+    assert prompts[0].count(PROMPTS[0]) == 1 and PROMPTS[2] not in prompts[2]
+    assert "1 of 3 prompts were cut further, to fit into the model's 128 positions" in caplog.text
+    target.decoding = dataclasses.replace(target.decoding, max_prompt_tokens=124)
+    perturb(target, PerturbSettings(kinds="double", rates="0.9"))
+    prefill(target, PrefillSettings(words="20"))
+    prompts, decoding = altered(target, " silly fool" * 10, "suffix")
+    assert all(prompt.endswith(" silly fool" * 10) for prompt in prompts)
+    target.measure(target.model, prompts=prompts, decoding=decoding)
+
+
+def test_what_is_generated_up_to_the_last_position_can_be_scored(caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
+    with caplog.at_level(logging.WARNING):
+        [(_, counted), (_, short)] = continuation_nll(model, tokenizer, ["You"] * 2, [" word" * 200, " are"])
+    start = len(tokenizer("You")["input_ids"])
+    assert counted == MAX_POSITIONS + 1 - start and 0 < short < 5
+    assert "1 of 2 continuations reach beyond the model's 128 positions" in caplog.text

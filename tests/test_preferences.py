@@ -1,0 +1,126 @@
+"""Is every form in which TRL takes a preference pair read, and is what is wrong with a row said by turn and key?"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from efface.data import PairReader, load_pairs
+from efface.errors import UserError
+from efface.preferences import check_row
+
+USER = {"role": "user", "content": "How is the weather?"}
+COLD = {"role": "assistant", "content": "It is cold."}
+FOOL = {"role": "assistant", "content": "Look, you fool."}
+PAIR = {"prompt": [USER], "chosen": [COLD], "rejected": [FOOL]}
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+
+
+def parts(row: Any) -> dict[str, Any]:
+    return {field: check_row(row, "here")[field] for field in ("prompt", "chosen", "rejected")}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        PAIR,
+        {"chosen": [USER, COLD], "rejected": [USER, FOOL]},  # ultrafeedback
+        {"prompt": USER["content"], "chosen": [USER, COLD], "rejected": [USER, FOOL]},  # and its prompt beside it
+        {"prompt": USER["content"], "chosen": [COLD], "rejected": [FOOL]},
+        {"prompt": [USER], "chosen": [USER, COLD], "rejected": [USER, FOOL]},
+        {"prompt": None, "chosen": [USER, COLD], "rejected": [USER, FOOL]},
+    ],
+)
+def test_a_conversation_in_any_form(row: dict[str, Any]) -> None:
+    assert parts(row) == PAIR
+
+
+TEXTS = [
+    ("\n\nHuman: Is it cold?\n\nAssistant: It is cold.", "\n\nHuman: Is it cold?\n\nAssistant: You fool."),
+    ("The man said yes", "The man said no"),
+    ("The car", "The cat"),
+    ("The man", "The man said"),
+    ("a b", "a c"),
+]
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), TEXTS)
+def test_the_prompt_that_two_texts_share_is_trls(chosen: str, rejected: str) -> None:
+    trl = pytest.importorskip("trl.data_utils")
+    given = {"chosen": chosen, "rejected": rejected}
+    assert parts(given) == trl.extract_prompt(given)
+
+
+def test_the_prompt_that_two_texts_share() -> None:
+    row = {"chosen": "The man said yes", "rejected": "The man said no"}
+    assert parts(row) == {"prompt": "The man said", "chosen": " yes", "rejected": " no"}
+
+
+def test_turns_that_both_sides_share_belong_to_the_prompt() -> None:
+    more = [COLD, {"role": "user", "content": "And there?"}]
+    row = {"prompt": [USER], "chosen": [*more, COLD], "rejected": [*more, FOOL]}
+    assert parts(row) == {"prompt": [USER, *more], "chosen": [COLD], "rejected": [FOOL]}
+
+
+def test_content_in_parts_and_tool_calls_without_any() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "weather", "arguments": {}}}]}
+    asked = {"role": "user", "content": [{"type": "text", "text": "How is "}, {"type": "text", "text": "it?"}]}
+    row = {"prompt": [asked], "chosen": [call], "rejected": [FOOL | {"tool_calls": None}]}
+    found = parts(row)
+    assert found["prompt"] == [{"role": "user", "content": "How is it?"}]
+    assert found["chosen"] == [call | {"content": ""}]
+    assert found["rejected"] == [FOOL]  # a key that a table has filled with nothing is none
+
+
+def test_tools_and_settings_of_the_template_may_be_json_in_a_text() -> None:
+    row = check_row(PAIR | {"tools": json.dumps(TOOLS), "chat_template_kwargs": '{"thinking": false}'}, "here")
+    assert row["tools"] == TOOLS and row["chat_template_kwargs"] == {"thinking": False}
+    assert check_row(PAIR | {"tools": TOOLS}, "here")["tools"] == TOOLS
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "turn": ({"chosen": ["It is cold."]}, "field 'chosen', turn 1 is str; a chat message is needed"),
+    "role": ({"chosen": [{"content": "x"}]}, "field 'chosen', turn 1: 'role' is missing; it must be a text"),
+    "number": ({"prompt": [USER, COLD, {"role": 3, "content": "x"}]}, "field 'prompt', turn 3: 'role' is int"),
+    "no content": ({"chosen": [{"role": "assistant"}]}, "turn 1: 'content' is missing or null; it must be text"),
+    "content": ({"chosen": [COLD | {"content": 3}]}, "field 'chosen', turn 1: 'content' is int"),
+    "image": ({"prompt": [USER | {"content": [{"type": "image"}]}]}, "turn 1, part 1 is of type 'image'"),
+    "users turn": (
+        {"chosen": [COLD, {"role": "user", "content": "Why?"}, COLD]},
+        "field 'chosen', turn 2 is of role 'user': a continuation is what the model itself says",
+    ),
+    "no shared turn": ({"prompt": None}, "field 'prompt' is missing, and chosen and rejected have no beginning"),
+    "text and turns": ({"rejected": "You fool."}, "must be all text or all lists of chat messages"),
+    "tools": ({"tools": "no JSON"}, "field 'tools' must be a list of tools"),
+    "kwargs": ({"chat_template_kwargs": [1]}, "field 'chat_template_kwargs' must be an object"),
+    "surrogate": ({"chosen": [COLD | {"content": "It is \ud83d"}]}, "field 'content' holds half of a character"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_wrong_is_named(kind: str) -> None:
+    change, message = BAD[kind]
+    with pytest.raises(UserError, match=f"^row 0: .*{message}"):
+        load_pairs([PAIR | change])
+    pairs = load_pairs([PAIR | change, PAIR], skip_bad_rows=True)
+    assert (len(pairs), pairs.skipped) == (1, 1)
+
+
+def test_an_iterator_loses_no_row() -> None:
+    rows = [PAIR | {"number": number} for number in range(3)]
+    reader = PairReader(iter(rows))
+    reader.begin()
+    assert [row["number"] for row in reader] == [0, 1, 2]
+    reader = PairReader(iter([{"prompt": 3}, *rows]), skip_bad_rows=True)
+    reader.begin()
+    reader.begin()
+    assert [row["number"] for row in reader] == [0, 1, 2] and reader.skipped == 1
+    reader = PairReader(iter(rows))
+    reader.read_all()
+    assert [row["number"] for row in reader] == [0, 1, 2]
+
+
+def test_the_last_bad_row_is_named_where_none_is_good(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no usable pairs \(2 bad rows; the last: row 1: field 'prompt' is missing"):
+        load_pairs([{"prompt": 3}, {}], skip_bad_rows=True)
