@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -124,6 +125,33 @@ def renamed_when_whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # already renamed when all went well
             temporary.unlink()
+
+
+def read_regular_text(path: str | os.PathLike[str], what: str) -> str:
+    """The text of a file that the user named; a byte order mark is dropped.
+
+    A named pipe would be waited for without end, and a device such as /dev/zero read until the memory is full: only a
+    regular file is opened (a link to one is).
+
+    Args:
+        what: it is, for errors: "config file".
+
+    Raises:
+        UserError: if it is missing, no regular file, not readable or not UTF-8.
+    """
+    name = os.fspath(path)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{what} {name!r} is not a regular file. Pass a file with text in it.")
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{what} {name!r} cannot be read: {error.strerror or error}. Pass an existing file.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {name!r} is not UTF-8 ({error.reason}). Save it as UTF-8.") from error
+    except ValueError as error:  # a null byte in the name; a UserError is one too
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{what} {name!r} cannot be read: {error}. Pass an existing file.") from error
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
