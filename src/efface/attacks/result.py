@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 
 from efface.attacks.target import Measurement, Target
-from efface.errors import RunError, UserError
+from efface.checks import all_finite
+from efface.errors import RunError, UserError, out_of_memory
 from efface.evaluation.protocols import Decoding
 from efface.evaluation.result import generations_path
 from efface.part import PartFile
@@ -214,8 +214,10 @@ def recorded(target: Target, attack: str, settings: Any) -> Iterator[Record]:
     """The record of one run of an attack; if it fails, the error says what is kept.
 
     Raises:
+        UserError: if a setting is no finite number.
         RunError: also for want of memory.
     """
+    all_finite(settings)
     record = Record(target, attack, settings)
     try:
         yield record
@@ -228,8 +230,3 @@ def recorded(target: Target, attack: str, settings: Any) -> Iterator[Record]:
                 f"{attack} ran out of memory. Lower --max-batch-tokens or the attack's own batch size.{kept}"
             ) from error
         raise
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether this says that there was not enough; the CPU's allocator has no error of its own."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efface.data import load_pairs
+from efface.checks import one_or_more
 from efface.errors import UserError
 from efface.evaluation.comparison import compare
 from efface.evaluation.evaluate import Texts, evaluate
@@ -142,6 +143,7 @@ class Target:
             "rows": _name(rows),
             "text": _name(text),
         }
+        one_or_more("limit", limit)
         several = [scorer] if isinstance(scorer, str) or not isinstance(scorer, Sequence) else scorer
         found: dict[str, Any] = {
             "prompts": load_texts(load_prompts(prompts)[:limit], "prompt"),

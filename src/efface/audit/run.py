@@ -19,11 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from efface.attacks.result import out_of_memory
 from efface.attacks.target import Measurement, Target
 from efface.audit.battery import BUDGETS, Entry, entries, folder_of
 from efface.audit.table import base_share, summary
-from efface.errors import RunError, UserError
+from efface.errors import RunError, UserError, out_of_memory
 from efface.results import MARKER, RESULTS, environment, prepare_output_dir, read_json, write_json
 from efface.rows import Row
 
@@ -67,7 +66,8 @@ def audit(
     _check(models)
     sizes, given = BUDGETS[budget], {name: value for name, value in (measurement or {}).items() if value is not None}
     how = {"text": "shipped:text", "limit": sizes.limit, "max_text_tokens": sizes.max_text_tokens} | given
-    folder = prepare_output_dir(output, overwrite=overwrite, resume=resume)
+    read = [*models.values(), *(given.get(name) for name in ("base", "prompts", "rows", "text"))]
+    folder = prepare_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
     run = _Run(folder, chosen, how | {"resume": resume}, say, budget)
     errors = [error for name, model in models.items() if (error := run.model(name, model)) is not None]
     if len(errors) == len(models):

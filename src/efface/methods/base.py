@@ -6,19 +6,15 @@ reference says, from its cache or live) -> `loss(policy, reference, batch, count
 
 import logging
 import math
-import shutil
 from collections import defaultdict
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from efface.buckets import forward_epochs_
 from efface.data import SIDES, PairBatch, PairCollator, PairReader, ReferenceStates
@@ -27,7 +23,8 @@ from efface.errors import RunError
 from efface.fingerprint import fingerprint_of
 from efface.forward import Forward, Head, unwrap
 from efface.functional import predicting_positions
-from efface.methods.config import PairConfig
+from efface.methods.checkpoints import WholeCheckpoints
+from efface.methods.config import PairConfig, check_config
 from efface.methods.estimate import Estimate, estimate
 from efface.methods.frozen import precomputes, set_up_reference
 from efface.methods.inputs import budget_loader, make_dataset, model_and_tokenizer, pair_reader, tokenize_passages
@@ -42,7 +39,7 @@ from efface.tied import sparse_lookup
 logger = logging.getLogger(__name__)
 
 
-class PairTrainer(LossTerms, Trainer):
+class PairTrainer(LossTerms, WholeCheckpoints, Trainer):
     """Trainer on preference pairs with TRL's argument names. Subclasses define `loss`.
 
     Args:
@@ -62,6 +59,8 @@ class PairTrainer(LossTerms, Trainer):
     sets it on the instance before it calls `super().__init__`."""
     reference_residuals: tuple[str, ...] = ()
     """Of which continuations `loss` needs the reference's residuals too; these are not cached, so it is live."""
+    checkpoint_files: tuple[str, ...] = ()
+    """What a checkpoint holds beside what transformers puts there; without them training does not go on from it."""
 
     def __init__(
         self,
@@ -76,6 +75,7 @@ class PairTrainer(LossTerms, Trainer):
         **trainer_kwargs: Any,
     ):
         args = args if args is not None else self.config_class("efface-output")
+        check_config(self, args)
         rows = pair_reader(train_dataset, type(self).__name__, skip_bad_rows=args.skip_bad_rows)
         model, processing_class = model_and_tokenizer(model, processing_class, use_cpu=args.use_cpu)
         adapted = args.lora_r is not None or peft_config is not None
@@ -263,7 +263,21 @@ class PairTrainer(LossTerms, Trainer):
     def describe(self) -> list[str]:
         """What is about to be trained, in lines for the user."""
         n = len(self.train_dataset)  # type: ignore[arg-type]
-        return [f"{n} pairs, layout {self.layout}, reference {self.reference_kind}", str(self.memory)]
+        share = self.share_of_pairs()
+        return [
+            f"{n:,} pairs, layout {self.layout}, reference {self.reference_kind}",
+            f"{share['steps']:,} steps x {share['pairs_a_step']:,} = {share['pairs_drawn']:,} of {n:,} pairs "
+            f"({share['epochs']:.2f} epochs)",
+            str(self.memory),
+        ]
+
+    def share_of_pairs(self) -> dict[str, Any]:
+        """How much of the data the run is to see (with --max_batch_tokens, at most)."""
+        n, args = len(self.train_dataset), self.args  # type: ignore[arg-type]
+        a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(n / a_step))
+        drawn = steps * a_step if args.max_steps > 0 else math.ceil(args.num_train_epochs * n)
+        return {"steps": steps, "pairs_a_step": a_step, "pairs_drawn": drawn, "epochs": drawn / n}
 
     def record(self) -> dict[str, Any]:
         """What `results.json` says of the run."""
@@ -271,6 +285,7 @@ class PairTrainer(LossTerms, Trainer):
             "layout": self.layout,
             "reference": self.reference_kind,
             "memory_estimate": asdict(self.memory),
+            "share_of_pairs": self.share_of_pairs(),
             "steps": self.state.global_step,
             "history": self.state.log_history,
         }
@@ -284,20 +299,6 @@ class PairTrainer(LossTerms, Trainer):
             self._metric_sums.clear()
             self._metric_steps = 0
         super().log(logs, start_time)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """A checkpoint is whole or not there: `--resume` continues from the newest one."""
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        try:
-            super()._save_checkpoint(model, trial)
-        except BaseException as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            # torch.save reports a full disk as a RuntimeError of its zip writer.
-            zip_writer = "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
-            if isinstance(error, OSError | SafetensorError) or zip_writer:
-                reason = str(error).splitlines()[0]
-                raise RunError(f"{folder} was not written: {reason}. Earlier checkpoints are untouched.") from error
-            raise
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
