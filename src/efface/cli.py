@@ -14,7 +14,6 @@ from efface.commands import attack, audit, demo, evaluate, lists, pairs, robusti
 from efface.errors import RunError, UserError, described, escaped, one_line, out_of_memory
 from efface.redaction import redacted_arguments
 
-
 VERBOSE_HELP = "also print what the library logs, and the traceback of an error"
 
 

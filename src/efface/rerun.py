@@ -1,7 +1,7 @@
 """What of an earlier run stays when a command meets it again? Its plan is compared, or it is set aside.
 
 The *plan* says with what a run was begun, in `plan.json`, before its first step: a run of another plan is not
-continued. With --overwrite the *former run* lies in a folder of the directory until the new one is whole, so that a run
+continued. With --overwrite the *former run* lies in a folder of the directory until the new one is whole, so that one
 that fails or is killed has cost nothing.
 """
 

@@ -219,7 +219,7 @@ def check_output_dir(
 
 
 def contents(directory: Path) -> list[Path]:
-    """What a run has left in its directory, if there is one: all but the marker and what a killed process was writing."""
+    """What a run has left in its directory, if any: all but the marker and what a killed process was writing."""
     if not directory.is_dir():
         return []
     return sorted(entry for entry in directory.iterdir() if entry.name != MARKER and not is_temporary(entry.name))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-
 from efface.attacks.target import Measurement, Target
 from efface.checks import all_finite
 from efface.errors import RunError, UserError, out_of_memory

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from efface.data import load_pairs
 from efface.checks import one_or_more
+from efface.data import load_pairs
 from efface.errors import UserError
 from efface.evaluation.comparison import compare
 from efface.evaluation.evaluate import Texts, evaluate

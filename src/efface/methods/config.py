@@ -41,7 +41,9 @@ class PairConfig(TrainingArguments):
     # None is "not given": of steps and epochs the one that is given counts.
     max_steps: int = field(  # type: ignore[assignment]
         default=None,
-        metadata={"help": f"Optimizer steps; {DEFAULT_STEPS} if --num_train_epochs is not given either, which it beats."},
+        metadata={
+            "help": f"Optimizer steps; {DEFAULT_STEPS} if --num_train_epochs is not given either, which it beats."
+        },
     )
     num_train_epochs: float = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Passes over the pairs, in place of --max_steps."}
@@ -184,10 +186,10 @@ def refuse_meaningless(settings: Any) -> None:
 
 
 def check_config(trainer: Any, args: Any) -> None:
-    """Raise a `UserError` if `args` are not the settings of this trainer's method, such as plain `TrainingArguments`."""
+    """Raise a `UserError` if `args` are of another class than the method's, such as `TrainingArguments`."""
     wanted, given = trainer.config_class, type(args)
     if not isinstance(args, wanted):
         raise UserError(
-            f"{type(trainer).__name__} takes args of {wanted.__name__}, not {given.__name__}, which lacks the settings "
-            f"of the method. Use {wanted.__module__}.{wanted.__name__}, which takes every field of TrainingArguments."
+            f"{type(trainer).__name__} takes args of {wanted.__name__}, not {given.__name__}, which lacks "
+            f"settings of the method. Use {wanted.__module__}.{wanted.__name__}, which takes every field of TrainingArguments."
         )

@@ -23,14 +23,30 @@ from efface.methods.rehearsal import rehearse
 from efface.methods.settings import build_config, user_error_for_settings
 from efface.redaction import redacted
 from efface.rerun import Plan, check_plan, former_run_kept, read_plan, set_aside, write_plan
-from efface.results import RESULTS, check_output_dir, contents, environment, prepare_output_dir, read_json, remove, write_json
+from efface.results import (
+    RESULTS,
+    check_output_dir,
+    contents,
+    environment,
+    prepare_output_dir,
+    read_json,
+    remove,
+    write_json,
+)
 from efface.rows import load_texts
 
 logger = logging.getLogger(__name__)
 
 FREE = (
     *("logging_", "log_", "save_", "report_to", "run_name", "project", "trackio_", "hub_", "push_to_hub"),
-    *("disable_tqdm", "dataloader_num_workers", "dataloader_p", "ddp_", "skip_memory_metrics", "torch_empty_cache_steps"),
+    *(
+        "disable_tqdm",
+        "dataloader_num_workers",
+        "dataloader_p",
+        "ddp_",
+        "skip_memory_metrics",
+        "torch_empty_cache_steps",
+    ),
 )
 """How the names of settings begin that change nothing of what is trained: with other ones a run goes on."""
 
@@ -84,9 +100,7 @@ def train(
         logger.warning("%s holds a finished run; nothing to resume", directory)
         return read_json(directory / RESULTS)
     with user_error_for_settings(ValueError, ImportError):  # some of them Trainer checks itself
-        trainer = trainer_class(
-            model=network, args=config, train_dataset=pairs, processing_class=processing_class
-        )
+        trainer = trainer_class(model=network, args=config, train_dataset=pairs, processing_class=processing_class)
     if isinstance(trainer, PairTrainer):
         rehearse(trainer)
     main_process = isinstance(trainer, PairEditor) or trainer.is_world_process_zero()
@@ -140,8 +154,8 @@ def _found(directory: Path) -> Plan | None:
             "called": {name: result.get(name) for name in ("model", "pairs")},
         }
     logger.warning(
-        "%s does not say with what its run was begun (no plan.json: an earlier version, or killed at once); it goes on "
-        "with this method, these settings, this model and these pairs, whatever they were.",
+        "%s does not say with what its run was begun (no plan.json: an earlier version, or killed at once); it goes "
+        "on with this method, these settings, this model and these pairs, whatever they were.",
         directory,
     )
     return None
