@@ -121,7 +121,8 @@ def test_output_dir_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_output_dir_without_marker_but_with_our_results(tmp_path: Path) -> None:
-    write_json(tmp_path / "results.json", {"schema": 1})
+    stamp = results.environment(seed=0, model=None, command=None)
+    write_json(tmp_path / "results.json", {"schema": 1, "environment": stamp})
     prepare_output_dir(tmp_path, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["efface.json"]
 
@@ -162,3 +163,46 @@ def test_output_dir_that_is_a_file(tmp_path: Path) -> None:
         prepare_output_dir(tmp_path / "x")
     with pytest.raises(UserError, match="cannot be used"):
         prepare_output_dir(tmp_path / "x" / "y")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("results.json", '{"schema": "https://json-schema.org"}'),
+        ("results.json", '{"schema": 1}'),
+        ("efface.json", ""),
+        ("efface.json", '{"schema": 1, "what": "a cookbook"}'),
+    ],
+)
+def test_a_directory_is_ours_by_what_its_files_say(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds no run of efface"):
+        prepare_output_dir(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_what_a_killed_process_was_writing_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / ".efface.json.4711.tmp").write_text("{")
+    assert read_json(prepare_output_dir(tmp_path) / "efface.json")["schema"] == 1
+
+
+def test_inputs_inside_the_output_directory(tmp_path: Path) -> None:
+    directory = prepare_output_dir(tmp_path / "run")
+    (directory / "pairs.jsonl").write_text("{}")
+    for given in (directory, directory / "pairs.jsonl", str(directory / ".." / "run" / "pairs.jsonl")):
+        with pytest.raises(UserError, match="lies in the output directory .* copy what it is to read"):
+            prepare_output_dir(directory, overwrite=True, inputs=[None, "shipped:train", given])
+    assert (directory / "pairs.jsonl").exists()
+    prepare_output_dir(directory, overwrite=True, inputs=["shipped:train", "pairs.jsonl", "\0", 5])
+
+
+def test_the_results_are_the_first_to_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in between, what is left is not taken for a finished run."""
+    directory = prepare_output_dir(tmp_path / "run")
+    for name in ("a.json", "results.json", "z.json"):
+        (directory / name).write_text("{}")
+    monkeypatch.setattr(results, "remove", lambda entry: gone.append(entry.name))
+    gone: list[str] = []
+    prepare_output_dir(directory, overwrite=True)
+    assert gone == ["results.json", "a.json", "z.json"]

@@ -1,14 +1,20 @@
 """The command line: parse, call one function, print. Nothing heavy is imported before a command needs it."""
 
 import argparse
+import contextlib
 import logging
+import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from efface.commands import attack, audit, demo, evaluate, lists, pairs, robustify, scorers, train
-from efface.errors import RunError, UserError
+from efface.errors import RunError, UserError, described, escaped, one_line, out_of_memory
+from efface.redaction import redacted_arguments
+
+VERBOSE_HELP = "also print what the library logs, and the traceback of an error"
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,43 +25,99 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns 0 (done), 1 (the run failed), 2 (the user's input is wrong), 130 (interrupted)."""
+    """Run the command line; whatever ends it is told in one line (-v adds the traceback).
+
+    Returns:
+        0 (done), 1 (the run failed), 2 (the user's input is wrong), 130 (interrupted), 141 (who read standard output
+        has gone).
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
+    verbose = "-v" in argv or "--verbose" in argv  # until the command line is understood
     try:
         options, rest = build_parser().parse_known_args(argv)
+        verbose = options.verbose
         if rest and options.run not in (train.run, attack.run):
             raise UserError(f"unknown argument {rest[0]!r}. See `efface {options.command} --help`.")
-        logging.basicConfig(
-            level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s"
-        )
-        options.rest, options.command_line = rest, shlex.join(["efface", *argv])
-        options.run(options)
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Formatter("%(levelname)s %(message)s"))
+        logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+        options.rest, options.command_line = rest, shlex.join(["efface", *redacted_arguments(argv)])
+        _run(options)
     except UserError as error:
-        return _failed(2, str(error))
+        return _failed(2, str(error), verbose)
     except RunError as error:
-        return _failed(1, str(error))
+        return _failed(1, str(error), verbose)
     except KeyboardInterrupt:
         return _failed(130, "interrupted. What was finished is kept; `--resume` continues where the command has it.")
+    except BrokenPipeError:
+        return 141  # as a program ends that the signal of a closed pipe kills: nobody reads on, so nothing is said
+    except Exception as error:  # the one place where the unexpected ends
+        return _failed(1, _unexpected(error), verbose)
+    finally:
+        _close_standard_output()
     return 0
 
 
-def _failed(code: int, message: str) -> int:
+def _run(options: argparse.Namespace) -> None:
+    try:
+        options.run(options)
+        sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the exit code is settled
+    except SystemExit as error:  # a third party's code: this program ends by returning
+        raise RunError(f"`efface {options.command}` was ended by code that it called: {described(error)}.") from error
+
+
+def _unexpected(error: Exception) -> str:
+    if out_of_memory(error):
+        return (
+            f"out of memory: {described(error)}. Take smaller batches (--per_device_train_batch_size in training, "
+            "--max-batch-tokens elsewhere), shorter texts or a smaller model."
+        )
+    if isinstance(error, OSError):  # the machine's, not ours: a full disk, a right that is missing
+        return described(error)
+    return f"{described(error)}. (-v shows where; if the input is right, this is a defect of efface.)"
+
+
+def _failed(code: int, message: str, verbose: bool = False) -> int:
     if "tqdm" in sys.modules:
         from efface.progress import close_bars
 
         close_bars()  # or the message would stand behind a half-drawn bar
-    print(f"efface: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody can be told
+        error = sys.exc_info()[1]
+        # Of the library's own errors the line says all, unless they stand for another one.
+        if verbose and error is not None and (not isinstance(error, UserError | RunError) or error.__cause__):
+            for line in traceback.format_exc().splitlines():
+                print(escaped(line), file=sys.stderr)
+        print(f"efface: {one_line(message)}", file=sys.stderr)
     return code
+
+
+def _close_standard_output() -> None:
+    """What cannot be written is given up here: at its end Python would try again, and say so in lines of its own."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):  # full, gone, or closed
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Formatter(logging.Formatter):
+    """Log lines may quote files of anybody's making."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
 
 
 def build_parser() -> Parser:
     parser = Parser(
         prog="efface", description="Erase toxicity from a language model's hidden representations, and measure it."
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="also print what the library logs")
+    parser.add_argument("-v", "--verbose", action="store_true", help=VERBOSE_HELP)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for command in (demo, pairs, train, robustify, evaluate, attack, audit, scorers, lists):
         command.add(commands)
+    for subparser in commands.choices.values():  # after the command too; not given there, it leaves the flag as it is
+        subparser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=VERBOSE_HELP)
     return parser
 
 

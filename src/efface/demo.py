@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from efface.errors import UserError
+from efface.methods import DEFAULT_STEPS
 from efface.report.table import evaluation_table
-from efface.results import RESULTS, environment, prepare_output_dir, read_json, write_json
+from efface.rerun import check_plan, read_plan, write_plan
+from efface.results import RESULTS, check_output_dir, environment, prepare_output_dir, read_json, write_json
 from efface.rows import load_texts, read_jsonl
 
 SETTINGS: dict[str, Any] = {
-    "max_steps": 48,
+    "max_steps": DEFAULT_STEPS,
     "logging_steps": 2,
     "disable_tqdm": False,
 }
@@ -26,7 +27,6 @@ PAIRS = "shipped:train"
 SAMPLES = 4
 TEXT_TOKENS = 8_000
 SEED = 0
-PLAN = "plan.json"
 
 
 def run(
@@ -54,9 +54,9 @@ def run(
     settings = SETTINGS | ({} if max_steps is None else {"max_steps": max_steps})
     plan = {"model": name, "settings": settings, "samples": SAMPLES, "text_tokens": TEXT_TOKENS, "seed": SEED}
     # What the user may have got wrong is checked before anything in the output directory is deleted or written.
-    output = prepare_output_dir(output, resume=resume or overwrite)
-    if not overwrite:
-        _check_plan(output, plan)
+    output = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=[name])
+    if resume:
+        check_plan(output, read_plan(output), plan, "a demo", {})
     start = time.monotonic()
 
     def step(number: int, text: str) -> None:
@@ -66,7 +66,7 @@ def run(
 
     step(1, f"load {name} (half a minute; the first time another minute to download and convert it)")
     load_model(name)
-    write_json(prepare_output_dir(output, overwrite=overwrite, resume=resume) / PLAN, plan)
+    write_plan(prepare_output_dir(output, overwrite=overwrite, resume=resume), plan)
     step(2, f"measure the untouched model: 128 held-out prompts x {SAMPLES} samples, perplexity (1 minute)")
     _evaluate(name, output / "base.json", command=command)
     step(3, f"REPO: {settings['max_steps']} steps on the shipped pairs (about 4 s a step on 2 cores)")
@@ -84,12 +84,6 @@ def run(
     say(f"perplexity: {100 * comparison['perplexity_change']:+.1f} %")
     say(f"\nreport: {output / 'report.html'}\nmodel:  {output / 'model'} (an ordinary Hugging Face checkpoint)")
     return result
-
-
-def _check_plan(output: Path, plan: dict[str, Any]) -> None:
-    """Stages of different settings must not be mixed in one directory."""
-    if (output / PLAN).exists() and read_json(output / PLAN) != plan:
-        raise UserError(f"{str(output)!r} holds a demo of other settings. Pass --overwrite, or another -o DIR.")
 
 
 def _evaluate(model: str, file: Path, *, base: str | None = None, command: str | None) -> None:

@@ -1,6 +1,14 @@
 """What does the library raise, and what is an exception in one line? The command line adds the exit code."""
 
 import errno
+import re
+
+LONGEST = 1_500
+"""Characters of a line; a message may quote what the user passed, which has no bounds."""
+
+# C0 and C1 control characters, and those that turn the direction of what follows: a file's text in a message must not
+# move the cursor, colour the terminal or rename its window.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(ValueError):
@@ -9,6 +17,27 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """The input was right but the run failed (non-finite loss, full disk). Exit code 1."""
+
+
+def one_line(text: object, longest: int = LONGEST) -> str:
+    """`text` as one line that does a terminal no harm: line ends as spaces, control characters escaped, cut in the
+    middle if it is longer than `longest`."""
+    line = escaped(" ".join(piece.strip() for piece in str(text).splitlines())).strip()
+    if len(line) <= longest:
+        return line
+    half = longest // 2
+    return f"{line[:half]} [... {len(line) - 2 * half} characters ...] {line[-half:]}"
+
+
+def escaped(text: str) -> str:
+    """`text` with its control characters, but for tabs and line ends, as they are written in source code."""
+    return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+
+
+def described(error: BaseException) -> str:
+    """An unexpected exception in one line: its kind and what it says."""
+    says = one_line(error)
+    return f"{type(error).__name__}: {says}" if says else type(error).__name__
 
 
 def reason_of(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pkgutil import resolve_name
 from typing import Any
 
-from efface.errors import UserError
+from efface.errors import UserError, described
 
 
 def resolve(kind: str, name: str, paths: Mapping[str, str], form: str) -> Any:
@@ -23,5 +23,5 @@ def resolve(kind: str, name: str, paths: Mapping[str, str], form: str) -> Any:
         raise UserError(f"{kind} {name!r} is unknown. There are: {', '.join(paths)}; or {form} of your own.")
     try:
         return resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{kind} {name!r} cannot be imported: {error}. Write {form}.") from error
+    except (Exception, SystemExit) as error:  # importing runs a third party's code, which may do anything
+        raise UserError(f"{kind} {name!r} cannot be imported: {described(error)}. Write {form}.") from error

@@ -4,6 +4,7 @@ A file is either there and whole or not there: it is written under a temporary n
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from efface.errors import RunError, UserError
+from efface.files import is_temporary
 
 if TYPE_CHECKING:
     from torch import nn
 
 RESULTS = "results.json"
 MARKER = "efface.json"
+WHAT = "a run directory of efface"
+"""What the marker says."""
 
 
 def environment(*, seed: int | None, model: "nn.Module | None", command: str | None) -> dict[str, Any]:
@@ -155,61 +159,132 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
-def prepare_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
+def prepare_output_dir(
+    path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False, inputs: Iterable[Any] = ()
+) -> Path:
     """Make `path` a run directory (marked by a file `efface.json`) and return it.
 
     A directory that holds a run is refused unless `overwrite` (its contents are deleted) or `resume` (they are kept).
     Nothing that does not look like a run of ours is ever deleted.
 
+    Args:
+        inputs: see `check_output_dir`.
+
     Raises:
         UserError: if the directory cannot or must not be used.
+    """
+    directory = check_output_dir(path, overwrite=overwrite, resume=resume, inputs=inputs)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(path, error.strerror or str(error)) from error
+    if overwrite:
+        _empty(directory, contents(directory))
+    if not (directory / MARKER).exists():
+        write_json(directory / MARKER, {"schema": 1, "what": WHAT})
+    return directory
+
+
+def check_output_dir(
+    path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False, inputs: Iterable[Any] = ()
+) -> Path:
+    """`path`, if it can be a run directory; nothing is made or changed.
+
+    Args:
+        overwrite, resume: what is there may be deleted, or continued.
+        inputs: what the run reads, as the user named it; what is no path of something that exists is passed over.
+
+    Raises:
+        UserError: if it cannot or must not be used.
     """
     directory = Path(path)
     if overwrite and resume:
         raise UserError("overwrite and resume exclude each other: the first deletes what the second continues.")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        contents = sorted(directory.iterdir())
-    except OSError as error:
-        reason = "it is a file" if directory.is_file() else error.strerror or str(error)
-        raise UserError(f"output directory {str(path)!r} cannot be used: {reason}. Choose another one.") from error
-    others = [entry for entry in contents if entry.name != MARKER]
-    if others and not _is_run(directory):
-        raise UserError(
-            f"output directory {str(path)!r} is not empty and holds no run of efface (neither {MARKER} nor "
-            f"{RESULTS} of one). It is left alone: choose a new or empty directory."
-        )
-    if others and overwrite:
-        _empty(directory, others)
-    elif others and not resume:
-        raise UserError(
-            f"output directory {str(path)!r} already holds a run. Choose another one, or pass --overwrite or --resume."
-        )
-    if not (directory / MARKER).exists():
-        write_json(directory / MARKER, {"schema": 1, "what": "a run directory of efface"})
+    _check_place(path, directory)
+    if contents(directory):
+        if not _is_run(directory):
+            raise UserError(
+                f"output directory {str(path)!r} is not empty and holds no run of efface (neither {MARKER} nor "
+                f"{RESULTS} of one). It is left alone: choose a new or empty directory."
+            )
+        if not (overwrite or resume):
+            raise UserError(
+                f"output directory {str(path)!r} already holds a run. Choose another one, or pass --overwrite or "
+                "--resume."
+            )
+        if overwrite and any(place.is_relative_to(directory.resolve()) for place in (Path.cwd(), Path.home())):
+            raise UserError(
+                f"output directory {str(directory)!r} holds the working or home directory: it is not deleted."
+            )
+    for given in inputs:
+        if isinstance(given, str | os.PathLike) and _is_inside(given, directory):
+            raise UserError(
+                f"{os.fspath(given)!r} lies in the output directory {str(path)!r}, whose contents the run replaces. "
+                "Choose another output directory, or copy what it is to read."
+            )
     return directory
 
 
-def _is_run(directory: Path) -> bool:
-    if (directory / MARKER).is_file():
-        return True
-    # Other tools write a results.json too: only one with our schema number counts.
+def contents(directory: Path) -> list[Path]:
+    """What a run has left in its directory, if any: all but the marker and what a killed process was writing."""
+    if not directory.is_dir():
+        return []
+    return sorted(entry for entry in directory.iterdir() if entry.name != MARKER and not is_temporary(entry.name))
+
+
+def _check_place(path: str | os.PathLike[str], directory: Path) -> None:
+    """Whether there is, or can be made, a directory that can be read and written."""
     try:
-        return "schema" in read_json(directory / RESULTS)
-    except UserError:
+        place = next(place for place in (directory, *directory.absolute().parents) if os.path.lexists(place))
+        if not place.is_dir():
+            raise _unusable(path, "it is a file" if place == directory else f"{str(place)!r} is a file")
+        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+            raise _unusable(path, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise _unusable(path, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _unusable(path: str | os.PathLike[str], reason: str) -> UserError:
+    return UserError(f"output directory {str(path)!r} cannot be used: {reason}. Choose another one.")
+
+
+def _is_inside(given: str | os.PathLike[str], directory: Path) -> bool:
+    try:
+        place = Path(given)
+        return place.exists() and place.resolve().is_relative_to(directory.resolve())
+    except (OSError, ValueError):  # no name that a file could have
         return False
 
 
+def _is_run(directory: Path) -> bool:
+    """By what its files say, not by their names: other tools write a results.json too."""
+    for name, ours in (
+        (MARKER, lambda found: found.get("what") == WHAT),
+        (RESULTS, lambda found: type(found.get("schema")) is int and "efface" in found["environment"]["versions"]),
+    ):
+        try:
+            if ours(read_json(directory / name)):
+                return True
+        except (UserError, KeyError, TypeError):
+            continue
+    return False
+
+
 def _empty(directory: Path, entries: Iterable[Path]) -> None:
-    here = directory.resolve()
-    if Path.cwd().is_relative_to(here) or Path.home().is_relative_to(here):
-        raise UserError(f"output directory {str(directory)!r} holds the working or home directory: it is not deleted.")
     try:
-        for entry in entries:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+        # First what says that there is a finished run: if this is interrupted, nobody takes the rest for one.
+        for entry in sorted(entries, key=lambda entry: entry.name != RESULTS):
+            remove(entry)
     except OSError as error:
         reason = error.strerror or error
         raise RunError(f"output directory {str(directory)!r} could not be emptied: {reason}.") from error
+
+
+def remove(entry: Path) -> None:
+    """A file, a link (not what it points to) or a folder with all that is in it."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()

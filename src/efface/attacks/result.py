@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from efface.attacks.target import Measurement, Target
+from efface.checks import all_finite
 from efface.errors import RunError, UserError, out_of_memory
 from efface.evaluation.protocols import Decoding
 from efface.evaluation.result import generations_path
@@ -212,8 +213,10 @@ def recorded(target: Target, attack: str, settings: Any) -> Iterator[Record]:
     """The record of one run of an attack; if it fails, the error says what is kept.
 
     Raises:
+        UserError: if a setting is no finite number.
         RunError: also for want of memory.
     """
+    all_finite(settings)
     record = Record(target, attack, settings)
     try:
         yield record

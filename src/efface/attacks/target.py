@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from efface.checks import one_or_more
 from efface.data import load_pairs
 from efface.errors import UserError
 from efface.evaluation.comparison import compare
@@ -143,6 +144,7 @@ class Target:
             "rows": _name(rows),
             "text": _name(text),
         }
+        one_or_more("limit", limit)
         several = [scorer] if isinstance(scorer, str) or not isinstance(scorer, Sequence) else scorer
         found: dict[str, Any] = {
             "prompts": load_texts(load_prompts(prompts)[:limit], "prompt"),

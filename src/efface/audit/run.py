@@ -66,7 +66,8 @@ def audit(
     _check(models)
     sizes, given = BUDGETS[budget], {name: value for name, value in (measurement or {}).items() if value is not None}
     how = {"text": "shipped:text", "limit": sizes.limit, "max_text_tokens": sizes.max_text_tokens} | given
-    folder = prepare_output_dir(output, overwrite=overwrite, resume=resume)
+    read = [*models.values(), *(given.get(name) for name in ("base", "prompts", "rows", "text"))]
+    folder = prepare_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
     run = _Run(folder, chosen, how | {"resume": resume}, say, budget)
     errors = [error for name, model in models.items() if (error := run.model(name, model)) is not None]
     if len(errors) == len(models):

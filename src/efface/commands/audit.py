@@ -46,7 +46,10 @@ def add(commands: Any) -> None:
 
 
 def _names(given: str) -> list[str]:
-    return [name.strip() for name in given.split(",") if name.strip()]
+    found = [name.strip() for name in given.split(",") if name.strip()]
+    if not found:  # the whole battery would be made, or nothing left out
+        raise argparse.ArgumentTypeError(f"{given!r} names nothing: name attacks, separated by commas")
+    return found
 
 
 def run(options: argparse.Namespace) -> None:

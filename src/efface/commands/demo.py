@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.commands.options import MODEL_HELP, add_reuse
+from efface.methods import DEFAULT_STEPS
 
 
 def add(commands: Any) -> None:
@@ -13,7 +14,7 @@ def add(commands: Any) -> None:
         "-o", "--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo"
     )
     command.add_argument("--model", default=None, help=f"another model ({MODEL_HELP})")
-    command.add_argument("--max-steps", type=int, default=None, help="optimizer steps (default: 40)")
+    command.add_argument("--max-steps", type=int, default=None, help=f"optimizer steps (default: {DEFAULT_STEPS})")
     add_reuse(command)
     command.set_defaults(run=run)
 

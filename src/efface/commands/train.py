@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         resume=options.resume,
         command=options.command_line,
+        inputs=(options.config,),
         say=lambda line: print(line, file=sys.stderr),
     )
     print(f"{options.output}: {result['method']} trained for {result['steps']} steps in {result['seconds']:.0f} s")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from efface import results
+from efface.checks import one_or_more
 from efface.errors import RunError, UserError
 from efface.evaluation import degeneration as degeneration_guard
 from efface.evaluation import toxicity as toxicity_figures
@@ -94,6 +95,7 @@ def evaluate(
         UserError: for input that cannot work, as far as possible before the model is loaded.
         RunError: if the model or a scorer fails.
     """
+    one_or_more("limit", limit)
     source = os.fspath(prompts) if isinstance(prompts, str | os.PathLike) else None
     prompts = load_texts(load_prompts(prompts)[:limit], "prompt")
     documents, passages = (None if texts is None else load_texts(texts, "text") for texts in (text, f1_text))

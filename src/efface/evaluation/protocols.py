@@ -16,6 +16,7 @@ Where `lee` differs from the code of the paper (github.com/ajyl/dpo_toxic, toxic
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from efface.checks import all_finite
 from efface.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class Decoding:
     truncation: "Truncation" = "last"
     chat: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        all_finite(self)  # before the model is loaded; the ranges are checked where it is decoded
 
     @property
     def sampled(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from efface.errors import RunError, UserError
+from efface.errors import RunError, UserError, described
 from efface.progress import track
 from efface.registry import resolve
 
@@ -98,7 +98,12 @@ def load_scorer(name: str | Scorer, *, label: str | None = None, device: str | N
 
 def _third_party(name: str) -> Scorer:
     found = resolve("scorer", name, {}, "package.module:attribute")
-    scorer = found() if isinstance(found, type) else found
+    try:
+        scorer = found() if isinstance(found, type) else found
+    except (UserError, RunError):
+        raise
+    except (Exception, SystemExit) as error:  # a third party's code
+        raise UserError(f"scorer {name!r} cannot be made: {described(error)}.") from error
     if not callable(scorer):
         raise UserError(f"scorer {name!r} is a {type(scorer).__name__}, which cannot be called with a list of texts.")
     return scorer if hasattr(scorer, "name") else NamedScorer(name, scorer)

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from efface.methods.base import PairTrainer
     from efface.methods.edit import PairEditor
 
+DEFAULT_STEPS = 48
+"""Optimizer steps where neither steps nor epochs are asked for (docs/defaults.md)."""
+
 
 @dataclass(frozen=True)
 class Method:

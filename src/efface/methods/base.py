@@ -8,20 +8,17 @@ reference says, from its cache or live) -> `loss(policy, reference, batch, count
 
 import itertools
 import logging
-import shutil
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from efface.buckets import forward_epochs_
 from efface.data import SIDES, PairBatch, PairCollator, ReferenceStates
@@ -32,7 +29,8 @@ from efface.fingerprint import fingerprint_of
 from efface.forward import Forward, Head, unwrap
 from efface.functional import predicting_positions
 from efface.head_check import check_head
-from efface.methods.config import PairConfig
+from efface.methods.checkpoints import WholeCheckpoints
+from efface.methods.config import PairConfig, check_config
 from efface.methods.estimate import Estimate, estimate
 from efface.methods.evaluating import Evaluates, datasets_in
 from efface.methods.frozen import given_reference, precomputes, set_up_reference
@@ -57,7 +55,7 @@ from efface.vocabulary import pad_id
 logger = logging.getLogger(__name__)
 
 
-class PairTrainer(Evaluates, LossTerms, Trainer):
+class PairTrainer(Evaluates, LossTerms, WholeCheckpoints):
     """Trainer on preference pairs with TRL's argument names. Subclasses define `loss`.
 
     Args:
@@ -80,6 +78,8 @@ class PairTrainer(Evaluates, LossTerms, Trainer):
     """The setting that names the blocks whose states `loss` changes, if it is all that `loss` is about."""
     reference_residuals: tuple[str, ...] = ()
     """Of which continuations `loss` needs the reference's residuals too; these are not cached, so it is live."""
+    checkpoint_files: tuple[str, ...] = ()
+    """What a checkpoint holds beside what transformers puts there; without them training does not go on from it."""
 
     def __init__(
         self,
@@ -94,6 +94,7 @@ class PairTrainer(Evaluates, LossTerms, Trainer):
         **trainer_kwargs: Any,
     ):
         args = args if args is not None else self.config_class("efface-output")
+        check_config(self, args)
         self._check_evaluation(args, trainer_kwargs)
         rows = pair_reader(train_dataset, type(self).__name__, skip_bad_rows=args.skip_bad_rows)
         adapted = args.lora_r is not None or peft_config is not None
@@ -330,9 +331,12 @@ class PairTrainer(Evaluates, LossTerms, Trainer):
         """What is about to be trained, in lines for the user."""
         n = len(self.train_dataset)  # type: ignore[arg-type]
         trained, parameters = count_parameters(self.model)  # type: ignore[arg-type]
+        share = self.share_of_pairs()
         lines = [
             f"trains {trained:,} of {parameters:,} parameters",
-            f"{n} pairs, layout {self.layout}, reference {self.reference_kind}",
+            f"{n:,} pairs, layout {self.layout}, reference {self.reference_kind}",
+            f"{share['steps']:,} steps x {share['pairs_a_step']:,} = {share['pairs_drawn']:,} of {n:,} pairs "
+            f"({share['epochs']:.2f} epochs)",
             str(self.memory),
         ]
         if hasattr(self.model.config, "router_aux_loss_coef"):  # type: ignore[union-attr]
@@ -341,12 +345,21 @@ class PairTrainer(Evaluates, LossTerms, Trainer):
             lines.append(f"{n} pairs do not divide by {self.args.world_size} processes: the first are seen once more")
         return lines
 
+    def share_of_pairs(self) -> dict[str, Any]:
+        """How much of the data the run is to see (with --max_batch_tokens, at most)."""
+        n, args = len(self.train_dataset), self.args  # type: ignore[arg-type]
+        a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(n / a_step))
+        drawn = steps * a_step if args.max_steps > 0 else math.ceil(args.num_train_epochs * n)
+        return {"steps": steps, "pairs_a_step": a_step, "pairs_drawn": drawn, "epochs": drawn / n}
+
     def record(self) -> dict[str, Any]:
         """What `results.json` says of the run."""
         return {
             "layout": self.layout,
             "reference": self.reference_kind,
             "memory_estimate": asdict(self.memory),
+            "share_of_pairs": self.share_of_pairs(),
             "steps": self.state.global_step,
             "history": self.state.log_history,
         }
@@ -362,19 +375,8 @@ class PairTrainer(Evaluates, LossTerms, Trainer):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """A checkpoint is whole or not there: `--resume` continues from the newest one."""
         raise_if_not_finite(self.model, self.state.global_step)  # type: ignore[arg-type]
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        try:
-            super()._save_checkpoint(model, trial)
-        except BaseException as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            # torch.save reports a full disk as a RuntimeError of its zip writer.
-            zip_writer = "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
-            if isinstance(error, OSError | SafetensorError) or zip_writer:
-                reason = str(error).splitlines()[0]
-                raise RunError(f"{folder} was not written: {reason}. Earlier checkpoints are untouched.") from error
-            raise
+        super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:

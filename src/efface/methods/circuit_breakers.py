@@ -26,7 +26,7 @@ from efface.data import PairBatch, ReferenceStates
 from efface.errors import UserError
 from efface.forward import Forward
 from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig
+from efface.methods.config import PairConfig, check_config
 from efface.methods.inputs import model_and_tokenizer
 from efface.methods.prepare import lora_config
 from efface.models import decoder_blocks, parse_layers
@@ -87,6 +87,7 @@ class CircuitBreakersTrainer(PairTrainer):
         **kwargs: Any,
     ):
         args = args if args is not None else self.config_class("efface-output")
+        check_config(self, args)
         if peft_config is None:
             if args.lora_r is None:
                 raise UserError(

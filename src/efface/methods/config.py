@@ -1,16 +1,33 @@
 """What can be set for every method? `transformers.TrainingArguments` and what efface adds to them."""
 
+import dataclasses
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from efface.checks import not_negative, one_of
+from efface.checks import all_finite, at_least, at_least_one, one_of, positive
 from efface.errors import UserError
+from efface.methods import DEFAULT_STEPS
 from efface.methods.passes import LAYOUTS
 from efface.methods.reference import DTYPES
 from efface.methods.sharded import refuse_sharded
+
+logger = logging.getLogger(__name__)
+
+MEANINGLESS = {
+    "resume_from_checkpoint": "`train()` takes it as an argument; on the command line --resume goes on where -o DIR is",
+    "do_train": "`train` trains",
+    "do_predict": "see `efface evaluate`",
+    "label_smoothing_factor": "there are no labels; --label_smoothing is DPO's",
+    "label_names": "there are no labels",
+    "fp16_full_eval": "it would turn the weights that are trained to half precision. Leave it out",
+    "bf16_full_eval": "it would turn the weights that are trained to half precision. Leave it out",
+    "train_sampling_strategy=group_by_length": "--max_batch_tokens batches pairs of like length",
+}
+"""Fields of `TrainingArguments`, or values of them, that would be accepted and not heeded, or do harm; and why, or what to use."""
 
 
 @dataclass
@@ -22,7 +39,16 @@ class PairConfig(TrainingArguments):
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the model."})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Pairs in a micro-batch."})
-    max_steps: int = field(default=48, metadata={"help": "Optimizer steps; -1 to count by --num_train_epochs."})
+    # None is "not given": of steps and epochs the one that is given counts.
+    max_steps: int = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": f"Optimizer steps; {DEFAULT_STEPS} if --num_train_epochs is not given either, which it beats."
+        },
+    )
+    num_train_epochs: float = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Passes over the pairs, in place of --max_steps."}
+    )
     logging_steps: float = field(default=5, metadata={"help": "Log every so many steps (or this fraction of them)."})
     save_strategy: str = field(default="no", metadata={"help": "no, steps or epoch; the final model is always saved."})
     report_to: None | str | list[str] = field(  # in the order that HfArgumentParser needs
@@ -94,11 +120,13 @@ class PairConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.retain_text == "none":
             self.retain_text = None
+        self._count_steps()
+        all_finite(self)
+        self._check_ranges()
+        refuse_meaningless(self)
         one_of("layout", self.layout, ("auto", *LAYOUTS))
         one_of("precompute_reference", self.precompute_reference, ("auto", "on", "off"))
         one_of("reference_dtype", self.reference_dtype, DTYPES)
-        not_negative("w_retain_text", self.w_retain_text)
-        not_negative("sam_rho", self.sam_rho)
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         refuse_sharded(self)
@@ -107,12 +135,6 @@ class PairConfig(TrainingArguments):
             # transformers leaves this out with gradient checkpointing, for reentrant checkpoints, which ours are not.
             self.ddp_find_unused_parameters = True
         super().__post_init__()
-        if self.max_steps == 0:
-            raise UserError(
-                "max_steps=0 trains nothing. Give a number of steps, or -1 to count by --num_train_epochs."
-            )
-        if self.per_device_train_batch_size < 1:
-            raise UserError(f"per_device_train_batch_size={self.per_device_train_batch_size}: it must be at least 1.")
         if self.fp16:
             raise UserError("fp16 scales the loss, which the discriminators cannot follow. Use --bf16 or float32.")
         kwargs = dict(self.gradient_checkpointing_kwargs or {})  # type: ignore[arg-type]
@@ -126,3 +148,54 @@ class PairConfig(TrainingArguments):
                 f"{self.n_gpu} GPUs in one process would split pairs apart. "
                 "Launch with `torchrun` or `accelerate launch`."
             )
+
+    def _count_steps(self) -> None:
+        """Steps or epochs, whichever is given; of both the steps, as in transformers."""
+        if self.max_steps is not None and self.max_steps > 0 and self.num_train_epochs is not None:
+            logger.warning(
+                "max_steps=%d and num_train_epochs=%g are both given: the steps count, as in transformers.",
+                self.max_steps,
+                self.num_train_epochs,
+            )
+        if self.max_steps is None:
+            self.max_steps = DEFAULT_STEPS if self.num_train_epochs is None else -1
+        if self.max_steps == 0:
+            raise UserError(
+                "max_steps=0 trains nothing. Give a number of steps, or -1 to count by --num_train_epochs."
+            )
+        if self.num_train_epochs is None:
+            self.num_train_epochs = TrainingArguments.num_train_epochs
+        positive("num_train_epochs", self.num_train_epochs)
+
+    def _check_ranges(self) -> None:
+        at_least_one(
+            self,
+            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+            *("max_prompt_length", "max_completion_length", "max_batch_tokens", "lora_r", "lora_alpha"),
+        )
+        at_least(self, 2, "retain_text_tokens")  # the first token of a passage is not predicted
+        at_least(
+            self,
+            0,
+            *("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "seed", "data_seed"),
+            *("dataloader_num_workers", "retain_text_per_pair", "w_retain_text", "sam_rho"),
+        )
+
+
+def refuse_meaningless(settings: Any) -> None:
+    """Raise a `UserError` if a field of `MEANINGLESS` is set to something else than its default."""
+    for each in dataclasses.fields(settings):
+        value = getattr(settings, each.name)
+        why = MEANINGLESS.get(each.name, MEANINGLESS.get(f"{each.name}={value}"))
+        if why is not None and value != each.default:
+            raise UserError(f"{each.name}={value!r} has no use here: {why}.")
+
+
+def check_config(trainer: Any, args: Any) -> None:
+    """Raise a `UserError` if `args` are of another class than the method's, such as `TrainingArguments`."""
+    wanted, given = trainer.config_class, type(args)
+    if not isinstance(args, wanted):
+        raise UserError(
+            f"{type(trainer).__name__} takes args of {wanted.__name__}, not {given.__name__}, which lacks "
+            f"settings of the method. Use {wanted.__module__}.{wanted.__name__}, which takes every field of TrainingArguments."
+        )

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from efface.checks import at_least_one
+from efface.checks import all_finite, at_least, at_least_one
 from efface.data import tokenized
 from efface.evaluation.batching import max_positions
+from efface.methods.config import check_config
 from efface.methods.inputs import model_and_tokenizer, pair_reader
 from efface.models import save_model
 from efface.pair_tokens import PairTokenizer
@@ -30,7 +31,9 @@ class EditConfig:
     disable_tqdm: bool = field(default=False, metadata={"help": "Show no progress bars."})
 
     def __post_init__(self) -> None:
+        all_finite(self)
         at_least_one(self, "batch_size")
+        at_least(self, 0, "seed")
 
 
 class PairEditor:
@@ -54,6 +57,7 @@ class PairEditor:
         processing_class: PreTrainedTokenizerBase | None = None,
     ):
         self.args = args if args is not None else self.config_class("efface-output")
+        check_config(self, self.args)
         rows = pair_reader(train_dataset, type(self).__name__, skip_bad_rows=self.args.skip_bad_rows)
         rows.read_all()  # what is wrong with the file itself is said before a model is loaded
         self.model, self.processing_class = model_and_tokenizer(model, processing_class, use_cpu=self.args.use_cpu)

@@ -20,7 +20,7 @@ from efface.checks import not_negative, one_of, positive
 from efface.data import PairBatch, ReferenceStates
 from efface.forward import Forward
 from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig
+from efface.methods.config import PairConfig, check_config
 
 RETAIN = ("kl", "nll", "none")
 
@@ -65,6 +65,8 @@ class GradDiffTrainer(PairTrainer):
     def __init__(
         self, model: str | PreTrainedModel, args: GradDiffConfig | None = None, *others: Any, **keywords: Any
     ):
+        if args is not None:
+            check_config(self, args)
         if args is not None and args.retains is None:
             self.sides = ("rejected",)
         super().__init__(model, args, *others, **keywords)

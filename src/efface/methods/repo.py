@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from efface.checks import not_negative, one_of, positive
+from efface.checks import at_least, at_least_one, one_of, positive
 from efface.data import PairBatch, ReferenceStates
 from efface.errors import UserError
 from efface.forward import Forward
 from efface.functional import LN2, dann_ramp, pool_rows
 from efface.methods.adversary import SIDES, Adversaries
 from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig
+from efface.methods.config import PairConfig, check_config
 from efface.methods.discriminators import KINDS, OBJECTIVES, Domains
 from efface.methods.npo import log_ratios, npo_loss
 from efface.models import decoder_blocks, parse_layers
@@ -116,7 +116,8 @@ class REPOConfig(PairConfig):
             )
         one_of("grl_schedule", self.grl_schedule, ("dann", "constant"))
         one_of("discriminator", self.discriminator, KINDS)
-        not_negative("npo_weight", self.npo_weight)
+        at_least(self, 0, "w_retain", "w_erase", "grl_lambda", "discriminator_lr", "npo_weight")
+        at_least_one(self, "discriminator_width")
         positive("npo_beta", self.npo_beta)
         for name, least, why in (
             ("discriminator_steps", 1, "the discriminators need at least one update a step"),
@@ -133,8 +134,11 @@ class REPOTrainer(PairTrainer):
     config_class = REPOConfig
     args: REPOConfig
     terms_that_select = ("retain_loss", "npo_loss")
+    checkpoint_files = (DISCRIMINATORS,)
 
     def __init__(self, model: Any, args: REPOConfig | None = None, *rest: Any, **kwargs: Any):
+        if args is not None:
+            check_config(self, args)
         if args is not None and args.npo_weight:
             self.sides = ("chosen", "rejected")  # NPO is about the logits of y-
         elif args is None or args.w_erase:
