@@ -142,7 +142,7 @@ def test_rows_that_do_not_say(row: dict[str, Any], message: str, tmp_path: Path)
 
 
 def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="absent.tsv' cannot be read as a table"):
+    with pytest.raises(UserError, match="absent.tsv cannot be read: No such file"):
         load_labelled(tmp_path / "absent.tsv")
     (tmp_path / "a.csv").write_text("text,toxic\nb\n")
     with pytest.raises(UserError, match="a.csv:2: not the 2 columns of the first line"):

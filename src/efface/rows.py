@@ -2,13 +2,18 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from efface.errors import UserError
+from efface.files import is_regular_file
+from efface.shapes import shown
 
 Row = dict[str, Any]
+HALF_CHARACTER = "holds half a character (a lone surrogate), which no tokenizer takes. Repair it or leave the row out."
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def raw_rows(source: Any, hint: str = "") -> Iterator[tuple[str, Any]]:
@@ -19,10 +24,10 @@ def raw_rows(source: Any, hint: str = "") -> Iterator[tuple[str, Any]]:
         return
     name = os.fspath(source)
     path = shipped(name.removeprefix("shipped:")) if name.startswith("shipped:") else Path(name)
-    if path.is_file():
+    if is_regular_file(path):
         yield from _json_lines(path)
-    elif path.exists() or name.endswith((".json", ".jsonl")) or name.startswith((".", "/", "~")):
-        what, hint = ("", hint) if hint else ("pairs ", f"Build one with `efface pairs MODEL -o {name}`.")
+    elif os.path.exists(path) or name.endswith((".json", ".jsonl")) or name.startswith((".", "/", "~")):
+        what, hint = ("", hint) if hint else ("pairs ", "Build one with `efface pairs MODEL -o PAIRS.jsonl`.")
         raise UserError(f"{what}file {name!r} does not exist or is no file. {hint}")
     else:
         yield from _hub_rows(name)
@@ -48,6 +53,10 @@ def _json_line(line: bytes, where: str) -> tuple[str, Any]:
         problem = f"not valid UTF-8 at byte {error.start}. Re-encode the file or pass --skip-bad-rows."
     except json.JSONDecodeError as error:
         problem = f"not valid JSON ({error.msg} at column {error.colno}). Each line must be one JSON object."
+    except ValueError:
+        problem = "it holds a number of thousands of digits, which no column has. Repair the row or leave it out."
+    except RecursionError:
+        problem = "it is nested too deeply to be read. Repair the row or leave it out."
     return where, UserError(f"{where}: {problem}")
 
 
@@ -82,7 +91,18 @@ def labelled_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
             raise row
         if not isinstance(row, dict):
             raise UserError(f"{where}: a row must be a JSON object, not {type(row).__name__}.")
+        for field, value in row.items():
+            if has_half_character(value):
+                raise UserError(f"{where}: {field!r} {HALF_CHARACTER}")
         yield where, row
+
+
+def has_half_character(value: Any) -> bool:
+    """Whether a lone surrogate, half of a character such as an emoji, is in any text of a JSON value."""
+    if isinstance(value, str):
+        return not value.isascii() and _SURROGATE.search(value) is not None
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return any(map(has_half_character, parts))
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[Row]:
@@ -106,7 +126,9 @@ def load_texts(source: Sequence[str] | str | os.PathLike[str], field: str = "tex
     for where, value in found:
         text = value.get("text") if isinstance(value, dict) else value
         if not isinstance(text, str):
-            raise UserError(f"{where}: {field!r} must be a text, but it is {value!r}.")
+            raise UserError(f"{where}: {field!r} must be a text, but it is {shown(value)}.")
+        if has_half_character(text):  # in a list; those of files have been checked
+            raise UserError(f"{where}: the text {HALF_CHARACTER}")
         texts.append(text)
     if not texts:
         raise UserError(f"{name} is empty: pass at least one {field}.")

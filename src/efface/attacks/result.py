@@ -93,8 +93,11 @@ class Record:
         self.part: PartFile | None = None
         if target.output is not None:
             made_by = {"attack": attack, "settings": self.settings, **self.described}
-            self.part = PartFile(target.output, made_by, batch=1, resume=target.resume)
+            self.part = PartFile(target.output, made_by, batch=1, resume=target.resume, shape={"title": str})
         self.rows: list[Row] = [] if self.part is None else self.part.outcomes
+        for number, row in enumerate(self.rows, 2):
+            assert self.part is not None
+            Measurement.from_dict(row, f"{self.part.path}:{number}")
 
     @property
     def base(self) -> Measurement | None:

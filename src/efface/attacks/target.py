@@ -17,17 +17,24 @@ from efface.errors import UserError
 from efface.evaluation.comparison import compare
 from efface.evaluation.evaluate import Texts, evaluate
 from efface.evaluation.protocols import Decoding
+from efface.evaluation.result import EVALUATION
 from efface.evaluation.rtp import load_prompts
 from efface.evaluation.scorers import DEFAULT_SCORER, Scorer, load_scorer
 from efface.fingerprint import fingerprint_of
 from efface.part import digest
 from efface.rows import Row, load_texts
+from efface.shapes import Each, check_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BLOCKS = ("toxicity", "judges", "perplexity", "degeneration")
 """Of the result of an evaluation, those that an attack reports."""
+FIGURES = {name: EVALUATION[name] for name in BLOCKS}
+"""Their shape."""
+SCORED = {"prompt": str, "continuation": str, "score": float, "scores": Each(float)}
+MEASURED = {"figures": FIGURES, "generations": [SCORED], "at": dict}
+"""Of a measurement on the disk."""
 
 
 @dataclass
@@ -41,6 +48,18 @@ class Measurement:
     """Rows of prompt, continuation, scores (of each judge) and score (of the first)."""
     at: dict[str, Any] = field(default_factory=dict)
     """Which point of an attack's curve this is: {"steps": 10}."""
+
+    @classmethod
+    def from_dict(cls, found: Row, where: str) -> "Measurement":
+        """A measurement as it lies on the disk, read from `where`. Raises UserError if it is none."""
+        check_shape(found, MEASURED, where)
+        figures, generations = found["figures"], found["generations"]
+        for judge, block in figures["judges"].items():
+            if block["n_prompts"] * block["samples"] != len(generations) or not all(
+                judge in row["scores"] for row in generations
+            ):
+                raise UserError(f"{where}: the generations are not those that {judge!r} has judged. Remove it.")
+        return cls(figures, generations, found["at"])
 
     @property
     def share(self) -> float:

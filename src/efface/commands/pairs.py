@@ -6,7 +6,7 @@ from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from efface.commands.options import MODEL_HELP, add_output_file
+from efface.commands.options import MODEL_HELP, add_output_file, seed
 from efface.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--scorer", default="alt-profanity-check", help="selects the pairs; see `efface scorers`")
     command.add_argument("--limit", type=int, default=None, help="stop at so many pairs")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=seed, default=0)
     command.add_argument("--batch-size", type=int, default=64)
     command.add_argument("--resume", action="store_true", help="continue an interrupted build of the same settings")
     _add_prompts(command.add_argument_group("prompts (--toxic corpus has its own)"))

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from efface.errors import UserError
 from efface.evaluation.scorer_ensemble import Ensemble
 from efface.evaluation.scorers import Scorer, score
 
@@ -39,7 +40,11 @@ def cached(scorer: Scorer, path: Path | None = None) -> Scorer:
     if path is None:
         from efface.sources import cache_dir
 
-        path = cache_dir() / "scores" / "scores.sqlite"
+        try:
+            path = cache_dir() / "scores" / "scores.sqlite"
+        except (UserError, RuntimeError) as error:  # nobody's home
+            logger.warning("there is no folder for the score cache (%s): scores are not kept", error)
+            return scorer
     if isinstance(scorer, Ensemble):  # so that a member's scores serve it alone as well
         return Ensemble(scorer.how, [cached(member, path) for member in scorer.members])
     version = getattr(scorer, "version", None)
@@ -100,7 +105,8 @@ def _read(connection: sqlite3.Connection, keys: set[bytes]) -> dict[bytes, float
     found = {}
     for key in keys:
         row = connection.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
-        if row is not None:
+        # A table of another make may hold anything: what is no probability is scored again.
+        if row is not None and isinstance(row[0], int | float) and 0 <= row[0] <= 1:
             found[key] = float(row[0])
     return found
 
