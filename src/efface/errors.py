@@ -15,6 +15,10 @@ class RunError(RuntimeError):
     """The input was right but the run failed (non-finite loss, full disk). Exit code 1."""
 
 
+class NotFinite(RunError):
+    """What a model computes is NaN or infinite."""
+
+
 def escaped(text: str) -> str:
     """`text` with its control characters, but for tabs and line ends, as they are written in source code."""
     return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)

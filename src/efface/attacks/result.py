@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from efface.attacks.target import Measurement, Target
-from efface.errors import RunError, UserError
+from efface.errors import NotFinite, RunError, UserError
 from efface.evaluation.protocols import Decoding
 from efface.evaluation.result import generations_path
 from efface.part import PartFile
@@ -19,6 +20,8 @@ from efface.rows import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -90,6 +93,8 @@ class Record:
         self.target, self.attack, self.settings = target, attack, asdict(settings)
         self.described = target.described()
         self.curve: list[Measurement] = []
+        self.broken: list[str] = []
+        """Titles of the edited models whose output was not finite, which have no point on the curve."""
         self.part: PartFile | None = None
         if target.output is not None:
             made_by = {"attack": attack, "settings": self.settings, **self.described}
@@ -158,6 +163,17 @@ class Record:
         point = self._once(title(at), make)
         self.curve.append(point)
         return point
+
+    def measure_edited(self, model: "PreTrainedModel", at: dict[str, Any]) -> None:
+        """As `measure`, for a model that the attack has edited: one whose output is not finite has no point.
+
+        Whoever breaks a model so has not won; the other points must not be lost over it.
+        """
+        try:
+            self.measure(model, at)
+        except NotFinite as error:
+            logger.warning("%s: %s is left out: %s", self.attack, title(at), error)
+            self.broken.append(title(at))
 
     def result(self, after: Measurement, **found: Any) -> AttackResult:
         """The attack is done. Saved if the target has an output, and the part file is removed.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from efface.errors import RunError
+from efface.errors import NotFinite
 
 # How many of the most likely tokens are looked at, before all are: sorting a whole vocabulary is slow.
 HEADS = (512, 8192)
@@ -50,7 +50,7 @@ class Warp:
         """(B, V) logits and (B,) numbers in [0, 1) -> (B,) token ids.
 
         Raises:
-            RunError: if a row of logits is not finite.
+            NotFinite: if a row of logits is not finite.
         """
         if self.top_k == 1:  # greedy; of equal logits the first, as in transformers
             best, tokens = logits.max(-1)
@@ -96,4 +96,4 @@ GREEDY = Warp(top_k=1)
 
 def _check_finite(values: Tensor) -> None:
     if not torch.isfinite(values).all():
-        raise RunError("the model's output is not finite (NaN or infinite logits): no text can be generated.")
+        raise NotFinite("the model's output is not finite (NaN or infinite logits): no text can be generated.")
