@@ -264,6 +264,8 @@ def test_check_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     ("argv", "message"),
     [
         (["-o", "x"], "go with --train FILE"),
+        (["--check", "x", "-o", "/dev/null"], "'/dev/null' cannot be a file: a device has its name"),
+        (["--train", "x", "-o", "made", "--seed", "-1"], "-1: a seed is a number from 0 to 4294967295"),
         (["--train", "x"], "--train needs -o DIR"),
         (["--check", "absent.jsonl"], "absent.jsonl"),
         (["--check", "x", "--train", "y"], "not allowed with"),

@@ -42,10 +42,10 @@ def _cells(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if result.get("f1") is not None:
         yield "F1", _estimate(result["f1"], "f1")
     for item in result.get("utility") or []:
-        error = "" if item["stderr"] is None else f" ± {item['stderr']:.3f}"
+        error = "" if item.get("stderr") is None else f" ± {item['stderr']:.3f}"
         yield f"{item['metric']}, {item['task']}", f"{item['value']:.3f}{error} ({item['n']} rows)"
-    identity = (result.get("identity") or {}).get("identity", {})
-    if identity.get("excess") is not None:
+    identity = (result.get("identity") or {}).get("identity") or {}
+    if identity.get("excess") is not None and identity.get("ci95") is not None:
         low, high = identity["ci95"]
         yield "identity excess", f"{identity['excess']:+.4f} [{low:+.4f}, {high:+.4f}] nats a token"
     yield "degeneration", "; ".join([guard["verdict"], *guard.get("reasons", [])])
