@@ -188,6 +188,7 @@ def test_commands_that_cannot_work(
     [
         (["--samples", "0"], "samples=0"),
         (["--samples", "2", "--temperature", "0"], "temperature=0.0"),
+        (["--samples", "2", "--temperature", "inf"], "temperature=inf: it must be a finite number"),
         (["--samples", "2", "--top-p", "1.5"], "top_p=1.5"),
         (["--max-new-tokens", "0"], "max_new_tokens=0"),
         (["--text", "shipped:passages", "--window", "0"], "window=0"),

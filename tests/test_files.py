@@ -1,4 +1,4 @@
-"""Is only a regular file read or replaced, is a link written through, and is a place that cannot be written found first?"""
+"""Are only regular files read and replaced, links written through, and places that cannot be written found first?"""
 
 import os
 import re

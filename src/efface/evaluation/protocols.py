@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import UserError
+from efface.shapes import finite
 
 if TYPE_CHECKING:
     from efface.evaluation.prompts import Truncation
@@ -40,6 +41,11 @@ class Decoding:
     truncation: "Truncation" = "last"
     chat: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("top_p", "temperature"):
+            if not finite(getattr(self, name)):  # no result could say it
+                raise UserError(f"{name}={getattr(self, name)}: it must be a finite number.")
 
     @property
     def sampled(self) -> bool:
