@@ -333,6 +333,9 @@ def test_rows(name: str, tmp_path: Path) -> None:
     for content in NO_JSON.values():
         file.write_bytes(content)
         assert not survives(lambda: load(file))
+    for depth in (800, 900, 950):  # as deep as the parser can, about
+        file.write_text(json.dumps(right | {"a": "deep"}).replace('"deep"', "[" * depth + "]" * depth))
+        survives(lambda: load(file))
     file.write_text(json.dumps(right) + "\n" + '{"a": ' + "9" * 5000 + "}\n")
     with pytest.raises(UserError, match=r"x\.jsonl:2: it holds a number of thousands of digits"):
         load(file)

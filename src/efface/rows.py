@@ -13,6 +13,7 @@ from efface.shapes import shown
 
 Row = dict[str, Any]
 HALF_CHARACTER = "holds half a character (a lone surrogate), which no tokenizer takes. Repair it or leave the row out."
+TOO_DEEP = "it is nested too deeply to be read. Repair the row or leave it out."
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -56,7 +57,7 @@ def _json_line(line: bytes, where: str) -> tuple[str, Any]:
     except ValueError:
         problem = "it holds a number of thousands of digits, which no column has. Repair the row or leave it out."
     except RecursionError:
-        problem = "it is nested too deeply to be read. Repair the row or leave it out."
+        problem = TOO_DEEP
     return where, UserError(f"{where}: {problem}")
 
 
@@ -91,9 +92,12 @@ def labelled_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
             raise row
         if not isinstance(row, dict):
             raise UserError(f"{where}: a row must be a JSON object, not {type(row).__name__}.")
-        for field, value in row.items():
-            if has_half_character(value):
-                raise UserError(f"{where}: {field!r} {HALF_CHARACTER}")
+        try:
+            broken = [field for field, value in row.items() if has_half_character(value)]
+        except RecursionError as error:  # just not too deep for the parser
+            raise UserError(f"{where}: {TOO_DEEP}") from error
+        if broken:
+            raise UserError(f"{where}: {broken[0]!r} {HALF_CHARACTER}")
         yield where, row
 
 

@@ -185,9 +185,8 @@ def spans_of(row: Row, where: str) -> set[int]:
 
 
 def _label(value: Any, what: str) -> bool | None:
-    word = " ".join(
-        (value if isinstance(value, str) else shown(value)).lower().replace("_", " ").replace("-", " ").split()
-    )
+    word = value if isinstance(value, str) else shown(value)
+    word = " ".join(word.lower().replace("_", " ").replace("-", " ").split())
     if word in TOXIC | BENIGN:
         return word in TOXIC
     try:
