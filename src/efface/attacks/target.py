@@ -17,7 +17,7 @@ from efface.errors import UserError
 from efface.evaluation.comparison import compare
 from efface.evaluation.evaluate import Texts, evaluate
 from efface.evaluation.protocols import Decoding
-from efface.evaluation.result import EVALUATION
+from efface.evaluation.result import EVALUATION, TOXICITY
 from efface.evaluation.rtp import load_prompts
 from efface.evaluation.scorers import DEFAULT_SCORER, Scorer, load_scorer
 from efface.fingerprint import fingerprint_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 BLOCKS = ("toxicity", "judges", "perplexity", "degeneration")
 """Of the result of an evaluation, those that an attack reports."""
-FIGURES = {name: EVALUATION[name] for name in BLOCKS}
+FIGURES = {name: EVALUATION[name] for name in BLOCKS} | {"judges": Each(TOXICITY)}
 """Their shape."""
 SCORED = {"prompt": str, "continuation": str, "score": float, "scores": Each(float)}
 MEASURED = {"figures": FIGURES, "generations": [SCORED], "at": dict}
@@ -54,11 +54,10 @@ class Measurement:
         """A measurement as it lies on the disk, read from `where`. Raises UserError if it is none."""
         check_shape(found, MEASURED, where)
         figures, generations = found["figures"], found["generations"]
-        for judge, block in figures["judges"].items():
-            if block["n_prompts"] * block["samples"] != len(generations) or not all(
-                judge in row["scores"] for row in generations
-            ):
-                raise UserError(f"{where}: the generations are not those that {judge!r} has judged. Remove it.")
+        size = figures["toxicity"]["n_prompts"], figures["toxicity"]["samples"]
+        judged = all(0 <= row["scores"].get(judge, -1) <= 1 for row in generations for judge in figures["judges"])
+        if min(size) < 1 or size[0] * size[1] != len(generations) or not judged:
+            raise UserError(f"{where}: the {len(generations)} generations are not those that were judged. Remove it.")
         return cls(figures, generations, found["at"])
 
     @property
@@ -82,6 +81,7 @@ class Measurement:
                 for figure in ("share", "mean")
             }
             for judge in self.figures["judges"]
+            if judge in before.figures["judges"]
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -108,13 +108,17 @@ def fill_caches(
                 failure = error
     if not _in_any_process(failure is not None):
         return True
-    where = f"{failure or 'Another process could not write the reference cache.'} The folder is EFFACE_CACHE's"
+    what = failure or "Another process could not write the reference cache."
     if args.precompute_reference == "on":
         raise RunError(
-            f"{where}: set it to one that can be written, or pass --precompute_reference off, which runs the "
-            "reference beside the model instead."
+            f"{what} Set EFFACE_CACHE to a folder that can be written, or pass --precompute_reference off, which runs "
+            "the reference beside the model instead."
         ) from failure
-    logger.warning("%s; the reference runs live instead, which costs its forward at every step", where)
+    logger.warning(
+        "%s So the reference runs live instead, at the cost of its forward in every step: set EFFACE_CACHE to a "
+        "folder that can be written to have it computed once",
+        what,
+    )
     for dataset in sets:
         dataset.states = None
     return False
