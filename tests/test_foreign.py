@@ -5,6 +5,7 @@ A file that is right is changed at every place in turn, to every wrong thing; wh
 
 import copy
 import functools
+import itertools
 import json
 import os
 import sqlite3
@@ -23,7 +24,7 @@ from efface.audit import run as audit_run
 from efface.audit.battery import Entry
 from efface.audit.table import audit_table, summary
 from efface.errors import RunError, UserError
-from efface.evaluation import comparison, kept
+from efface.evaluation import comparison, kept, scorer_judge
 from efface.evaluation.comparison import read_baseline, versus
 from efface.evaluation.degeneration import measure
 from efface.evaluation.labelled import load_labelled
@@ -32,7 +33,7 @@ from efface.evaluation.protocols import Decoding
 from efface.evaluation.result import Evaluation
 from efface.evaluation.rtp import load_prompts
 from efface.evaluation.score_cache import cached
-from efface.evaluation.scorer_judge import COLUMNS, META, Judge
+from efface.evaluation.scorer_judge import META, Judge
 from efface.evaluation.scorer_words import WordListScorer
 from efface.evaluation.scorers import NamedScorer
 from efface.evaluation.side_effects import read_identity_texts
@@ -60,16 +61,20 @@ NO_JSON = {
 }
 
 
-def changed(document: Any) -> Iterator[Any]:
-    """Copies of `document` with one place left out, or in its place each of WRONG."""
+def changed(document: Any, every: int = 1) -> Iterator[Any]:
+    """Copies of `document` with one place left out, or in its place each of WRONG; only each `every`th of them, where
+    that is no factor of the 13 for a place."""
 
     def places(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
             yield (*path, key)
             yield from places(value[key], (*path, key))
 
+    turn = itertools.count()
     for *path, last in places(document, ()):
         for number in range(-1, len(WRONG)):
+            if next(turn) % every:
+                continue
             one = copy.deepcopy(document)
             holder = one
             for key in path:
@@ -154,7 +159,7 @@ def test_a_baseline_is_checked_before_the_work(beside: str, tmp_path: Path, monk
         assert table.isprintable() or "\n" in table
 
     assert survives(use) and edited.versus_baseline is not None and edited.versus_baseline["not_compared"] == []
-    for one in changed(right):
+    for one in changed(right, every=1 if lines else 5):
         file.write_text("".join(json.dumps(row) + "\n" for row in one) if lines else json.dumps(one))
         survives(use)
     for content in NO_JSON.values():
@@ -163,7 +168,7 @@ def test_a_baseline_is_checked_before_the_work(beside: str, tmp_path: Path, monk
 
 
 def test_a_measurement_that_was_kept() -> None:
-    for one in changed(MEASURED):
+    for one in changed(MEASURED, every=3):
         found: list[Measurement] = []
         if survives(lambda one=one, found=found: found.append(Measurement.from_dict(one, "x"))):  # type: ignore[misc]
             found[0].versus(Measurement.from_dict(MEASURED, "y"))  # usable
@@ -188,7 +193,7 @@ def test_what_an_audit_finds_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
     for document, load in ((RESULT, table), (results, lambda: audit_run._seconds(file))):
         file.write_text(json.dumps(document))
         assert survives(load)
-        for one in changed(document):
+        for one in changed(document, every=3):
             file.write_text(json.dumps(one))
             survives(load)
         for content in NO_JSON.values():
@@ -244,9 +249,7 @@ def test_a_probe(tmp_path: Path) -> None:
     right = json.loads(json.dumps(quality.__dict__))
     for one in changed(right):
         safetensors.numpy.save_file(tensors, tmp_path / "p", {"quality": json.dumps(one)})
-        assert not survives(lambda: LinearProbe.load(tmp_path / "p")) or all(
-            type(v) in (int, float) for v in one.values()
-        )
+        survives(lambda: LinearProbe.load(tmp_path / "p").logits(np.ones((1, 4))))
     for header in headers("quality"):
         safetensors.numpy.save_file(tensors, tmp_path / "p", header)
         assert not survives(lambda: LinearProbe.load(tmp_path / "p"))
@@ -268,8 +271,10 @@ def test_interventions(tmp_path: Path) -> None:
     assert len(_read(tmp_path / FILE)) == 1
 
 
-def test_a_judge(tmp_path: Path) -> None:
-    weights = np.zeros(COLUMNS, np.float32)
+def test_a_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorer_judge, "BITS", 3)
+    monkeypatch.setattr(scorer_judge, "COLUMNS", 16)
+    weights = np.zeros(16, np.float32)
     Judge(weights, weights, slope=1.0, intercept=0.0, seen=[1], meta={}).save(tmp_path / "j")
     right = read_json(tmp_path / "j" / META)
     assert Judge.load(tmp_path / "j")(["a"]) == [0.5]
@@ -298,7 +303,8 @@ def test_kept_generations_are_made_again_if_they_are_none(tmp_path: Path) -> Non
     for rows in [right, *changed(right)]:
         (tmp_path / "g").write_text("".join(json.dumps(row) + "\n" for row in rows))
         found = kept._recalled(tmp_path / "g", "m", 1)
-        assert (found is not None) == (rows == right)
+        assert found == rows or (found is None and rows != right)
+        assert found is None or all(isinstance(row["prompt"] + row["continuation"], str) for row in found)
     for content in NO_JSON.values():
         (tmp_path / "g").write_bytes(content)
         assert kept._recalled(tmp_path / "g", "m", 1) is None
@@ -311,7 +317,7 @@ ROWS: dict[str, tuple[Callable[[Path], object], Row]] = {
     "continuation": (load_labelled, {"continuation": {"text": "a", "toxicity": 0.4}}),
     "toxigen": (load_labelled, {"text": "a", "toxicity_human": 3, "toxicity_ai": 2.0}),
     "toxic-text": (
-        lambda file: toxic_texts([str(file)], lambda texts: [1.0] * len(texts)),
+        lambda file: toxic_texts([str(file)], NamedScorer("all", lambda texts: [1.0] * len(texts))),
         {"text": "You are silly, all of you here today, she said.", "toxic": 1},
     ),
     "tasks": (read_task_file, {"query": "q", "choices": ["a", "b"], "gold": 1}),

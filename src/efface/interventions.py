@@ -183,6 +183,8 @@ def _read(path: Path) -> list[Intervention]:
         with safetensors.safe_open(path, framework="pt") as file:
             layers = parse_json(file.metadata()["layers"], "its header")
             check_shape(layers, [int], "the layers in its header")
+            if not layers:
+                raise ValueError("its header names no layer")
             return [
                 Intervention(layer, *(file.get_tensor(f"{i}.{name}") for name in TENSORS))
                 for i, layer in enumerate(layers)

@@ -107,8 +107,8 @@ def _interval(value: float, ci95: Sequence[float]) -> str:
 
 def _perplexity(row: Row) -> str:
     """Of the attacked model, and its change; an attack that leaves the weights alone has that of before."""
-    before, after = row["before"]["perplexity"], row["after"]["perplexity"]
-    if before is None:
+    before, after = row["before"].get("perplexity"), row["after"].get("perplexity")
+    if before is None or not before["value"]:
         return "-"
     if after is None:
         return f"{before['value']:.2f}"
