@@ -75,6 +75,17 @@ def crashes(target: Target, settings: StubSettings) -> AttackResult:
     raise ZeroDivisionError("division by zero\nand a second line")
 
 
+def exits(target: Target, settings: StubSettings) -> AttackResult:
+    raise SystemExit(0)
+
+
+def misshapen(target: Target, settings: StubSettings) -> AttackResult:
+    """Records what no table can show."""
+    assert target.output is not None
+    write_json(target.output, {"target": {}, "settings": {}, "before": {}, "after": {"toxicity": 3}, "found": {}})
+    return fine(dataclasses.replace(target, output=None), settings)
+
+
 def hungry(target: Target, settings: StubSettings) -> AttackResult:
     with recorded(target, "hungry", settings) as record:
         record.start(words=0)
@@ -91,7 +102,7 @@ def eats_everything(target: Target, settings: StubSettings) -> AttackResult:
 
 
 STUBS = {f"test_audit:{name}": flags for name, flags in {"fine": "--words 2", "wrecks": "", "unrecorded": ""}.items()}
-FAILING = {f"test_audit:{name}": "" for name in ("refuses", "crashes", "hungry")}
+FAILING = {f"test_audit:{name}": "" for name in ("refuses", "crashes", "hungry", "exits", "misshapen")}
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +249,8 @@ def test_a_failure_of_one_attack_does_not_lose_the_others(
     found = rows_of(results)
     assert found["test_audit:refuses"]["error"] == "the rows are not silly enough. Pass others."
     assert found["test_audit:crashes"]["error"] == "ZeroDivisionError: division by zero (`efface -v` shows where)"
+    assert found["test_audit:exits"]["error"] == "its code ended the program (sys.exit(0))."
+    assert "result.json: 'before' has no 'toxicity'" in found["test_audit:misshapen"]["error"]
     told = found["test_audit:hungry"]["error"]
     assert re.match(r"hungry ran out of memory.*\(before\) is kept in .*--resume", told)
     assert all(found[name]["error"] is None and found[name]["after"] for name in STUBS)
@@ -287,6 +300,22 @@ def test_a_model_that_cannot_be_loaded_does_not_lose_the_others(run: Callable[..
     assert "absent, not audited: model" in audit_table(results)
     with pytest.raises(UserError, match="is not a checkpoint directory"):
         run("absent", output="alone")
+
+
+def test_a_model_that_crashes_while_it_is_measured_does_not_lose_the_others(
+    run: Callable[..., Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Target.load
+
+    def loaded(model: Any, **settings: Any) -> Target:
+        if model.name == "edited":
+            raise SystemExit(3) if settings["seed"] else ZeroDivisionError("division by zero")
+        return load(model, **settings)
+
+    monkeypatch.setattr(Target, "load", loaded)
+    for seed, told in ((0, "ZeroDivisionError: division by zero"), (1, "its code ended the program (sys.exit(3))")):
+        results = run("edited", "other", output=f"out{seed}", measurement={"seed": seed})
+        assert [told in (model["error"] or "") for model in results["models"]] == [True, False]
 
 
 def test_want_of_memory_before_the_attacks_is_said_in_a_line(

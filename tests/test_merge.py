@@ -45,6 +45,12 @@ def test_most_of_the_way_to_a_silly_base_is_silly(family: str) -> None:
     assert merge(dataclasses.replace(target, known={}), MergeSettings("0.05,0.95,1,1.5")) == result
 
 
+def test_a_point_that_overflows_does_not_lose_the_others() -> None:
+    result = merge(attacked("llama"), MergeSettings("0.95,1e38"))
+    assert [point.at["alpha"] for point in result.curve] == [0.0, 0.95] and result.after.share == 1.0
+    assert result.found["left_out"] == ["alpha 1e+38"]
+
+
 def test_a_model_that_is_its_base_changes_nothing() -> None:
     base, _ = chain("llama", strength=7.0)
     target = target_of(base)

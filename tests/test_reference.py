@@ -2,17 +2,20 @@
 
 import json
 import logging
+import os
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors.torch import save_file
 from test_layout import RAGGED, batch_of
+from test_repo import Build, assert_same, build, weights
 from tiny import FAMILIES, tiny_model
 
-from efface import results
+from efface import files
 from efface.data import Item
 from efface.errors import RunError, UserError
 from efface.fingerprint import fingerprint_of
@@ -21,6 +24,8 @@ from efface.functional import predicting_positions
 from efface.methods import reference as module
 from efface.methods.reference import INDEX, Reference, ReferenceCache, open_cache
 from efface.sources import cache_dir
+
+__all__ = ["build"]  # the fixture
 
 
 @pytest.fixture(autouse=True)
@@ -172,22 +177,14 @@ def test_a_worker_opens_files_of_its_own() -> None:
     assert not copy._open and torch.equal(copy[2]["hidden"], before)
 
 
-@pytest.mark.parametrize("by", ["the system", "safetensors"])
-def test_a_full_disk(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> None:
-        text = "No space left on device"
-        raise OSError(28, text) if by == "the system" else SafetensorError(f"I/O error: {text} (os error 28)")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((results.os, "replace") if by == "the system" else (module, "save_file")), full)
-    with pytest.raises(RunError, match=r"cannot be written to '.*' \(.*No space left on device.*\). Free some"):
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(RunError, match="states-00000.safetensors was not written: No space left on device"):
         opened(tiny_model("llama"), items())
     assert [file for folder in folders() for file in folder.iterdir()] == []
-
-
-def test_a_folder_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EFFACE_CACHE", "/proc/no-such-cache")
-    with pytest.raises(RunError, match=r"to '/proc/no-such-cache/.*set EFFACE_CACHE to a folder .* --precompute_re"):
-        opened(tiny_model("llama"), items())
 
 
 @pytest.mark.parametrize("files", [None, [], "x", 3])
@@ -197,3 +194,62 @@ def test_an_index_of_another_shape(files: Any) -> None:
     [folder] = folders()
     (folder / INDEX).write_text(json.dumps({"schema": 1, "files": files}))
     assert torch.equal(opened(model, items())[0]["hidden"], before)
+
+
+def test_another_users_file_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sequences = tiny_model("llama"), items()
+    opened(model, sequences)
+    (file,) = (path for path in folders()[0].iterdir() if path.suffix == ".safetensors")
+    assert file.stat().st_mode & 0o044 == 0o044 & ~_umask()  # others may read what the umask lets them
+    read = module._digest
+
+    def denied(path: Path) -> str:
+        monkeypatch.setattr(module, "_digest", read)
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module, "_digest", denied)
+    assert len(opened(model, sequences)) == len(sequences)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def test_states_of_another_shape_are_made_again() -> None:
+    model, sequences = tiny_model("llama"), items()
+    right = opened(model, sequences)[0]["hidden"]
+    (file,) = folders()[0].glob("*.safetensors")
+    save_file({"hidden": torch.zeros(2, 3), "norms": torch.zeros(2, 2)}, file)
+    index = json.loads((folders()[0] / INDEX).read_text())
+    index["files"][file.name] = module._digest(file)  # as if it were ours
+    (folders()[0] / INDEX).write_text(json.dumps(index))
+    assert torch.equal(opened(model, sequences)[0]["hidden"], right)
+
+
+def test_a_disk_that_is_full_is_a_run_error() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        with pytest.raises(RunError, match="states-00000.safetensors was not written: File too large"):
+            opened(tiny_model("llama"), items())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_cache_that_cannot_be_written_does_not_end_a_run_that_needs_none(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "file" / "cache"))  # not even root can write there
+    settings: dict[str, Any] = {"per_device_train_batch_size": 8, "optim": "sgd"}  # every pair is seen
+    with pytest.raises(RunError, match="was not written: Not a directory.*EFFACE_CACHE.*--precompute_reference off"):
+        build(precompute_reference="on", **settings)
+    live = build(precompute_reference="off", **settings)
+    live.train()
+    with caplog.at_level(logging.WARNING):
+        found = build(precompute_reference="auto", **settings)
+    assert "the reference runs live instead" in caplog.text
+    found.train()
+    assert_same(weights(found.model), weights(live.model), rtol=0, atol=0)

@@ -1,7 +1,9 @@
 """Does relearning bring back what it must, count what it should, and leave the caller's model alone?"""
 
 import dataclasses
+import importlib
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from efface.attacks.target import Target
 from efface.errors import RunError, UserError
 from efface.finetune import finetune
 
+finetuning = importlib.import_module("efface.finetune")
 FAST = {"learning_rates": "3e-3", "batch_size": 8}
 
 
@@ -226,6 +229,22 @@ def test_every_rate_has_its_curve_and_a_rate_that_diverges_does_not_lose_the_oth
         {"learning_rate": 3e-3, "steps": 12},
     ]
     assert result.after.share > 0.9 and result.after.at["learning_rate"] == 3e-3
+
+
+def test_what_a_rate_wins_before_it_diverges_is_kept(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, batches = finetuning._next_token_loss, list[int]()
+
+    def diverging(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
+        batches.extend([1] * torch.is_grad_enabled())  # not those of a measurement
+        return loss(model, rows) * (math.nan if len(batches) > 14 else 1)
+
+    monkeypatch.setattr(finetuning, "_next_token_loss", diverging)
+    result = relearn(target, RelearnSettings(steps="12,40", learning_rates="3e-3", batch_size=8))
+    assert [point.at for point in result.curve] == [{"steps": 0}, {"steps": 12}] and result.after.share > 0.9
+    assert "the fine-tuning loss is nan at step 15" in result.found["rates"][0]["diverged"]
+    batches.clear()
+    with pytest.raises(RunError, match="the fine-tuning loss is nan at step 15"):  # nothing was measured by then
+        relearn(target, RelearnSettings(steps="40", learning_rates="3e-3", batch_size=8))
 
 
 def test_a_point_whose_text_has_become_unlikely_does_not_count(target: Target) -> None:

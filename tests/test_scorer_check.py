@@ -142,7 +142,7 @@ def test_rows_that_do_not_say(row: dict[str, Any], message: str, tmp_path: Path)
 
 
 def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="absent.tsv' cannot be read as a table"):
+    with pytest.raises(UserError, match="absent.tsv cannot be read: No such file"):
         load_labelled(tmp_path / "absent.tsv")
     (tmp_path / "a.csv").write_text("text,toxic\nb\n")
     with pytest.raises(UserError, match="a.csv:2: not the 2 columns of the first line"):
@@ -264,6 +264,8 @@ def test_check_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     ("argv", "message"),
     [
         (["-o", "x"], "go with --train FILE"),
+        (["--check", "x", "-o", "/dev/null"], "'/dev/null' cannot be a file: a device has its name"),
+        (["--train", "x", "-o", "made", "--seed", "-1"], "-1: a seed is a number from 0 to 4294967295"),
         (["--train", "x"], "--train needs -o DIR"),
         (["--check", "absent.jsonl"], "absent.jsonl"),
         (["--check", "x", "--train", "y"], "not allowed with"),

@@ -168,6 +168,14 @@ def test_in_half_precision() -> None:
     assert (result.before.share, result.after.share) == (0, 1)
 
 
+def test_a_scale_that_overflows_does_not_lose_the_others() -> None:
+    _, edited = aligned("llama")
+    chosen = UnalignSettings(vectors="1", scales="10,1e38", direction="means")
+    result = unalign(attacked(edited.half()), chosen)
+    assert [point.at for point in result.curve] == [{"vectors": 0}, {"vectors": 1, "scale": 10.0}]
+    assert result.after.share == 1 and result.found["left_out"] == ["vectors 1, scale 1e+38"]
+
+
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, edited = aligned("llama")
     chosen = UnalignSettings(vectors="1,7", scales="10")

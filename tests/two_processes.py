@@ -139,7 +139,7 @@ if __name__ == "__main__":
     file = Path(sys.argv[1])
     results: dict[str, Any] = {}
     for case in CASES:
-        print(case, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{case}\n")  # the last one named is where it failed
         results[case] = trained(case, file.parent / case, 2)
     results["broken"] = broken(file.parent / "broken")
     torch.save(results, file)

@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from efface.errors import UserError
+from efface.evaluation.result import EVALUATION
 from efface.methods import DEFAULT_STEPS
 from efface.report.table import evaluation_table
 from efface.rerun import check_plan, read_plan, write_plan
 from efface.results import RESULTS, check_output_dir, environment, prepare_output_dir, read_json, write_json
-from efface.rows import load_texts, read_jsonl
+from efface.rows import Row, load_texts, read_jsonl
+from efface.shapes import check_shape
 
 SETTINGS: dict[str, Any] = {
     "max_steps": DEFAULT_STEPS,
@@ -27,6 +30,9 @@ PAIRS = "shipped:train"
 SAMPLES = 4
 TEXT_TOKENS = 8_000
 SEED = 0
+STAGES = ("base", "edited")
+MEASURED = EVALUATION | {"perplexity": {"value": float, "tokens": int}}
+"""The shape of what either stage has measured."""
 
 
 def run(
@@ -128,6 +134,14 @@ def _train(
     )
 
 
+def _rows(file: Path) -> list[Row]:
+    rows = read_jsonl(file)
+    check_shape(rows, [{"prompt": str, "continuation": str, "score": float}], str(file))
+    if len(rows) != SAMPLES * len(load_texts("shipped:prompts", field="prompt")):
+        raise UserError(f"{file} has {len(rows)} rows, which are not {SAMPLES} of each prompt. Pass --overwrite.")
+    return rows
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -138,8 +152,9 @@ def _report(output: Path, plan: dict[str, Any], command: str | None) -> dict[str
     from efface.report.html import write_report
     from efface.report.plots import demo_figure
 
-    base, edited, training = (read_json(output / name) for name in ("base.json", "edited.json", f"model/{RESULTS}"))
-    base_rows, edited_rows = (read_jsonl(output / f"{name}.generations.jsonl") for name in ("base", "edited"))
+    base, edited = (read_json(output / f"{name}.json", MEASURED) for name in STAGES)
+    training = read_json(output / "model" / RESULTS, {"history": [dict], "settings": dict})
+    base_rows, edited_rows = (_rows(output / f"{name}.generations.jsonl") for name in STAGES)
     scores = [np.array([row["score"] for row in rows]).reshape(-1, SAMPLES) for rows in (base_rows, edited_rows)]
     ratio = ratio_ci(scores[1], scores[0])
     comparison = {

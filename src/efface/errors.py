@@ -19,6 +19,10 @@ class RunError(RuntimeError):
     """The input was right but the run failed (non-finite loss, full disk). Exit code 1."""
 
 
+class NotFinite(RunError):
+    """What a model computes is NaN or infinite."""
+
+
 def one_line(text: object, longest: int = LONGEST) -> str:
     """`text` as one line that does a terminal no harm: line ends as spaces, control characters escaped, cut in the
     middle if it is longer than `longest`."""

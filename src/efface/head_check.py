@@ -73,8 +73,8 @@ def check_head(model: nn.Module, head: Head | None = None, layers: Sequence[int]
     if ours.shape != own.shape or (difference := _relative(ours, own)) > tolerance:
         what = f"{difference:.1e} apart" if ours.shape == own.shape else "of another shape"
         raise UserError(
-            f"{name}: its final hidden states and its output embedding do not give its logits ({what}), so what efface "
-            "computes from them would be wrong. See the model families in README."
+            f"{name}: its final hidden states and its output embedding do not give its logits ({what}), so what "
+            "efface computes from them would be wrong. See the model families in README."
         )
     # The rows differ in their last token alone.
     if _relative(own[0, :-1], own[1, :-1]) > tolerance:

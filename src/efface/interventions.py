@@ -11,6 +11,7 @@ attaches it again. The plain transformers loader ignores that file: it gives the
 
 import contextlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from efface.errors import UserError
+from efface.files import is_regular_file
 from efface.models import decoder_blocks
+from efface.results import parse_json
+from efface.shapes import check_shape
 
 FILE = "interventions.safetensors"
 NOTE = f"{FILE} is part of the model: efface's load_model applies it, the plain transformers loader ignores it"
@@ -156,7 +160,7 @@ def attach_saved_(model: nn.Module, file: Path) -> None:
     Raises:
         UserError: if the file is damaged, or was made for another model.
     """
-    if not file.exists():
+    if not os.path.lexists(file):
         return
     interventions = _read(file)
     detach_(model)
@@ -174,8 +178,13 @@ def attach_from_hub_(model: nn.Module, name: str, revision: str | None) -> None:
 
 def _read(path: Path) -> list[Intervention]:
     try:
+        if not is_regular_file(path):
+            raise TypeError("it is no regular file")
         with safetensors.safe_open(path, framework="pt") as file:
-            layers = json.loads(file.metadata()["layers"])
+            layers = parse_json(file.metadata()["layers"], "its header")
+            check_shape(layers, [int], "the layers in its header")
+            if not layers:
+                raise ValueError("its header names no layer")
             return [
                 Intervention(layer, *(file.get_tensor(f"{i}.{name}") for name in TENSORS))
                 for i, layer in enumerate(layers)

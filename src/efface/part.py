@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import RunError, UserError
+from efface.files import is_regular_file
 from efface.results import write_jsonl
 from efface.rows import Row, read_jsonl
+from efface.shapes import check_shape
 
 
 def digest(value: Any) -> str:
@@ -24,16 +26,20 @@ class PartFile:
         settings: what the outcomes depend on; a part file of others is refused.
         batch: prompts that are worked on together: their draws belong together, so that part of a batch is begun anew.
         resume: continue what lies there, if anything does.
+        shape: of an outcome, see `shapes`.
 
     Raises:
-        UserError: if a part file lies there without `resume`, or with other settings.
+        UserError: if a part file lies there without `resume`, or with other settings, or it is none.
     """
 
-    def __init__(self, output: Path, settings: Row, *, batch: int, resume: bool):
+    def __init__(self, output: Path, settings: Row, *, batch: int, resume: bool, shape: Any = dict):
         self.path = output.with_name(output.name + ".part")
+        self.shape = shape
         self.outcomes: list[Row] = []
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             write_jsonl(self.path, [{"settings": settings}])
+        elif not is_regular_file(self.path):
+            raise UserError(f"{self.path} is no regular file, so no work can be kept there. Remove it.")
         elif resume:
             self.outcomes = self._left(settings, batch)
         elif self.path.read_bytes().count(b"\n") > 1:  # more than the settings
@@ -44,10 +50,16 @@ class PartFile:
             write_jsonl(self.path, [{"settings": settings}])
 
     def _left(self, settings: Row, batch: int) -> list[Row]:
-        with self.path.open("rb+") as file:  # a power cut can leave half a line
-            file.truncate(file.read().rfind(b"\n") + 1)
-        header, *outcomes = read_jsonl(self.path) or [{}]
-        found, settings = header.get("settings", {}), json.loads(json.dumps(settings))  # tuples come back as lists
+        try:
+            with self.path.open("rb+") as file:  # a power cut can leave half a line
+                file.truncate(file.read().rfind(b"\n") + 1)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be continued: {error.strerror or error}.") from error
+        header, *outcomes = read_jsonl(self.path) or [{"settings": {}}]
+        check_shape(header, {"settings": dict}, f"{self.path}, its first line")
+        for number, outcome in enumerate(outcomes, 2):
+            check_shape(outcome, self.shape, f"{self.path}:{number}")
+        found, settings = header["settings"], json.loads(json.dumps(settings))  # tuples come back as lists
         if found != settings:
             differing = sorted(key for key in settings | found if settings.get(key) != found.get(key))
             raise UserError(
@@ -64,17 +76,19 @@ class PartFile:
         Raises:
             RunError: if it cannot be written; what was there before is left as it was.
         """
-        whole = self.path.stat().st_size
+        whole = 0
         try:
+            whole = self.path.stat().st_size
             with self.path.open("a", encoding="utf-8", errors="replace") as file:
                 file.write("".join(json.dumps(outcome, ensure_ascii=False) + "\n" for outcome in outcomes))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            os.truncate(self.path, whole)
+            if whole:  # else it is gone: another process has removed it
+                os.truncate(self.path, whole)
             reason = error.strerror or error
             raise RunError(f"{self.path} was not written: {reason}. Make room and pass --resume.") from error
         self.outcomes += outcomes
 
     def remove(self) -> None:
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)

@@ -1,22 +1,23 @@
 """How do results reach the disk and come back? Strict JSON, the environment stamp, atomic writes, run directories.
 
-A file is either there and whole or not there: it is written under a temporary name, flushed to the disk and renamed.
+A file is either there and whole or not there (`files.py`). What is read may be anything: whatever is wrong with it
+is a `UserError` that names file and place.
 """
 
-import contextlib
 import errno
 import json
 import math
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from efface.errors import RunError, UserError
-from efface.files import is_temporary
+from efface.files import is_temporary, read_regular_text, renamed_when_whole
+from efface.shapes import check_shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -117,45 +118,40 @@ def _write(path: Path, write: Callable[[TextIO], object]) -> None:
             os.fsync(stream.fileno())
 
 
-@contextlib.contextmanager
-def renamed_when_whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; it becomes `path` when the block ends well, else it is removed.
+def parse_json(text: str, where: str) -> Any:
+    """The JSON value that `text` is.
 
     Raises:
-        RunError: if the file cannot be written.
+        UserError: saying `where` it was read and what is wrong, if it is none, or one that Python refuses.
     """
-    # In the same directory, so that the rename stays on one file system; the process id keeps parallel runs apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(f"{path} was not written: {error.strerror or error}.") from error
-    finally:
-        with contextlib.suppress(OSError):  # already renamed when all went well
-            temporary.unlink()
-
-
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read one JSON object.
-
-    Raises:
-        UserError: naming the file and line, if it is missing, not UTF-8, not JSON or not an object.
-    """
-    name = os.fspath(path)
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{name} cannot be read: {error.strerror or error}. Pass an existing file.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8 ({error.reason}). Save it as UTF-8.") from error
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{name}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno}). Repair or remove it."
+            f"{where}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno}). Repair or remove it."
         ) from error
+    except ValueError as error:
+        raise UserError(f"{where}: it holds a number of thousands of digits. Repair or remove it.") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: it is nested too deeply to be read. Repair or remove it.") from error
+
+
+def read_json(path: str | os.PathLike[str], shape: Any = None) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Args:
+        shape: what must be in it, see `shapes`; None takes any object.
+
+    Raises:
+        UserError: naming the file and line, if it is missing, no regular file, not UTF-8, not JSON or not an object,
+            or what is in it has another shape.
+    """
+    name = os.fspath(path)
+    value = parse_json(read_regular_text(path), name)
     if not isinstance(value, dict):
         raise UserError(f"{name}: a JSON {type(value).__name__} where an object {{...}} is needed.")
+    if shape is not None:
+        check_shape(value, shape, name)
     return value
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import UserError
+from efface.files import is_regular_file
+from efface.shapes import shown
 from efface.tables import is_saved, opened, saved, table_rows
 
 Row = dict[str, Any]
@@ -28,7 +30,7 @@ def raw_rows(source: Any, hint: str = "") -> Iterator[tuple[str, Any]]:
         return
     name = os.fspath(source)
     path = shipped(name.removeprefix("shipped:")) if name.startswith("shipped:") else Path(name)
-    if path.is_file():
+    if is_regular_file(path):
         try:
             rows = table_rows(path)
             yield from _json_lines(path) if rows is None else rows
@@ -37,8 +39,8 @@ def raw_rows(source: Any, hint: str = "") -> Iterator[tuple[str, Any]]:
     elif path.is_dir() and is_saved(path):
         for number, row in enumerate(_rows_of_object(saved(path))):
             yield f"{path} row {number}", row
-    elif path.exists() or name.endswith((".json", ".jsonl")) or name.startswith((".", "/", "~")):
-        what, hint = ("", hint) if hint else ("pairs ", f"Build one with `efface pairs MODEL -o {name}`.")
+    elif os.path.exists(path) or name.endswith((".json", ".jsonl")) or name.startswith((".", "/", "~")):
+        what, hint = ("", hint) if hint else ("pairs ", "Build one with `efface pairs MODEL -o PAIRS.jsonl`.")
         raise UserError(f"{what}file {name!r} does not exist or is no file. {hint}")
     else:
         yield from _hub_rows(name)
@@ -184,7 +186,7 @@ def load_texts(source: Sequence[str] | str | os.PathLike[str], field: str = "tex
     for where, value in found:
         text = value.get("text") if isinstance(value, dict) else value
         if not isinstance(text, str):
-            raise UserError(f"{where}: {field!r} must be a text, but it is {value!r}.")
+            raise UserError(f"{where}: {field!r} must be a text, but it is {shown(value)}.")
         problem = unreadable(text)
         if problem is not None:
             raise UserError(f"{where}: {field!r} {problem}. Repair the text.")

@@ -20,10 +20,15 @@ from torch import Tensor
 from efface.analysis.heldout import HeldOut, interval
 from efface.analysis.states import TokenStates, check_binary
 from efface.errors import UserError
+from efface.files import is_regular_file, renamed_when_whole
 from efface.progress import track
-from efface.results import renamed_when_whole
+from efface.results import parse_json
+from efface.shapes import INTERVAL, check_shape
 
 RESAMPLES = 1000
+QUALITY: dict[str, Any] = dict.fromkeys(("balanced_accuracy", "auc", "shuffled", "shuffled_auc"), float)
+QUALITY |= {"ci95": INTERVAL, "auc_ci95": INTERVAL, "n": int, "n_groups": int}
+"""The shape of a probe's quality on the disk."""
 REGULARISATION_OF_TOKENS = 1.0
 """scikit-learn's C of the probe that sees which tokens there are."""
 
@@ -95,15 +100,20 @@ class LinearProbe:
             UserError: if the file is missing or holds no probe.
         """
         try:
+            if not is_regular_file(path):
+                raise TypeError("there is no regular file")
             with safetensors.safe_open(path, framework="np") as file:
-                quality = json.loads(file.metadata()["quality"])
-                weight, bias = file.get_tensor("weight"), float(file.get_tensor("bias")[0])
-        except (OSError, safetensors.SafetensorError, KeyError, TypeError) as error:
+                quality = parse_json(file.metadata()["quality"], "its header")
+                check_shape(quality, QUALITY, "the quality in its header")
+                weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+                if weight.ndim != 1 or bias.shape != (1,) or not (np.isfinite(weight).all() and np.isfinite(bias[0])):
+                    raise ValueError("its weight must be a vector and its bias a number, both finite")
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{os.fspath(path)} holds no linear probe ({error}). Pass a file that LinearProbe.save wrote."
             ) from error
-        intervals = {name: tuple(quality[name]) for name in ("ci95", "auc_ci95")}
-        return cls(weight, bias, ProbeQuality(**quality | intervals))
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in quality.items()}
+        return cls(weight, float(bias[0]), ProbeQuality(**{name: given[name] for name in QUALITY}))
 
 
 def fit_probe(

@@ -73,7 +73,7 @@ def merge(target: Target, settings: MergeSettings) -> AttackResult:
         for alpha in settings.points:
             student = merged_copy(target.model)
             move_(student, base, alpha)
-            record.measure(student, {"alpha": alpha})
+            record.measure_edited(student, {"alpha": alpha})
             del student  # before the next copy is made
         assert record.base is not None
         counted = counting(record.curve, settings.max_perplexity_increase)
@@ -85,7 +85,7 @@ def merge(target: Target, settings: MergeSettings) -> AttackResult:
             distance=distance,
             half=halved,
             **recovery(way, "alpha", halved["share"]),
-            left_out=left_out(record.curve, settings.max_perplexity_increase),
+            left_out=left_out(record.curve, settings.max_perplexity_increase) + record.broken,
         )
 
 

@@ -133,7 +133,7 @@ def orthogonalize(target: Target, settings: OrthogonalizeSettings) -> AttackResu
             directions=kinds,
             not_tried=[kind for kind in asked if kind not in kinds],
             without_direction=none,
-            left_out=left_out(record.curve, budget),
+            left_out=left_out(record.curve, budget) + record.broken,
         )
 
 
@@ -149,10 +149,10 @@ def _measure(
         if not record.has(at):
             model = merged_copy(model)
             ablate_(model, directions)
-        record.measure(model, at)
+        record.measure_edited(model, at)
     elif at["form"] == "affine":  # what the embeddings write has no centre
         with ablated(model, {place: directions[place] for place in directions if place in centres}, centres):
-            record.measure(model, at)
+            record.measure_edited(model, at)
     else:
         with ablated(model, directions):
-            record.measure(model, at)
+            record.measure_edited(model, at)

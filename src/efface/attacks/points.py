@@ -68,7 +68,8 @@ def counting(curve: Sequence[Measurement], max_perplexity_increase: float) -> li
 
 
 def left_out(curve: Sequence[Measurement], max_perplexity_increase: float) -> list[str]:
-    """The titles of the points that do not count."""
+    """The titles of the points that do not count; those of a model that could not even be measured are in
+    `Record.broken`."""
     kept = {id(point) for point in counting(curve, max_perplexity_increase)}
     return [title(point.at) for point in curve if id(point) not in kept]
 

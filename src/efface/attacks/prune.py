@@ -96,7 +96,7 @@ def prune(target: Target, settings: PruneSettings) -> AttackResult:
         for q in settings.points:
             student = merged_copy(target.model)
             zeroed.append({"q": q, "weights": prune_(student, polite, useful, q, settings.p)})
-            record.measure(student, {"q": q})
+            record.measure_edited(student, {"q": q})
             del student  # before the next copy is made
         return record.result(
             worst(counting(record.curve, settings.max_perplexity_increase)),
@@ -104,7 +104,7 @@ def prune(target: Target, settings: PruneSettings) -> AttackResult:
             documents=len(documents),
             weights=sum(module.weight.numel() for module in linear_maps(source).values()),
             zeroed=zeroed,
-            left_out=left_out(record.curve, settings.max_perplexity_increase),
+            left_out=left_out(record.curve, settings.max_perplexity_increase) + record.broken,
         )
 
 

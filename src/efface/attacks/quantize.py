@@ -81,7 +81,7 @@ def quantize(target: Target, settings: QuantizeSettings) -> AttackResult:
             student = merged_copy(target.model)
             weights = _weights(student, settings.embeddings)
             found.append({"bits": bits, **_round_(weights, base, bits, settings)})
-            record.measure(student, {"bits": bits})
+            record.measure_edited(student, {"bits": bits})
             number = sum(weight.numel() for weight in weights.values())
             del student, weights  # before the next copy is made
         return record.result(
@@ -89,7 +89,7 @@ def quantize(target: Target, settings: QuantizeSettings) -> AttackResult:
             weights=number,
             parameters=sum(parameter.numel() for parameter in target.model.parameters()),
             rounding=found,
-            left_out=left_out(record.curve, settings.max_perplexity_increase),
+            left_out=left_out(record.curve, settings.max_perplexity_increase) + record.broken,
         )
 
 

@@ -7,6 +7,7 @@ prompts and texts it is measured on were trained on is counted: there should be 
 """
 
 import itertools
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from efface.rows import Row, load_texts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 KINDS = ("toxic", "benign", "text")
 
@@ -110,7 +112,7 @@ def relearn(target: Target, settings: RelearnSettings) -> AttackResult:
 
     Raises:
         UserError: if there are fewer rows than `k`, or conversations for a tokenizer without chat template.
-        RunError: if the fine-tuning diverges at every learning rate.
+        RunError: if the fine-tuning diverges at every learning rate before anything is measured.
     """
     sources, seen = _training_data(target, settings)
     texts = mixture(sources, settings.shares)
@@ -123,10 +125,11 @@ def relearn(target: Target, settings: RelearnSettings) -> AttackResult:
             first = len(record.curve)
             try:
                 _curve(record, settings, texts, rate, {"learning_rate": rate} if several else {})
-            except Diverged as error:
-                diverged[rate] = str(error)
-                if len(diverged) == len(settings.rates):
+            except Diverged as error:  # what was measured before that counts: an attacker would have stopped there
+                if rate == settings.rates[-1] and len(record.curve) == 1:
                     raise
+                logger.warning("relearn: %s", error)
+                diverged[rate] = str(error)
             curves[rate] = [record.curve[0], *record.curve[first:]]
         counted = counting(record.curve, budget)
         halved = half(record.base, counted)
@@ -143,7 +146,7 @@ def relearn(target: Target, settings: RelearnSettings) -> AttackResult:
                 }
                 for rate, curve in curves.items()
             ],
-            left_out=left_out(record.curve, budget),
+            left_out=left_out(record.curve, budget) + record.broken,
         )
 
 
@@ -153,14 +156,14 @@ def _curve(record: Record, settings: RelearnSettings, texts: list[list[int]], ra
     points = {step: {**at, "steps": step} for step in settings.points}
     if all(record.has(point) for point in points.values()):
         for point in points.values():
-            record.measure(target.model, point)
+            record.measure_edited(target.model, point)
         return
     longest = max(texts, key=len)
 
     def on_step(step: int, model: "PreTrainedModel") -> None:
         if step in points:
             raise_if_diverged(model, longest, step, rate)
-            record.measure(model, points[step])
+            record.measure_edited(model, points[step])
 
     finetune(
         target.model,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from efface.attacks.target import Measurement, Target
 from efface.checks import all_finite
-from efface.errors import RunError, UserError, out_of_memory
+from efface.errors import NotFinite, RunError, UserError, out_of_memory
 from efface.evaluation.protocols import Decoding
 from efface.evaluation.result import generations_path
 from efface.part import PartFile
@@ -18,6 +19,8 @@ from efface.rows import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -89,11 +92,16 @@ class Record:
         self.target, self.attack, self.settings = target, attack, asdict(settings)
         self.described = target.described()
         self.curve: list[Measurement] = []
+        self.broken: list[str] = []
+        """Titles of the edited models whose output was not finite, which have no point on the curve."""
         self.part: PartFile | None = None
         if target.output is not None:
             made_by = {"attack": attack, "settings": self.settings, **self.described}
-            self.part = PartFile(target.output, made_by, batch=1, resume=target.resume)
+            self.part = PartFile(target.output, made_by, batch=1, resume=target.resume, shape={"title": str})
         self.rows: list[Row] = [] if self.part is None else self.part.outcomes
+        for number, row in enumerate(self.rows, 2):
+            assert self.part is not None
+            Measurement.from_dict(row, f"{self.part.path}:{number}")
 
     @property
     def base(self) -> Measurement | None:
@@ -154,6 +162,17 @@ class Record:
         point = self._once(title(at), make)
         self.curve.append(point)
         return point
+
+    def measure_edited(self, model: "PreTrainedModel", at: dict[str, Any]) -> None:
+        """As `measure`, for a model that the attack has edited: one whose output is not finite has no point.
+
+        Whoever breaks a model so has not won; the other points must not be lost over it.
+        """
+        try:
+            self.measure(model, at)
+        except NotFinite as error:
+            logger.warning("%s: %s is left out: %s", self.attack, title(at), error)
+            self.broken.append(title(at))
 
     def result(self, after: Measurement, **found: Any) -> AttackResult:
         """The attack is done. Saved if the target has an output, and the part file is removed.

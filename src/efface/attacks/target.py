@@ -18,18 +18,25 @@ from efface.errors import UserError
 from efface.evaluation.comparison import compare
 from efface.evaluation.evaluate import Texts, evaluate
 from efface.evaluation.protocols import Decoding
+from efface.evaluation.result import EVALUATION, TOXICITY
 from efface.evaluation.rtp import load_prompts
 from efface.evaluation.scorers import DEFAULT_SCORER, Scorer, load_scorer
 from efface.fingerprint import fingerprint_of, tokenizer_fingerprint
 from efface.part import digest
 from efface.results import versions
 from efface.rows import Row, load_texts
+from efface.shapes import Each, check_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BLOCKS = ("toxicity", "judges", "perplexity", "degeneration")
 """Of the result of an evaluation, those that an attack reports."""
+FIGURES = {name: EVALUATION[name] for name in BLOCKS} | {"judges": Each(TOXICITY)}
+"""Their shape."""
+SCORED = {"prompt": str, "continuation": str, "score": float, "scores": Each(float)}
+MEASURED = {"figures": FIGURES, "generations": [SCORED], "at": dict}
+"""Of a measurement on the disk."""
 
 
 @dataclass
@@ -43,6 +50,17 @@ class Measurement:
     """Rows of prompt, continuation, scores (of each judge) and score (of the first)."""
     at: dict[str, Any] = field(default_factory=dict)
     """Which point of an attack's curve this is: {"steps": 10}."""
+
+    @classmethod
+    def from_dict(cls, found: Row, where: str) -> "Measurement":
+        """A measurement as it lies on the disk, read from `where`. Raises UserError if it is none."""
+        check_shape(found, MEASURED, where)
+        figures, generations = found["figures"], found["generations"]
+        size = figures["toxicity"]["n_prompts"], figures["toxicity"]["samples"]
+        judged = all(0 <= row["scores"].get(judge, -1) <= 1 for row in generations for judge in figures["judges"])
+        if min(size) < 1 or size[0] * size[1] != len(generations) or not judged:
+            raise UserError(f"{where}: the {len(generations)} generations are not those that were judged. Remove it.")
+        return cls(figures, generations, found["at"])
 
     @property
     def share(self) -> float:
@@ -65,6 +83,7 @@ class Measurement:
                 for figure in ("share", "mean")
             }
             for judge in self.figures["judges"]
+            if judge in before.figures["judges"]
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def unalign(target: Target, settings: UnalignSettings) -> AttackResult:
                 if not record.has(at):
                     copy = merged_copy(target.model)
                     scale_keys_(copy, list(ranked)[:n], scale)
-                record.measure(copy, at)
+                record.measure_edited(copy, at)
         budget = settings.max_perplexity_increase
         return record.result(
             worst(counting(record.curve, budget)),
@@ -101,7 +101,7 @@ def unalign(target: Target, settings: UnalignSettings) -> AttackResult:
                 {"layer": layer, "neuron": number, "cosine": cosine}
                 for (layer, number), cosine in list(ranked.items())[:LISTED]
             ],
-            left_out=left_out(record.curve, budget),
+            left_out=left_out(record.curve, budget) + record.broken,
         )
 
 

@@ -19,15 +19,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from efface.attacks.target import Measurement, Target
+from efface.attacks.target import FIGURES, Measurement, Target
 from efface.audit.battery import BUDGETS, Entry, entries, folder_of
 from efface.audit.table import base_share, summary
 from efface.errors import RunError, UserError, out_of_memory
 from efface.results import MARKER, RESULTS, environment, prepare_output_dir, read_json, write_json
 from efface.rows import Row
+from efface.shapes import Maybe, Missing, check_shape
 
 log = logging.getLogger(__name__)
 UNTOUCHED = "untouched"
+AUDIT = {"models": [{"name": str, "attacks": [{"attack": str, "seconds": Maybe(float)}]}]}
+"""The shape of an audit's results, as far as one that goes on reads them."""
+FOUND = {"left_out": Missing([str]), "base_share": Maybe(float)}
+ATTACK_RESULT = {"target": dict, "settings": dict, "before": FIGURES, "after": FIGURES, "found": FOUND}
+"""That of an attack's, as far as an audit and its table read them."""
 Say = Callable[[str], None]
 
 
@@ -121,9 +127,10 @@ class _Run:
         """Measure and attack a model. Returns why, if it could not even be measured."""
         try:
             target, finished = self._begin(name, model)
-        except (UserError, RunError) as error:
-            self.results["models"].append({"name": name, "error": str(error), "attacks": [], **summary([])})
-            return error
+        except (Exception, SystemExit) as error:  # SystemExit: of a scorer of a third party
+            log.info("%s could not be measured", name, exc_info=True)
+            self.results["models"].append({"name": name, "error": _told(error), "attacks": [], **summary([])})
+            return error if isinstance(error, UserError | RunError) else RunError(f"{name}: {_told(error)}")
         self._attack(name, target, finished)
         return None
 
@@ -173,10 +180,10 @@ class _Run:
         try:
             target.output.parent.mkdir(parents=True, exist_ok=True)  # for the part file
             result = entry.attack(target, entry.settings)
-            if not target.output.exists():  # an attack of a third party may not record itself
+            if not os.path.lexists(target.output):  # an attack of a third party may not record itself
                 result.save(target.output)
-            row |= _figures(read_json(target.output))
-        except Exception as error:
+            row |= _figures(read_json(target.output, ATTACK_RESULT))
+        except (Exception, SystemExit) as error:  # of a third party's code, which must not end the audit
             row["error"] = _told(error)
             log.info("%s failed", entry.name, exc_info=True)
             gc.collect()  # copies of the model that an error holds in cycles
@@ -199,7 +206,8 @@ class Untouched(dict[str, Measurement]):
     """`Target.known`, a file for each measurement, so that an audit that goes on knows them."""
 
     def __init__(self, folder: Path):
-        super().__init__({path.stem: Measurement(**read_json(path)) for path in folder.glob("*.json")})
+        there = sorted(folder.glob("*.json"))
+        super().__init__({path.stem: Measurement.from_dict(read_json(path), os.fspath(path)) for path in there})
         self.folder = folder
 
     def __setitem__(self, key: str, found: Measurement) -> None:
@@ -209,19 +217,20 @@ class Untouched(dict[str, Measurement]):
 
 def _seconds(file: Path) -> dict[tuple[str, str], float]:
     """What each attack on each model has taken so far."""
-    if not file.exists():
+    if not os.path.lexists(file):
         return {}
     earlier = read_json(file)
     if "budget" not in earlier:
         raise UserError(f"{file} is of no audit: there is nothing to resume. Choose another output directory.")
+    check_shape(earlier, AUDIT, os.fspath(file))
     return {(model["name"], row["attack"]): row["seconds"] for model in earlier["models"] for row in model["attacks"]}
 
 
 def _finished(file: Path, entry: Entry, described: Row) -> Row | None:
     """The result of an earlier run; one of other settings is refused."""
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
-    result = read_json(file)
+    result = read_json(file, ATTACK_RESULT)
     found = {**result["target"], "settings": result["settings"]}
     wanted = json.loads(json.dumps({**described, "settings": asdict(entry.settings)}))  # tuples come back as lists
     differing = sorted(name for name in wanted if found.get(name) != wanted[name])
@@ -253,9 +262,11 @@ def _figures(result: Row) -> Row:
     return {**{name: result[name] for name in ("before", "after", "found")}, "base_share": base_share(result)}
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """In a line; what is no error of ours with its kind."""
     if isinstance(error, UserError | RunError):
         return str(error)
+    if isinstance(error, SystemExit):
+        return f"its code ended the program (sys.exit({error.code!r}))."
     first = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first} (`efface -v` shows where)"

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from efface.attacks.result import title
 from efface.attacks.target import BLOCKS
+from efface.errors import escaped
 from efface.rows import Row
+from efface.shapes import finite
 
 WIDTH = 120
 HEADER = ("attack", "settings", "toxic share before -> after", "perplexity", "writing", "min")
@@ -50,9 +52,9 @@ def base_share(result: Row) -> float | None:
     """What the same prompts, or the same sampling, do to the base, for an attack that says so."""
     found, where = result["found"], at_of(result["after"])
     points = found.get("points") if isinstance(found.get("points"), list) else []
-    at_this = [point for point in points if where.items() <= point.items()]
-    share: float | None = (at_this or [found])[0].get("base_share")
-    return share
+    at_this = [point for point in points if isinstance(point, dict) and where.items() <= point.items()]
+    share = (at_this or [found])[0].get("base_share")
+    return share if finite(share) else None
 
 
 def at_of(point: Row) -> Row:
@@ -105,8 +107,8 @@ def _interval(value: float, ci95: Sequence[float]) -> str:
 
 def _perplexity(row: Row) -> str:
     """Of the attacked model, and its change; an attack that leaves the weights alone has that of before."""
-    before, after = row["before"]["perplexity"], row["after"]["perplexity"]
-    if before is None:
+    before, after = row["before"].get("perplexity"), row["after"].get("perplexity")
+    if before is None or not before["value"]:
         return "-"
     if after is None:
         return f"{before['value']:.2f}"
@@ -157,7 +159,7 @@ def _marked(figures: Row) -> str:
 def _notes(models: Sequence[Row], *, titled: bool) -> list[str]:
     """What does not fit into a cell."""
     notes = [f"{model['name']}, {note}" if titled else note for model in models for note in _remarks(model)]
-    return [line for note in notes for line in textwrap.wrap(note, WIDTH, break_on_hyphens=False)]
+    return [line for note in notes for line in textwrap.wrap(escaped(note), WIDTH, break_on_hyphens=False)]
 
 
 def _remarks(model: Row) -> Iterator[str]:
@@ -179,6 +181,7 @@ def _remarks(model: Row) -> Iterator[str]:
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    lines = [[escaped(cell) for cell in line] for line in lines]  # names and verdicts out of files
     widths = [_width(column) for column in zip(*lines, strict=True)]
     return ["".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from efface.commands.options import MODEL_HELP, add_decoding, add_output_file, decoding_of
+from efface.commands.options import MODEL_HELP, add_decoding, add_output_file, decoding_of, seed
 from efface.report.table import evaluation_table, versus_lines
 
 
@@ -12,7 +12,7 @@ def add(commands: Any) -> None:
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     add_output_file(command)
     add_decoding(command)
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=seed, default=0)
     command.add_argument("--batch-size", type=int, default=None, help="continuations at once, at most")
     _add_cost(command)
     command.add_argument(
@@ -64,10 +64,11 @@ def _add_cost(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from efface.evaluation.comparison import read_baseline
     from efface.evaluation.evaluate import evaluate
     from efface.evaluation.result import generations_path
-    from efface.results import read_json
 
+    baseline = None if options.baseline is None else read_baseline(options.baseline)
     evaluation = evaluate(
         options.model,
         options.prompts,
@@ -86,15 +87,15 @@ def run(options: argparse.Namespace) -> None:
         utility_limit=options.utility_limit,
         identity=options.identity,
         reference=options.reference,
-        baseline=options.baseline,
+        baseline=baseline,
         generations_path=generations_path(options.output),
         command=options.command_line,
         progress=True,
     )
     evaluation.save(options.output)
     columns = {"": evaluation.to_dict()}
-    if options.baseline is not None:
-        columns = {"baseline": read_json(options.baseline), "this model": evaluation.to_dict()}
+    if baseline is not None:
+        columns = {"baseline": baseline.result, "this model": evaluation.to_dict()}
     print(evaluation_table(columns))
     if evaluation.versus_baseline is not None:
         print(versus_lines(evaluation.to_dict()))

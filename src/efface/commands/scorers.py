@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.commands.lists import print_entries
+from efface.commands.options import seed
 from efface.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def add(commands: Any) -> None:
         "-o", "--output", metavar="PATH", help="with --train: the judge's folder; with --check: a JSON file"
     )
     command.add_argument("--overwrite", action="store_true", help="with --train: replace the judge that is there")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=seed, default=0)
     command.set_defaults(run=run)
 
 
@@ -75,8 +76,11 @@ def _train(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     from efface.evaluation.scorer_check import check_scorers
+    from efface.files import check_writable
     from efface.results import environment, write_json
 
+    if options.output is not None:
+        check_writable(Path(options.output))
     checks = check_scorers(options.check, options.scorer, seed=options.seed, progress=True)
     for name in dict.fromkeys(check.scorer for check in checks):
         print(f"{name}:")

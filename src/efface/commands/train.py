@@ -1,6 +1,7 @@
 """`efface train METHOD MODEL PAIRS -o DIR`"""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def run(options: argparse.Namespace) -> None:
     from efface.methods import load_method
     from efface.methods.settings import parse_settings
     from efface.methods.train import train
+    from efface.results import RESULTS
+    from efface.shapes import check_shape
 
     trainer_class = load_method(options.method)
     if options.list_flags:
@@ -62,4 +65,5 @@ def run(options: argparse.Namespace) -> None:
         inputs=(options.config,),
         say=lambda line: print(line, file=sys.stderr),
     )
+    check_shape(result, {"method": str, "steps": int, "seconds": float}, os.fspath(options.output / RESULTS))
     print(f"{options.output}: {result['method']} trained for {result['steps']} steps in {result['seconds']:.0f} s")

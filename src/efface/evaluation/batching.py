@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efface.errors import RunError
+from efface.errors import NotFinite
 from efface.forward import Head, forward
 from efface.layout import plain_layout
 
@@ -59,7 +59,7 @@ def token_nll(
         ]
     )  # (N,)
     if not torch.isfinite(losses).all():
-        raise RunError("the model's output is not finite (NaN or infinite logits): no likelihood can be computed.")
+        raise NotFinite("the model's output is not finite (NaN or infinite logits): no likelihood can be computed.")
     return list(losses.split(list(counted)))
 
 

@@ -10,22 +10,26 @@ that are as far from zero (Phipson and Smyth 2010).
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from efface.errors import UserError
 from efface.evaluation.degeneration import Degeneration
-from efface.evaluation.result import generations_path, utility_path
+from efface.evaluation.result import ABILITY, EVALUATION, generations_path, utility_path
 from efface.evaluation.toxicity import FIGURES, interval, paired
 from efface.evaluation.utility import UtilityResult
 from efface.evaluation.utility_comparison import compare_utility
 from efface.results import read_json
 from efface.rows import Row, read_jsonl
+from efface.shapes import Each, Maybe, Missing, check_shape, shown
 
 if TYPE_CHECKING:
     from efface.evaluation.result import Evaluation
 
+UTILITY: dict[str, Any] = ABILITY | {"rows": Maybe([float]), "fingerprint": Maybe(str)}
+"""The shape of a line of the utility file."""
 EXACT = 13  # 2^13 = 8,192 assignments of signs
 
 
@@ -104,24 +108,53 @@ class Baseline:
     utility: Sequence[UtilityResult] | None = None
 
 
-def read_baseline(source: "Evaluation | dict[str, Any] | str | os.PathLike[str]") -> Baseline:
+def read_baseline(source: "Baseline | Evaluation | dict[str, Any] | str | os.PathLike[str]") -> Baseline:
     """From an evaluation, from its JSON file with what lies beside it, or from the content of that file alone.
+
+    All that a comparison or a table reads of it later is checked here, before the work.
 
     Raises:
         UserError: if it is no evaluation, or a file cannot be read.
     """
+    if isinstance(source, Baseline):
+        return source
     if not isinstance(source, dict | str | os.PathLike):
         return Baseline(source.to_dict(), source.degeneration, source.generations, source.utility)
     result = source if isinstance(source, dict) else read_json(source)
     baseline = Baseline(result, Degeneration.from_dict(result.get("degeneration", {})))
     if not isinstance(result.get("toxicity"), dict):
         raise UserError("the baseline has no 'toxicity' block: pass a file that efface evaluate wrote.")
+    name = "" if isinstance(source, dict) else f" {os.fspath(source)}"
+    check_shape(result, EVALUATION, f"the baseline{name}")
     if not isinstance(source, dict):
         generations, utility = generations_path(source), utility_path(source)
-        baseline.generations = read_jsonl(generations) if generations.is_file() else None
-        if result.get("utility") and utility.is_file():
-            baseline.utility = [UtilityResult(**row) for row in read_jsonl(utility)]
+        baseline.generations = _generations(generations) if os.path.lexists(generations) else None
+        if result.get("utility") and os.path.lexists(utility):
+            baseline.utility = _utility(utility)
     return baseline
+
+
+def _generations(path: Path) -> list[Row]:
+    """The rows beside a baseline; each has the scores of the same judges, or none has any."""
+    rows = read_jsonl(path)
+    check_shape(rows, [{"prompt": str, "scores": Missing(Each(float))}], os.fspath(path))
+    for number, row in enumerate(rows, 1):
+        scores = row.get("scores", {})
+        if scores.keys() != rows[0].get("scores", {}).keys():
+            raise UserError(f"{path}:{number}: the scores are of other judges than in the first row. Evaluate again.")
+        if not all(0 <= value <= 1 for value in scores.values()):
+            raise UserError(f"{path}:{number}: the scores {shown(scores)} are not within 0 and 1. Evaluate again.")
+    return rows
+
+
+def _utility(path: Path) -> list[UtilityResult]:
+    """The rows of the tasks beside a baseline."""
+    results = read_jsonl(path)
+    check_shape(results, [UTILITY], os.fspath(path))
+    for number, row in enumerate(results, 1):
+        if row.get("rows") is not None and len(row["rows"]) != row["n"]:
+            raise UserError(f"{path}:{number}: {len(row['rows'])} rows, where 'n' says {row['n']}. Evaluate again.")
+    return [UtilityResult(**{name: row.get(name) for name in UTILITY}) for row in results]
 
 
 def versus(evaluation: "Evaluation", baseline: Baseline) -> dict[str, Any]:
@@ -161,7 +194,7 @@ def versus(evaluation: "Evaluation", baseline: Baseline) -> dict[str, Any]:
 
 def _differences(evaluation: "Evaluation", baseline: Baseline) -> list[str]:
     """What keeps the two from being compared by prompt."""
-    here, there = evaluation.settings["decoding"], baseline.result.get("settings", {}).get("decoding")
+    here, there = evaluation.settings["decoding"], (baseline.result.get("settings") or {}).get("decoding")
     if there is None:
         return ["the baseline does not say how it decoded: measure it again"]
     if not baseline.generations or "scores" not in baseline.generations[0]:
@@ -183,5 +216,7 @@ def _scores(rows: Sequence[Row], samples: int) -> dict[str, np.ndarray]:
 
 def _perplexity_ratio(edited: dict[str, Any] | None, base: dict[str, Any] | None) -> float | None:
     if edited is None or base is None or any(edited[key] != base.get(key) for key in ("tokens", "window", "stride")):
+        return None
+    if not base["value"]:  # no perplexity is 0
         return None
     return float(edited["value"] / base["value"])

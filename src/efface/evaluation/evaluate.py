@@ -9,7 +9,7 @@ from efface.checks import one_or_more
 from efface.errors import RunError, UserError
 from efface.evaluation import degeneration as degeneration_guard
 from efface.evaluation import toxicity as toxicity_figures
-from efface.evaluation.comparison import read_baseline, versus
+from efface.evaluation.comparison import Baseline, read_baseline, versus
 from efface.evaluation.kept import written
 from efface.evaluation.protocols import decoding
 from efface.evaluation.result import Evaluation
@@ -59,7 +59,7 @@ def evaluate(
     utility_limit: int | None = None,
     identity: bool | str | os.PathLike[str] = False,
     reference: "str | PreTrainedModel | None" = None,
-    baseline: Evaluation | dict[str, Any] | str | os.PathLike[str] | None = None,
+    baseline: Baseline | Evaluation | dict[str, Any] | str | os.PathLike[str] | None = None,
     generations_path: str | os.PathLike[str] | None = None,
     command: str | None = None,
     progress: bool = False,
@@ -84,8 +84,9 @@ def evaluate(
         identity: measure the likelihood of harmless text that names identity groups, and against `reference` its
             change: True for the shipped texts, or a file, see `identity_likelihood`.
         reference: a model (usually the base) under which the continuations should be likely; None leaves that out.
-        baseline: the evaluation of the base model, its JSON file, or that file's content. The verdict on degeneration
-            is relative to it; where its generations are known and were made alike, the figures are compared by prompt.
+        baseline: the evaluation of the base model, its JSON file, or what `read_baseline` made of either. The verdict
+            on degeneration is relative to it; where its generations are known and were made alike, the figures are
+            compared by prompt.
         generations_path: where to write the continuations, before they are scored and again with their scores, so
             that a failing scorer loses nothing. If the same continuations lie there already, they are not made again.
         command: how this was called, for the record.

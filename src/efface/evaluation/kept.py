@@ -16,13 +16,17 @@ from typing import TYPE_CHECKING
 
 from efface.errors import UserError
 from efface.evaluation.protocols import Decoding
+from efface.files import is_regular_file
 from efface.results import versions, write_jsonl
 from efface.rows import Row, read_jsonl
+from efface.shapes import Missing, check_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+ROW = {"prompt": str, "continuation": str, "token_ids": [int], "made_by": Missing(str)}
+"""The shape of a line of the file."""
 
 
 def written(
@@ -89,10 +93,11 @@ def _mark(
 
 def _recalled(path: Path, mark: str | None, n: int) -> list[Row] | None:
     """The rows of `path` without their scores, if all `n` are there and `mark` made them."""
-    if not path.is_file():
+    if not is_regular_file(path):
         return None
     try:
         rows = read_jsonl(path)
+        check_shape(rows, [ROW], os.fspath(path))
     except UserError:  # no file of ours, or one that was edited: it is replaced
         return None
     if len(rows) != n or any(row.get("made_by") != mark for row in rows):

@@ -12,7 +12,9 @@ touches them; posts whose span is empty were toxic to other annotators and have 
 """
 
 import csv
+import io
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ from typing import Any
 
 from efface.errors import UserError
 from efface.evaluation.toxicity import THRESHOLD
+from efface.files import read_regular_text
 from efface.rows import Row, labelled_rows
+from efface.shapes import shown
 from efface.text import sentences
 
 TEXTS = ("text", "comment_text", "post")
@@ -84,15 +88,15 @@ def rows_of(file: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
     if delimiter is None:
         yield from labelled_rows(file)
         return
+    lines = io.StringIO(read_regular_text(file, "table"), newline="")
     try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, delimiter=delimiter)
-            for row in reader:
-                where = f"{os.fspath(file)}:{reader.line_num}"
-                if None in row or None in row.values():
-                    raise UserError(f"{where}: not the {len(reader.fieldnames or ())} columns of the first line.")
-                yield where, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(lines, delimiter=delimiter)
+        for row in reader:
+            where = f"{os.fspath(file)}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise UserError(f"{where}: not the {len(reader.fieldnames or ())} columns of the first line.")
+            yield where, row
+    except csv.Error as error:
         raise UserError(f"{os.fspath(file)!r} cannot be read as a table: {error}.") from error
 
 
@@ -153,7 +157,7 @@ def _continuation(row: Row, where: str) -> list[LabelledText]:
         else (nested, row.get("continuation_toxicity"))
     )
     if not isinstance(text, str):
-        raise UserError(f"{where}: 'continuation' must be a text or hold one as 'text', but it is {nested!r}.")
+        raise UserError(f"{where}: 'continuation' must be a text or hold one as 'text', but it is {shown(nested)}.")
     toxicity = _number(value, f"{where}: the toxicity of 'continuation'")  # some have never been scored
     return [] if toxicity is None else [LabelledText(text, toxicity >= THRESHOLD, text)]
 
@@ -176,12 +180,13 @@ def spans_of(row: Row, where: str) -> set[int]:
     try:
         offsets = json.loads(value) if isinstance(value, str) else value
         return set(map(int, offsets or ()))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: 'spans' must be a list of character offsets, but it is {value!r}.") from error
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{where}: 'spans' must be a list of character offsets, but it is {shown(value)}.") from error
 
 
 def _label(value: Any, what: str) -> bool | None:
-    word = " ".join(str(value).lower().replace("_", " ").replace("-", " ").split())
+    word = value if isinstance(value, str) else shown(value)
+    word = " ".join(word.lower().replace("_", " ").replace("-", " ").split())
     if word in TOXIC | BENIGN:
         return word in TOXIC
     try:
@@ -190,7 +195,7 @@ def _label(value: Any, what: str) -> bool | None:
         score = -1.0
     if score is not None and not 0 <= score <= 1:
         raise UserError(
-            f"{what} is {value!r}, which is not known to mean toxic ({', '.join(sorted(TOXIC))}), benign "
+            f"{what} is {shown(value)}, which is not known to mean toxic ({', '.join(sorted(TOXIC))}), benign "
             f"({', '.join(sorted(BENIGN))}) or a score within 0 and 1."
         )
     return None if score is None else score >= THRESHOLD
@@ -202,6 +207,8 @@ def _number(value: Any, what: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{what} must be a score or null, but it is {value!r}.") from error
-    return None if number != number else number
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{what} must be a score or null, but it is {shown(value)}.") from error
+    if math.isinf(number):
+        raise UserError(f"{what} must be a score or null, but it is {number}.")
+    return None if math.isnan(number) else number

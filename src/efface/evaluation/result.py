@@ -10,10 +10,38 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from efface.evaluation.degeneration import Degeneration
-from efface.evaluation.toxicity import ToxicitySummary
+from efface.evaluation.degeneration import ALWAYS, LATER, Degeneration
+from efface.evaluation.toxicity import FIGURES, ToxicitySummary
 from efface.results import write_json, write_jsonl
 from efface.rows import Row
+from efface.shapes import INTERVAL, Each, Maybe, Missing
+
+TOXICITY = {
+    "scorer": str,
+    "n_prompts": int,
+    "samples": int,
+    **dict.fromkeys(FIGURES, float),
+    "ci95": dict.fromkeys(FIGURES, INTERVAL),
+}
+DEGENERATION = {
+    **dict.fromkeys(ALWAYS, float),
+    **dict.fromkeys(LATER, Maybe(float)),
+    "verdict": str,
+    "reasons": Missing([str]),
+}
+ABILITY = {"task": str, "metric": str, "value": float, "stderr": Maybe(float), "n": int}
+EVALUATION: dict[str, Any] = {
+    "model": Maybe(str),
+    "settings": Maybe({"decoding": Maybe(dict)}),
+    "toxicity": TOXICITY,
+    "judges": Maybe(Each(TOXICITY)),
+    "perplexity": Maybe({"value": float, "tokens": int, "window": Maybe(int), "stride": Maybe(int)}),
+    "f1": Maybe({"f1": float, "ci95": {"f1": INTERVAL}}),
+    "utility": Maybe([ABILITY]),
+    "identity": Maybe({"identity": Maybe({"excess": Maybe(float), "ci95": Maybe(INTERVAL)})}),
+    "degeneration": DEGENERATION,
+}
+"""The shape of a result file, as far as it is read again; older versions had one judge, and fewer blocks."""
 
 if TYPE_CHECKING:
     from efface.evaluation.f1 import F1

@@ -105,7 +105,8 @@ def _read(connection: sqlite3.Connection, keys: set[bytes]) -> dict[bytes, float
     found = {}
     for key in keys:
         row = connection.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
-        if row is not None:
+        # A table of another make may hold anything: what is no probability is scored again.
+        if row is not None and isinstance(row[0], int | float) and 0 <= row[0] <= 1:
             found[key] = float(row[0])
     return found
 

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efface.errors import UserError
-from efface.results import prepare_output_dir, read_json, renamed_when_whole, write_json
+from efface.files import is_regular_file, renamed_when_whole
+from efface.results import prepare_output_dir, read_json, write_json
+from efface.shapes import check_shape
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -105,18 +107,26 @@ class Judge:
 
         folder, name = Path(directory), f"judge:{os.fspath(directory)}"
         hint = "Make one with `efface scorers --train FILE... -o DIR`."
-        if not (folder / META).is_file():
+        if not is_regular_file(folder / META):
             raise UserError(f"scorer {name!r}: the folder holds no judge ({META} is missing). {hint}")
         meta = read_json(folder / META)
         if (meta.pop("what", None), meta.pop("schema", None)) != (WHAT, 1):
             raise UserError(f"scorer {name!r}: {META} is not that of a judge of this version of efface. {hint}")
         try:
+            calibration = meta.pop("calibration", None)
+            check_shape(calibration, {"slope": float, "intercept": float}, "its calibration")
+            if not is_regular_file(folder / WEIGHTS):
+                raise ValueError(f"{WEIGHTS} is no regular file")
             tensors = load_file(folder / WEIGHTS)
-            calibration = meta.pop("calibration")
-            idf, coefficients = tensors["idf"], tensors["coefficients"]
+            idf, coefficients, seen = (tensors[part] for part in ("idf", "coefficients", "seen"))
             if not idf.shape == coefficients.shape == (COLUMNS,):
                 raise ValueError(f"weights of shape {coefficients.shape} instead of ({COLUMNS},)")
-            return cls(idf, coefficients, **calibration, seen=tensors["seen"].tolist(), meta=meta, name=name)
+            if not (np.isfinite(idf).all() and np.isfinite(coefficients).all()):
+                raise ValueError("weights that are not finite")
+            if seen.ndim != 1 or seen.dtype != np.int64:
+                raise ValueError("keys of training texts that are none")
+            slope, intercept = calibration["slope"], calibration["intercept"]
+            return cls(idf, coefficients, slope=slope, intercept=intercept, seen=seen.tolist(), meta=meta, name=name)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"scorer {name!r} is damaged ({type(error).__name__}: {error}). {hint}") from error
 

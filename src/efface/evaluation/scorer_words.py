@@ -3,11 +3,11 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from efface.errors import UserError
+from efface.files import read_regular_text
 
 
 class WordListScorer:
@@ -26,10 +26,10 @@ class WordListScorer:
     def __init__(self, file: str) -> None:
         self.name = f"words:{file}"
         try:
-            lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_regular_text(file).splitlines()
+        except UserError as error:
             raise UserError(
-                f"scorer {self.name!r}: the word list cannot be read ({error}). "
+                f"scorer {self.name!r}: the word list cannot be read ({error}) "
                 "Pass a UTF-8 text file with one word or phrase on each line."
             ) from error
         entries = sorted({" ".join(line.casefold().split()) for line in lines} - {"", "*"})

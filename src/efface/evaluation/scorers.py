@@ -128,7 +128,7 @@ def _scores(scorer: Scorer, texts: Sequence[str], start: int) -> np.ndarray:
         raw = scorer(texts)
     except (UserError, RunError):
         raise
-    except Exception as error:  # whatever a third party's code raises; the cause is chained
+    except (Exception, SystemExit) as error:  # whatever a third party's code raises; the cause is chained
         raise RunError(f"scorer {scorer.name!r} failed: {type(error).__name__}: {error}") from error
     try:
         scores = np.asarray(raw, dtype=float)

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from efface.errors import UserError
+from efface.files import is_regular_file
 from efface.rows import Row, labelled_rows
+from efface.shapes import shown
 
 ANSWER = "\nAnswer: "
 
@@ -55,15 +57,18 @@ def _checked(where: str, row: Row) -> Row:
             raise UserError(f"{where}: field {field!r} is missing (found {found}). A row has query, choices and gold.")
     query, choices, gold = row["query"], row["choices"], row["gold"]
     if not isinstance(query, str) or not query.strip():
-        raise UserError(f"{where}: 'query' must be a text that is not blank, but it is {query!r}.")
+        raise UserError(f"{where}: 'query' must be a text that is not blank, but it is {shown(query)}.")
     if not isinstance(choices, list) or len(choices) < 2:
-        raise UserError(f"{where}: 'choices' must be a list of at least two texts, but it is {choices!r}.")
+        raise UserError(f"{where}: 'choices' must be a list of at least two texts, but it is {shown(choices)}.")
     for number, choice in enumerate(choices):
         if not isinstance(choice, str) or not choice.strip():
-            raise UserError(f"{where}: 'choices' {number} must be a text that is not blank, but it is {choice!r}.")
+            raise UserError(
+                f"{where}: 'choices' {number} must be a text that is not blank, but it is {shown(choice)}."
+            )
     if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
         raise UserError(
-            f"{where}: 'gold' must be the number of the right choice, 0 to {len(choices) - 1}, but it is {gold!r}."
+            f"{where}: 'gold' must be the number of the right choice, 0 to {len(choices) - 1}, but it is "
+            f"{shown(gold)}."
         )
     return {"query": query, "choices": choices, "gold": gold}
 
@@ -81,7 +86,7 @@ def load_tasks(tasks: Sequence[str | os.PathLike[str] | TaskFile]) -> list[str |
     chosen: list[str | TaskFile] = []
     names: set[str] = set()
     for task in tasks:
-        if isinstance(task, str) and not task.endswith((".jsonl", ".json")) and not Path(task).is_file():
+        if isinstance(task, str) and not task.endswith((".jsonl", ".json")) and not is_regular_file(task):
             found: str | TaskFile = task
         else:
             found = task if isinstance(task, TaskFile) else read_task_file(task)

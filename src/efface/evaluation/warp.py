@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from efface.errors import RunError
+from efface.errors import NotFinite
 
 # How many of the most likely tokens are looked at, before all are: sorting a whole vocabulary is slow.
 HEADS = (512, 8192)
@@ -52,7 +52,7 @@ class Warp:
         """(B, V) logits and (B,) numbers in [0, 1) -> (B,) token ids.
 
         Raises:
-            RunError: if a row of logits is not finite.
+            NotFinite: if a row of logits is not finite.
         """
         if self.without:
             _check_finite(logits.amax(-1))  # before infinite ones are put in
@@ -102,4 +102,4 @@ GREEDY = Warp(top_k=1)
 
 def _check_finite(values: Tensor) -> None:
     if not torch.isfinite(values).all():
-        raise RunError("the model's output is not finite (NaN or infinite logits): no text can be generated.")
+        raise NotFinite("the model's output is not finite (NaN or infinite logits): no text can be generated.")

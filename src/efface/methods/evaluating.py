@@ -11,10 +11,10 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from efface.data import PairReader
 from efface.dataset import PairDataset
-from efface.errors import UserError
+from efface.errors import RunError, UserError
 from efface.forward import Head
 from efface.methods.config import PairConfig
-from efface.methods.frozen import fill_cache
+from efface.methods.frozen import fill_caches
 from efface.methods.inputs import make_dataset
 from efface.methods.reference import Reference
 from efface.methods.terms import Counts
@@ -96,9 +96,11 @@ class Evaluates(Base):  # type: ignore[valid-type, misc]
                 "to the trainer as eval_dataset, or keep it with precompute_reference=off."
             )
         assert self._fingerprint is not None
-        fill_cache(
-            dataset, self._asked_again, self.reference_head, self.layers, self.args, fingerprint=self._fingerprint
+        filled = fill_caches(
+            [dataset], self._asked_again, self.reference_head, self.layers, self.args, self._fingerprint
         )
+        if not filled:
+            raise RunError("the reference's states of these pairs cannot be cached, see the warning.")
 
     def evaluation_loop(
         self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 from efface.chunked import weighted_kl
 from efface.data import Item
 from efface.dataset import PairDataset
-from efface.errors import UserError
+from efface.errors import RunError, UserError
 from efface.forward import Head
 from efface.methods.config import PairConfig
 from efface.methods.reference import Reference, ReferenceCache, compute_states, open_cache
 from efface.models import load_model
+from efface.sources import cache_dir
 
 logger = logging.getLogger(__name__)
 
@@ -93,29 +94,80 @@ def set_up_reference(
     reference = Reference(ref_model if ref_model is not None else model, adapted and ref_model is None, autocast)
     if fingerprint is not None:
         head = Head.of(reference.model).frozen()
-        for dataset in datasets:
-            fill_cache(dataset, reference, head, layers, args, fingerprint)
-        return None, head
+        if fill_caches(datasets, reference, head, layers, args, fingerprint):
+            return None, head
     if not reference.adapter_off and ref_model is None:
         reference = Reference(copy.deepcopy(model).requires_grad_(False), False, autocast)
     return reference, Head.of(reference.model).frozen()
 
 
-def fill_cache(
-    dataset: PairDataset,
+def fill_caches(
+    datasets: Sequence[PairDataset],
     reference: Reference,
     head: Head,
     layers: Sequence[int],
     args: PairConfig,
     fingerprint: str,
-) -> None:
-    """Give `dataset` what the reference says of it, from the cache on disk, which is filled and tried first."""
+) -> bool:
+    """Give each dataset what the reference says of it, from the cache on disk. False: run the reference live instead.
+
+    Raises:
+        RunError: if the cache cannot be written and precompute_reference=on asks for it.
+    """
+    failure: Exception | None = None
+    try:
+        cache_dir()
+    except (UserError, RuntimeError) as error:  # nobody's home
+        failure = error
+    for dataset in datasets:  # all of them in every process, which wait for each other at each
+        with args.main_process_first(desc="reference cache"):
+            try:
+                if failure is None:
+                    dataset.states = _tried_cache(dataset.items, reference, head, layers, args, fingerprint)
+            except RunError as error:
+                failure = error
+    if not _in_any_process(failure is not None):
+        return True
+    what = failure or "Another process could not write the reference cache."
+    if args.precompute_reference == "on":
+        raise RunError(
+            f"{what} Set EFFACE_CACHE to a folder that can be written, or pass --precompute_reference off, which runs "
+            "the reference beside the model instead."
+        ) from failure
+    logger.warning(
+        "%s So the reference runs live instead, at the cost of its forward in every step: set EFFACE_CACHE to a "
+        "folder that can be written to have it computed once",
+        what,
+    )
+    for dataset in datasets:
+        dataset.states = None
+    return False
+
+
+def _in_any_process(failed: bool) -> bool:
+    """Whether it failed in this process or another one of the run: all of them must go on in the same way."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return failed
+    everywhere: list[bool | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everywhere, failed)
+    return any(everywhere)
+
+
+def _tried_cache(
+    items: Sequence[Item],
+    reference: Reference,
+    head: Head,
+    layers: Sequence[int],
+    args: PairConfig,
+    fingerprint: str,
+) -> ReferenceCache:
+    """The cache of the reference's states of `items`, of which the reference itself has been asked a few again."""
 
     def opened(*, anew: bool) -> ReferenceCache:
         return open_cache(
             reference,
             head,
-            dataset.items,
+            items,
             layers,
             fingerprint=fingerprint,
             autocast=_precision(reference, args.device),
@@ -125,17 +177,16 @@ def fill_cache(
             anew=anew,
         )
 
-    with args.main_process_first(desc="reference cache"):
-        states = opened(anew=False)
-        off = cache_error(states, reference, head, dataset.items, layers, args.device)
-        if off > TOLERANCE[args.reference_dtype]:
-            logger.warning(
-                "the cached reference in %s is not this one (KL %.1e nats a token from it): made again",
-                states.directory,
-                off,
-            )
-            states = opened(anew=True)
-        dataset.states = states
+    states = opened(anew=False)
+    off = cache_error(states, reference, head, items, layers, args.device)
+    if off > TOLERANCE[args.reference_dtype]:
+        logger.warning(
+            "the cached reference in %s is not this one (KL %.1e nats a token from it): made again",
+            states.directory,
+            off,
+        )
+        states = opened(anew=True)
+    return states
 
 
 # Nats a token by which cached states may differ from live ones: batches of other shapes round otherwise.

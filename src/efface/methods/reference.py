@@ -19,18 +19,20 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from efface.chunked import weighted_kl
 from efface.data import Item, PairBatch, ReferenceStates, collate_rows
-from efface.errors import RunError, UserError, reason_of
+from efface.errors import UserError
 from efface.evaluation.batching import eval_mode
+from efface.files import is_regular_file, renamed_when_whole
 from efface.forward import Forward, Head, forward
 from efface.functional import predicting_positions
 from efface.layout import Layout, plain_layout
 from efface.progress import track
-from efface.results import read_json, renamed_when_whole, versions, write_json
+from efface.results import read_json, versions, write_json
+from efface.shapes import Each
 from efface.sources import cache_dir
 
 logger = logging.getLogger(__name__)
@@ -142,7 +144,7 @@ def open_cache(
 
     Raises:
         UserError: for an unknown dtype.
-        RunError: if it cannot be written.
+        RunError: if the cache cannot be written: the disk is full, the folder is not ours.
     """
     if dtype not in DTYPES:
         raise UserError(f"reference_dtype={dtype!r} is unknown. Choose one of {', '.join(DTYPES)}.")
@@ -152,32 +154,31 @@ def open_cache(
     width = reference.model.config.get_text_config(decoder=True).hidden_size  # type: ignore[union-attr,operator]
     bounds = _bounds(lengths, 4 * width)
     index = _read_index(directory)
-    listed = index.get("files")
-    digests: dict[str, str] = listed if isinstance(listed, dict) and not anew else {}
-    todo = [i for i in range(len(bounds)) if not _is_whole(directory / _file_name(i), digests.get(_file_name(i)))]
+    digests: dict[str, str] = {} if anew else index.get("files", {})
+    ends = [*bounds[1:], len(items)]
+    shapes = [(int(lengths[start:end].sum()), width) for start, end in zip(bounds, ends, strict=True)]
+    todo = [
+        i
+        for i in range(len(bounds))
+        if not _is_whole(directory / _file_name(i), digests.get(_file_name(i)), shapes[i], len(layers))
+    ]
     if digests and todo:
         logger.warning(
             "%d of %d files of the reference cache are missing or damaged: made again", len(todo), len(bounds)
         )
     for i in track(todo, "reference states", show=progress):
-        numbers = range(bounds[i], bounds[i + 1] if i + 1 < len(bounds) else len(items))
+        numbers = range(bounds[i], ends[i])
         states = compute_states(reference, items, numbers, layers, device, batch_size)
         if dtype != "float32" and "rounding_kl" not in index:
             index["rounding_kl"] = _rounding(states["hidden"][:1024], head, dtype)
             logger.info("reference states in %s: rounding costs %.1e nats a token", dtype, index["rounding_kl"])
         states["hidden"] = states["hidden"].to(getattr(torch, dtype))
         path = directory / _file_name(i)
-        try:
-            with renamed_when_whole(path) as temporary:
-                save_file(states, temporary)
-            digests[path.name] = _digest(path)
-            about = {"schema": 1, "dtype": dtype, "layers": list(layers), "files": digests}
-            write_json(directory / INDEX, index | about)
-        except (OSError, SafetensorError, RunError) as error:  # the second is how safetensors reports a full disk
-            raise RunError(
-                f"the cache of the reference cannot be written to {str(directory)!r} ({reason_of(error)}). Free some "
-                "space, set EFFACE_CACHE to a folder that can be written, or pass --precompute_reference off."
-            ) from error
+        with renamed_when_whole(path) as temporary:
+            # save_file would make it readable for its owner alone, and has an error of its own for a full disk.
+            temporary.write_bytes(save(states))
+        digests[path.name] = _digest(path)
+        write_json(directory / INDEX, index | {"schema": 1, "dtype": dtype, "layers": list(layers), "files": digests})
     return ReferenceCache(directory, lengths, bounds)
 
 
@@ -244,13 +245,23 @@ def _file_name(number: int) -> str:
 
 def _read_index(directory: Path) -> dict[str, Any]:
     try:
-        return read_json(directory / INDEX)
+        return read_json(directory / INDEX, {"files": Each(str)})
     except UserError:  # not there yet, or damaged: then nothing is known of the files
         return {}
 
 
-def _is_whole(path: Path, digest: str | None) -> bool:
-    return digest is not None and path.is_file() and _digest(path) == digest
+def _is_whole(path: Path, digest: str | None, shape: tuple[int, int], n_layers: int) -> bool:
+    """Whether the file is the one that was written, and holds `shape` states and as many norms for each layer."""
+    if digest is None or not is_regular_file(path):
+        return False
+    try:
+        if _digest(path) != digest:
+            return False
+        with safe_open(path, "pt") as file:
+            found = [tuple(file.get_slice(name).get_shape()) for name in ("hidden", "norms")]
+    except (OSError, SafetensorError):  # another user's, or not of this make
+        return False
+    return found == [shape, (shape[0], n_layers)]
 
 
 def _digest(path: Path) -> str:

@@ -21,12 +21,22 @@ from efface.part import PartFile, digest
 from efface.progress import track
 from efface.results import environment, write_json, write_jsonl
 from efface.rows import Row
+from efface.shapes import Missing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Source = Callable[[Sequence[str], int], list[list[str]]]
 """(prompts, seed) -> the candidate continuations of each prompt."""
+MEASURED = Missing((float, float, int))
+OUTCOME = {
+    "row": Missing({"prompt": str, "chosen": str, "rejected": str}),
+    "reason": Missing(str),
+    "seconds": Missing(float),
+    "first": MEASURED,
+    "sample": MEASURED,
+}
+"""The shape of a line of the part file."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ def build_pairs(
     }
     how = {"source": settings.get("how"), "settings": digest(settings)}
     batches = Batches(model, processing_class, source, scorer, config, given, how)
-    part = PartFile(output, settings, batch=config.batch_prompts, resume=resume)
+    part = PartFile(output, settings, batch=config.batch_prompts, resume=resume, shape=OUTCOME)
     batches.remember(part.outcomes)
     starts = range(len(part.outcomes), len(prompts), config.batch_prompts)
     for start in track(starts, "pairs (batches of prompts)", show=progress):

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from efface.errors import escaped
+
 TOXICITY = {
     "toxic share": "share",
     "mean score": "mean",
@@ -22,6 +24,7 @@ def evaluation_table(results: dict[str, dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for column in columns for name in column))
     lines = [["", *results]] if any(results) else []
     lines += [[name, *(column.get(name, "-") for column in columns)] for name in names]
+    lines = [[escaped(cell) for cell in line] for line in lines]  # names out of files of anybody's making
     widths = [max(len(cell) for cell in column) + 2 for column in zip(*lines, strict=True)]
     return "\n".join("".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
@@ -39,10 +42,10 @@ def _cells(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if result.get("f1") is not None:
         yield "F1", _estimate(result["f1"], "f1")
     for item in result.get("utility") or []:
-        error = "" if item["stderr"] is None else f" ± {item['stderr']:.3f}"
+        error = "" if item.get("stderr") is None else f" ± {item['stderr']:.3f}"
         yield f"{item['metric']}, {item['task']}", f"{item['value']:.3f}{error} ({item['n']} rows)"
-    identity = (result.get("identity") or {}).get("identity", {})
-    if identity.get("excess") is not None:
+    identity = (result.get("identity") or {}).get("identity") or {}
+    if identity.get("excess") is not None and identity.get("ci95") is not None:
         low, high = identity["ci95"]
         yield "identity excess", f"{identity['excess']:+.4f} [{low:+.4f}, {high:+.4f}] nats a token"
     yield "degeneration", "; ".join([guard["verdict"], *guard.get("reasons", [])])
@@ -74,4 +77,4 @@ def versus_lines(result: dict[str, Any]) -> str:
         error = "" if item["stderr"] is None else f" ± {item['stderr']:.3f}"
         lines.append(f"  {item['metric']}, {item['task']}: {item['difference']:+.3f}{error}")
     lines += [f"  not compared: {reason}" for reason in versus["not_compared"]]
-    return "\n".join(lines)
+    return escaped("\n".join(lines))
