@@ -101,6 +101,18 @@ def test_a_template_that_does_not_take_the_conversation(kind: str) -> None:
         encode_prompts(tiny_model("gpt2"), tokenizer, ["Cold?"], chat=True)
 
 
+@pytest.mark.parametrize("name", ["turns", "answer", "tokenize"])
+def test_settings_of_the_template_that_are_none(name: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ %s }}" % name + str(tokenizer.chat_template)
+    row = chat(user("Cold?")) | {"chat_template_kwargs": {name: "x"}}
+    if name == "tokenize":  # an argument of ours
+        with pytest.raises(UserError, match="the chat template does not take the conversation"):
+            tokenize_pair(row, tokenizer)
+    else:
+        assert prompt_of(row, 128, tokenizer).startswith("x<|user|>")
+
+
 def no_system() -> Any:
     tokenizer = tiny_tokenizer()
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
