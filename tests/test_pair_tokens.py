@@ -48,8 +48,8 @@ def test_the_oldest_turns_go_first() -> None:
     whole = len(tiny_tokenizer()(in_template(tiny_tokenizer(), turns, answer=True))["input_ids"])
     text = prompt_of(chat(SYSTEM, *turns), whole)
     assert "First." not in text and "Second." in text and text.startswith("<|system|>\nYou are silent.")
-    text = prompt_of(chat(SYSTEM, *turns), 50)
-    assert text == f"<|system|>\nYou are silent.<eos>\n<|user|>\nIs it cold there?{TAIL}"
+    left = f"<|system|>\nYou are silent.<eos>\n<|user|>\nIs it cold there?{TAIL}"
+    assert prompt_of(chat(SYSTEM, *turns), len(tiny_tokenizer()(left)["input_ids"])) == left
 
 
 def test_the_system_turn_is_cut_last_and_at_its_end() -> None:
@@ -104,7 +104,7 @@ def test_a_template_that_does_not_take_the_conversation(kind: str) -> None:
 @pytest.mark.parametrize("name", ["turns", "answer", "tokenize"])
 def test_settings_of_the_template_that_are_none(name: str) -> None:
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{{ %s }}" % name + str(tokenizer.chat_template)
+    tokenizer.chat_template = "{{ " + name + " }}" + str(tokenizer.chat_template)
     row = chat(user("Cold?")) | {"chat_template_kwargs": {name: "x"}}
     if name == "tokenize":  # an argument of ours
         with pytest.raises(UserError, match="the chat template does not take the conversation"):
