@@ -48,8 +48,8 @@ def test_the_oldest_turns_go_first() -> None:
     whole = len(tiny_tokenizer()(in_template(tiny_tokenizer(), turns, answer=True))["input_ids"])
     text = prompt_of(chat(SYSTEM, *turns), whole)
     assert "First." not in text and "Second." in text and text.startswith("<|system|>\nYou are silent.")
-    text = prompt_of(chat(SYSTEM, *turns), 50)
-    assert text == f"<|system|>\nYou are silent.<eos>\n<|user|>\nIs it cold there?{TAIL}"
+    left = f"<|system|>\nYou are silent.<eos>\n<|user|>\nIs it cold there?{TAIL}"
+    assert prompt_of(chat(SYSTEM, *turns), len(tiny_tokenizer()(left)["input_ids"])) == left
 
 
 def test_the_system_turn_is_cut_last_and_at_its_end() -> None:
@@ -73,13 +73,13 @@ def test_the_continuation_follows_the_shortened_conversation() -> None:
 def test_tools_and_settings_reach_the_template() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
-        "{% if tools %}tools: {% for tool in tools %}{{ tool['function']['name'] }}{% endfor %}\n{% endif %}"
-        "{% if calm %}calm\n{% endif %}" + str(tokenizer.chat_template)
+        "{% if tools %}tools: {% for tool in tools %}{{ tool['function']['name'] }}{% endfor %}; {% endif %}"
+        "{% if calm %}calm; {% endif %}" + str(tokenizer.chat_template)
     )
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
     row = chat(user("Cold?")) | {"tools": tools, "chat_template_kwargs": {"calm": True}}
-    assert prompt_of(row, 128, tokenizer).startswith("tools: weather\ncalm\n<|user|>")
-    assert prompt_of(row | {"prompt": [user(LONG * 9)]}, 60, tokenizer).startswith("tools: weather\ncalm\n<|user|>")
+    assert prompt_of(row, 128, tokenizer).startswith("tools: weather; calm; <|user|>")
+    assert prompt_of(row | {"prompt": [user(LONG * 9)]}, 60, tokenizer).startswith("tools: weather; calm; <|user|>")
 
 
 TEMPLATES = {
@@ -99,6 +99,18 @@ def test_a_template_that_does_not_take_the_conversation(kind: str) -> None:
 
     with pytest.raises(UserError, match="prompt 0: the chat template does not take"):
         encode_prompts(tiny_model("gpt2"), tokenizer, ["Cold?"], chat=True)
+
+
+@pytest.mark.parametrize("name", ["turns", "answer", "tokenize"])
+def test_settings_of_the_template_that_are_none(name: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ " + name + " }}" + str(tokenizer.chat_template)
+    row = chat(user("Cold?")) | {"chat_template_kwargs": {name: "x"}}
+    if name == "tokenize":  # an argument of ours
+        with pytest.raises(UserError, match="the chat template does not take the conversation"):
+            tokenize_pair(row, tokenizer)
+    else:
+        assert prompt_of(row, 128, tokenizer).startswith("x<|user|>")
 
 
 def no_system() -> Any:
@@ -141,13 +153,13 @@ def test_pairs_that_truncation_makes_equal_are_left_out(caplog: pytest.LogCaptur
     late = {"prompt": "The weather", "chosen": " " + LONG + "Yes.", "rejected": " " + LONG + "No."}
     with caplog.at_level(logging.WARNING):
         store = PairStore.build(
-            PairReader([late, TEXT, late]), tiny_tokenizer(), max_prompt_length=128, max_completion_length=8
+            PairReader([late, TEXT, late]), tiny_tokenizer(), max_prompt_length=128, max_completion_length=12
         )
     assert len(store) == 1 and store.dropped == {"equal after truncation": 2}
     assert store.truncated == {"continuations": 4}
     assert "2 of 3 pairs were left out" in caplog.text and "4 of 6 continuations were cut" in caplog.text
     with pytest.raises(UserError, match="none of the 1 pairs is left: .* Raise max_completion_length"):
-        PairStore.build([late], tiny_tokenizer(), max_prompt_length=128, max_completion_length=8)
+        PairStore.build([late], tiny_tokenizer(), max_prompt_length=128, max_completion_length=12)
     assert len(PairStore.build([late], tiny_tokenizer(), max_prompt_length=128, max_completion_length=99)) == 1
 
 
@@ -180,7 +192,7 @@ def test_lengths_within_the_positions(positions: int, prompt: int, completion: i
 
 def test_only_a_pair_beyond_the_positions_is_cut_to_them(caplog: pytest.LogCaptureFixture) -> None:
     long = {"prompt": LONG * 9, "chosen": " was cold" * 99, "rejected": " fool" * 99}
-    narrow = {"prompt": "The", "chosen": " was cold" * 30, "rejected": " fools"}
+    narrow = {"prompt": "The", "chosen": " was cold" * 13, "rejected": " fools"}
     tokenizer, cuts = tiny_tokenizer(), Cuts()
     pair = tokenize_pair(long, tokenizer, max_positions=MAX_POSITIONS, cuts=cuts)
     assert [len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)] == [64, 64, 64] and cuts.beyond == 1

@@ -5,7 +5,7 @@ beginning of the answer. First go its oldest turns, up to a user's; then the beg
 the system's turn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,11 @@ SYSTEM = ("system", "developer")
 
 
 def in_template(
-    processing_class: "PreTrainedTokenizerBase", turns: list[Turn], *, answer: bool = False, **settings: Any
+    processing_class: "PreTrainedTokenizerBase",
+    turns: list[Turn],
+    *,
+    answer: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of a conversation; with `answer`, up to where the model's answer begins.
 
@@ -31,7 +35,9 @@ def in_template(
         UserError: if the template refuses the conversation, or is broken.
     """
     try:
-        text = processing_class.apply_chat_template(turns, add_generation_prompt=answer, tokenize=False, **settings)
+        text = processing_class.apply_chat_template(
+            turns, add_generation_prompt=answer, tokenize=False, **(settings or {})
+        )
     except Exception as error:  # a template is a program, and raises what it likes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -42,14 +48,17 @@ def in_template(
 
 
 def fitting(
-    processing_class: "PreTrainedTokenizerBase", turns: list[Turn], limit: int, **settings: Any
+    processing_class: "PreTrainedTokenizerBase",
+    turns: list[Turn],
+    limit: int,
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[list[Turn], str, bool]:
     """The turns that fit into `limit` tokens with what the template writes, their text, and whether they were cut.
 
     Raises:
         UserError: if the template refuses them, or alone takes more than `limit` tokens.
     """
-    written = partial(in_template, processing_class, answer=True, **settings)
+    written = partial(in_template, processing_class, answer=True, settings=settings)
 
     def excess(some: list[Turn]) -> int:
         return len(token_ids(processing_class, written(some))) - limit

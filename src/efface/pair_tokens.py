@@ -122,10 +122,10 @@ def _apply_chat_template(
     settings = {**(row.get("chat_template_kwargs") or {})}
     if row.get("tools"):
         settings["tools"] = row["tools"]
-    turns, prompt, was_cut = fitting(processing_class, row["prompt"], max_prompt_length, **settings)
+    turns, prompt, was_cut = fitting(processing_class, row["prompt"], max_prompt_length, settings)
     sides = []
     for side in SIDES:
-        whole = in_template(processing_class, turns + row[side], **settings)
+        whole = in_template(processing_class, turns + row[side], settings=settings)
         if not whole.startswith(prompt):
             raise UserError(
                 f"the chat template does not continue its own generation prompt with {side}; pass plain text instead."
