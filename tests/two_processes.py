@@ -21,7 +21,7 @@ from efface.methods import METHODS, load_method
 from efface.methods.base import PairTrainer
 
 FIRST, SECOND = "The history of the town is the history of its river.", "They said that he is an engineer."
-SECONDS = 100
+SECONDS = 90  # for one case, on a busy machine too: longer means that the processes wait for each other
 
 BY_STEPS = [name for name in METHODS if issubclass(load_method(name), PairTrainer)]
 # A method that is not a sum over tokens, or that climbs its own micro-batch, is told apart by the micro-batches.
@@ -134,12 +134,12 @@ def broken(output: Path) -> str:
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(SECONDS - 10, exit=True)  # where it hangs, if it does
     torch.set_num_threads(1)
     file = Path(sys.argv[1])
     results: dict[str, Any] = {}
     for case in CASES:
         print(case, file=sys.stderr, flush=True)
+        faulthandler.dump_traceback_later(SECONDS, exit=True)  # says where it hangs, if it does; set anew each time
         results[case] = trained(case, file.parent / case, 2)
     results["broken"] = broken(file.parent / "broken")
     torch.save(results, file)
