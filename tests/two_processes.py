@@ -138,7 +138,7 @@ if __name__ == "__main__":
     file = Path(sys.argv[1])
     results: dict[str, Any] = {}
     for case in CASES:
-        print(case, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{case}\n")
         faulthandler.dump_traceback_later(SECONDS, exit=True)  # says where it hangs, if it does; set anew each time
         results[case] = trained(case, file.parent / case, 2)
     results["broken"] = broken(file.parent / "broken")

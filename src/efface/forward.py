@@ -86,8 +86,8 @@ def final_states(inner: Any) -> Iterator[list[Tensor]]:
 
 @contextlib.contextmanager
 def ended_after(inner: Any, layer: int) -> Iterator[None]:
-    """Within the context a forward of the unwrapped model `inner` computes no block above `layer`: each gives back what
-    block `layer` gave, whatever its form.
+    """Within the context a forward of the unwrapped model `inner` computes no block above `layer`: each gives back
+    what block `layer` gave, whatever its form.
 
     The output of the model, which `final_states` leaves empty, then hangs in the graph on block `layer` and on nothing
     after it. By that output DDP tells which parameters will get a gradient, and waits for no others.
