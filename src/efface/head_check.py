@@ -86,7 +86,7 @@ def check_head(model: nn.Module, head: Head | None = None, layers: Sequence[int]
 
 
 def _rows(inner: Any) -> tuple[Tensor, Tensor]:
-    """Ids and mask, (3, TOKENS) each: the second row differs from the first in its last token, the third ends early."""
+    """Ids and mask, (3, TOKENS): the second row differs from the first in its last token, the third is short."""
     weight = inner.get_input_embeddings().weight
     ids = torch.arange(3, 3 + TOKENS).repeat(3, 1)
     ids[1, -1] += 1
