@@ -3,8 +3,8 @@
     python scripts/families.py [FAMILY ...]     # writes benchmarks/results/families.json and prints the table
 
 For each: one step of REPO and one of RMU at the default settings, or the line that refuses. Before the first step the
-KL to the reference is 0: exactly, but for rounding where the model reads pairs in the shared layout and its reference
-row by row (below 1e-6).
+KL to the reference is 0; but for rounding (below 1e-6), for the reference was asked in other batches, and row by row
+where the model reads a pair as one sequence.
 """
 
 import argparse
