@@ -32,7 +32,7 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             processes.append(subprocess.Popen(command, env=os.environ | shared | own, stderr=stderr))
         logs.append(log)
     try:
-        codes = [process.wait(timeout=SECONDS) for process in processes]
+        codes = [process.wait(timeout=SECONDS * len(CASES)) for process in processes]
     finally:
         for process in processes:  # one that has failed leaves the other waiting
             process.kill()

@@ -97,9 +97,11 @@ def test_what_needs_no_logits_ends_at_the_highest_layer(family: str) -> None:
     first, second = decoder_blocks(model)
     input_ids, mask = batch()
     arguments: Any = (model, plain_layout(input_ids, mask), torch.zeros_like(mask, dtype=torch.bool), [0], mask.bool())
-    with runs_of(first, second) as ran:
+    inside = [next(block.children()) for block in (first, second)]  # the block itself is called, and hands through
+    with runs_of(*inside) as ran:
         result = forward(*arguments)
-    assert ran == [first] and result.hidden.numel() == 0
+    assert ran == inside[:1] and result.hidden.numel() == 0
+    assert "forward" not in vars(second)
     with capture_residuals(model, [0]) as residuals:
         model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids(mask))
     torch.testing.assert_close(result.residuals[0], residuals[0][mask.bool()])
@@ -130,6 +132,22 @@ def test_forward_through_a_wrapped_model() -> None:
     assert wrapped.calls == 1
     torch.testing.assert_close(result.hidden, plain.hidden)
     torch.testing.assert_close(result.residuals[1], plain.residuals[1])
+
+
+def test_no_exception_leaves_a_forward_that_ends_early() -> None:
+    """DDP does the rest of its work after the forward; and tells by its output which weights will get a gradient."""
+    outputs: list[Any] = []
+    model = tiny_model("llama")
+    model.register_forward_hook(lambda module, args, output: outputs.append(output))
+    input_ids, mask = batch()
+    found = forward(model, plain_layout(input_ids, mask), torch.zeros_like(mask, dtype=torch.bool), [0], mask.bool())
+    (output,) = outputs
+    assert output.logits.shape == (3, 0, VOCAB_SIZE)
+    weights = list(model.parameters())
+    reached = torch.autograd.grad(output.logits.sum(), weights, allow_unused=True, retain_graph=True)
+    needed = torch.autograd.grad(found.residuals[0].sum(), weights, allow_unused=True)
+    assert [gradient is None for gradient in reached] == [gradient is None for gradient in needed]
+    assert any(gradient is None for gradient in needed)
 
 
 # The head

@@ -21,7 +21,7 @@ from efface.methods import METHODS, load_method
 from efface.methods.base import PairTrainer
 
 FIRST, SECOND = "The history of the town is the history of its river.", "They said that he is an engineer."
-SECONDS = 100
+SECONDS = 90  # for one case, on a busy machine too: longer means that the processes wait for each other
 
 BY_STEPS = [name for name in METHODS if issubclass(load_method(name), PairTrainer)]
 # A method that is not a sum over tokens, or that climbs its own micro-batch, is told apart by the micro-batches.
@@ -38,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "repo cached": {"precompute_reference": "on"},
 }
 # Gradients are not clipped, which would hide one that is too large: these of the order of 1 / their norm.
-RATES = {"rmu": 1e-3, "circuit_breakers": 0.05, "repo": 0.005}
+RATES = {"rmu": 1e-3, "circuit_breakers": 0.05, "repo": 0.002}
 
 
 def trainer_of(case: str, output: Path, processes: int) -> PairTrainer:
@@ -134,12 +134,12 @@ def broken(output: Path) -> str:
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(SECONDS - 10, exit=True)  # where it hangs, if it does
     torch.set_num_threads(1)
     file = Path(sys.argv[1])
     results: dict[str, Any] = {}
     for case in CASES:
-        sys.stderr.write(f"{case}\n")  # the last one named is where it failed
+        sys.stderr.write(f"{case}\n")
+        faulthandler.dump_traceback_later(SECONDS, exit=True)  # says where it hangs, if it does; set anew each time
         results[case] = trained(case, file.parent / case, 2)
     results["broken"] = broken(file.parent / "broken")
     torch.save(results, file)

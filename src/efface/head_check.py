@@ -1,9 +1,10 @@
 """Does what efface takes from a model's forward, and makes of it, agree with what the model itself says?
 
 Everything here stands on final hidden states, a head that turns them into logits, and residual streams (`forward.py`).
-That this fits a model is not read from a list of families: it is tried once, on two short rows.
+That this fits a model is not read from a list of families: it is tried once, on three short rows.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
@@ -49,9 +50,10 @@ def check_head(model: nn.Module, head: Head | None = None, layers: Sequence[int]
         raise UserError(
             f"{name} is an encoder with a decoder; efface works on causal language models, which are a decoder alone."
         )
+    ids, mask = _rows(inner)
     try:
         with eval_mode(inner):
-            ours, own, residuals = _both_ways(inner, head, layers)
+            ours, own, residuals = _both_ways(inner, head, layers, ids, mask)
     except (UserError, RunError):
         raise
     except Exception as error:
@@ -60,51 +62,53 @@ def check_head(model: nn.Module, head: Head | None = None, layers: Sequence[int]
             f"{name} cannot be run the way efface runs models ({type(error).__name__}: {reason}). "
             "See the model families in README."
         ) from error
-    width = inner.config.get_text_config(decoder=True).hidden_size if layers else 0
-    for layer, shape in residuals.items():
-        if shape != (2, TOKENS, width):
+    for layer, states in residuals.items():
+        wanted = (*ids.shape, inner.config.get_text_config(decoder=True).hidden_size)
+        if states.shape != wanted:
+            given = " x ".join(map(str, states.shape))
             raise UserError(
-                f"{name}: the residual stream after block {layer} is {' x '.join(map(str, shape))} for 2 rows of "
-                f"{TOKENS} tokens, not a vector of {width} a token. Methods that look at hidden states do not fit it."
+                f"{name}: the residual stream after block {layer} is {given} for {len(ids)} rows of {TOKENS} tokens, "
+                f"not a vector of {wanted[-1]} a token. Methods that look at hidden states do not fit it."
             )
-    if not torch.isfinite(own).all():  # a broken model, which is told where its figures are used
-        return
-    tolerance = TOLERANCES.get(_precision(own), HALF)
-    if ours.shape != own.shape or (difference := _relative(ours, own)) > tolerance:
-        what = f"{difference:.1e} apart" if ours.shape == own.shape else "of another shape"
-        raise UserError(
-            f"{name}: its final hidden states and its output embedding do not give its logits ({what}), so what "
-            "efface computes from them would be wrong. See the model families in README."
-        )
-    # The rows differ in their last token alone.
-    if _relative(own[0, :-1], own[1, :-1]) > tolerance:
-        raise UserError(
-            f"{name} looks at later tokens: it is no causal language model as it is configured (is_decoder, say)."
-        )
+    if own.isfinite().all():  # a broken model is told of where its figures are used
+        tolerance = TOLERANCES.get(_precision(own), HALF)
+        same_shape = own.shape[:-1] == mask.shape and own.shape[-1] == ours.shape[-1]
+        difference = _relative(ours, own[mask.bool()]) if same_shape else math.inf
+        if difference > tolerance:
+            raise UserError(
+                f"{name}: its final hidden states and its output embedding do not give its logits ({difference:.1e} "
+                "apart), so what efface computes from them would be wrong. See the model families in README."
+            )
+        if _relative(own[0, :-1], own[1, :-1]) > tolerance:
+            raise UserError(
+                f"{name} looks at later tokens: it is no causal language model as it is configured (is_decoder, say)."
+            )
+
+
+def _rows(inner: Any) -> tuple[Tensor, Tensor]:
+    """Ids and mask, (3, TOKENS): the second row differs from the first in its last token, the third is short."""
+    weight = inner.get_input_embeddings().weight
+    ids = torch.arange(3, 3 + TOKENS).repeat(3, 1)
+    ids[1, -1] += 1
+    mask = torch.ones_like(ids)
+    mask[2, -2:] = 0
+    return (ids % len(weight)).to(weight.device), mask.to(weight.device)
 
 
 def _both_ways(
-    inner: Any, head: Head | None, layers: Sequence[int]
-) -> tuple[Tensor, Tensor, dict[int, tuple[int, ...]]]:
-    """(2, T, V) logits of the head and of the model itself, and the shapes of the residuals."""
-    vocabulary = inner.get_input_embeddings().weight.shape[0]
-    ids = (torch.arange(3, 3 + TOKENS) % vocabulary).repeat(2, 1)
-    ids[1, -1] = (int(ids[1, -1]) + 1) % vocabulary
-    ids = ids.to(inner.get_input_embeddings().weight.device)
-    every = torch.ones_like(ids)
-    layout = plain_layout(ids, every)
+    inner: Any, head: Head | None, layers: Sequence[int], ids: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+    """(N, V) logits of the head at the N real tokens, (3, T, V) those of the model itself, and its residuals."""
     head = Head.of(inner) if head is None else head
-    hidden = forward(inner, layout, every.bool()).hidden  # (2 T, d)
+    layout = plain_layout(ids, mask)
+    hidden = forward(inner, layout, mask.bool()).hidden  # (N, d)
     with capture_residuals(inner, layers) as residuals:
-        inputs = accepted(
-            inner, input_ids=ids, attention_mask=every, position_ids=layout.position_ids, use_cache=False
-        )
-        own = inner(**inputs).logits
-    missing = [layer for layer in layers if not isinstance(residuals.get(layer), Tensor)]
-    if missing:
-        raise UserError(f"{type(inner).__name__}: block {missing[0]} gives no hidden states when the model runs.")
-    shapes = {layer: tuple(residuals[layer].shape) for layer in layers}
-    return head(hidden).view(2, TOKENS, -1), own, shapes
+        places = {"input_ids": ids, "attention_mask": mask, "position_ids": layout.position_ids}
+        own = inner(**accepted(inner, **places, use_cache=False)).logits
+    for layer in layers:
+        if not isinstance(residuals.get(layer), Tensor):
+            raise UserError(f"{type(inner).__name__}: block {layer} gives no hidden states when the model runs.")
+    return head(hidden), own, residuals
 
 
 def _precision(own: Tensor) -> torch.dtype:
