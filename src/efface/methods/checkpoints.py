@@ -1,7 +1,7 @@
 """How is a checkpoint written, and from which one does a run go on? Whole or not at all; from the newest whole one.
 
-It is written to a folder of its own and renamed, so that a kill leaves none half-written. A power cut still can, and so
-could earlier versions: whether one is whole is asked before it is gone on from, at the cost of reading it once.
+It is written to a folder of its own and renamed, so that a kill leaves none half-written. A power cut still can, and
+earlier versions could: whether one is whole is asked before it is gone on from, at the cost of reading it once.
 """
 
 import json

@@ -17,7 +17,7 @@ from efface.methods.reference import DTYPES
 logger = logging.getLogger(__name__)
 
 MEANINGLESS = {
-    "resume_from_checkpoint": "`train()` takes it as an argument; on the command line --resume goes on where -o DIR is",
+    "resume_from_checkpoint": "`train()` takes it as an argument; on the command line --resume goes on in -o DIR",
     "do_train": "`train` trains",
     "do_predict": "see `efface evaluate`",
     "label_smoothing_factor": "there are no labels; --label_smoothing is DPO's",
@@ -26,7 +26,7 @@ MEANINGLESS = {
     "bf16_full_eval": "it would turn the weights that are trained to half precision. Leave it out",
     "train_sampling_strategy=group_by_length": "--max_batch_tokens batches pairs of like length",
 }
-"""Fields of `TrainingArguments`, or values of them, that would be accepted and not heeded, or do harm; and why, or what to use."""
+"""Fields of `TrainingArguments`, or values of them, that would not be heeded or do harm; why, or what to use."""
 
 
 @dataclass
@@ -191,5 +191,6 @@ def check_config(trainer: Any, args: Any) -> None:
     if not isinstance(args, wanted):
         raise UserError(
             f"{type(trainer).__name__} takes args of {wanted.__name__}, not {given.__name__}, which lacks "
-            f"settings of the method. Use {wanted.__module__}.{wanted.__name__}, which takes every field of TrainingArguments."
+            f"settings of the method. Use {wanted.__module__}.{wanted.__name__}, which takes all that "
+            "TrainingArguments do."
         )
