@@ -1,4 +1,4 @@
-"""What does the library raise, and how is it told? The command line turns either error into a line and an exit code."""
+"""What does the library raise, and how is it told? The command line turns either error into one line and a code."""
 
 import errno
 import re
