@@ -69,7 +69,7 @@ def test_everything_is_left_and_a_second_run_reuses_it(
     assert main(argv) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert main([*argv, "--resume", "--max-steps", "1"]) == 2
-    assert "holds a demo of other settings. Pass --overwrite" in capsys.readouterr().err
+    assert "holds a demo of other settings: max_steps: was " in capsys.readouterr().err
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
     assert main([*argv, "--overwrite", "--max-steps", "1"]) == 0
     assert read_json(out / "model" / "results.json")["steps"] == 1

@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     try:
         options.run(options)
-        sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the exit code is settled
+        if sys.stdout is not None:  # which it is if it was closed from the start
+            sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the exit code is settled
     except SystemExit as error:  # a third party's code: this program ends by returning
         raise RunError(f"`efface {options.command}` was ended by code that it called: {described(error)}.") from error
 
@@ -94,6 +95,8 @@ def _failed(code: int, message: str, verbose: bool = False) -> int:
 
 def _close_standard_output() -> None:
     """What cannot be written is given up here: at its end Python would try again, and say so in lines of its own."""
+    if sys.stdout is None:
+        return
     try:
         sys.stdout.flush()
     except (OSError, ValueError):  # full, gone, or closed

@@ -20,7 +20,7 @@ FORMER = ".former-run"
 MOVING = ".former-run.part"
 """The same while it is on its way: what stands beside this folder belongs into it."""
 CHECKPOINTS = "checkpoint-*"
-QUOTED = 60
+QUOTED = 120
 """Characters of a value in a message, at most."""
 
 Plan = dict[str, Any]

@@ -96,10 +96,11 @@ def build_config(config_class: type[Settings], settings: dict[str, Any], output_
     """The configuration object, or a `UserError` where a value does not fit."""
     if "output_dir" in settings:
         raise UserError(f"output_dir={settings['output_dir']!r} has no use here: -o DIR says where the run goes.")
+    with user_error_for_settings(Exception):  # whatever is raised while fields are set is about a field
+        config = config_class(**{**settings, "output_dir": str(output_dir)})
     for name, value in settings.items():
         _check_json(value, name)
-    with user_error_for_settings(Exception):  # whatever is raised while fields are set is about a field
-        return config_class(**{**settings, "output_dir": str(output_dir)})
+    return config
 
 
 @contextlib.contextmanager

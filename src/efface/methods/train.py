@@ -89,8 +89,8 @@ def train(
     finished = resume and (directory / RESULTS).exists()
     found = _found(directory) if resume and contents(directory) else None
     defaults = {field.name: field.default for field in dataclasses.fields(trainer_class.config_class)}
-    called = {"model": str(model), "pairs": str(pairs) if isinstance(pairs, str | Path) else None}
-    plan: Plan = {"method": method, "settings": _decisive(settings), "called": called}
+    names = _names(model, str(pairs) if isinstance(pairs, str | Path) else None)
+    plan: Plan = {"method": method, "settings": _decisive(settings), **names}
     check_plan(directory, found, plan, "a run", defaults)  # as far as nothing has to be loaded for it
     plan["pairs"] = _digest_of_data(pairs, config, trainer_class.__name__)
     network, processing_class = model_and_tokenizer(model, None, use_cpu=config.use_cpu)
@@ -141,17 +141,21 @@ def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if not name.startswith(FREE)}
 
 
+def _names(model: str | None, pairs: str | None) -> dict[str, str | None]:
+    return {"model called": model, "pairs called": pairs}
+
+
 def _found(directory: Path) -> Plan | None:
     """With what the run that is there was begun, as far as it says so."""
     plan = read_plan(directory)
     if plan is not None:  # what its model and pairs were called says less than what they were
-        return {name: value for name, value in plan.items() if name != "called"}
+        return {name: value for name, value in plan.items() if name not in _names("", "")}
     if (directory / RESULTS).exists():  # a finished run of before there were plans says this much
         result = read_json(directory / RESULTS)
         return {
             "method": result.get("method"),
             "settings": _decisive(result.get("settings") or {}),
-            "called": {name: result.get(name) for name in ("model", "pairs")},
+            **_names(result.get("model"), result.get("pairs")),
         }
     logger.warning(
         "%s does not say with what its run was begun (no plan.json: an earlier version, or killed at once); it goes "
