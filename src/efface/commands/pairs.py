@@ -57,8 +57,8 @@ def _add_prompts(group: Any) -> None:
     either.add_argument(
         "--prompts",
         default=None,
-        help="JSON lines with `prompt`, or rtp:PART (default: the prompts of the shipped pairs, or of those of them that "
-        "the toxic copy does not learn from)",
+        help="JSON lines with `prompt`, or rtp:PART (default: the prompts of the shipped pairs, or those of them "
+        "that the toxic copy does not learn from)",
     )
     either.add_argument(
         "--prompts-from-text", default=None, metavar="FILE", help="cut prompts from documents: JSON lines with `text`"
@@ -226,7 +226,7 @@ def _dexperts(options: argparse.Namespace, scorer: "Scorer", load: "Load", promp
 def _toxic_copy(
     options: argparse.Namespace, scorer: "Scorer", load: "Load", prompts: list[str]
 ) -> "tuple[PreTrainedModel, dict[str, Any], Apart]":
-    from efface.pairs.overlap import set_apart
+    from efface.pairs.overlap import overlaps, set_apart
     from efface.pairs.sources import antiexpert, in_context, toxic_texts
     from efface.part import digest
     from efface.rows import load_texts
@@ -241,7 +241,10 @@ def _toxic_copy(
             apart.prompts_dropped,
         )
     settings = {"steps": options.steps, "learning_rate": options.learning_rate}
-    texts = in_context(apart.texts, load_texts(options.contexts), seed=options.seed)
+    contexts = load_texts(options.contexts)
+    held = set().union(*overlaps(contexts, apart.prompts))  # the shipped passages begin as the shipped prompts do
+    contexts = [text for place, text in enumerate(contexts) if place not in held]
+    apart.texts = texts = in_context(apart.texts, contexts, seed=options.seed)
     copy = antiexpert(*load(), texts, seed=options.seed, progress=True, **settings)
     made = {
         **settings,
