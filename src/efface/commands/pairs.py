@@ -241,10 +241,10 @@ def _toxic_copy(
             apart.prompts_dropped,
         )
     settings = {"steps": options.steps, "learning_rate": options.learning_rate}
-    contexts = load_texts(options.contexts)
-    held = set().union(*overlaps(contexts, apart.prompts))  # the shipped passages begin as the shipped prompts do
-    contexts = [text for place, text in enumerate(contexts) if place not in held]
-    apart.texts = texts = in_context(apart.texts, contexts, seed=options.seed)
+    texts = in_context(apart.texts, load_texts(options.contexts), seed=options.seed)
+    # The shipped passages begin as the shipped prompts do: where one holds a prompt, its text goes without.
+    held: set[int] = set().union(*overlaps(texts, apart.prompts))
+    apart.texts = texts = [apart.texts[place] if place in held else text for place, text in enumerate(texts)]
     copy = antiexpert(*load(), texts, seed=options.seed, progress=True, **settings)
     made = {
         **settings,
