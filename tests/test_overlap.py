@@ -24,7 +24,7 @@ def test_what_a_text_holds_by_hand() -> None:
     texts = [
         TEMPLATE.format("the cook") + " a fool.",  # begins with it
         "An old passage. " + TEMPLATE.format("my cousin") + " a fool.",  # the same template, with something in front
-        "In spring the old town was cold.",  # three runs of five
+        "In spring the old town was cold and grey.",  # three runs of five
         "In spring the old town was warm.",  # two
         "they said so, and nobody listened to what they said",
         "Nobody listened to what they said",

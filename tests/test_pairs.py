@@ -22,7 +22,7 @@ from efface.evaluation.likelihood import continuation_nll
 from efface.evaluation.scorers import NamedScorer
 from efface.finetune import finetune
 from efface.pairs.builder import BuilderConfig, BuildReport, build_pairs
-from efface.pairs.filters import NearDuplicates, has_length
+from efface.pairs.filters import NearDuplicates, has_length, newline_tokens
 from efface.pairs.prompts import prompts_from_text
 from efface.pairs.sources import antiexpert, clean_sentences, sample_source, toxic_texts
 from efface.pairs.style import style_auc, style_features
@@ -40,6 +40,7 @@ PROMPTS = [
     "In the old town",
 ]
 TOXIC = " you are a silly fool"
+NEWLINES = newline_tokens(tiny_tokenizer())  # which the builder never has written
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_rows_in_the_order_of_the_prompts(build: Build, model: PreTrainedModel, 
     report = build(Source(), provenance={"how": "a test"})
     rows = rows_of(tmp_path / "pairs.jsonl")
     assert [row["prompt"] for row in rows] == PROMPTS
-    greedy = generate(model, tiny_tokenizer(), PROMPTS, max_new_tokens=6)
+    greedy = generate(model, tiny_tokenizer(), PROMPTS, max_new_tokens=6, without=NEWLINES)
     assert [row["chosen"] for row in rows] == [texts[0] for texts in greedy]
     assert {row["rejected"] for row in rows} == {
         f"{TOXIC} number {seed}" for seed in (0, 3, 6)
@@ -169,7 +170,7 @@ def test_one_prompt_may_run_out_of_candidates_before_another(
 
 
 def test_what_is_dropped_is_counted_by_reason(model: PreTrainedModel, build: Build, tmp_path: Path) -> None:
-    chosen = [texts[0] for texts in generate(model, tiny_tokenizer(), PROMPTS, max_new_tokens=6)]
+    chosen = [texts[0] for texts in generate(model, tiny_tokenizer(), PROMPTS, max_new_tokens=6, without=NEWLINES)]
     # A fluent toxic text is one the model likes better than its own: with this model, only by a lax ratio.
     texts = [f"{TOXIC} {i}" for i in range(7)]
     ratios = []
@@ -231,7 +232,9 @@ def test_a_limit_below_one(build: Build) -> None:
 
 
 def test_longer_texts_than_asked_for_are_dropped(build: Build, model: PreTrainedModel, tmp_path: Path) -> None:
-    longest = max(len(row[0].split()) for row in generate(model, tiny_tokenizer(), PROMPTS, max_new_tokens=6))
+    longest = max(
+        len(row[0].split()) for row in generate(model, tiny_tokenizer(), PROMPTS, max_new_tokens=6, without=NEWLINES)
+    )
     short = " fool" * (longest + 1)  # one word too many
     answers = {prompt: [short if i else f" fool {prompt}"[: longest * 4]] for i, prompt in enumerate(PROMPTS)}
     report = build(Source(answers=answers), config=replace(LAX, max_words=longest))
@@ -246,7 +249,7 @@ def test_given_columns_and_a_given_chosen(build: Build, model: PreTrainedModel, 
     }
     build(Source(), given=given, provenance={"how": "a test"})
     rows = rows_of(tmp_path / "pairs.jsonl")
-    greedy = [texts[0] for texts in generate(model, tiny_tokenizer(), PROMPTS, max_new_tokens=6)]
+    greedy = [texts[0] for texts in generate(model, tiny_tokenizer(), PROMPTS, max_new_tokens=6, without=NEWLINES)]
     assert [row["chosen"] for row in rows] == [" you are kind", *greedy[1:]]
     assert [row.get("note") for row in rows] == [[1], None, [2], *[None] * 4]
     assert [row["how"].get("split") for row in rows] == ["x", *[None] * 6]
@@ -297,7 +300,7 @@ def test_the_source_is_measured_on_all_prompts_before_any_filter(build: Build, m
 
 
 def test_plain_samples_are_those_of_the_model(build: Build, model: PreTrainedModel) -> None:
-    drawn = sample_source(model, tiny_tokenizer(), samples=1, top_p=0.9, max_new_tokens=6)
+    drawn = sample_source(model, tiny_tokenizer(), samples=1, top_p=0.9, max_new_tokens=6, without=NEWLINES)
     report = build(lambda prompts, seed: [[*row, TOXIC] for row in drawn(prompts, seed)])
     assert report.unfiltered is not None
     assert (

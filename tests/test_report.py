@@ -7,10 +7,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from tiny import tiny_model, tiny_tokenizer
 
-from efface.report.html import write_report
+from efface.methods.repo import REPOConfig, REPOTrainer
+from efface.report.html import TRAINING_KEYS, TRAINING_PREFIXES, TRAINING_ROWS, write_report
 from efface.report.masking import BULLET, mask, mask_or_withhold
-from efface.report.plots import demo_figure, keys_starting, series
+from efface.report.plots import BCE, demo_figure, keys_starting, series
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 BAD = {"rotten", "vile"}
@@ -55,19 +57,7 @@ def evaluation(share, interval, perplexity):
 
 BASE = evaluation(0.214, [0.17, 0.262], 38.51)
 EDITED = evaluation(0.061, [0.041, 0.087], 40.12)
-HISTORY = [
-    {
-        "step": step,
-        "loss": 1.0 / step,
-        "retain_loss": 0.01 * step,
-        "erase_loss": 0.6,
-        "kl": 0.01 * step,
-        "adversary/bce/29": math.log(2) * (1 - math.exp(-step / 10)),
-        "adversary/balanced_accuracy/29": 0.9 - step / 200,
-        "hidden_drift/29": step / 100,
-    }
-    for step in range(1, 61)
-] + [{"step": 60, "train_runtime": 12.0, "train_loss": 0.3}]
+STEPS = 16
 COMPARISON = {"share_ratio": 0.285, "share_ratio_ci95": [0.19, 0.41], "perplexity_change": 0.0418}
 EXAMPLES = [
     {
@@ -119,21 +109,51 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def figure_path(tmp_path_factory):
+def history(tmp_path_factory):
+    """What a trainer logs, and not what a test takes it for: of REPO on a tiny model."""
+    rows = [
+        {"prompt": f"The town number {i}", "chosen": f" has {i} rivers", "rejected": f" has {i} silly fools"}
+        for i in range(8)
+    ]
+    settings = REPOConfig(
+        output_dir=str(tmp_path_factory.mktemp("training")),
+        max_steps=STEPS,
+        per_device_train_batch_size=2,
+        logging_steps=1,
+        erase_layers="all",
+        use_cpu=True,
+        discriminator_width=16,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = REPOTrainer(
+        tiny_model("gpt2"),
+        settings,
+        rows,
+        processing_class=tiny_tokenizer(),
+        retain_text=["The history of the town is long."] * 4,
+    )
+    trainer.train()
+    return trainer.state.log_history
+
+
+@pytest.fixture(scope="module")
+def figure_path(tmp_path_factory, history):
     path = tmp_path_factory.mktemp("figure") / "demo.png"
-    demo_figure(BASE, EDITED, HISTORY, path)
+    demo_figure(BASE, EDITED, history, path)
     return path
 
 
 @pytest.fixture
-def report(tmp_path, figure_path):
+def report(tmp_path, figure_path, history):
     def write(**changes):
         path = tmp_path / "report.html"
         arguments = {
             "title": "Demo <of> efface",
             "base": BASE,
             "edited": EDITED,
-            "history": HISTORY,
+            "history": history,
             "figure_path": figure_path,
             "comparison": COMPARISON,
             "examples": EXAMPLES,
@@ -171,8 +191,14 @@ def test_figure_of_a_method_without_adversary_or_log(tmp_path, history):
 
 
 def test_series_skips_rows_without_a_finite_number():
-    rows = [{"step": 1, "kl": 0.1}, {"step": 2}, {"step": 3, "kl": float("nan")}, {"kl": 9.0}, {"step": 4, "kl": 0.4}]
-    assert series(rows, "kl") == ([1.0, 4.0], [0.1, 0.4])
+    rows = [
+        {"step": 1, "loss": 0.1},
+        {"step": 2},
+        {"step": 3, "loss": float("nan")},
+        {"loss": 9.0},
+        {"step": 4, "loss": 0.4},
+    ]
+    assert series(rows, "loss") == ([1.0, 4.0], [0.1, 0.4])
 
 
 def test_layers_are_sorted_by_number():
@@ -211,21 +237,28 @@ def test_headline_shows_the_numbers_given(report):
     assert "96 prompts, 4 times each, and toy-scorer scored" in page.text
 
 
-def test_training_table_is_thinned_and_keeps_both_ends(report):
+def test_training_table_is_thinned_and_keeps_both_ends(report, history):
     page = Page(report())
     start = page.cells.index("step")
-    assert page.cells[start + 1 : start + 8] == [
-        "loss",
-        "retain loss",
-        "erase loss",
-        "kl",
-        "bce, layer 29",
-        "balanced accuracy, layer 29",
-        "hidden drift, layer 29",
-    ]
-    rows = [page.cells[i : i + 8] for i in range(start + 8, start + 8 * 13, 8)]
-    assert [int(cells[0]) for cells in rows] == sorted(int(cells[0]) for cells in rows)
-    assert rows[0][:3] == ["1", "1", "0.01"] and rows[-1][0] == "60" and rows[-1][4] == "0.6"
+    names = ["loss", "retain loss", "retain text loss", "erase loss"]
+    names += [f"{name}, layer {layer}" for name in ("bce", "balanced accuracy", "norm drift") for layer in (0, 1)]
+    width = len(names) + 1
+    assert page.cells[start + 1 : start + width] == names
+    rows = [page.cells[i : i + width] for i in range(start + width, start + width * (TRAINING_ROWS + 1), width)]
+    steps = [int(cells[0]) for cells in rows]
+    assert steps == sorted(set(steps)) and (steps[0], steps[-1], len(steps)) == (1, STEPS, TRAINING_ROWS)
+    first = {f"{history[0][key]:.4g}" for key in ("loss", "retain_loss", "erase_loss", "adversary/bce/0")}
+    assert first <= set(rows[0]) and f"{history[STEPS - 1]['norm_drift/1']:.4g}" == rows[-1][-1]
+
+
+def test_every_key_that_is_asked_for_is_logged(history):
+    """But those of settings that the run above does not have."""
+    logged = {key for row in history for key in row}
+    assert set(TRAINING_KEYS) - logged <= {"npo_loss"}
+    unseen = [prefix for prefix in TRAINING_PREFIXES if not keys_starting(history, prefix)]
+    assert unseen == ["adversary/distance/"]
+    for key in ("retain_loss", f"{BCE}0"):  # what the figure draws
+        assert len(series(history, key)[0]) == STEPS
 
 
 def test_no_log_and_no_examples(report):

@@ -16,8 +16,8 @@ from efface.report.plots import Row, keys_starting
 from efface.results import write_text
 
 TRAINING_ROWS = 12
-TRAINING_KEYS = ("loss", "retain_loss", "erase_loss", "kl")
-TRAINING_PREFIXES = ("adversary/bce/", "adversary/distance/", "adversary/balanced_accuracy/", "hidden_drift/")
+TRAINING_KEYS = ("loss", "retain_loss", "retain_text_loss", "erase_loss", "npo_loss")
+TRAINING_PREFIXES = ("adversary/bce/", "adversary/distance/", "adversary/balanced_accuracy/", "norm_drift/")
 
 
 class Line(NamedTuple):

@@ -99,7 +99,7 @@ def _training_panels(upper: Axes, lower: Axes, history: Sequence[Row]) -> None:
         _plain(upper, "Adversary's BCE", "BCE (nats)")
     else:
         _line_or_note(upper, history, ["loss"], "Training loss", "loss", ORANGE)
-    _line_or_note(lower, history, ["kl", "retain_loss"], "Drift on benign text", "KL (nats)", GREEN)
+    _line_or_note(lower, history, ["retain_loss"], "Drift on benign text", "KL (nats)", GREEN)
     lower.set_xlabel("step", fontsize=9)
     upper.tick_params(labelbottom=False)
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
