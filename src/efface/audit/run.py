@@ -215,7 +215,7 @@ class Untouched(dict[str, Measurement]):
         super().__setitem__(key, found)
 
 
-def _seconds(file: Path) -> dict[tuple[str, str], float]:
+def _seconds(file: Path) -> dict[tuple[str, str], float | None]:
     """What each attack on each model has taken so far."""
     if not os.path.lexists(file):
         return {}
@@ -223,7 +223,9 @@ def _seconds(file: Path) -> dict[tuple[str, str], float]:
     if "budget" not in earlier:
         raise UserError(f"{file} is of no audit: there is nothing to resume. Choose another output directory.")
     check_shape(earlier, AUDIT, os.fspath(file))
-    return {(model["name"], row["attack"]): row["seconds"] for model in earlier["models"] for row in model["attacks"]}
+    return {
+        (model["name"], row["attack"]): row.get("seconds") for model in earlier["models"] for row in model["attacks"]
+    }
 
 
 def _finished(file: Path, entry: Entry, described: Row) -> Row | None:
