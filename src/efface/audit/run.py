@@ -179,6 +179,7 @@ class _Run:
         start = time.monotonic()
         try:
             target.output.parent.mkdir(parents=True, exist_ok=True)  # for the part file
+            target.output.unlink(missing_ok=True)  # what is there is no result, or it would have been taken
             result = entry.attack(target, entry.settings)
             if not os.path.lexists(target.output):  # an attack of a third party may not record itself
                 result.save(target.output)
@@ -215,7 +216,7 @@ class Untouched(dict[str, Measurement]):
         super().__setitem__(key, found)
 
 
-def _seconds(file: Path) -> dict[tuple[str, str], float]:
+def _seconds(file: Path) -> dict[tuple[str, str], float | None]:
     """What each attack on each model has taken so far."""
     if not os.path.lexists(file):
         return {}
@@ -223,14 +224,20 @@ def _seconds(file: Path) -> dict[tuple[str, str], float]:
     if "budget" not in earlier:
         raise UserError(f"{file} is of no audit: there is nothing to resume. Choose another output directory.")
     check_shape(earlier, AUDIT, os.fspath(file))
-    return {(model["name"], row["attack"]): row["seconds"] for model in earlier["models"] for row in model["attacks"]}
+    return {
+        (model["name"], row["attack"]): row.get("seconds") for model in earlier["models"] for row in model["attacks"]
+    }
 
 
 def _finished(file: Path, entry: Entry, described: Row) -> Row | None:
-    """The result of an earlier run; one of other settings is refused."""
+    """The result of an earlier run; one of other settings is refused, one that is none is made again."""
     if not os.path.lexists(file):
         return None
-    result = read_json(file, ATTACK_RESULT)
+    try:
+        result = read_json(file, ATTACK_RESULT)
+    except UserError as error:
+        log.warning("%s %s is made again.", error, entry.name)
+        return None
     found = {**result["target"], "settings": result["settings"]}
     wanted = json.loads(json.dumps({**described, "settings": asdict(entry.settings)}))  # tuples come back as lists
     differing = sorted(name for name in wanted if found.get(name) != wanted[name])

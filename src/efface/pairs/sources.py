@@ -14,6 +14,7 @@ from efface.finetune import finetune
 from efface.pairs.builder import Source
 from efface.pairs.overlap import Unseen
 from efface.rows import Row, labelled_rows
+from efface.shapes import shown
 from efface.text import looks_edited, sentences
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ def toxic_texts(files: Sequence[str], scorer: Scorer) -> list[str]:
     for file in files:
         for where, row in labelled_rows(file):
             if "text" in row:
+                if not isinstance(row["text"], str):
+                    raise UserError(f"{where}: 'text' must be a text, but it is {shown(row['text'])}.")
                 if taken_for_toxic(row, where):
                     raw.append(row["text"])
             else:
