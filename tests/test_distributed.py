@@ -53,7 +53,7 @@ def test_two_processes_train_as_one(case: str, of_two: list[dict[str, Any]], tmp
     start = dict(tiny_model("llama").named_parameters())
     moved = [(one[name] - start[name]).abs().max() for name in one if name in start]
     moved += [one[name].abs().max() for name in one if name.endswith("lora_B.default.weight")]
-    assert max(moved) > 1e-3
+    assert max(moved) > 1e-4  # ten times what they may differ by
     for name, weight in one.items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], weight, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")

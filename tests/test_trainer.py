@@ -152,7 +152,7 @@ def test_models_are_named_by_path_or_text(tmp_path: Path) -> None:
     assert_same(weights(trainer.reference.model), weights(tiny_model("llama", seed=1)), rtol=0, atol=0)
     with pytest.raises(UserError, match="model is a int; it must be a causal language model"):
         REPOTrainer(5, args, ROWS)
-    with pytest.raises(UserError, match="there is no tokenizer: the model does not say where it is from"):
+    with pytest.raises(UserError, match="LlamaForCausalLM names no checkpoint with a tokenizer"):
         REPOTrainer(tiny_model("llama"), args, ROWS)
 
 

@@ -38,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "repo cached": {"precompute_reference": "on"},
 }
 # Gradients are not clipped, which would hide one that is too large: these of the order of 1 / their norm.
-RATES = {"rmu": 1e-3, "circuit_breakers": 0.05, "repo": 0.002}
+RATES = {"rmu": 1e-3, "circuit_breakers": 0.05, "repo": 0.005}
 
 
 def trainer_of(case: str, output: Path, processes: int) -> PairTrainer:
