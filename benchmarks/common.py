@@ -85,7 +85,7 @@ class Moved(NamedTuple):
 
 def moved(method: str, history: list[dict[str, float]]) -> Moved:
     """Judged by the first and the last training row of the log: by at least LEAST_CHANGE in the right direction."""
-    if method not in OBJECTIVES:
+    if method not in OBJECTIVES or not history:
         return Moved(True, "no objective that only falls")
     name, sign = OBJECTIVES[method]
     values = [row[name] for row in history if name in row]

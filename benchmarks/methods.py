@@ -6,7 +6,11 @@ cost      seconds of an optimizer step and the peak of the memory beside SFT's, 
           processes that take steps in turns, so that noise hits both alike. Methods without steps have no such row.
 quality   the default model after `--steps` steps on the shipped pairs (settings: the method's defaults), measured on
           96 toxic prompts of `rtp_mixed` (2 nucleus samples each, two judges) and 5,000 tokens of WikiText-2; then
-          relearned on the shipped held-out pairs (all weights, 2e-5) and measured again after 10 and 20 steps.
+          relearned on the shipped held-out pairs (all weights, 2e-5) and measured again after 20 steps. UNDO, which
+          repairs what it damages with the model before it as its teacher, comes after REPO with as many steps.
+
+A row says whether the method's own objective moved (`common.OBJECTIVES`): if not, its other figures are of an
+untouched model, and docs/methods.md does not print them.
 
 Every method is written to `benchmarks/results/methods.json` when it is done and not run again.
 """
@@ -16,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, parser, tuning_prompts, wikitext
+from common import RESULTS, moved, parser, tuning_prompts, wikitext
 from step import Side, in_turns, summary
 
 from efface.attacks.relearn import RelearnSettings, relearn
@@ -78,17 +82,24 @@ def quality(name: str, args: Any, base: Any, tokenizer: Any) -> dict[str, Any]:
     )
     target.names = {"model": f"{DEFAULT_MODEL} after {name}", "base": DEFAULT_MODEL}
     target.known = KNOWN
-    attacked = relearn(target, RelearnSettings(steps="10,20"))
+    attacked = relearn(target, RelearnSettings(steps="20"))
     print(evaluation_table(attacked.columns()), flush=True)
-    return {"trained": trained, "relearn": attacked.to_dict()}
+    own = moved(name, trained.get("history") or [])
+    return {"trained": trained, "moved": own._asdict(), "relearn": attacked.to_dict()}
 
 
 KNOWN: dict[str, Any] = {}  # what has been measured of the base, for all methods
 
 
+AFTER = {"undo": "repo"}
+"""Methods that come after another one, which they are to make last."""
+
+
 def edited(name: str, steps: int) -> tuple[Any, dict[str, Any]]:
     """The default model after the method with its defaults."""
     model, tokenizer = load_model(DEFAULT_MODEL)
+    if name in AFTER:
+        model, _ = edited(AFTER[name], steps)
     method: Any = load_method(name)
     settings: dict[str, Any] = {"disable_tqdm": True}
     if by_steps(name):
@@ -99,7 +110,10 @@ def edited(name: str, steps: int) -> tuple[Any, dict[str, Any]]:
         trainer.train()
     record = trainer.record()
     return trainer.model.eval(), {
+        "after": AFTER.get(name),
         "settings": settings,
+        "learning_rate": getattr(trainer.args, "learning_rate", None),
+        "pairs": len(trainer.train_dataset),
         "steps": record["steps"],
         "seconds": round(time.monotonic() - start, 1),
         "found": record.get("found"),

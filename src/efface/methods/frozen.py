@@ -186,6 +186,13 @@ def _tried_cache(
             off,
         )
         states = opened(anew=True)
+        off = cache_error(states, reference, head, items, layers, args.device)
+        if off > TOLERANCE[args.reference_dtype]:
+            raise UserError(
+                f"the reference says one thing of a sequence in one batch and another in the next (KL {off:.1e} nats "
+                "a token): its hidden states depend on the padding, so none can be kept. Pass "
+                "--precompute_reference off."
+            )
     return states
 
 
