@@ -385,7 +385,7 @@ def test_what_is_projected_and_whether_the_reference_is_asked(
         (NPOConfig, {"retain": "ce"}, "retain='ce' is unknown"),
         (SimNPOConfig, {"beta": -0.1}, "beta=-0.1: it must be a finite number above 0"),
         (SimNPOConfig, {"gamma": -1.0}, "gamma=-1.0: it must be a finite number, 0 or more"),
-        (DPOConfig, {"beta": float("nan")}, "beta=nan: it must be a finite number above 0"),
+        (DPOConfig, {"beta": float("nan")}, "beta=nan: it must be a finite number"),
         (DPOConfig, {"loss_type": "ipo"}, "loss_type='ipo' is unknown. Choose one of sigmoid, robust"),
         (DPOConfig, {"label_smoothing": 0.5}, r"label_smoothing=0.5: it must be in \[0, 0.5\), as labels that"),
         (DPOConfig, {"label_smoothing": -0.1}, r"label_smoothing=-0.1: it must be in \[0, 0.5\)"),

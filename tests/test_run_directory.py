@@ -266,7 +266,7 @@ LATE = [
     (["--use_liger_kernel", "true"], "liger"),
     (["--push_to_hub", "true"], "huggingface.co"),
     (["--deepspeed", "ds.json"], ""),
-    (["--learning_rate", "-1"], "learning_rate=-1.0: it must be at least 0"),
+    (["--learning_rate", "-1"], "learning_rate=-1.0: it must be a finite number, 0 or more"),
     (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps=0: it must be at least 1"),
     (["--dataloader_num_workers", "-1"], "dataloader_num_workers=-1"),
     (["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"nosuch": 1}'], "nosuch"),

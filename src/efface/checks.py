@@ -36,7 +36,8 @@ def at_least(settings: Any, least: int, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         if value is not None and not (_is_number(value) and value >= least):
-            raise UserError(f"{name}={value}: it must be at least {least}.")
+            number = "it must be a finite number, 0 or more" if least == 0 else f"it must be at least {least}"
+            raise UserError(f"{name}={value}: {number}.")
 
 
 def one_or_more(name: str, value: int | None) -> None:
