@@ -338,7 +338,7 @@ def test_a_resumed_student_is_not_damaged_again(tmp_path: Path) -> None:
     ("given", "message"),
     [
         ({"alpha": 1.5}, "alpha=1.5: it must be between 0"),
-        ({"alpha": float("nan")}, "alpha=nan: it must be between 0"),
+        ({"alpha": float("nan")}, "alpha=nan: it must be a finite number"),
         ({"beta": -0.1}, "beta=-0.1: it must be a finite number, 0 or more"),
         ({"lora_r": 2}, "lora_r=2: undo damages the weights themselves.*Train without LoRA"),
         ({"peft_config": LoraConfig(r=1, target_modules=["q_proj"])}, "the model has an adapter: undo damages"),
