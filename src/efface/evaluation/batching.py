@@ -80,7 +80,8 @@ def pad_batch(
 def max_positions(model: "PreTrainedModel") -> int | None:
     """The longest sequence the model takes, or None if its positions are unlimited (ALiBi, state spaces)."""
     config = model.config.get_text_config(decoder=True)
-    return config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None  # XLNet says -1
 
 
 @contextlib.contextmanager
