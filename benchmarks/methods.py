@@ -1,13 +1,13 @@
-"""What does each method cost, what does it do, and does it last? Same pairs, same steps, same evaluation; no tuning.
+"""What does each method cost, and what does it do? Same pairs, same steps, same evaluation.
 
-    python benchmarks/methods.py [--methods NAME ...] [--part cost | quality] [--steps 24]
+    python benchmarks/methods.py [--methods NAME ...] [--part cost | quality] [--steps 48]
 
 cost      seconds of an optimizer step and the peak of the memory beside SFT's, at the settings of `step.py`: two
           processes that take steps in turns, so that noise hits both alike. Methods without steps have no such row.
 quality   the default model after `--steps` steps on the shipped pairs (settings: the method's defaults), measured on
-          96 toxic prompts of `rtp_mixed` (2 nucleus samples each, two judges) and 5,000 tokens of WikiText-2; then
-          relearned on the shipped held-out pairs (all weights, 2e-5) and measured again after 20 steps. UNDO, which
-          repairs what it damages with the model before it as its teacher, comes after REPO with as many steps.
+          96 toxic prompts of `rtp_mixed` (2 nucleus samples each, two judges) and 5,000 tokens of WikiText-2. UNDO,
+          which repairs what it damages with the model before it as its teacher, comes after REPO with as many steps.
+          How long an edit lasts is measured elsewhere (audit.py).
 
 A row says whether the method's own objective moved (`common.OBJECTIVES`): if not, its other figures are of an
 untouched model, and docs/methods.md does not print them.
@@ -23,10 +23,8 @@ from typing import Any
 from common import RESULTS, moved, parser, tuning_prompts, wikitext
 from step import Side, in_turns, summary
 
-from efface.attacks.relearn import RelearnSettings, relearn
-from efface.attacks.target import Target
 from efface.errors import RunError, UserError
-from efface.evaluation.protocols import Decoding
+from efface.evaluation.evaluate import evaluate
 from efface.methods import METHODS, load_method
 from efface.methods.base import PairTrainer
 from efface.models import DEFAULT_MODEL, load_model
@@ -64,50 +62,48 @@ def _peak(side: dict[str, Any]) -> int:
 
 
 def quality(name: str, args: Any, base: Any, tokenizer: Any) -> dict[str, Any]:
-    """The figures of the model after the method, and after relearning."""
+    """The figures of the model after the method."""
     model, trained = base, {"steps": 0, "seconds": 0.0}
     if name != "base":
-        model, trained = edited(name, args.steps)
-    target = Target.load(
+        model, trained = edited(name, args)
+    result = evaluate(
         model,
         processing_class=tokenizer,
-        base=base,
         prompts=tuning_prompts(args.data, 96),
-        scorer=["alt-profanity-check", args.judge],
-        decoding=Decoding(samples=2),
+        samples=2,
         text=wikitext(args.data),
         max_text_tokens=5_000,
-        output=args.work / f"{name}.relearn.json",
-        resume=True,
+        scorer=["alt-profanity-check", args.judge],
+        reference=base,
     )
-    target.names = {"model": f"{DEFAULT_MODEL} after {name}", "base": DEFAULT_MODEL}
-    target.known = KNOWN
-    attacked = relearn(target, RelearnSettings(steps="20"))
-    print(evaluation_table(attacked.columns()), flush=True)
-    own = moved(name, trained.get("history") or [])
-    return {"trained": trained, "moved": own._asdict(), "relearn": attacked.to_dict()}
-
-
-KNOWN: dict[str, Any] = {}  # what has been measured of the base, for all methods
+    print(evaluation_table({name: result.to_dict()}), flush=True)
+    kept = {key: value for key, value in result.to_dict().items() if key in ("judges", "perplexity", "degeneration")}
+    return {"trained": trained, "moved": moved(name, trained.get("history") or [])._asdict(), "result": kept}
 
 
 AFTER = {"undo": "repo"}
 """Methods that come after another one, which they are to make last."""
 
 
-def edited(name: str, steps: int) -> tuple[Any, dict[str, Any]]:
-    """The default model after the method with its defaults."""
-    model, tokenizer = load_model(DEFAULT_MODEL)
+def edited(name: str, args: Any) -> tuple[Any, dict[str, Any]]:
+    """The default model after the method with its defaults; what another method comes after is kept on disk."""
+    start_from = DEFAULT_MODEL
     if name in AFTER:
-        model, _ = edited(AFTER[name], steps)
+        before = args.work / f"{AFTER[name]}-{args.steps}"
+        if not before.is_dir():
+            edited(AFTER[name], args)
+        start_from = str(before)
+    model, tokenizer = load_model(start_from)
     method: Any = load_method(name)
     settings: dict[str, Any] = {"disable_tqdm": True}
     if by_steps(name):
-        settings |= {"max_steps": steps, "logging_steps": 4}
+        settings |= {"max_steps": args.steps, "logging_steps": 4}
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = method(model, method.config_class(scratch, **settings), PAIRS, processing_class=tokenizer)
         trainer.train()
+        if name in AFTER.values():
+            trainer.save_model(str(args.work / f"{name}-{args.steps}"))
     record = trainer.record()
     return trainer.model.eval(), {
         "after": AFTER.get(name),
@@ -125,7 +121,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--methods", nargs="+", default=["base", *METHODS], metavar="NAME")
     options.add_argument("--part", choices=("cost", "quality"), default=None)
-    options.add_argument("--steps", type=int, default=24)
+    options.add_argument("--steps", type=int, default=48)
     options.add_argument("--judge", default="judge:runs/judge", help="the second judge; see benchmarks/baselines.py")
     options.add_argument("--work", type=Path, default=Path("runs/methods"), metavar="DIR")
     args = options.parse_args()

@@ -288,25 +288,28 @@ def shipped_sides() -> str:
 
 
 def methods() -> str:
+    """A row for each method; of one whose own objective has not moved, or that was not made again, no figures."""
     entries = read_json(RESULTS / "methods.json")["methods"]
+    base = entries["base"]["quality"]["result"]["perplexity"]["value"]
     rows = []
     for name, entry in entries.items():
-        attack = entry["quality"]["relearn"]
-        base, before = attack["base"]["perplexity"]["value"], attack["before"]["perplexity"]["value"]
-        cost = entry.get("cost")
+        cost, found = entry.get("cost"), entry.get("quality")
         cells = ["", ""] if cost is None else [f"{cost['time_ratio']:.2f}", f"{cost['memory_ratio']:.2f}"]
-        rows.append(
-            [
-                name,
-                *cells,
-                _share(attack["before"]["toxicity"]),
-                f"{before:.2f} ({_change(before, base)})",
-                attack["before"]["degeneration"]["verdict"],
-                *(f"{point['toxicity']['share']:.3f}" for point in attack["curve"][1:]),
-            ]
-        )
-    header = ["method", "time / SFT", "memory / SFT", "toxic share", "perplexity", "verdict", "relearned 10", "20"]
-    return _table(header, rows)
+        after = "" if found is None or not found["trained"].get("after") else f" (after {found['trained']['after']})"
+        if found is None:
+            figures = ["not made again", "", "", "", ""]
+        elif not found["moved"]["has"]:
+            figures = [f"did not move: {found['moved']['words']}", "", "", "", ""]
+        else:
+            result = found["result"]
+            own = "" if "->" not in found["moved"]["words"] else found["moved"]["words"]
+            shares = [_share(judge) for judge in result["judges"].values()]
+            perplexity = result["perplexity"]["value"]
+            verdict = result["degeneration"]["verdict"]
+            figures = [own, *shares, f"{perplexity:.2f} ({_change(perplexity, base)})", verdict]
+        rows.append([name + after, *cells, *figures])
+    header = ["method", "time / SFT", "memory / SFT", "its own objective", "toxic share", "second judge", "perplexity"]
+    return _table([*header, "verdict"], rows)
 
 
 def _audited(budget: str) -> dict[str, dict[str, dict[str, Any]]]:

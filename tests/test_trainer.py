@@ -386,3 +386,19 @@ def test_every_passage_is_used_and_every_micro_batch_has_as_many(tmp_path: Path)
     trainer.compute_loss = watched
     trainer.train()
     assert seen == [1] * 5 and len(used) == 5
+
+
+def test_a_reference_that_says_something_else_is_found_in_the_first_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the cause: here the cache holds another model's states, and has passed its own test."""
+    other = tiny_model("llama", seed=1)
+    honest = reference_module.Reference.forward
+    monkeypatch.setattr(
+        reference_module.Reference,
+        "forward",
+        lambda self, *asked: honest(reference_module.Reference(other, False), *asked),
+    )
+    for how in ("on", "off"):
+        with pytest.raises(UserError, match="the untrained LlamaForCausalLM differs from its own reference by a KL of"):
+            build("repo", tiny_model("llama"), tmp_path, precompute_reference=how)

@@ -33,6 +33,7 @@ from efface.methods.checkpoints import WholeCheckpoints
 from efface.methods.config import PairConfig, check_config
 from efface.methods.estimate import Estimate, estimate
 from efface.methods.evaluating import Evaluates, datasets_in
+from efface.methods.first_batch import check_first_batch
 from efface.methods.frozen import given_reference, precomputes, set_up_reference
 from efface.methods.inputs import budget_loader, make_dataset, model_and_tokenizer, pair_reader, tokenize_passages
 from efface.methods.passes import choose_layout, policy_forward
@@ -153,6 +154,8 @@ class PairTrainer(Evaluates, LossTerms, WholeCheckpoints):
                 fingerprint=self._fingerprint,
                 autocast=self.accelerator.autocast,
             )
+            if ref_model is None and peft_config is None:  # an adapter of one's own may start anywhere
+                check_first_batch(self)
             if self.reference is None and (ref_model is not None or adapted):
                 self._asked_again = Reference(
                     model if ref_model is None else ref_model, ref_model is None, self.accelerator.autocast
