@@ -347,7 +347,7 @@ def test_rows(name: str, tmp_path: Path) -> None:
         file.write_text(json.dumps(right | {"a": "deep"}).replace('"deep"', "[" * depth + "]" * depth))
         survives(lambda: load(file))
     file.write_text(json.dumps(right) + "\n" + '{"a": ' + "9" * 5000 + "}\n")
-    with pytest.raises(UserError, match=r"x\.jsonl:2: it holds a number of thousands of digits"):
+    with pytest.raises(UserError, match=r"x\.jsonl:2: a number that cannot be read \(.* 5000 digits\)"):
         load(file)
 
 
@@ -357,7 +357,7 @@ def test_half_a_character_is_found_before_a_tokenizer_meets_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x.jsonl").write_text('{"text": "\\ud83d"}\n')
-    with pytest.raises(UserError, match="(x.jsonl:1|text 0): .* half a character"):
+    with pytest.raises(UserError, match="(x.jsonl:1|text 0): .* half of a character"):
         load_texts(source)
     Path("x.jsonl").write_text('{"text": "\\ud83d\\ude00"}\n')  # both halves
     assert load_texts("x.jsonl") == ["\U0001f600"]

@@ -15,7 +15,7 @@ from efface.data import PairBatch, PairCollator, TokenizedPair, with_passages
 from efface.errors import UserError
 from efface.forward import Head, forward
 from efface.functional import predicting_positions
-from efface.layout import plain_layout, shared_layout
+from efface.layout import STEADY, plain_layout, shared_layout
 from efface.methods.passes import LAYOUTS, choose_layout, policy_forward
 
 Lengths = list[tuple[int, int, int]]
@@ -45,20 +45,23 @@ def test_a_pair_is_one_sequence_in_which_the_continuations_do_not_see_each_other
     model = tiny_model("llama")
     batch = with_passages(PairCollator(pad_token_id=0)([TokenizedPair([5, 6, 7], [8, 9], [3, 4, 2])]), [[10, 11]], 0)
     layout = shared_layout(batch, model)
-    assert layout.input_ids.tolist() == [[5, 6, 7, 8, 9, 3, 4, 2], [10, 11, 5, 5, 5, 5, 5, 5]]
-    assert layout.position_ids.tolist()[0] == [0, 1, 2, 3, 4, 3, 4, 5]
-    assert layout.position_ids.tolist()[1][:2] == [0, 1]
-    assert isinstance(layout.attention_mask, Tensor) and layout.attention_mask.shape == (2, 1, 8, 8)
-    assert layout.attention_mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0, 1, 0, 0],
-        [1, 1, 1, 0, 0, 1, 1, 0],
-        [1, 1, 1, 0, 0, 1, 1, 1],
+    # The pair and the passage are packed into one row, which is never shorter than STEADY.
+    assert layout.input_ids.tolist() == [[5, 6, 7, 8, 9, 3, 4, 2, 10, 11, *[5] * (STEADY - 10)]]
+    assert layout.position_ids.tolist()[0][:10] == [0, 1, 2, 3, 4, 3, 4, 5, 0, 1]
+    assert isinstance(layout.attention_mask, Tensor) and layout.attention_mask.shape == (1, 1, STEADY, STEADY)
+    assert layout.attention_mask[0, 0, :10, :10].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0, 1, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0, 1, 1],
     ]
+    assert not layout.attention_mask[0, 0, :10, 10:].any()  # nobody sees padding
     real = batch["attention_mask"].bool()
     assert torch.equal(layout.input_ids.flatten()[layout.place[real]], batch["input_ids"][real])
     # The token that predicts the first of either continuation is the last of the one prompt.
@@ -78,7 +81,7 @@ def test_every_token_stands_somewhere_once_and_sees_its_own_sequence(lengths: Le
     real, flat = batch["attention_mask"].bool(), layout.input_ids.flatten()
     assert torch.equal(flat[layout.place[real]], batch["input_ids"][real])
     width, n = layout.input_ids.shape[1], len(lengths)
-    assert width == max([sum(pair) for pair in lengths] + passages)
+    assert width == max([STEADY] + [sum(pair) for pair in lengths] + passages)
     places = layout.place[real].unique()
     assert len(places) == sum(map(sum, lengths)) + sum(passages)  # prompts once
     for row in range(len(real)):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import token_kl, token_log_probabilities
 from test_repo import PASSAGES, ROWS, whole_batch
-from tiny import tiny_model, tiny_tokenizer
+from tiny import PAD_ID, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
 from efface.data import PairBatch
@@ -292,7 +292,12 @@ def test_the_loss_of_a_batch_is_the_sum_over_its_micro_batches(method: str, buil
     trainer = build(method, passages=PASSAGES)
     counts = torch.stack(Counts.of(whole_batch(trainer)))
     dataset: Any = trainer.train_dataset
-    parts = [trainer.data_collator([dataset[i] for i in rows]) for rows in ((0, 1, 2), (3,), (4, 5, 6, 7))]
+    first, second = trainer.passage_stream.numbers(0)
+    shares = [((0, 1, 2), [first]), ((3,), []), ((4, 5, 6, 7), [second])]
+    parts = [
+        dataset.add_passages(trainer.data_collator([dataset[i] for i in rows]), passages, PAD_ID)
+        for rows, passages in shares
+    ]
     losses = [trainer.compute_loss(trainer.model, part, num_items_in_batch=counts) for part in parts]  # type: ignore[arg-type]
     summed = torch.stack(losses).sum()  # type: ignore[arg-type]
     found = gradients(summed, trainer.model)  # type: ignore[arg-type]

@@ -81,7 +81,7 @@ def test_live_states_are_those_of_the_rows_that_are_asked() -> None:
 def test_a_second_opening_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, sequences = tiny_model("gpt2"), items()
     first = opened(model, sequences)[3]
-    monkeypatch.setattr(module, "_compute", None)
+    monkeypatch.setattr(module, "compute_states", None)
     again = opened(model, sequences)[3]
     assert torch.equal(first["hidden"], again["hidden"]) and torch.equal(first["norms"], again["norms"])
 
@@ -127,8 +127,8 @@ def test_a_damaged_cache_is_made_anew(
     else:
         (folder / INDEX).write_text("{")
     computed: list[range] = []
-    compute = module._compute
-    monkeypatch.setattr(module, "_compute", lambda *args: (computed.append(args[2]), compute(*args))[1])
+    compute = module.compute_states
+    monkeypatch.setattr(module, "compute_states", lambda *args: (computed.append(args[2]), compute(*args))[1])
     with caplog.at_level(logging.WARNING):
         again = opened(model, sequences)
     if damage == "index":
@@ -141,7 +141,7 @@ def test_a_damaged_cache_is_made_anew(
 def test_an_interrupted_cache_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FILE_BYTES", 2000)
     model, sequences = tiny_model("llama"), items()
-    compute = module._compute
+    compute = module.compute_states
     computed: list[range] = []
 
     def interrupted(*args: Any) -> Any:
@@ -150,7 +150,7 @@ def test_an_interrupted_cache_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return compute(*args)
 
-    monkeypatch.setattr(module, "_compute", interrupted)
+    monkeypatch.setattr(module, "compute_states", interrupted)
     with pytest.raises(KeyboardInterrupt):
         opened(model, sequences)
     opened(model, sequences)

@@ -400,5 +400,5 @@ def test_a_reference_that_says_something_else_is_found_in_the_first_batch(
         lambda self, *asked: honest(reference_module.Reference(other, False), *asked),
     )
     for how in ("on", "off"):
-        with pytest.raises(UserError, match="the untrained LlamaForCausalLM differs from its own reference by a KL of"):
+        with pytest.raises(UserError, match="the untrained LlamaForCausalLM differs from its own reference by"):
             build("repo", tiny_model("llama"), tmp_path, precompute_reference=how)

@@ -62,9 +62,10 @@ def load_model(
 
     name = os.fspath(name)
     if isinstance(dtype, str):
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        named = getattr(torch, dtype, None)
+        if not isinstance(named, torch.dtype):
             raise UserError(f"dtype {dtype!r} is none of torch's. Pass float32, bfloat16 or float16.")
-        dtype = getattr(torch, dtype)
+        dtype = named
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     what = f"model {_short(name)!r}"
@@ -267,6 +268,7 @@ def _load_adapter(
         raise UserError(
             f"{what} names no base model: base_model_name_or_path in adapter_config.json is {base_name!r}."
         )
+    base: Any  # an adapter is not typed as a model
     base, tokenizer = _load(base_name, dtype, None, False, chain)
     if isinstance(base, PeftModel):
         raise UserError(
@@ -275,7 +277,7 @@ def _load_adapter(
         )
     if (path / "tokenizer_config.json").exists():
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
+    model: Any = PeftModel.from_pretrained(base, path, is_trainable=trainable)
     _check_adapter(model, path, what, trainable)
     return model, tokenizer
 

@@ -112,7 +112,9 @@ class LinearProbe:
             raise UserError(
                 f"{os.fspath(path)} holds no linear probe ({error}). Pass a file that LinearProbe.save wrote."
             ) from error
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in quality.items()}
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in quality.items()
+        }
         return cls(weight, float(bias[0]), ProbeQuality(**{name: given[name] for name in QUALITY}))
 
 

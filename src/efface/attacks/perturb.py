@@ -9,7 +9,6 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from efface.attacks.altered import altered_to_fit, attack_altered, prompts_as_read
@@ -68,13 +67,13 @@ def perturb(target: Target, settings: PerturbSettings) -> AttackResult:
     prompts = prompts_as_read(target)
     tries = range(1, settings.tries + 1)
 
+    def noisy(kind: str, rate: float, number: int) -> list[str]:
+        key = f"{target.seed} {number}"
+        return altered_to_fit(target, prompts, lambda _, prompt: perturbed(prompt, kind, rate, key))
+
     def points() -> Iterator[tuple[dict[str, Any], list[str]]]:
         for kind, rate, number in itertools.product(settings.names, settings.fractions, tries):
-            noise = partial(perturbed, kind=kind, rate=rate, key=f"{target.seed} {number}")
-            yield (
-                {"kind": kind, "rate": rate, "try": number},
-                altered_to_fit(target, prompts, lambda _, prompt, noise=noise: noise(prompt)),
-            )
+            yield {"kind": kind, "rate": rate, "try": number}, noisy(kind, rate, number)
 
     return attack_altered(target, "perturb", settings, points(), start={"kind": "none"})
 

@@ -55,10 +55,11 @@ def prompt_injection(target: Target, settings: PromptInjectionSettings) -> Attac
     """
     injections = load_injections(settings.injections)[: settings.first]
     prompts = prompts_as_read(target)
-    points = (
-        ({"injection": one.name}, altered_to_fit(target, prompts, lambda _, prompt, one=one: one.around(prompt)))
-        for one in injections
-    )
+
+    def injected(one: Injection) -> list[str]:
+        return altered_to_fit(target, prompts, lambda _, prompt: one.around(prompt))
+
+    points = (({"injection": one.name}, injected(one)) for one in injections)
     return attack_altered(target, "prompt_injection", settings, points, start={"injection": NONE})
 
 

@@ -154,7 +154,8 @@ def _utility(path: Path) -> list[UtilityResult]:
     for number, row in enumerate(results, 1):
         if row.get("rows") is not None and len(row["rows"]) != row["n"]:
             raise UserError(f"{path}:{number}: {len(row['rows'])} rows, where 'n' says {row['n']}. Evaluate again.")
-    return [UtilityResult(**{name: row.get(name) for name in UTILITY}) for row in results]
+    kept: list[dict[str, Any]] = [{name: row.get(name) for name in UTILITY} for row in results]
+    return [UtilityResult(**fields) for fields in kept]
 
 
 def versus(evaluation: "Evaluation", baseline: Baseline) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class HFScorer:
             )
             self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             check_vocabulary(classifier, self._tokenizer, what)
-            config = classifier.config
+            config: Any = classifier.config
             self._index = find_label(config.id2label, label, self.name)
             self._sigmoid = is_multi_label(config.problem_type, config.id2label)
             self._max_length = min(self._tokenizer.model_max_length, positions_of(classifier))
@@ -80,7 +80,7 @@ class HFScorer:
         from efface.fingerprint import fingerprint_of, tokenizer_fingerprint
 
         libraries = [versions()[name] for name in ("torch", "transformers")]
-        content = [fingerprint_of(self._model), tokenizer_fingerprint(self._tokenizer), libraries]
+        content: list[Any] = [fingerprint_of(self._model), tokenizer_fingerprint(self._tokenizer), libraries]
         content += [self._index, self._sigmoid, self._max_length]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
@@ -140,7 +140,7 @@ def positions_of(model: nn.Module) -> int:
     for name, module in model.named_modules():
         # RoBERTa and its like count positions from after the padding id, so that the first ones are never free.
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return int(positions - module.padding_idx - 1)  # type: ignore[operator]
+            return int(positions - module.padding_idx - 1)
     return int(positions)
 
 

@@ -151,19 +151,21 @@ class PairConfig(TrainingArguments):
 
     def _count_steps(self) -> None:
         """Steps or epochs, whichever is given; of both the steps, as in transformers."""
-        if self.max_steps is not None and self.max_steps > 0 and self.num_train_epochs is not None:
+        steps: Any = self.max_steps  # None, in spite of the type, if it is not given; epochs likewise
+        epochs: Any = self.num_train_epochs
+        if steps is not None and steps > 0 and epochs is not None:
             logger.warning(
                 "max_steps=%d and num_train_epochs=%g are both given: the steps count, as in transformers.",
-                self.max_steps,
-                self.num_train_epochs,
+                steps,
+                epochs,
             )
-        if self.max_steps is None:
-            self.max_steps = DEFAULT_STEPS if self.num_train_epochs is None else -1
+        if steps is None:
+            self.max_steps = DEFAULT_STEPS if epochs is None else -1
         if self.max_steps == 0:
             raise UserError(
                 "max_steps=0 trains nothing. Give a number of steps, or -1 to count by --num_train_epochs."
             )
-        if self.num_train_epochs is None:
+        if epochs is None:
             self.num_train_epochs = TrainingArguments.num_train_epochs
         positive("num_train_epochs", self.num_train_epochs)
 

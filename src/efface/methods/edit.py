@@ -68,7 +68,7 @@ class PairEditor:
         self.found: dict[str, Any] = {}
 
     @property
-    def lengths(self) -> dict[str, int]:
+    def lengths(self) -> dict[str, Any]:
         """`max_prompt_length` and `max_completion_length`, if the method's settings have them."""
         return {}
 

@@ -82,7 +82,7 @@ class Evaluates(Base):  # type: ignore[valid-type, misc]
             isinstance(self.eval_dataset, dict) and isinstance(eval_dataset, str) and eval_dataset in self.eval_dataset
         )
         if eval_dataset is not None and not known:
-            eval_dataset = self._tokenized(eval_dataset, self.args, self.processing_class)  # type: ignore[arg-type]
+            eval_dataset = self._tokenized(eval_dataset, self.args, self.processing_class)
             for dataset in datasets_in(eval_dataset):
                 self._ask_reference(dataset)
         return super().evaluate(eval_dataset, *args, **kwargs)
@@ -127,7 +127,7 @@ class Evaluates(Base):  # type: ignore[valid-type, misc]
         assert self._evaluated is not None
         with torch.no_grad():
             counts = torch.stack(list(self._evaluated))
-            loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=counts)  # type: ignore[arg-type]
+            loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=counts)
             assert isinstance(loss, Tensor)  # a tuple only on request
             loss = loss.detach() / self.accelerator.num_processes  # which compute_loss multiplies by, for DDP
             self._metric_sums["loss"] += loss.item()

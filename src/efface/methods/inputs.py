@@ -50,7 +50,8 @@ def model_and_tokenizer(
         tokenizer = tokenizer or its_own
         if new_adapter:
             model = merged(model)
-    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+    is_model = isinstance(model, nn.Module) and hasattr(model, "config")
+    if not is_model:
         raise UserError(
             f"model is a {type(model).__name__}; it must be a causal language model of transformers, or what "
             "`load_model` takes: an id, a directory, a .gguf file."

@@ -135,6 +135,8 @@ def _differs(model: Any, example: PairBatch) -> str | None:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             return f"it does not take such a mask ({type(error).__name__}: {reason})"
     a, b = (states.residuals[layers[0]].float() for states in (plain, shared))
-    error = ((a - b).norm() / a.norm()).item()
+    difference = ((a - b).norm() / a.norm()).item()
     tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
-    return None if error < tolerance else f"it gives other hidden states with it (relative difference {error:.1e})"
+    if difference < tolerance:
+        return None
+    return f"it gives other hidden states with it (relative difference {difference:.1e})"
