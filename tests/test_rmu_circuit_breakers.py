@@ -163,7 +163,7 @@ def test_rmu_trains_the_mlp_output_weights_alone(family: str, rmu: Build) -> Non
     assert {id(p) for p in model.parameters() if p.requires_grad} == expected
     before = weights(model)
     trainer.train()
-    assert_moved(model, before)
+    assert {id(p) for name, p in model.named_parameters() if not torch.equal(p, before[name])} == expected
     assert_same(weights(trainer.reference.model), before, rtol=0, atol=0)
 
 
@@ -315,7 +315,8 @@ def test_no_block_above_the_highest_layer_runs_for_pairs(
     trainer = request.getfixturevalue(name)(layout=layout, **layers)
     ran: list[int] = []
     for number, block in enumerate(decoder_blocks(trainer.model)):
-        block.register_forward_pre_hook(lambda module, args, number=number: ran.append(number))
+        for part in block.children():  # the block itself is called, and may give back what it is given
+            part.register_forward_hook(lambda module, args, output, number=number: ran.append(number))
     trainer.compute_loss(trainer.model, whole_batch(trainer))
     assert set(ran) == {0, 1}
 
@@ -389,7 +390,7 @@ def test_a_reference_of_ones_own_is_what_y_plus_is_kept_to(name: str, request: p
         ({"rmu_layers": "0", "trainable_layers": "0"}, "rmu_layers='0' chooses MLP projections .* Give one of them"),
         ({"rmu_layers": "0", "lora_r": 2}, "rmu_layers='0' chooses MLP projections .* Give one of them"),
         ({"w_forget": -1.0}, "w_forget=-1.0: it must be a finite number, 0 or more"),
-        ({"w_retain": math.inf}, "w_retain=inf: it must be a finite number, 0 or more"),
+        ({"w_retain": math.inf}, "w_retain=inf: it must be a finite number"),
         ({"steering_norm": 0.0}, "steering_norm=0.0: it must be a finite number above 0"),
         ({"precompute_reference": "on"}, "precompute_reference=on: this method compares hidden states"),
     ],
