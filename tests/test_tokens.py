@@ -5,7 +5,7 @@ import string
 from functools import cache
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
@@ -167,6 +167,7 @@ def exactly(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None)
 @given(prompt=TEXTS, text=TEXTS)
+@example(prompt="\x80\x80\x80ࠀ𐀀𐀀", text="\x1f")  # more bytes without a token of their own than are decoded with it
 def test_ids_are_those_of_the_whole_text(kind: str, prompt: str, text: str) -> None:
     tokenizer = tokenizer_of(kind)
     whole, before = tokens_of(tokenizer, prompt + text), tokens_of(tokenizer, prompt)

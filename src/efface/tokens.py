@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 ANCHORS = ("\n", "a", ".", "0")
 """What a continuation is put behind where the text before it is not known, or is merged with it. Several, since the
 first characters of a continuation may merge with some of them ("\\n" with "\\n")."""
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""What bytes that are no character are decoded to."""
 NEARBY = 16
 """Tokens of the context that are decoded with a continuation: more than any character or space stretches over."""
 
@@ -116,7 +118,9 @@ def decode_continuation(
     ids = list(ids)
     for context in (list(context_ids[-NEARBY:]), list(context_ids)):
         before, whole = _decoded(processing_class, context), _decoded(processing_class, context + ids)
-        if before:  # special tokens alone tell nothing of what stands before
+        # Special tokens alone tell nothing of what stands before; and what begins within a character may be no text to
+        # its end, for some decoders give up a whole run of bytes.
+        if before and REPLACEMENT not in before:
             break
     if not whole.startswith(before):  # a character whose bytes are parted, punctuation that is joined to a word
         before = os.path.commonprefix([before, whole])

@@ -10,7 +10,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from efface.adapters import merged
 from efface.buckets import TokenBudgetBatchSampler
 from efface.data import PairReader
 from efface.dataset import PairDataset
@@ -39,7 +38,10 @@ def model_and_tokenizer(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model by its name, or as it is; with its own tokenizer unless one is given.
 
-    An adapter that is loaded here is trained on, or, if it is to get a `new_adapter`, merged first.
+    An adapter that is loaded here is trained on.
+
+    Args:
+        new_adapter: the model is to get one.
 
     Raises:
         UserError: if there is no such model, if `model` is no causal language model, or one with an adapter that is to
@@ -48,8 +50,6 @@ def model_and_tokenizer(
     if isinstance(model, str | os.PathLike):
         model, its_own = load_model(model, device="cpu" if use_cpu else None, trainable=True)
         tokenizer = tokenizer or its_own
-        if new_adapter:
-            model = merged(model)
     is_model = isinstance(model, nn.Module) and hasattr(model, "config")
     if not is_model:
         raise UserError(
@@ -58,8 +58,9 @@ def model_and_tokenizer(
         )
     if new_adapter and hasattr(model, "peft_config"):
         raise UserError(
-            "the model has an adapter already, and lora_r or peft_config asks for another. Merge it first "
-            "(model.merge_and_unload()), or leave them out to train the adapter that is there."
+            "the model has an adapter already, and lora_r or peft_config asks for another, which would be saved as "
+            "one of the base without it. Merge it first (model.merge_and_unload()) and save that as a model of its "
+            "own, or leave them out to train the adapter that is there."
         )
     if hasattr(model, "peft_config") and model.active_peft_config.is_prompt_learning:
         raise UserError(

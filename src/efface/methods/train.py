@@ -93,7 +93,8 @@ def train(
     plan: Plan = {"method": method, "settings": _decisive(settings), **names}
     check_plan(directory, found, plan, "a run", defaults)  # as far as nothing has to be loaded for it
     plan["pairs"] = _digest_of_data(pairs, config, trainer_class.__name__)
-    network, processing_class = model_and_tokenizer(model, None, use_cpu=config.use_cpu)
+    new_adapter = getattr(config, "lora_r", None) is not None
+    network, processing_class = model_and_tokenizer(model, None, use_cpu=config.use_cpu, new_adapter=new_adapter)
     plan["model"] = fingerprint_of(network)
     check_plan(directory, found, plan, "a run", defaults)
     if finished:
