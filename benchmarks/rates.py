@@ -24,13 +24,10 @@ FILE = RESULTS / "rates.json"
 PAIRS = "shipped:train"
 MAX_INCREASE = 0.05
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "dpo": {f"lr {rate:g}": {"learning_rate": rate} for rate in (5e-6, 1e-5, 2e-5, 4e-5)},
-    "rmu": {f"lr {rate:g}": {"learning_rate": rate} for rate in (2e-4, 1e-3, 2e-3, 5e-3)},
+    "dpo": {f"lr {rate:g}": {"learning_rate": rate} for rate in (1e-5, 2e-5, 4e-5)},
+    "rmu": {f"lr {rate:g}": {"learning_rate": rate} for rate in (1e-3, 2e-3, 5e-3)},
     "circuit_breakers": {
-        "lr 0.0006, w_retain 10": {"learning_rate": 6e-4, "w_retain": 10.0},
-        "lr 0.001, w_retain 0.5": {"learning_rate": 1e-3, "w_retain": 0.5},
-        "lr 0.002, w_retain 0.5": {"learning_rate": 2e-3, "w_retain": 0.5},
-        "lr 0.002, w_retain 2": {"learning_rate": 2e-3, "w_retain": 2.0},
+        f"lr 0.001, w_retain {weight:g}": {"learning_rate": 1e-3, "w_retain": weight} for weight in (0.5, 2.0, 5.0)
     },
 }
 
@@ -87,12 +84,12 @@ def main() -> None:
         ).to_dict()  # fmt: skip
         result.pop("generations", None)
         result |= {"model": DEFAULT_MODEL, "environment": environment(seed=0, model=model, command=command())}
-        content["models"][name] = {**entry, "result": result}
+        found = "" if name == "base" else moved(method, entry["history"]).words
+        content["models"][name] = {**entry, "moved": found, "result": result}
         content["chosen"] = {kind: chosen(content, kind) for kind in SETTINGS}
         write_json(FILE, content)
-        found = "" if name == "base" else f", {moved(method, entry['history']).words}"
         share, perplexity = result["toxicity"]["share"], result["perplexity"]["value"]
-        print(f"{name:40} share {share:.3f}, perplexity {perplexity:.2f}{found}", flush=True)
+        print(f"{name:40} share {share:.3f}, perplexity {perplexity:.2f}, {found}", flush=True)
     print(content["chosen"])
 
 

@@ -312,6 +312,19 @@ def methods() -> str:
     return _table([*header, "verdict"], rows)
 
 
+def rates() -> str:
+    content = read_json(RESULTS / "rates.json")
+    base = content["models"]["base"]["result"]["perplexity"]["value"]
+    rows = []
+    for name, entry in content["models"].items():
+        result = entry["result"]
+        perplexity = result["perplexity"]["value"]
+        shares = [_share(judge) for judge in result["judges"].values()]
+        taken = "default" if name in content["chosen"].values() else ""
+        rows.append([name, entry.get("moved", ""), *shares, f"{perplexity:.2f} ({_change(perplexity, base)})", taken])
+    return _table(["setting", "its own objective", "toxic share", "second judge", "perplexity", ""], rows)
+
+
 def _audited(budget: str) -> dict[str, dict[str, dict[str, Any]]]:
     """Attack (or `evaluation`, `worst`) -> method -> figure -> its row, of the audits of one budget."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
@@ -482,6 +495,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gcg": gcg,
     "patience": patience,
     "families": families,
+    "rates": rates,
     "audited": audited,
     "robustness_quick": robustness_quick,
     "robustness_standard": robustness_standard,
