@@ -12,13 +12,11 @@ from efface.chunked import weighted_kl
 from efface.errors import UserError
 from efface.evaluation.batching import eval_mode
 from efface.forward import unwrap
-from efface.methods.frozen import TOLERANCE
+from efface.methods.frozen import tolerance
 from efface.methods.passes import policy_forward
 
 if TYPE_CHECKING:
     from efface.methods.base import PairTrainer
-
-HALF = 100  # how much more a KL may be off in half precision
 
 
 @torch.no_grad()
@@ -41,8 +39,7 @@ def check_first_batch(trainer: "PairTrainer") -> None:
     hidden = policy.hidden.to(trainer.head.weight.dtype)
     _, kl = weighted_kl(hidden, trainer.head, states["hidden"].to(hidden), head, hidden.new_ones(len(hidden)))
     off = float(kl.mean())
-    limit = TOLERANCE[args.reference_dtype if trainer.reference is None else "float32"]
-    if off > limit * (HALF if args.bf16 else 1):
+    if off > tolerance(args.reference_dtype if trainer.reference is None else "float32", half=bool(args.bf16)):
         raise UserError(
             f"the untrained {type(unwrap(model)).__name__} differs from its own reference by a KL of {off:.1e} nats a "  # type: ignore[arg-type]
             "token in the run's batches: what it says of a text depends on the batch, so nothing could be retained. "
