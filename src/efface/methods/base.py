@@ -101,14 +101,14 @@ class PairTrainer(Evaluates, LossTerms, WholeCheckpoints):
         model, processing_class = model_and_tokenizer(
             model, processing_class, use_cpu=args.use_cpu, new_adapter=adapted
         )
-        ref_model = given_reference(ref_model, model, use_cpu=args.use_cpu)
+        given: Any = given_reference(ref_model, model, use_cpu=args.use_cpu)
         self._longest = max_positions(model)
         passages = tokenize_passages(retain_text, args, processing_class, max_positions=self._longest)
         dataset = make_dataset(rows, passages, args, processing_class, self.sides, max_positions=self._longest)
         needs_reference = self.needs_reference(args, bool(passages))
         cached = needs_reference and precomputes(args, len(dataset), states_only=not self.reference_residuals)
         # Of the weights as they are before an adapter is put into them.
-        self._fingerprint = fingerprint_of(ref_model or model) if cached else None
+        self._fingerprint = fingerprint_of(given or model) if cached else None
         set_seed(args.seed)  # as Trainer does, but before the adapter's start is drawn
         self._callers_flags = {} if adapted else flags_of(model)  # an adapter's own business
         self._trained_flags: dict[nn.Parameter, bool] = {}
@@ -145,7 +145,7 @@ class PairTrainer(Evaluates, LossTerms, WholeCheckpoints):
         if needs_reference:
             self.reference, self.reference_head = set_up_reference(
                 model,
-                ref_model,
+                given,
                 adapted=adapted,
                 datasets=[one for data in (self.train_dataset, self.eval_dataset) for one in datasets_in(data)],
                 layers=self.layers,
@@ -153,9 +153,9 @@ class PairTrainer(Evaluates, LossTerms, WholeCheckpoints):
                 fingerprint=self._fingerprint,
                 autocast=self.accelerator.autocast,
             )
-            if self.reference is None and (ref_model is not None or adapted):
+            if self.reference is None and (given is not None or adapted):
                 self._asked_again = Reference(
-                    model if ref_model is None else ref_model, ref_model is None, self.accelerator.autocast
+                    model if given is None else given, given is None, self.accelerator.autocast
                 )
 
     # ---- set-up ----
