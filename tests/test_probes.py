@@ -84,7 +84,7 @@ def test_pooled_states_are_the_means_over_each_text_on_its_own(family: str, add_
 def test_pooled_states_do_not_run_the_layers_above() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     calls: list[int] = []
-    model.model.layers[1].register_forward_hook(lambda *args: calls.append(1))
+    model.model.layers[1].self_attn.register_forward_hook(lambda *args: calls.append(1))
     pooled_states(model, tokenizer, TEXTS, [0])
     assert not calls
 

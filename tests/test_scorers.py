@@ -345,6 +345,17 @@ def test_positions_after_the_padding_id(tmp_path: Path) -> None:
     assert score(HFScorer(str(tmp_path), device="cpu"), ["word " * 200]).shape == (1,)
 
 
+def test_a_family_whose_positions_have_no_limit(tmp_path: Path) -> None:
+    from transformers import XLNetConfig, XLNetForSequenceClassification
+
+    config = XLNetConfig(vocab_size=VOCAB_SIZE, d_model=32, n_layer=1, n_head=4, d_inner=64)
+    assert config.max_position_embeddings == -1
+    XLNetForSequenceClassification(config).save_pretrained(tmp_path)
+    tiny_tokenizer(model_max_length=10**6).save_pretrained(tmp_path)
+    scorer = HFScorer(str(tmp_path), device="cpu")
+    assert score(scorer, ["word " * 200]) == pytest.approx(score(scorer, ["word " * 900]))  # cut at 512 tokens
+
+
 def test_activation_by_configuration() -> None:
     assert is_multi_label("multi_label_classification", {0: "toxic", 1: "x"})
     assert not is_multi_label("single_label_classification", {0: "toxic", 1: "x", 2: "y"})

@@ -136,7 +136,9 @@ def is_good_or_unnamed(name: str) -> bool:
 def positions_of(model: nn.Module) -> int:
     """How many tokens a classifier reads at most."""
     config: Any = model.config
-    positions = getattr(config, "max_position_embeddings", 512)
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:  # it does not say; XLNet says -1, for there is no limit
+        positions = 512
     for name, module in model.named_modules():
         # RoBERTa and its like count positions from after the padding id, so that the first ones are never free.
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:

@@ -44,7 +44,7 @@ def precomputes(args: PairConfig, n_pairs: int, *, states_only: bool = True) -> 
     return seen * args.world_size >= n_pairs
 
 
-def given_reference(ref_model: Any, model: Any, *, use_cpu: bool) -> Any:
+def given_reference(ref_model: Any, model: Any, *, use_cpu: bool) -> PreTrainedModel | None:
     """The reference that the caller gives, loaded if it is named; None if it is to be the initial policy.
 
     Raises:
