@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efface.errors import NotFinite
-from efface.forward import Head, forward
+from efface.forward import Head, forward, unwrap
 from efface.layout import plain_layout
 
 if TYPE_CHECKING:
@@ -81,6 +81,17 @@ def max_positions(model: "PreTrainedModel") -> int | None:
     """The longest sequence the model takes, or None if its positions are unlimited (ALiBi, state spaces)."""
     config = model.config.get_text_config(decoder=True)
     return config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
+
+
+def most_columns(model: nn.Module) -> int | None:
+    """The widest row that the model takes, padding included, or None for any.
+
+    An eager attention may hold a causal mask of its own, with a column for each position (GPT-Neo). It is given a mask
+    of ones as any other, and so needs no column of padding.
+    """
+    inner = unwrap(model)
+    eager = getattr(inner.config.get_text_config(decoder=True), "_attn_implementation", None) == "eager"
+    return max_positions(inner) if eager else None
 
 
 @contextlib.contextmanager
