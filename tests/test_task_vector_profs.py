@@ -14,8 +14,8 @@ from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from efface.data import tokenize_pair
 from efface.adapters import merged
+from efface.data import tokenize_pair
 from efface.errors import RunError, UserError
 from efface.evaluation.perplexity import Perplexity
 from efface.finetune import finetune
