@@ -5,10 +5,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stubs import parity
 from tiny import MAX_POSITIONS, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, GPTNeoConfig
 
 from efface.attacks.perturb import PerturbSettings, perturb
 from efface.attacks.prefill import PrefillSettings, prefill
@@ -57,21 +59,35 @@ def longest(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_a_trainer(family: str, tmp_path: Path, longest: list[int], caplog: pytest.LogCaptureFixture) -> None:
+def trained(model: Any, folder: Path) -> Any:
     from efface import REPOConfig, REPOTrainer
 
     args = REPOConfig(
-        str(tmp_path), max_steps=1, use_cpu=True, disable_tqdm=True, per_device_train_batch_size=2,
+        str(folder), max_steps=1, use_cpu=True, disable_tqdm=True, per_device_train_batch_size=2,
         retain_text_tokens=400, layout="plain", precompute_reference="off",
     )  # fmt: skip
-    trainer = REPOTrainer(
-        tiny_model(family), args, ROWS, eval_dataset=ROWS, processing_class=tiny_tokenizer(), retain_text=[LONG]
-    )
+    trainer = REPOTrainer(model, args, ROWS, eval_dataset=ROWS, processing_class=tiny_tokenizer(), retain_text=[LONG])
     trainer.train()
-    assert max(longest) == MAX_POSITIONS
-    assert trainer.train_dataset.pairs.truncated["pairs beyond the model's positions"] == 3  # type: ignore[union-attr]
+    return trainer
+
+
+def test_a_trainer(family: str, tmp_path: Path, longest: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    trainer = trained(tiny_model(family), tmp_path)
+    assert max(longest) == MAX_POSITIONS + 1  # a column of padding, lest the mask be left out
+    prompt, *sides = trainer.train_dataset.pairs.lengths.T
+    assert (prompt + np.maximum(*sides)).max() == max(map(len, trainer.train_dataset.passages)) == MAX_POSITIONS
+    assert trainer.train_dataset.pairs.truncated["pairs beyond the model's positions"] == 3
     assert "3 of 3 pairs were longer than the model's 128 positions" in caplog.text
     assert "retain_text_tokens=400 is more than the model's 128 positions" in caplog.text
+
+
+def test_an_attention_with_a_mask_of_its_own_is_given_no_more_columns(tmp_path: Path, longest: list[int]) -> None:
+    config = GPTNeoConfig(
+        hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], intermediate_size=64,
+        max_position_embeddings=MAX_POSITIONS, vocab_size=len(tiny_tokenizer()), bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    trained(AutoModelForCausalLM.from_config(config), tmp_path)
+    assert max(longest) == MAX_POSITIONS
 
 
 def test_relearning(family: str, longest: list[int]) -> None:

@@ -43,16 +43,21 @@ class Layout:
         return states.flatten(0, 1)[self.place[mask]]
 
 
-def plain_layout(input_ids: Tensor, attention_mask: Tensor, *, masked: bool = False) -> Layout:
+def plain_layout(
+    input_ids: Tensor, attention_mask: Tensor, *, masked: bool = False, widest: int | None = None
+) -> Layout:
     """The rows as they are.
 
     Args:
         masked: a token gets the same bits in every batch: padding is added where there is none, as transformers leaves
             a mask of ones out and the attention then rounds otherwise; and where rows are shorter than STEADY.
+        widest: row that the model takes, padding included (`most_columns`); none is padded beyond it.
     """
     rows, columns = input_ids.shape
     if masked:
         more = max(STEADY - columns, int(bool(attention_mask.all())))
+        if widest is not None:
+            more = max(min(more, widest - columns), 0)
         input_ids, attention_mask = (
             F.pad(input_ids, (0, more), value=int(input_ids[0, 0])),
             F.pad(attention_mask, (0, more)),

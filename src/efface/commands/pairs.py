@@ -226,7 +226,7 @@ def _dexperts(options: argparse.Namespace, scorer: "Scorer", load: "Load", promp
 def _toxic_copy(
     options: argparse.Namespace, scorer: "Scorer", load: "Load", prompts: list[str]
 ) -> "tuple[PreTrainedModel, dict[str, Any], Apart]":
-    from efface.pairs.overlap import set_apart
+    from efface.pairs.overlap import overlaps, set_apart
     from efface.pairs.sources import antiexpert, in_context, toxic_texts
     from efface.part import digest
     from efface.rows import load_texts
@@ -242,6 +242,9 @@ def _toxic_copy(
         )
     settings = {"steps": options.steps, "learning_rate": options.learning_rate}
     texts = in_context(apart.texts, load_texts(options.contexts), seed=options.seed)
+    # The shipped passages begin as the shipped prompts do: where one holds a prompt, its text goes without.
+    held: set[int] = set().union(*overlaps(texts, apart.prompts))
+    apart.texts = texts = [apart.texts[place] if place in held else text for place, text in enumerate(texts)]
     copy = antiexpert(*load(), texts, seed=options.seed, progress=True, **settings)
     made = {
         **settings,

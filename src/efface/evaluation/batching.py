@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efface.errors import NotFinite
-from efface.forward import Head, forward
+from efface.forward import Head, forward, unwrap
 from efface.layout import plain_layout
 
 if TYPE_CHECKING:
@@ -82,6 +82,17 @@ def max_positions(model: "PreTrainedModel") -> int | None:
     config = model.config.get_text_config(decoder=True)
     limit = getattr(config, "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None  # XLNet says -1
+
+
+def most_columns(model: nn.Module) -> int | None:
+    """The widest row that the model takes, padding included, or None for any.
+
+    An eager attention may hold a causal mask of its own, with a column for each position (GPT-Neo). It is given a mask
+    of ones as any other, and so needs no column of padding.
+    """
+    inner = unwrap(model)
+    eager = getattr(inner.config.get_text_config(decoder=True), "_attn_implementation", None) == "eager"
+    return max_positions(inner) if eager else None
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from efface.data import PairBatch
 from efface.errors import UserError
-from efface.evaluation.batching import eval_mode
+from efface.evaluation.batching import eval_mode, most_columns
 from efface.forward import Forward, forward, unwrap
 from efface.layout import plain_layout, shared_layout, why_not_shared
 from efface.models import decoder_blocks
@@ -50,7 +50,9 @@ def policy_forward(
         return forward(model, shared_layout(batch, unwrap(model), exact=exact), project, layers, capture)
 
     def part(rows: Tensor) -> Forward:
-        arranged = plain_layout(batch["input_ids"][rows], batch["attention_mask"][rows], masked=True)
+        arranged = plain_layout(
+            batch["input_ids"][rows], batch["attention_mask"][rows], masked=True, widest=most_columns(model)
+        )
         return forward(model, arranged, project[rows], layers, capture[rows])
 
     if layout == "plain":

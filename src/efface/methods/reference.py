@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from efface.chunked import weighted_kl
 from efface.data import Item, PairBatch, ReferenceStates, collate_rows
 from efface.errors import UserError
-from efface.evaluation.batching import eval_mode
+from efface.evaluation.batching import eval_mode, most_columns
 from efface.files import is_regular_file, renamed_when_whole
 from efface.forward import Forward, Head, forward
 from efface.functional import predicting_positions
@@ -62,7 +62,9 @@ class Reference:
         row_is = {"chosen": number < n, "rejected": (number >= n) & (number < 2 * n)}  # (rows,) each
         captured = sum((row_is[side] for side in residuals), torch.zeros_like(row_is["chosen"]))
         rows = project.any(1) | captured
-        layout = plain_layout(batch["input_ids"][rows], batch["attention_mask"][rows], masked=True)
+        layout = plain_layout(
+            batch["input_ids"][rows], batch["attention_mask"][rows], masked=True, widest=most_columns(self.model)
+        )
         capture = (batch["continuation_mask"] & (row_is["chosen"] | captured)[:, None])[rows]
         found = self.forward(layout, project[rows], layers, capture)
         chosen = int(capture[row_is["chosen"][rows]].sum())
@@ -218,7 +220,7 @@ def compute_states(
         input_ids, attention_mask, continuation = (
             tensor.to(device) for tensor in collate_rows([items[i] for i in chunk], pad_token_id=0)
         )
-        layout = plain_layout(input_ids, attention_mask, masked=True)
+        layout = plain_layout(input_ids, attention_mask, masked=True, widest=most_columns(reference.model))
         states = reference.forward(layout, predicting_positions(continuation), layers, continuation)
         sizes = continuation.sum(1).tolist()
         norms = _norms(states, layers, sum(sizes))
