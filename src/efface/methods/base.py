@@ -153,6 +153,7 @@ class PairTrainer(Evaluates, LossTerms, WholeCheckpoints):
                 args=args,
                 fingerprint=self._fingerprint,
                 autocast=self.accelerator.autocast,
+                layout=self.layout,
             )
             if given is None and peft_config is None:  # an adapter of one's own may start anywhere
                 check_first_batch(self)

@@ -102,7 +102,8 @@ class PairConfig(TrainingArguments):
         default="auto",
         metadata={
             "help": "on: compute what the reference says once, into a cache on disk, and train without it; off: run "
-            "it beside the model; auto: on if every pair is seen at least once."
+            "it beside the model; auto: on if every pair is seen at least once, off under --bf16, where other batches "
+            "round otherwise."
         },
     )
     reference_dtype: str = field(

@@ -4,6 +4,7 @@ What attends by blocks of the padded batch (BigBird) does not: it would be train
 else can make a reference another one (a cache, a precision, a layout) shows here as well.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,8 @@ from efface.methods.passes import policy_forward
 
 if TYPE_CHECKING:
     from efface.methods.base import PairTrainer
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -39,6 +42,12 @@ def check_first_batch(trainer: "PairTrainer") -> None:
     hidden = policy.hidden.to(trainer.head.weight.dtype)
     _, kl = weighted_kl(hidden, trainer.head, states["hidden"].to(hidden), head, hidden.new_ones(len(hidden)))
     off = float(kl.mean())
+    if args.bf16 and trainer.reference is None and off > 0:
+        logger.warning(
+            "the reference from its cache rounds otherwise than the run's own batches: a KL of %.1e nats a token at "
+            "the start, which training will chase. --precompute_reference off has none",
+            off,
+        )
     if off > tolerance(args.reference_dtype if trainer.reference is None else "float32", half=bool(args.bf16)):
         raise UserError(
             f"the untrained {type(unwrap(model)).__name__} differs from its own reference by a KL of {off:.1e} nats a "  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def precomputes(args: PairConfig, n_pairs: int, *, states_only: bool = True) -> bool:
-    """Is the reference asked once, before training? It pays if every pair is seen.
+    """Is the reference asked once, before training? It pays if every pair is seen, and is not done in half precision.
 
     Raises:
         UserError: if that is wanted of a method that needs more of the reference than is cached (not `states_only`).
@@ -38,6 +38,8 @@ def precomputes(args: PairConfig, n_pairs: int, *, states_only: bool = True) -> 
         return False
     if args.precompute_reference != "auto":
         return args.precompute_reference == "on"
+    if args.bf16:  # what other batches round otherwise would be a KL at the start; see Reference.layout
+        return False
     if args.max_steps < 0:
         return args.num_train_epochs >= 1
     seen = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
@@ -78,6 +80,7 @@ def set_up_reference(
     args: PairConfig,
     fingerprint: str | None,
     autocast: Callable[[], AbstractContextManager[None]],
+    layout: str,
 ) -> tuple[Reference | None, Head]:
     """A live reference, or None once its cache is filled for `datasets`; and its head. A given `ref_model` stays as it
     is, but for the device it is on.
@@ -89,15 +92,18 @@ def set_up_reference(
         fingerprint: of the reference's weights if a cache is wanted, otherwise None.
         autocast: the precision of the policy's forward, which must be the reference's too: rounding that only one of
             them does is a KL that nobody asked for.
+        layout: the policy's.
     """
+    # In half precision only the very same forward rounds the same way; another model says something else anyhow.
+    like = layout if args.bf16 and ref_model is None else None
     # Before training the model itself is the reference; only one that must outlive the first step is copied.
-    reference = Reference(ref_model if ref_model is not None else model, adapted and ref_model is None, autocast)
+    reference = Reference(ref_model if ref_model is not None else model, adapted and ref_model is None, autocast, like)
     if fingerprint is not None:
         head = Head.of(reference.model).frozen()
         if fill_caches(datasets, reference, head, layers, args, fingerprint):
             return None, head
     if not reference.adapter_off and ref_model is None:
-        reference = Reference(copy.deepcopy(model).requires_grad_(False), False, autocast)
+        reference = Reference(copy.deepcopy(model).requires_grad_(False), False, autocast, like)
     return reference, Head.of(reference.model).frozen()
 
 

@@ -10,7 +10,7 @@ hash is checked when a cache is opened; what is missing or damaged is computed a
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from efface.files import is_regular_file, renamed_when_whole
 from efface.forward import Forward, Head, forward
 from efface.functional import predicting_positions
 from efface.layout import Layout, plain_layout
+from efface.methods.passes import policy_forward
 from efface.progress import track
 from efface.results import read_json, versions, write_json
 from efface.shapes import Each
@@ -52,6 +53,10 @@ class Reference:
     """`model` is the trained one; its adapter is switched off for the time of a call."""
     autocast: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     """The precision of the policy's forward."""
+    layout: str | None = None
+    """In half precision: the policy's, in which the reference then runs as well. A matrix of another shape rounds
+    otherwise, and what rounds otherwise in bfloat16 is a KL (1e-4 nats a token on SmolLM2) that nobody asked for.
+    None: the rows that are asked for alone, whatever their shape."""
 
     def __call__(
         self, batch: PairBatch, project: Tensor, layers: Sequence[int], residuals: Sequence[str] = ()
@@ -60,6 +65,8 @@ class Reference:
         `residuals`: those rows alone go through it, without a graph."""
         n, number = batch["n_pairs"], torch.arange(len(project), device=project.device)
         row_is = {"chosen": number < n, "rejected": (number >= n) & (number < 2 * n)}  # (rows,) each
+        if self.layout is not None:
+            return self._as_the_policy(batch, project, layers, residuals)
         captured = sum((row_is[side] for side in residuals), torch.zeros_like(row_is["chosen"]))
         rows = project.any(1) | captured
         layout = plain_layout(
@@ -75,13 +82,36 @@ class Reference:
         return states
 
     @torch.no_grad()
+    def _as_the_policy(
+        self, batch: PairBatch, project: Tensor, layers: Sequence[int], residuals: Sequence[str]
+    ) -> ReferenceStates:
+        """As a call, through the very forward that the policy runs."""
+        assert self.layout is not None
+        capture = batch["continuation_mask"].clone()
+        capture[2 * batch["n_pairs"] :] = False
+        with self._ready(batch["input_ids"].device):
+            found = policy_forward(self.model, batch, project, layers, capture, self.layout, exact=True)
+        chosen = int(capture[: batch["n_pairs"]].sum())
+        states = ReferenceStates(hidden=found.hidden, norms=_norms(found, layers, chosen))
+        if residuals:
+            start, end = 0 if "chosen" in residuals else chosen, None if "rejected" in residuals else chosen
+            states["residuals"] = {layer: found.residuals[layer][start:end] for layer in layers}
+        return states
+
+    @torch.no_grad()
     def forward(self, layout: Layout, project: Tensor, layers: Sequence[int], capture: Tensor) -> Forward:
         """As `efface.forward.forward`."""
+        with self._ready(layout.input_ids.device):
+            return forward(self.model, layout, project, layers, capture)
+
+    @contextlib.contextmanager
+    def _ready(self, device: torch.device) -> Iterator[None]:
+        """Within, the model is the reference: on `device`, without adapter and dropout, in the policy's precision."""
         if not self.adapter_off:
-            self.model.to(layout.input_ids.device)
+            self.model.to(device)
         switched = self.model.disable_adapter() if self.adapter_off else contextlib.nullcontext()  # type: ignore[operator]
         with self.autocast(), eval_mode(self.model), switched:
-            return forward(self.model, layout, project, layers, capture)
+            yield
 
 
 def _norms(found: Forward, layers: Sequence[int], n: int) -> Tensor:
