@@ -29,7 +29,7 @@ from efface.audit.table import WIDTH, audit_table, base_share, summary
 from efface.cli import main
 from efface.errors import RunError, UserError
 from efface.evaluation.protocols import Decoding
-from efface.results import read_json, write_json
+from efface.results import prepare_output_dir, read_json, write_json
 from efface.rows import Row
 
 PROMPTS = ["The weather", "She went to", "You are a silly", "The history of the town"]
@@ -234,6 +234,7 @@ def test_what_other_settings_have_made_is_not_taken(run: Callable[..., Row], mon
 
 
 def test_only_an_audit_can_be_resumed(run: Callable[..., Row], tmp_path: Path) -> None:
+    prepare_output_dir(tmp_path / "out")  # of another command
     write_json(tmp_path / "out" / "results.json", {"schema": 1, "losses": []})
     with pytest.raises(UserError, match="results.json is of no audit: there is nothing to resume"):
         run(resume=True)
@@ -577,7 +578,7 @@ def test_a_failure_ends_with_exit_code_1(
     attacks = {**FAILING, "test_audit:fine": ""}
     monkeypatch.setitem(BUDGETS, "quick", Budget(minutes=1, limit=2, max_text_tokens=40, attacks=attacks))
     line = fails(1, *argv)
-    assert line.startswith("failed: mine, test_audit:refuses; mine, test_audit:crashes; mine, test_audit:hungry. ")
+    assert line.startswith(f"failed: {'; '.join(f'mine, {name}' for name in FAILING)}. ")
     assert line.endswith("--resume tries these again.")
     assert "already holds a run" in fails(2, *argv)
 

@@ -101,7 +101,8 @@ class Record:
         self.rows: list[Row] = [] if self.part is None else self.part.outcomes
         for number, row in enumerate(self.rows, 2):
             assert self.part is not None
-            Measurement.from_dict(row, f"{self.part.path}:{number}")
+            if "state" not in row and "journal" not in row:  # where a search stood, which the search itself reads
+                Measurement.from_dict(row, f"{self.part.path}:{number}")
 
     @property
     def base(self) -> Measurement | None:

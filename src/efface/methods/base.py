@@ -104,6 +104,7 @@ class PairTrainer(Evaluates, LossTerms, WholeCheckpoints):
         )
         given: Any = given_reference(ref_model, model, use_cpu=args.use_cpu)
         self._longest = max_positions(model)
+        self.padding = pad_id(processing_class, model)
         passages = tokenize_passages(retain_text, args, processing_class, max_positions=self._longest)
         dataset = make_dataset(rows, passages, args, processing_class, self.sides, max_positions=self._longest)
         needs_reference = self.needs_reference(args, bool(passages))
@@ -124,7 +125,7 @@ class PairTrainer(Evaluates, LossTerms, WholeCheckpoints):
             train_dataset=dataset,
             eval_dataset=None if eval_dataset is None else self._tokenized(eval_dataset, args, processing_class),
             processing_class=processing_class,
-            data_collator=PairCollator(pad_token_id=pad_id(processing_class, model)),  # type: ignore[arg-type]
+            data_collator=PairCollator(pad_token_id=self.padding),  # type: ignore[arg-type]
             **trainer_kwargs,
         )
         refuse_sharding(self.accelerator)
@@ -208,10 +209,9 @@ class PairTrainer(Evaluates, LossTerms, WholeCheckpoints):
         batches: list[PairBatch] = list(itertools.islice(epoch_iterator, num_batches))
         first = self.state.global_step * self.args.gradient_accumulation_steps
         dataset: Any = self.train_dataset
-        pad = self.data_collator.pad_token_id  # type: ignore[union-attr]
         for i, batch in enumerate(batches):
             number = (first + i) * self.args.world_size + self.args.process_index
-            batches[i] = dataset.add_passages(batch, self.passage_stream.numbers(number), pad)
+            batches[i] = dataset.add_passages(batch, self.passage_stream.numbers(number), self.padding)
         return batches, self._get_num_items_in_batch(batches, device) if batches else None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

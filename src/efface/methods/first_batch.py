@@ -29,7 +29,7 @@ def check_first_batch(trainer: "PairTrainer") -> None:
     collate: Any = trainer.data_collator
     args, model, head = trainer.args, trainer.model, trainer.reference_head
     batch = collate([dataset[i] for i in range(min(len(dataset), args.train_batch_size))])
-    batch = dataset.add_passages(batch, trainer.passage_stream.numbers(0), collate.pad_token_id)
+    batch = dataset.add_passages(batch, trainer.passage_stream.numbers(0), trainer.padding)
     inputs: Any = trainer._prepare_inputs(batch)
     project = trainer.project(inputs)
     if head is None or not project.any():
