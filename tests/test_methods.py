@@ -44,6 +44,8 @@ def build(method: str, model: Any, folder: Path, **settings: Any) -> Any:
         others["ref_model"] = tiny_model(
             getattr(model, "config", PretrainedConfig(model_type="llama")).model_type, seed=1
         )
+    if "eval_dataset" in settings:
+        others["eval_dataset"] = settings.pop("eval_dataset")
     return found(model, config(str(folder), **defaults | settings), ROWS, **others)
 
 

@@ -319,11 +319,18 @@ def test_several_evaluation_sets_and_new_rows(tmp_path: Path) -> None:
 
 
 def test_a_reference_that_is_gone_says_so(tmp_path: Path) -> None:
-    trainer = build("repo", tiny_model("llama"), tmp_path, precompute_reference="on")
+    trainer = build("repo", tiny_model("llama"), tmp_path, precompute_reference="on", eval_dataset=ROWS[:2])
+    before = trainer.evaluate(ROWS[4:6])  # the model is still its own reference
+    assert before["eval_retain_loss"] == pytest.approx(0, abs=1e-6)
+    trainer.train()
+    for known in (ROWS[:2], ROWS[4:6]):  # which it was asked of then
+        assert trainer.evaluate(known)["eval_retain_loss"] > 1e-6
+    assert trainer.evaluate(ROWS[:2])["eval_retain_loss"] == trainer.evaluate()["eval_retain_loss"]
     with pytest.raises(UserError, match="the reference was asked of the pairs that the trainer was made with"):
-        trainer.evaluate(ROWS[:2])
+        trainer.evaluate(ROWS[2:4])
     kept = build("repo", tiny_model("llama"), tmp_path, precompute_reference="off")
-    assert math.isfinite(kept.evaluate(ROWS[:2])["eval_loss"])
+    kept.train()
+    assert math.isfinite(kept.evaluate(ROWS[2:4])["eval_loss"])
 
 
 def test_bad_rows_of_an_evaluation_set_are_skipped_as_those_of_training(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from transformers.trainer_utils import EvalLoopOutput
 from efface.data import PairReader
 from efface.dataset import PairDataset
 from efface.errors import RunError, UserError
-from efface.forward import Head
+from efface.fingerprint import fingerprint_of
+from efface.forward import Head, unwrap
 from efface.methods.config import PairConfig
-from efface.methods.frozen import fill_caches
+from efface.methods.frozen import fill_caches, states_kept
 from efface.methods.inputs import make_dataset
 from efface.methods.reference import Reference
 from efface.methods.terms import Counts
@@ -90,16 +91,16 @@ class Evaluates(Base):  # type: ignore[valid-type, misc]
     def _ask_reference(self, dataset: PairDataset) -> None:
         if self.reference_head is None or self.reference is not None or dataset.states is not None:
             return
-        if self._asked_again is None:
-            raise UserError(
-                "the reference was asked of the pairs that the trainer was made with, and is gone since. Pass these "
-                "to the trainer as eval_dataset, or keep it with precompute_reference=off."
-            )
         assert self._fingerprint is not None
-        filled = fill_caches(
-            [dataset], self._asked_again, self.reference_head, self.layers, self.args, self._fingerprint
-        )
-        if not filled:
+        model: Any = unwrap(self.model)  # type: ignore[arg-type]
+        asked = self._asked_again
+        if asked is None and fingerprint_of(model) == self._fingerprint:  # still its own reference
+            asked = Reference(model, False, self.accelerator.autocast)
+        if asked is None:
+            dataset.states = states_kept(
+                dataset, model, self.reference_head, self.layers, self.args, of=self._fingerprint
+            )
+        elif not fill_caches([dataset], asked, self.reference_head, self.layers, self.args, self._fingerprint):
             raise RunError("the reference's states of these pairs cannot be cached, see the warning.")
 
     def evaluation_loop(

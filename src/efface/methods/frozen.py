@@ -8,13 +8,15 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from efface.chunked import weighted_kl
 from efface.data import Item
 from efface.dataset import PairDataset
 from efface.errors import RunError, UserError
-from efface.forward import Head
+from efface.forward import Forward, Head
+from efface.layout import Layout
 from efface.methods.config import PairConfig
 from efface.methods.reference import Reference, ReferenceCache, compute_states, open_cache
 from efface.models import load_model
@@ -201,6 +203,38 @@ def _tried_cache(
                 "--precompute_reference off."
             )
     return states
+
+
+class Gone(Reference):
+    """A reference that was asked before training and is no more: what it said then is all there is."""
+
+    def forward(self, layout: Layout, project: Tensor, layers: Sequence[int], capture: Tensor) -> Forward:
+        raise UserError(
+            "the reference was asked of the pairs that the trainer was made with, and is gone since. Pass these to "
+            "the trainer as eval_dataset, or keep it with precompute_reference=off."
+        )
+
+
+def states_kept(
+    dataset: PairDataset, model: PreTrainedModel, head: Head, layers: Sequence[int], args: PairConfig, *, of: str
+) -> ReferenceCache:
+    """What a reference that is gone, whose fingerprint is `of`, has said of `dataset`, if it was asked.
+
+    Raises:
+        UserError: if it was not.
+    """
+    half = torch.bfloat16 if args.bf16 else None
+    gone = Gone(model, False)
+    return open_cache(
+        gone,
+        head,
+        dataset.items,
+        layers,
+        fingerprint=of,
+        autocast=half,
+        dtype=args.reference_dtype,
+        device=args.device,
+    )
 
 
 # Nats a token by which cached states may differ from live ones: batches of other shapes round otherwise.
