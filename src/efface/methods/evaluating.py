@@ -92,7 +92,7 @@ class Evaluates(Base):  # type: ignore[valid-type, misc]
         if self.reference_head is None or self.reference is not None or dataset.states is not None:
             return
         assert self._fingerprint is not None
-        model: Any = unwrap(self.model)  # type: ignore[arg-type]
+        model: Any = unwrap(self.model)
         asked = self._asked_again
         if asked is None and fingerprint_of(model) == self._fingerprint:  # still its own reference
             asked = Reference(model, False, self.accelerator.autocast)
