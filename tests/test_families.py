@@ -117,9 +117,13 @@ def test_a_head_that_is_not_the_models_is_found() -> None:
 
 
 def test_the_check_in_half_precision_and_under_autocast() -> None:
-    check_head(tiny_model("gemma2").bfloat16(), layers=[0, 1])
+    half, whole = tiny_model("gemma2").bfloat16(), tiny_model("gemma2")
+    check_head(half, layers=[0, 1])
     with torch.autocast("cpu", torch.bfloat16):
-        check_head(tiny_model("gemma2"), layers=[0, 1])
+        check_head(whole, layers=[0, 1])
+        head = Head.of(whole)
+        with pytest.raises(UserError, match="do not give its logits"):
+            check_head(whole, Head(head.weight * 1.2, head.bias, head.finish))
 
 
 def test_the_check_leaves_the_model_as_it_was() -> None:

@@ -8,11 +8,8 @@ reference says, from its cache or live) -> `loss(policy, reference, batch, count
 
 import itertools
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,16 +26,15 @@ from efface.fingerprint import fingerprint_of
 from efface.forward import Forward, Head, unwrap
 from efface.functional import predicting_positions
 from efface.head_check import check_head
+from efface.methods.account import Account
 from efface.methods.checkpoints import WholeCheckpoints
 from efface.methods.config import PairConfig, check_config
-from efface.methods.estimate import Estimate, estimate
 from efface.methods.evaluating import Evaluates, datasets_in
 from efface.methods.first_batch import check_first_batch
 from efface.methods.frozen import given_reference, precomputes, set_up_reference
 from efface.methods.inputs import budget_loader, make_dataset, model_and_tokenizer, pair_reader, tokenize_passages
 from efface.methods.passes import choose_layout, policy_forward
 from efface.methods.prepare import (
-    count_parameters,
     flags_of,
     prepare_model_,
     raise_if_not_finite,
@@ -56,7 +52,7 @@ from efface.vocabulary import pad_id
 logger = logging.getLogger(__name__)
 
 
-class PairTrainer(Evaluates, LossTerms, WholeCheckpoints):
+class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
     """Trainer on preference pairs with TRL's argument names. Subclasses define `loss`.
 
     Args:
@@ -164,15 +160,6 @@ class PairTrainer(Evaluates, LossTerms, WholeCheckpoints):
                 )
 
     # ---- set-up ----
-
-    @property
-    def reference_kind(self) -> str:
-        """Where what the reference says comes from."""
-        if self.reference_head is None:
-            return "not needed"
-        if self.reference is None:
-            return "from its cache"
-        return "with the adapter off" if self.reference.adapter_off else "in memory"
 
     def needs_reference(self, args: Any, has_passages: bool) -> bool:
         """Does `loss` ask the reference? By default yes; asked before anything is set up."""
@@ -325,48 +312,6 @@ class PairTrainer(Evaluates, LossTerms, WholeCheckpoints):
             return super().training_step(model, inputs, num_items_in_batch)
 
     # ---- logs and checkpoints ----
-
-    @cached_property
-    def memory(self) -> Estimate:
-        """What the run needs, estimated when it is first asked for."""
-        return estimate(self)
-
-    def describe(self) -> list[str]:
-        """What is about to be trained, in lines for the user."""
-        n = len(self.train_dataset)  # type: ignore[arg-type]
-        trained, parameters = count_parameters(self.model)  # type: ignore[arg-type]
-        share = self.share_of_pairs()
-        lines = [
-            f"trains {trained:,} of {parameters:,} parameters",
-            f"{n:,} pairs, layout {self.layout}, reference {self.reference_kind}",
-            f"{share['steps']:,} steps x {share['pairs_a_step']:,} = {share['pairs_drawn']:,} of {n:,} pairs "
-            f"({share['epochs']:.2f} epochs)",
-            str(self.memory),
-        ]
-        if hasattr(self.model.config, "router_aux_loss_coef"):  # type: ignore[union-attr]
-            lines.append("a mixture of experts: its routers are trained by this loss alone, without a balancing one")
-        if self.args.world_size > 1 and n % self.args.world_size:
-            lines.append(f"{n} pairs do not divide by {self.args.world_size} processes: the first are seen once more")
-        return lines
-
-    def share_of_pairs(self) -> dict[str, Any]:
-        """How much of the data the run is to see (with --max_batch_tokens, at most)."""
-        n, args = len(self.train_dataset), self.args  # type: ignore[arg-type]
-        a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(n / a_step))
-        drawn = steps * a_step if args.max_steps > 0 else math.ceil(args.num_train_epochs * n)
-        return {"steps": steps, "pairs_a_step": a_step, "pairs_drawn": drawn, "epochs": drawn / n}
-
-    def record(self) -> dict[str, Any]:
-        """What `results.json` says of the run."""
-        return {
-            "layout": self.layout,
-            "reference": self.reference_kind,
-            "memory_estimate": asdict(self.memory),
-            "share_of_pairs": self.share_of_pairs(),
-            "steps": self.state.global_step,
-            "history": self.state.log_history,
-        }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._metric_steps and not any(name.startswith("eval") for name in logs):
