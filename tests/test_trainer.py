@@ -155,7 +155,13 @@ def test_models_are_named_by_path_or_text(tmp_path: Path) -> None:
         REPOTrainer(tiny_model("llama"), args, ROWS)
 
 
-@pytest.mark.parametrize("method", TRAINED)
+# Those that choose weights for themselves, perturb them, or train what they are given; the others behind --full.
+CHOOSING = [
+    pytest.param(name, marks=[] if name in ("repo", "rmu", "undo", "dpo") else [pytest.mark.full]) for name in TRAINED
+]
+
+
+@pytest.mark.parametrize("method", CHOOSING)
 def test_no_method_leaves_the_callers_flags_changed(method: str, tmp_path: Path) -> None:
     if method == "circuit_breakers":
         pytest.skip("trains an adapter, which PEFT puts into the model")
@@ -203,7 +209,7 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", CHOOSING)
 def test_an_adapter_that_is_named_is_trained_on(method: str, adapter: Path, tmp_path: Path) -> None:
     if method in ("undo", "circuit_breakers"):
         pytest.skip("takes no adapter, or makes its own")
