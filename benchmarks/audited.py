@@ -37,8 +37,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def trained(method: str, settings: dict[str, Any], output: Path) -> tuple[Any, dict[str, Any]]:
-    """The default model after the method; saved to `output`."""
+def trained(method: str, settings: dict[str, Any], output: Path | None = None) -> tuple[Any, dict[str, Any]]:
+    """The default model after the method, and what its training logged; saved to `output` if there is one."""
     model, tokenizer = load_model(DEFAULT_MODEL)
     kind: Any = load_method(method)
     start = time.monotonic()
@@ -46,7 +46,8 @@ def trained(method: str, settings: dict[str, Any], output: Path) -> tuple[Any, d
         given = {"max_steps": 48, "logging_steps": 4, "disable_tqdm": True} | settings
         trainer = kind(model, kind.config_class(scratch, **given), PAIRS, processing_class=tokenizer)
         trainer.train()
-        trainer.save_model(str(output))
+        if output is not None:
+            trainer.save_model(str(output))
     record = trainer.record()
     return trainer.model.eval(), {
         "method": method,

@@ -9,20 +9,16 @@ chosen whose own objective has moved (`common.MOVED`) and whose perplexity has r
 ones are the methods' defaults. Finished settings are in `benchmarks/results/rates.json` and not run again.
 """
 
-import tempfile
-import time
 from typing import Any
 
+from audited import MAX_INCREASE, trained
 from common import RESULTS, command, moved, parser, tuning_prompts, wikitext
 
 from efface.evaluation.evaluate import evaluate
-from efface.methods import load_method
 from efface.models import DEFAULT_MODEL, load_model
 from efface.results import environment, read_json, write_json
 
 FILE = RESULTS / "rates.json"
-PAIRS = "shipped:train"
-MAX_INCREASE = 0.05
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "dpo": {f"lr {rate:g}": {"learning_rate": rate} for rate in (1e-5, 2e-5, 4e-5)},
     "rmu": {f"lr {rate:g}": {"learning_rate": rate} for rate in (1e-3, 2e-3, 5e-3)},
@@ -30,25 +26,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         f"lr 0.001, w_retain {weight:g}": {"learning_rate": 1e-3, "w_retain": weight} for weight in (0.5, 2.0, 5.0)
     },
 }
-
-
-def trained(method: str, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The default model after the method, and what its training logged."""
-    model, tokenizer = load_model(DEFAULT_MODEL)
-    kind: Any = load_method(method)
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        given = {"max_steps": 48, "logging_steps": 4, "disable_tqdm": True} | settings
-        trainer = kind(model, kind.config_class(scratch, **given), PAIRS, processing_class=tokenizer)
-        trainer.train()
-    record = trainer.record()
-    return trainer.model.eval(), {
-        "method": method,
-        "settings": settings,
-        "steps": record["steps"],
-        "seconds": round(time.monotonic() - start, 1),
-        "history": record["history"],
-    }
 
 
 def chosen(content: dict[str, Any], method: str) -> str | None:
