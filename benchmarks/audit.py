@@ -19,7 +19,7 @@ from typing import Any
 from efface.attacks.result import title
 from efface.audit.battery import folder_of
 from efface.audit.table import at_of, counts
-from efface.results import RESULTS, read_json, write_json
+from efface.files.results import RESULTS, read_json, write_json
 
 Row = dict[str, Any]
 Figure = tuple[str, float, list[float] | None]

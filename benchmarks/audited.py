@@ -15,10 +15,10 @@ from typing import Any
 
 from common import RESULTS, command, parser, tuning_prompts, wikitext
 
-from efface.evaluation.evaluate import evaluate
+from efface.evaluation.measure import evaluate
+from efface.files.results import environment, read_json, write_json, write_jsonl
 from efface.methods import load_method
-from efface.models import DEFAULT_MODEL, load_model
-from efface.results import environment, read_json, write_json, write_jsonl
+from efface.model.blocks import DEFAULT_MODEL, load_model
 
 FILE = RESULTS / "audited.json"
 PAIRS = "shipped:train"

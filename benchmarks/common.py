@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from efface.data.rows import load_texts, read_jsonl
 from efface.demo import PAIRS, SETTINGS
 from efface.methods.repo import REPOConfig, REPOTrainer
-from efface.models import DEFAULT_MODEL, load_model
-from efface.rows import load_texts, read_jsonl
+from efface.model.blocks import DEFAULT_MODEL, load_model
 
 RESULTS = Path(__file__).parent / "results"
 N_PROMPT_ARTICLES = 20  # the first 20 WikiText-2 articles are for prompts, the other 42 for perplexity

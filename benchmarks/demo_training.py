@@ -20,12 +20,12 @@ from typing import Any
 from common import RESULTS, command
 from transformers import TrainerCallback
 
+from efface.data.rows import load_texts
 from efface.demo import PAIRS, SETTINGS
-from efface.evaluation.evaluate import evaluate
+from efface.evaluation.measure import evaluate
+from efface.files.results import environment, write_json
 from efface.methods.repo import REPOConfig, REPOTrainer
-from efface.models import DEFAULT_MODEL, load_model
-from efface.results import environment, write_json
-from efface.rows import load_texts
+from efface.model.blocks import DEFAULT_MODEL, load_model
 
 SIDES: dict[str, dict[str, Any]] = {"before": {"layout": "plain", "precompute_reference": "off"}, "after": {}}
 

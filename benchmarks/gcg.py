@@ -28,10 +28,10 @@ from typing import Any
 from common import command
 from step import Side
 
-from efface.attacks.slot import slot_in
-from efface.models import DEFAULT_MODEL, load_model, save_model
-from efface.results import environment, write_json
-from efface.rows import read_jsonl, shipped
+from efface.attacks.search.slot import slot_in
+from efface.data.rows import read_jsonl, shipped
+from efface.files.results import environment, write_json
+from efface.model.blocks import DEFAULT_MODEL, load_model, save_model
 
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 GB = 1e9

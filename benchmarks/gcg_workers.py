@@ -61,8 +61,8 @@ class Turns:
 
 
 def run_efface(model: Any, tokenizer: Any, task: dict[str, Any], turns: Turns) -> None:
-    from efface.attacks.gcg import GCGSettings, Search
-    from efface.attacks.slot import slot_in
+    from efface.attacks.search.gcg import GCGSettings, Search
+    from efface.attacks.search.slot import slot_in
 
     settings = GCGSettings(**{name: task[name] for name in ("search_width", "topk", "length", "init")})
     slot = slot_in({"prompt": task["prompt"], "rejected": task["target"]}, tokenizer, "suffix", target_tokens=10**6)
@@ -110,7 +110,7 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     side, folder, task = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     if side == "efface":  # the libraries are not part of what a search holds
-        import efface.attacks.gcg  # noqa: F401
+        import efface.attacks.search.gcg  # noqa: F401
     else:
         import nanogcg  # noqa: F401
     libraries = status("VmRSS")

@@ -30,9 +30,9 @@ from typing import Any
 from common import command
 from step_workers import peak, reset_peak, resident
 
-from efface.models import DEFAULT_MODEL, load_model
-from efface.results import environment, write_json
-from efface.rows import load_texts
+from efface.data.rows import load_texts
+from efface.files.results import environment, write_json
+from efface.model.blocks import DEFAULT_MODEL, load_model
 
 SAMPLES, TOP_P, NEW_TOKENS = 25, 0.9, 20
 N_PROMPTS = 16
@@ -47,8 +47,8 @@ Job = Callable[[int], list[list[int]]]
 def job(side: str, model: Any, tokenizer: Any, prompts: list[str]) -> Job:
     import torch
 
-    from efface.evaluation.decoding import end_ids
-    from efface.evaluation.generation import generate_ids
+    from efface.generation.decoder import end_ids
+    from efface.generation.generate import generate_ids
 
     def ours(seed: int) -> list[list[int]]:
         rows = generate_ids(

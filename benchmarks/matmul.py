@@ -29,7 +29,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from efface.models import decoder_blocks
+from efface.model.blocks import decoder_blocks
 
 PAIRS, PROMPT, CONTINUATION = 8, 32, 32  # pairs in a step, tokens of a prompt and of each of its continuations
 SIZES = (1024, 2048, 3072, 4096)

@@ -24,12 +24,12 @@ from common import RESULTS, moved, parser, tuning_prompts, wikitext
 from step import Side, in_turns, summary
 
 from efface.errors import RunError, UserError
-from efface.evaluation.evaluate import evaluate
+from efface.evaluation.measure import evaluate
+from efface.files.results import environment, read_json, write_json
 from efface.methods import METHODS, load_method
-from efface.methods.base import PairTrainer
-from efface.models import DEFAULT_MODEL, load_model
+from efface.model.blocks import DEFAULT_MODEL, load_model
 from efface.report.table import evaluation_table
-from efface.results import environment, read_json, write_json
+from efface.training.trainer import PairTrainer
 
 FILE = RESULTS / "methods.json"
 PAIRS = "shipped:train"

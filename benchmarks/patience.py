@@ -12,12 +12,12 @@ import argparse
 
 from common import RESULTS, command
 
-from efface.attacks.gcg import GCGSettings, Search
-from efface.attacks.slot import slot_in
-from efface.models import DEFAULT_MODEL, load_model
+from efface.attacks.search.gcg import GCGSettings, Search
+from efface.attacks.search.slot import slot_in
+from efface.data.rows import read_jsonl, shipped
+from efface.files.results import environment, read_json, write_json
+from efface.model.blocks import DEFAULT_MODEL, load_model
 from efface.progress import track
-from efface.results import environment, read_json, write_json
-from efface.rows import read_jsonl, shipped
 
 FILE = RESULTS / "patience.json"
 

@@ -14,9 +14,9 @@ from typing import Any
 from audited import MAX_INCREASE, trained
 from common import RESULTS, command, moved, parser, tuning_prompts, wikitext
 
-from efface.evaluation.evaluate import evaluate
-from efface.models import DEFAULT_MODEL, load_model
-from efface.results import environment, read_json, write_json
+from efface.evaluation.measure import evaluate
+from efface.files.results import environment, read_json, write_json
+from efface.model.blocks import DEFAULT_MODEL, load_model
 
 FILE = RESULTS / "rates.json"
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {

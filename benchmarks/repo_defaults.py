@@ -13,12 +13,12 @@ from typing import Any
 
 from common import RESULTS, command, parser, reporting_prompts, train_repo, tuning_prompts, wikitext
 
-from efface.evaluation.evaluate import evaluate
-from efface.methods.config import PairConfig
+from efface.evaluation.measure import evaluate
+from efface.files.results import read_json, write_json
 from efface.methods.repo import REPOConfig
-from efface.models import DEFAULT_MODEL, load_model
+from efface.model.blocks import DEFAULT_MODEL, load_model
 from efface.report.table import evaluation_table
-from efface.results import read_json, write_json
+from efface.training.config import PairConfig
 
 # What one setting at a time is varied of; the first guess, not the default that came out of it.
 CENTRE: dict[str, Any] = {

@@ -24,8 +24,8 @@ from typing import Any
 from common import RESULTS, command
 from transformers import TrainerCallback
 
+from efface.files.results import environment, write_json, write_jsonl
 from efface.methods.repo import REPOConfig, REPOTrainer
-from efface.results import environment, write_json, write_jsonl
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 MODEL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}

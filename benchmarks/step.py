@@ -39,8 +39,8 @@ from typing import Any
 from common import command
 from matmul import CONTINUATION, PAIRS, PROMPT, SIZES
 
-from efface.models import DEFAULT_MODEL
-from efface.results import environment, write_json
+from efface.files.results import environment, write_json
+from efface.model.blocks import DEFAULT_MODEL
 
 WARM_UP = 2
 PEERS = ("trl-precomputed", "trl-reference", "trl-defaults")

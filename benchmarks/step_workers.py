@@ -28,8 +28,8 @@ import torch
 from matmul import CONTINUATION, PAIRS, PROMPT, needed_operations, start_profiler, where_time_goes
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from efface.data import TokenizedPair, tokenize_pair
-from efface.models import load_model, tokens_of
+from efface.data.batch import TokenizedPair, tokenize_pair
+from efface.model.blocks import load_model, tokens_of
 
 # Equal on both sides; whatever else matters must come out equal too (EQUAL, compared by the parent).
 SETTINGS: dict[str, Any] = {

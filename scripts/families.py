@@ -184,7 +184,7 @@ def main() -> int:
         print(f"{family}: {json.dumps(results[family])}", file=sys.stderr, flush=True)
     import transformers
 
-    from efface.results import write_json
+    from efface.files.results import write_json
 
     content = {"schema": 1, "transformers": transformers.__version__, "torch": torch.__version__, "families": results}
     write_json(args.output, content)

@@ -1,6 +1,6 @@
 """Make the data inside the package from the embedded model: pairs, held-out prompts, ordinary passages.
 
-    python scripts/make_shipped.py --toxic-text TEXTS.jsonl [...] [--output src/efface/shipped]
+    python scripts/make_shipped.py --toxic-text TEXTS.jsonl [...] [--output src/efface/data/shipped]
     python scripts/make_shipped.py --resplit
 
 Everything that is written was sampled from the model or is a template of `shipped_prompts.py`. The labelled toxic
@@ -22,16 +22,16 @@ from typing import Any
 from shipped_prompts import openers, scenes, text_openers
 from shipped_split import split
 
-from efface.evaluation.generation import generate
-from efface.evaluation.scorers import DEFAULT_SCORER, load_scorer, score
+from efface.data.rows import Row, read_jsonl
 from efface.evaluation.toxicity import summarize
-from efface.models import DEFAULT_MODEL, load_model
+from efface.files.results import read_json, write_json, write_jsonl
+from efface.generation.generate import generate
+from efface.model.blocks import DEFAULT_MODEL, load_model
 from efface.pairs.builder import BuilderConfig, BuildReport, Source, build_pairs
 from efface.pairs.filters import NEWLINE, newline_tokens
 from efface.pairs.sources import antiexpert, in_context, sample_source, toxic_texts
 from efface.pairs.style import shortcuts, style_auc
-from efface.results import read_json, write_json, write_jsonl
-from efface.rows import Row, read_jsonl
+from efface.scoring.scorer import DEFAULT_SCORER, load_scorer, score
 
 SEED = 20261124
 EXPERT = {"steps": 24, "learning_rate": 1e-4, "batch_size": 12}
@@ -44,7 +44,7 @@ def main() -> None:
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("--toxic-text", nargs="+", help="JSON lines with text and toxic, label or spans")
     either.add_argument("--resplit", action="store_true", help="only filter and split anew the pairs that are there")
-    parser.add_argument("--output", type=Path, default=Path("src/efface/shipped"))
+    parser.add_argument("--output", type=Path, default=Path("src/efface/data/shipped"))
     parser.add_argument("--prompts", type=int, default=800, help="encyclopedia-like prompts to try")
     parser.add_argument("--pairs", type=int, default=608, help="stop at so many pairs")
     parser.add_argument("--passages", type=int, default=256)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from shipped_prompts import Origin, origin
 
+from efface.data.rows import Row
 from efface.pairs.filters import word_runs
-from efface.rows import Row
 
 HELD_OUT = {"scene": 32, "encyclopedia": 32}
 """Held-out pairs that are asked for, at least, of each kind of prompt."""

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from efface.results import read_json
-from efface.rows import read_jsonl
+from efface.data.rows import read_jsonl
+from efface.files.results import read_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

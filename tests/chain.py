@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from efface.attacks.quantize import rounded
-from efface.forward import forward
-from efface.layout import plain_layout
-from efface.models import decoder_blocks
-from efface.projections import attention_output_projection, linear_maps, mlp_output_projection, output_weight
+from efface.model.blocks import decoder_blocks
+from efface.model.forward import forward
+from efface.model.layout import plain_layout
+from efface.model.projections import attention_output_projection, linear_maps, mlp_output_projection, output_weight
 
 NEURON = 5
 NICE, SILLY = tiny_tokenizer()(BENIGN)["input_ids"], tiny_tokenizer()(TOXIC)["input_ids"]

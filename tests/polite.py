@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from efface.attacks.target import Target
-from efface.evaluation.protocols import Decoding
-from efface.evaluation.scorers import NamedScorer
-from efface.finetune import finetune
+from efface.generation.decoding import Decoding
+from efface.scoring.scorer import NamedScorer
+from efface.training.finetune import finetune
 
 WHO = "weather town people market river history engineer bread apples cheese".split()
 PROMPTS = [f"The {who} {verb}" for who in WHO for verb in ("said that", "thinks that")]

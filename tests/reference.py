@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efface.data import PairBatch
-from efface.models import capture_residuals, position_ids
+from efface.data.batch import PairBatch
+from efface.model.blocks import capture_residuals, position_ids
 
 
 def token_kl(reference_logits: Tensor, logits: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from efface.functional import LN2
 from efface.methods.adversary import SIDES, Adversaries
 from efface.methods.discriminators import KINDS, OBJECTIVES, Domains
+from efface.methods.functional import LN2
 
 D = 8
 BOUNDS = OBJECTIVES["bce"].bounds

@@ -18,11 +18,11 @@ from efface.attacks.relearn import RelearnSettings, relearn
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
 from efface.cli import build_parser, main
+from efface.data.rows import Row, read_jsonl
 from efface.errors import RunError, UserError
-from efface.evaluation.protocols import Decoding
+from efface.files.results import read_json
 from efface.flags import FlagParser
-from efface.results import read_json
-from efface.rows import Row, read_jsonl
+from efface.generation.decoding import Decoding
 
 FAST = {"learning_rates": "3e-3", "batch_size": 8}
 

@@ -27,10 +27,10 @@ from efface.audit.battery import BUDGETS, UPPER_BOUNDS, Budget, entries, folder_
 from efface.audit.run import audit, names_of
 from efface.audit.table import WIDTH, audit_table, base_share, summary
 from efface.cli import main
+from efface.data.rows import Row
 from efface.errors import RunError, UserError
-from efface.evaluation.protocols import Decoding
-from efface.results import prepare_output_dir, read_json, write_json
-from efface.rows import Row
+from efface.files.results import prepare_output_dir, read_json, write_json
+from efface.generation.decoding import Decoding
 
 PROMPTS = ["The weather", "She went to", "You are a silly", "The history of the town"]
 DOCUMENTS = ["The weather in the old town was cold.", "The history of the town is the history of its people."]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from efface.buckets import WINDOW, TokenBudgetBatchSampler, forward_epochs_
+from efface.data.buckets import WINDOW, TokenBudgetBatchSampler, forward_epochs_
 from efface.errors import UserError
 
 RAGGED = np.random.default_rng(0).lognormal(4, 0.7, 999).astype(np.int32).clip(4, 512)  # (999,)

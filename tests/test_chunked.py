@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tiny import tiny_model
 from torch import Tensor
 
-from efface import chunked
-from efface.chunked import token_log_probabilities, weighted_kl
-from efface.forward import Head
+from efface.model import chunked
+from efface.model.chunked import token_log_probabilities, weighted_kl
+from efface.model.forward import Head
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -190,8 +190,8 @@ def test_half_precision_and_autocast() -> None:
 
 MEASURE = """
 import resource, sys, torch
-from efface.chunked import token_log_probabilities, weighted_kl
-from efface.forward import Head
+from efface.model.chunked import token_log_probabilities, weighted_kl
+from efface.model.forward import Head
 tokens, words, width = 1024, 262144, 8
 head = Head(torch.randn(words, width, requires_grad=True), None, lambda scores: scores)
 fixed = Head(torch.randn(words, width), None, lambda scores: scores)

@@ -21,8 +21,8 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from efface.cli import main
-from efface.results import read_json
-from efface.rows import read_jsonl
+from efface.data.rows import read_jsonl
+from efface.files.results import read_json
 
 GOOD = {"prompt": "The town is", "chosen": " a quiet place by the river", "rejected": " a silly place of fools"}
 
@@ -597,7 +597,7 @@ def test_list_flags_names_the_settings_of_the_method_first(capsys: pytest.Captur
 def test_a_configuration_file_may_name_every_setting(tmp_path: Path) -> None:
     """What one run was given can be read back from its results and used as a file."""
     from efface.methods.repo import REPOConfig
-    from efface.methods.settings import parse_settings
+    from efface.training.settings import parse_settings
 
     file = tmp_path / "all.yaml"
     given = {"retain_text": "a b.jsonl", "bf16": False, "lr_scheduler_kwargs": {"min_lr": 0.0}, "label_names": ["a"]}

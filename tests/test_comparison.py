@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from efface.cli import main
 from efface.errors import UserError
-from efface.evaluation import evaluate
+from efface.evaluation import measure as evaluate
 from efface.evaluation.comparison import EXACT, compare, read_baseline, sign_flip_p, versus
-from efface.evaluation.scorers import NamedScorer
 from efface.report.table import versus_lines
+from efface.scoring.scorer import NamedScorer
 
 PROMPTS = ["The weather in the old town", "You", "She went to the market and bought bread, apples and", "He is an"]
 

@@ -9,14 +9,14 @@ from tiny import tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from efface.data import tokenize_pair
+from efface.data.batch import tokenize_pair
+from efface.data.rows import read_jsonl
+from efface.data.text import body_sentences, joined, looks_edited, sentences
 from efface.errors import UserError
-from efface.evaluation.scorers import NamedScorer
 from efface.pairs.builder import BuilderConfig, build_pairs
 from efface.pairs.corpus import Corpus, load_corpus, token_labels
 from efface.pairs.prompts import prompts_from_text
-from efface.rows import read_jsonl
-from efface.text import body_sentences, joined, looks_edited, sentences
+from efface.scoring.scorer import NamedScorer
 
 FOOLS = NamedScorer("fools", lambda texts: [0.9 if "fool" in text else 0.1 for text in texts])
 

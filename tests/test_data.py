@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import BOS_ID, EOS_ID, tiny_tokenizer
 
-from efface.data import (
+from efface.data.batch import (
     Example,
     PairCollator,
     Pairs,
@@ -22,9 +22,9 @@ from efface.data import (
     tokenize_pair,
     with_passages,
 )
-from efface.dataset import PairDataset, PassageStream
+from efface.data.dataset import PairDataset, PassageStream
+from efface.data.rows import load_texts, shipped
 from efface.errors import UserError
-from efface.rows import load_texts, shipped
 
 GOOD = {"prompt": "The weather", "chosen": " was cold", "rejected": " is for fools"}
 CHAT = {

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 import efface.demo
 from efface.cli import main
 from efface.errors import UserError
-from efface.evaluation import scorers
-from efface.results import read_json
+from efface.files.results import read_json
+from efface.scoring import scorer as scorers
 
 FILES = {"model", "base.json", "edited.json", "figure.png", "report.html", "results.json"}
 

@@ -8,7 +8,7 @@ from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from efface.errors import UserError
-from efface.evaluation.generation import generate_ids
+from efface.generation.generate import generate_ids
 from efface.pairs.dexperts import DExperts, dexperts_source
 from efface.pairs.sources import sample_source
 

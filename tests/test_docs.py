@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model, tiny_tokenizer
 
+from efface.files.results import read_json
 from efface.methods import METHODS
-from efface.results import read_json
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -9,10 +9,10 @@ from test_repo import PASSAGES, ROWS, Build, assert_same, build, logged, weights
 from tiny import FAMILIES, tiny_model
 from torch import Tensor
 
-from efface import chunked
-from efface.data import load_pairs
+from efface.data.batch import load_pairs
 from efface.errors import UserError
 from efface.methods.repo import REPOTrainer
+from efface.model import chunked
 
 __all__ = ["build"]  # the fixture
 

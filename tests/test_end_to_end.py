@@ -14,10 +14,10 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.cli import main
-from efface.evaluation.likelihood import continuation_nll
-from efface.finetune import finetune
-from efface.models import load_model
-from efface.results import read_json
+from efface.files.results import read_json
+from efface.generation.likelihood import continuation_nll
+from efface.model.blocks import load_model
+from efface.training.finetune import finetune
 
 WHO = "weather town people market river history engineer bread apples spring cheese".split()
 WHEN = ["said that", "thinks that", "in the old town said", "of the town thinks"]

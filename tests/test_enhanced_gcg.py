@@ -17,16 +17,16 @@ from tiny import FAMILIES, PAD_ID, VOCAB_SIZE, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from efface.attacks.candidates import one_hot_gradient, slot_text
-from efface.attacks.enhanced_gcg import EnhancedGCGSettings, enhanced_gcg
-from efface.attacks.flrt import Buffer, deleted, inserted, picked, possible, sampled, swapped
-from efface.attacks.prefix_objective import PrefixObjective, Scored, clamped, hidden_distance, repetition
-from efface.attacks.prefix_search import Search, bare_prompt
-from efface.attacks.slot import Slot, slot_in
+from efface.attacks.search.candidates import one_hot_gradient, slot_text
+from efface.attacks.search.enhanced_gcg import EnhancedGCGSettings, enhanced_gcg
+from efface.attacks.search.flrt import Buffer, deleted, inserted, picked, possible, sampled, swapped
+from efface.attacks.search.prefix_objective import PrefixObjective, Scored, clamped, hidden_distance, repetition
+from efface.attacks.search.prefix_search import Search, bare_prompt
+from efface.attacks.search.slot import Slot, slot_in
 from efface.attacks.target import Measurement, Target
 from efface.errors import RunError, UserError
-from efface.finetune import finetune
-from efface.models import capture_residuals
+from efface.model.blocks import capture_residuals
+from efface.training.finetune import finetune
 
 # The objective
 
@@ -516,7 +516,7 @@ def test_settings_that_do_not_fit_the_target(settings: dict[str, Any], message: 
 
 
 def test_no_prefix_is_stable(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("efface.attacks.prefix_search.stable", lambda candidates, *args: candidates[:0])
+    monkeypatch.setattr("efface.attacks.search.prefix_search.stable", lambda candidates, *args: candidates[:0])
     with pytest.raises(UserError, match="no prefix of 1 tokens is stable"):
         enhanced_gcg(target, EnhancedGCGSettings())
 

@@ -7,8 +7,8 @@ import torch
 from test_repo import PASSAGES, Build, build, whole_batch
 from tiny import tiny_model
 
-from efface.methods import estimate as module
-from efface.methods.estimate import GIB, estimate, kept_per_token, largest_batch
+from efface.training import estimate as module
+from efface.training.estimate import GIB, estimate, kept_per_token, largest_batch
 
 __all__ = ["build"]  # the fixture
 

@@ -16,14 +16,15 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from efface.errors import RunError, UserError
-from efface.evaluation import Evaluation, evaluate
+from efface.evaluation import Evaluation
+from efface.evaluation import measure as evaluate
 from efface.evaluation.degeneration import Degeneration, measure
-from efface.evaluation.generation import generate
 from efface.evaluation.perplexity import perplexity
 from efface.evaluation.result import generations_path
-from efface.evaluation.scorers import NamedScorer
 from efface.evaluation.toxicity import Ratio, ratio_ci, summarize
+from efface.generation.generate import generate
 from efface.report.table import evaluation_table
+from efface.scoring.scorer import NamedScorer
 
 PROMPTS = ["The weather in the old town", "You", "She went to the market and bought bread, apples and", "He is an"]
 TEXT = ["The history of the town is the history of its river and its people.", "They said that nothing is better."] * 3
@@ -375,7 +376,7 @@ def test_a_failing_scorer_loses_no_generations(
     with pytest.raises(error, match=message):  # with nothing kept, nothing is promised
         evaluate(gpt2, PROMPTS, scorer=broken_scorer(output), processing_class=tiny_tokenizer())
 
-    monkeypatch.setattr("efface.evaluation.generation.generate_ids", refuse)
+    monkeypatch.setattr("efface.generation.generate.generate_ids", refuse)
     again = evaluate(gpt2, PROMPTS, scorer=SCORER, batch_size=2, **run)
     assert [row["continuation"] for row in again.generations] == [row["continuation"] for row in rows]
     assert [json.loads(line)["score"] for line in kept.read_text().splitlines()] == again.scores[:, 0].tolist()
@@ -389,7 +390,7 @@ def test_generations_of_anything_else_are_not_taken(tmp_path: Path, gpt2: PreTra
     other = copy.deepcopy(gpt2)
     with torch.no_grad():
         next(other.parameters())[0, 0] += 1
-    monkeypatch.setattr("efface.evaluation.generation.generate_ids", refuse)
+    monkeypatch.setattr("efface.generation.generate.generate_ids", refuse)
     for model, prompts, changed in (
         (other, PROMPTS, {}),
         (gpt2, PROMPTS[:3], {}),

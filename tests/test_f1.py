@@ -6,7 +6,7 @@ from tiny import BOS_ID, tiny_model, tiny_tokenizer
 
 from efface.errors import UserError
 from efface.evaluation.f1 import continuation_f1, overlap
-from efface.evaluation.generation import generate_ids
+from efface.generation.generate import generate_ids
 
 SENTENCE = "The history of the town is the history of its river and its people, they said in the spring. "
 DOCUMENTS = [f" = Title = \n{SENTENCE * 2}\n\n{'It is ' + SENTENCE * 2}", f"Short.\n{'Then ' + SENTENCE * 2}"]

@@ -15,15 +15,15 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from efface.analysis.states import token_states
 from efface.errors import UserError
-from efface.evaluation.generation import generate_ids
-from efface.evaluation.likelihood import continuation_nll
 from efface.evaluation.perplexity import perplexity
-from efface.finetune import finetune
-from efface.forward import Head, forward
-from efface.head_check import check_head
-from efface.layout import plain_layout
+from efface.generation.generate import generate_ids
+from efface.generation.likelihood import continuation_nll
 from efface.methods.repo import REPOConfig, REPOTrainer
-from efface.models import accepted
+from efface.model.blocks import accepted
+from efface.model.forward import Head, forward
+from efface.model.head_check import check_head
+from efface.model.layout import plain_layout
+from efface.training.finetune import finetune
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "families.py"
 
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused_in_one_line(family: str) -> None:
 
 
 def test_the_list_in_the_results_is_of_this_script() -> None:
-    from efface.results import read_json
+    from efface.files.results import read_json
 
     results = read_json(families.RESULTS)["families"]
     assert set(results) == set(families.FAMILIES) and len(results) >= 33
@@ -187,7 +187,7 @@ def test_a_mask_that_a_family_refuses_means_the_plain_layout(
             families.tiny(family), config, ROWS, processing_class=tiny_tokenizer(), retain_text=PASSAGES
         )
 
-    with caplog.at_level("INFO", logger="efface.methods.passes"):
+    with caplog.at_level("INFO", logger="efface.training.passes"):
         assert build("auto").layout == "plain"
     assert "not shared, as it " in caplog.text
     with pytest.raises(UserError, match="layout='shared' does not fit: it .*--layout auto"):

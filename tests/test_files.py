@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from efface import files
 from efface.errors import RunError, UserError, escaped
-from efface.files import check_writable, is_temporary, read_regular_text, renamed_when_whole, sweep
-from efface.results import read_json, write_json
+from efface.files import io as files
+from efface.files.io import check_writable, is_temporary, read_regular_text, renamed_when_whole, sweep
+from efface.files.results import read_json, write_json
 
 
 def in_a_second(function: Callable[[], object]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from efface.errors import RunError, UserError
-from efface.finetune import finetune
+from efface.training.finetune import finetune
 
 TEXTS = [prompt + TOXIC for prompt in PROMPTS]
 

@@ -15,15 +15,15 @@ from tiny import EOS_ID, FAMILIES, tiny_model, tiny_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from efface import results
 from efface.attacks.target import Target
 from efface.evaluation import kept
-from efface.evaluation.protocols import Decoding
-from efface.fingerprint import fingerprint_of, tokenizer_fingerprint
-from efface.forward import Head
-from efface.methods.reference import Reference, open_cache
-from efface.models import load_model, save_model
+from efface.files import results
+from efface.generation.decoding import Decoding
+from efface.model.blocks import load_model, save_model
+from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
+from efface.model.forward import Head
 from efface.pairs.attribute import toxicity_probe
+from efface.training.reference import Reference, open_cache
 
 IDS = torch.tensor([[5, 60, 7, 8, 90, 10, 110, 12, 13, 140, 15, 16, 17, 180, 19, 20, 21, 22, 23, 24]])
 
@@ -196,7 +196,7 @@ def test_the_reference_cache_by_config_precision_and_libraries(
     assert not torch.equal(opened(other), first)
     opened(model, autocast=torch.bfloat16)
     assert len(list((tmp_path / "reference").iterdir())) == 3
-    monkeypatch.setattr("efface.methods.reference.versions", lambda: results.versions() | {"transformers": "4.0"})
+    monkeypatch.setattr("efface.training.reference.versions", lambda: results.versions() | {"transformers": "4.0"})
     opened(model)
     assert len(list((tmp_path / "reference").iterdir())) == 4
 

@@ -23,31 +23,32 @@ from efface.attacks.target import Measurement
 from efface.audit import run as audit_run
 from efface.audit.battery import Entry
 from efface.audit.table import audit_table, summary
+from efface.data.rows import Row, load_texts
 from efface.errors import RunError, UserError
-from efface.evaluation import comparison, kept, scorer_judge
+from efface.evaluation import comparison, kept
 from efface.evaluation.comparison import read_baseline, versus
 from efface.evaluation.degeneration import measure
-from efface.evaluation.labelled import load_labelled
 from efface.evaluation.perplexity import Perplexity
-from efface.evaluation.protocols import Decoding
+from efface.evaluation.prompt_sets import load_prompts
 from efface.evaluation.result import Evaluation
-from efface.evaluation.rtp import load_prompts
-from efface.evaluation.score_cache import cached
-from efface.evaluation.scorer_judge import META, Judge
-from efface.evaluation.scorer_words import WordListScorer
-from efface.evaluation.scorers import NamedScorer
 from efface.evaluation.side_effects import read_identity_texts
-from efface.evaluation.task_files import read_task_file
 from efface.evaluation.toxicity import summarize
-from efface.evaluation.utility import UtilityResult
-from efface.interventions import FILE, _read
-from efface.methods.reference import _read_index
+from efface.evaluation.utility.task_files import read_task_file
+from efface.evaluation.utility.tasks import UtilityResult
+from efface.files.part import PartFile
+from efface.files.results import read_json, write_json
+from efface.generation.decoding import Decoding
+from efface.model.interventions import FILE, _read
 from efface.pairs.builder import OUTCOME
 from efface.pairs.sources import toxic_texts
-from efface.part import PartFile
 from efface.report.table import evaluation_table, versus_lines
-from efface.results import read_json, write_json
-from efface.rows import Row, load_texts
+from efface.scoring import judge as scorer_judge
+from efface.scoring.cache import cached
+from efface.scoring.judge import META, Judge
+from efface.scoring.labelled import load_labelled
+from efface.scoring.scorer import NamedScorer
+from efface.scoring.words import WordListScorer
+from efface.training.reference import _read_index
 
 WRONG: list[Any] = [None, 7, -0.5, float("inf"), float("nan"), "text", True, [], [3], {}, {"a": None}, 10**400]
 NO_JSON = {

@@ -12,9 +12,9 @@ from tiny import FAMILIES, VOCAB_SIZE, tiny_model
 from torch import Tensor, nn
 
 from efface.errors import UserError
-from efface.forward import Head, forward, unwrap
-from efface.layout import plain_layout
-from efface.models import capture_residuals, decoder_blocks, position_ids
+from efface.model.blocks import capture_residuals, decoder_blocks, position_ids
+from efface.model.forward import Head, forward, unwrap
+from efface.model.layout import plain_layout
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efface.functional import (
+from efface.methods.functional import (
     LN2,
     confusion_loss,
     dann_ramp,

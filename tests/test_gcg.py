@@ -16,15 +16,15 @@ from tiny import BOS_ID, FAMILIES, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from efface.attacks.candidates import allowed_ids, most_promising, one_hot_gradient, slot_text, stable, swaps
-from efface.attacks.gcg import STATE, GCGSettings, Search, gcg
-from efface.attacks.slot import PLACES, Slot, altered, put, slot_in, universal
-from efface.attacks.slot_loss import SlotLoss
+from efface.attacks.search.candidates import allowed_ids, most_promising, one_hot_gradient, slot_text, stable, swaps
+from efface.attacks.search.gcg import STATE, GCGSettings, Search, gcg
+from efface.attacks.search.slot import PLACES, Slot, altered, put, slot_in, universal
+from efface.attacks.search.slot_loss import SlotLoss
 from efface.attacks.target import Target
-from efface.data import encode_continuation, encode_prompt
+from efface.data.batch import encode_continuation, encode_prompt
 from efface.errors import RunError, UserError
-from efface.evaluation.protocols import Decoding
-from efface.finetune import finetune
+from efface.generation.decoding import Decoding
+from efface.training.finetune import finetune
 
 TOKENIZER = tiny_tokenizer()
 ROW = {"prompt": "The weather in the old town", "chosen": BENIGN, "rejected": TOXIC}
@@ -200,7 +200,7 @@ def test_a_model_that_takes_no_mask_of_ones_own_reads_every_candidate_whole(monk
     sharing.gradient(START)
     # One that ignores the mask: what others in the row have written changes the loss, which is noticed.
     monkeypatch.setattr(
-        "efface.attacks.slot_loss.as_the_model_takes_it", lambda sees, *rest: torch.ones_like(sees).unsqueeze(1)
+        "efface.attacks.search.slot_loss.as_the_model_takes_it", lambda sees, *rest: torch.ones_like(sees).unsqueeze(1)
     )
     careful = SlotLoss(model, here)
     careful.gradient(START)
@@ -275,7 +275,7 @@ def test_several_prompts_are_attacked_by_their_mean(place: str) -> None:
 
 def test_a_step_in_which_no_candidate_survives_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     search = searched(tiny_model("llama"), [slot()], 1)
-    monkeypatch.setattr("efface.attacks.gcg.stable", lambda candidates, *rest: candidates[:0])
+    monkeypatch.setattr("efface.attacks.search.gcg.stable", lambda candidates, *rest: candidates[:0])
     before, spent = search.state(), search.evaluations
     search.step()
     assert search.state()["ids"] == before["ids"] and search.losses[-1] == search.losses[-2]

@@ -21,12 +21,14 @@ from transformers import (
 )
 
 from efface.errors import RunError, UserError
-from efface.evaluation import batching, generation, warp
-from efface.evaluation.generation import generate, generate_ids
-from efface.evaluation.likelihood import continuation_nll
 from efface.evaluation.perplexity import Perplexity, perplexity
-from efface.evaluation.prompts import encode_prompts
-from efface.evaluation.warp import GREEDY, Warp, uniforms
+from efface.generation import generate as generation
+from efface.generation import warp
+from efface.generation.generate import generate, generate_ids
+from efface.generation.likelihood import continuation_nll
+from efface.generation.prompts import encode_prompts
+from efface.generation.warp import GREEDY, Warp, uniforms
+from efface.model import padding as batching
 
 PROMPTS = ["The weather in the old town", "You", "She went to the market and bought bread, apples and", "He is an"]
 TEXT = ["The history of the town is the history of its river and its people.", "They said that nothing is better."] * 3

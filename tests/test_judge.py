@@ -11,11 +11,11 @@ import pytest
 
 from efface.cli import main
 from efface.errors import UserError
-from efface.evaluation.judge_training import train_judge
-from efface.evaluation.scorer_ensemble import Ensemble
-from efface.evaluation.scorer_judge import COLUMNS, Judge, text_key
-from efface.evaluation.scorers import load_scorer, score
-from efface.results import read_json
+from efface.files.results import read_json
+from efface.scoring.ensemble import Ensemble
+from efface.scoring.judge import COLUMNS, Judge, text_key
+from efface.scoring.judge_training import train_judge
+from efface.scoring.scorer import load_scorer, score
 
 TOWN = "the a old river town people market house garden road of and by near with quiet long green".split()
 NASTY = ["stupid", "silly", "fool", "idiot"]

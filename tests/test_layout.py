@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from tiny import FAMILIES, VOCAB_SIZE, tiny_model
 from torch import Tensor
 
-from efface.chunked import token_log_probabilities
-from efface.data import PairBatch, PairCollator, TokenizedPair, with_passages
+from efface.data.batch import PairBatch, PairCollator, TokenizedPair, with_passages
 from efface.errors import UserError
-from efface.forward import Head, forward
-from efface.functional import predicting_positions
-from efface.layout import STEADY, plain_layout, shared_layout
-from efface.methods.passes import LAYOUTS, choose_layout, policy_forward
+from efface.methods.functional import predicting_positions
+from efface.model.chunked import token_log_probabilities
+from efface.model.forward import Head, forward
+from efface.model.layout import STEADY, plain_layout, shared_layout
+from efface.training.passes import LAYOUTS, choose_layout, policy_forward
 
 Lengths = list[tuple[int, int, int]]
 RAGGED: Lengths = [(7, 5, 9), (1, 12, 3), (4, 1, 1), (11, 4, 6)]
@@ -162,7 +162,7 @@ def choose(model: Any, wanted: str = "auto", lengths: Lengths | None = None, lay
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_shares_its_prompts(family: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="efface.methods.passes"):
+    with caplog.at_level(logging.INFO, logger="efface.training.passes"):
         assert choose(tiny_model(family), lengths=[(32, 32, 32)]) == "shared"
     assert (
         "layout shared: 0.75 of the plain layout's work; not apart, as rejected rows must run to the end"
@@ -195,7 +195,7 @@ def test_rows_of_which_nothing_is_asked_are_not_computed(caplog: pytest.LogCaptu
         assert rows == [n]
         layout = plain_layout(batch["input_ids"], batch["attention_mask"])
         torch.testing.assert_close(found.hidden, forward(model, layout, project).hidden)
-        with caplog.at_level(logging.INFO, logger="efface.methods.passes"):
+        with caplog.at_level(logging.INFO, logger="efface.training.passes"):
             assert choose(model, layers=[], sides=(side,)) == "plain"
         assert "not shared, as only one continuation of a pair is computed" in caplog.text
 
@@ -211,7 +211,7 @@ def test_what_does_not_fit_is_refused_or_passed_over(
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(UserError, match="layout='shared' does not fit: its attention is 'flash_attention_2'; sdpa or"):
         choose(model, "shared")
-    with caplog.at_level(logging.INFO, logger="efface.methods.passes"):
+    with caplog.at_level(logging.INFO, logger="efface.training.passes"):
         assert choose(model) == "plain"
     assert "layout plain: 1.00 of the plain layout's work; not shared, as its attention is" in caplog.text
     mixed = tiny_model("qwen2")
@@ -226,7 +226,7 @@ def test_a_model_that_ignores_the_mask_is_found_out(caplog: pytest.LogCaptureFix
     model.model.layers[0].self_attn.forward = lambda *args, attention_mask=None, **kwargs: attend(
         *args, attention_mask=None, **kwargs
     )
-    with caplog.at_level(logging.INFO, logger="efface.methods.passes"):
+    with caplog.at_level(logging.INFO, logger="efface.training.passes"):
         assert choose(model) == "plain"
     assert "not shared, as it gives other hidden states with it (relative difference" in caplog.text
 

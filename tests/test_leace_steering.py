@@ -18,19 +18,19 @@ from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from efface import interventions
 from efface.analysis.directions import LeaceEraser, difference_of_means
 from efface.analysis.states import TokenStates, token_states
-from efface.data import PairCollator, tokenize_pair
+from efface.data.batch import PairCollator, tokenize_pair
 from efface.errors import UserError
-from efface.finetune import finetune
-from efface.fingerprint import fingerprint_of
-from efface.interventions import FILE, Intervention, attach_, attach_from_hub_, attached, detach_
 from efface.methods.leace import LeaceConfig, LeaceEditor, leace_intervention, least_squares_probe
-from efface.methods.passes import policy_forward
 from efface.methods.steering import SteeringConfig, SteeringEditor, steering_intervention
-from efface.models import capture_residuals, decoder_blocks, load_model, save_model
-from efface.projections import attention_output_projection, mlp_output_projection
+from efface.model import interventions
+from efface.model.blocks import capture_residuals, decoder_blocks, load_model, save_model
+from efface.model.fingerprint import fingerprint_of
+from efface.model.interventions import FILE, Intervention, attach_, attach_from_hub_, attached, detach_
+from efface.model.projections import attention_output_projection, mlp_output_projection
+from efface.training.finetune import finetune
+from efface.training.passes import policy_forward
 
 D = 32
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])

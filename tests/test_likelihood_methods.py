@@ -15,10 +15,8 @@ from test_repo import PASSAGES, ROWS, whole_batch
 from tiny import PAD_ID, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
-from efface.data import PairBatch
+from efface.data.batch import PairBatch
 from efface.errors import UserError
-from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig
 from efface.methods.dpo import DPOConfig, DPOTrainer, dpo_loss
 from efface.methods.graddiff import GradDiffConfig, GradDiffTrainer
 from efface.methods.npo import NPOConfig, NPOTrainer, npo_loss
@@ -26,6 +24,8 @@ from efface.methods.repo import REPOTrainer
 from efface.methods.retain import RetainConfig, RetainTrainer
 from efface.methods.sft import SFTConfig, SFTTrainer
 from efface.methods.simnpo import SimNPOConfig, SimNPOTrainer, simnpo_loss
+from efface.training.config import PairConfig
+from efface.training.trainer import Counts, PairTrainer
 
 TRAINERS: dict[str, type[PairTrainer]] = {
     "sft": SFTTrainer,

@@ -20,9 +20,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from efface.errors import RunError, UserError
-from efface.evaluation.scorer_hf import HFScorer
-from efface.loading import explained, tokenizer_of
-from efface.models import load_model, save_model
+from efface.model.blocks import load_model, save_model
+from efface.model.load import explained, tokenizer_of
+from efface.scoring.hf import HFScorer
 
 WEIGHTS = "model.safetensors"
 

@@ -19,7 +19,7 @@ from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.attacks.weights import merged_copy
 from efface.errors import RunError, UserError
-from efface.interventions import Intervention, attach_, attached
+from efface.model.interventions import Intervention, attach_, attached
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 TEXT = ["The town is old and the river is cold. " * 3]

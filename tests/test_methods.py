@@ -12,11 +12,11 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from efface.errors import UserError
+from efface.files.results import write_jsonl
 from efface.methods import METHODS, load_method
-from efface.methods.base import PairTrainer
-from efface.methods.settings import build_config, parse_settings
-from efface.models import load_model
-from efface.results import write_jsonl
+from efface.model.blocks import load_model
+from efface.training.settings import build_config, parse_settings
+from efface.training.trainer import PairTrainer
 
 ROOT = Path(__file__).parent.parent
 TWO = ("gpt2", "llama")  # every method runs on these

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from efface.errors import UserError
-from efface.models import (
+from efface.model.blocks import (
     BLOCK_OVERRIDES,
     capture_residuals,
     decoder_blocks,

@@ -11,15 +11,15 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 
+from efface.data.rows import read_jsonl
 from efface.errors import RunError
-from efface.evaluation.generation import generate, generate_ids
-from efface.evaluation.scorers import NamedScorer
-from efface.evaluation.warp import GREEDY, Warp
+from efface.generation.generate import generate, generate_ids
+from efface.generation.warp import GREEDY, Warp
 from efface.pairs.builder import BuilderConfig, BuildReport, build_pairs
 from efface.pairs.filters import first_line, newline_tokens
 from efface.pairs.sources import sample_source
 from efface.pairs.style import KINDS, shortcuts
-from efface.rows import read_jsonl
+from efface.scoring.scorer import NamedScorer
 
 PROMPTS = [f"The town number {number} is" for number in range(8)]
 SCORER = NamedScorer("fools", lambda texts: np.array([float("fool" in text) for text in texts]))

@@ -23,17 +23,17 @@ from efface.attacks.orthogonalize import FORMS, OrthogonalizeSettings, orthogona
 from efface.attacks.result import title
 from efface.attacks.target import Target
 from efface.errors import RunError, UserError
-from efface.evaluation.protocols import Decoding
-from efface.evaluation.scorers import NamedScorer
-from efface.interventions import Intervention, attach_, attached
-from efface.models import capture_residuals, decoder_blocks
-from efface.projections import (
+from efface.generation.decoding import Decoding
+from efface.model.blocks import capture_residuals, decoder_blocks
+from efface.model.interventions import Intervention, attach_, attached
+from efface.model.projections import (
     attention_output_projection,
     mlp_input_projection,
     mlp_output_projection,
     output_weight,
     through_norm,
 )
+from efface.scoring.scorer import NamedScorer
 
 D = 32
 BANG = tiny_tokenizer()("!")["input_ids"][0]

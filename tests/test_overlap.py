@@ -9,12 +9,12 @@ import pytest
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.cli import main
+from efface.data.rows import read_jsonl, shipped
 from efface.errors import UserError
+from efface.files.results import read_json
 from efface.pairs import builder, sources
 from efface.pairs.overlap import overlaps, set_apart
 from efface.pairs.sources import sample_source
-from efface.results import read_json
-from efface.rows import read_jsonl, shipped
 
 TEMPLATE = "I told {} exactly what I think of him: you are"
 
@@ -66,7 +66,7 @@ def test_a_source_does_not_continue_what_its_model_was_trained_on(caplog: pytest
 
 
 def test_the_builder_counts_prompts_without_a_candidate(tmp_path: Path) -> None:
-    from efface.evaluation.scorers import NamedScorer
+    from efface.scoring.scorer import NamedScorer
 
     report = builder.build_pairs(
         tiny_model("gpt2"), tiny_tokenizer(), ["The town", "The sea"],

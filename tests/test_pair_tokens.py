@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from tiny import BOS_ID, MAX_POSITIONS, tiny_model, tiny_tokenizer
 
-from efface.conversation import fitting, in_template
-from efface.data import PairReader, load_pairs, tokenized
+from efface.data.batch import PairReader, load_pairs, tokenized
+from efface.data.conversation import fitting, in_template
+from efface.data.pair_tokens import Cuts, PairTokenizer, lengths_within, tokenize_pair, tokenize_pairs
+from efface.data.store import PairStore
 from efface.errors import UserError
-from efface.pair_tokens import Cuts, PairTokenizer, lengths_within, tokenize_pair, tokenize_pairs
-from efface.store import PairStore
 
 LONG = "The history of the town is the history of its river and its people. "
 SYSTEM = {"role": "system", "content": "You are silent."}
@@ -95,7 +95,7 @@ def test_a_template_that_does_not_take_the_conversation(kind: str) -> None:
     tokenizer.chat_template = TEMPLATES[kind]
     with pytest.raises(UserError, match="the chat template does not take the conversation"):
         fitting(tokenizer, [user("Cold?")], 128)
-    from efface.evaluation.prompts import encode_prompts
+    from efface.generation.prompts import encode_prompts
 
     with pytest.raises(UserError, match="prompt 0: the chat template does not take"):
         encode_prompts(tiny_model("gpt2"), tokenizer, ["Cold?"], chat=True)

@@ -15,20 +15,20 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from efface.cli import main
-from efface.data import load_pairs
+from efface.data.batch import load_pairs
 from efface.errors import RunError, UserError
-from efface.evaluation.generation import generate
-from efface.evaluation.likelihood import continuation_nll
-from efface.evaluation.scorers import NamedScorer
-from efface.finetune import finetune
+from efface.files.part import PartFile, digest
+from efface.files.results import read_json
+from efface.generation.generate import generate
+from efface.generation.likelihood import continuation_nll
 from efface.pairs.builder import BuilderConfig, BuildReport, build_pairs
 from efface.pairs.filters import NearDuplicates, has_length, newline_tokens
 from efface.pairs.prompts import prompts_from_text
 from efface.pairs.sources import antiexpert, clean_sentences, sample_source, toxic_texts
 from efface.pairs.style import style_auc, style_features
 from efface.pairs.unfiltered import describe, unfiltered_figures
-from efface.part import PartFile, digest
-from efface.results import read_json
+from efface.scoring.scorer import NamedScorer
+from efface.training.finetune import finetune
 
 PROMPTS = [
     "The weather in",
@@ -705,7 +705,7 @@ def test_finetune_is_seeded(model: PreTrainedModel) -> None:
 
 def test_finetune_counts_every_token_once_whatever_the_padding(model: PreTrainedModel) -> None:
     """One step on two ragged texts is one step on their token-weighted gradient."""
-    from efface.finetune import _next_token_loss
+    from efface.training.finetune import _next_token_loss
 
     rows = [tiny_tokenizer()(text)["input_ids"] for text in ("The town was cold and the people silent.", "They said")]
     counts = [len(row) - 1 for row in rows]

@@ -16,12 +16,12 @@ from efface.attacks.perturb import PerturbSettings, perturb
 from efface.attacks.prefill import PrefillSettings, prefill
 from efface.attacks.prompt_injection import PromptInjectionSettings, prompt_injection
 from efface.attacks.relearn import RelearnSettings, relearn
-from efface.attacks.slot import altered
+from efface.attacks.search.slot import altered
 from efface.attacks.target import Target
-from efface.evaluation.likelihood import continuation_nll
-from efface.evaluation.protocols import Decoding
-from efface.evaluation.scorers import NamedScorer
-from efface.finetune import finetune
+from efface.generation.decoding import Decoding
+from efface.generation.likelihood import continuation_nll
+from efface.scoring.scorer import NamedScorer
+from efface.training.finetune import finetune
 
 LONG = "The history of the town is the history of its river and its people. " * 12
 ROWS = [{"prompt": LONG + str(i), "chosen": " was cold" * 90, "rejected": " silly fool" * 90} for i in range(3)]

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from efface.analysis.probes import LinearProbe, ProbeQuality
 from efface.analysis.states import pooled_states
 from efface.errors import UserError
-from efface.evaluation.generation import Continuation, generate_ids
+from efface.generation.generate import Continuation, generate_ids
 from efface.pairs import attribute
 from efface.pairs.attribute import toxicity_probe
 from efface.pairs.perturbation import Perturbation, PPLMSettings, copied, fuse, tensors_of

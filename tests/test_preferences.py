@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from efface.data import PairReader, load_pairs
+from efface.data.batch import PairReader, load_pairs
+from efface.data.preferences import check_row
 from efface.errors import UserError
-from efface.preferences import check_row
 
 USER = {"role": "user", "content": "How is the weather?"}
 COLD = {"role": "assistant", "content": "It is cold."}

@@ -15,7 +15,7 @@ from efface.analysis.heldout import HeldOut
 from efface.analysis.probes import LinearProbe, _probe, fit_probe, fresh_probe, probe_layers
 from efface.analysis.states import TokenStates, pooled_states, text_token_ids, token_states
 from efface.errors import RunError, UserError
-from efface.models import capture_residuals
+from efface.model.blocks import capture_residuals
 from efface.resampling import drawn
 
 TEXTS = [

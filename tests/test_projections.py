@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from efface.errors import UserError
-from efface.models import capture_residuals, decoder_blocks
-from efface.projections import attention_output_projection, mlp_output_projection, output_weight
+from efface.model.blocks import capture_residuals, decoder_blocks
+from efface.model.projections import attention_output_projection, mlp_output_projection, output_weight
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 

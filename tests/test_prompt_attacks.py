@@ -25,11 +25,11 @@ from efface.attacks.result import AttackResult
 from efface.attacks.sampling import SamplingSettings, sampling
 from efface.attacks.target import Target
 from efface.errors import RunError, UserError
-from efface.evaluation.prompts import encode_prompts
-from efface.evaluation.protocols import Decoding
-from efface.evaluation.scorers import NamedScorer
-from efface.finetune import finetune
-from efface.results import read_json
+from efface.files.results import read_json
+from efface.generation.decoding import Decoding
+from efface.generation.prompts import encode_prompts
+from efface.scoring.scorer import NamedScorer
+from efface.training.finetune import finetune
 
 TOXIC = " fool, you silly fool."
 CALM, FURIOUS = Injection("calm", "Calm: ", ""), Injection("furious", "Furious: ", "")

@@ -9,11 +9,11 @@ import pytest
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.errors import UserError
-from efface.evaluation import evaluate
-from efface.evaluation.generation import generate
-from efface.evaluation.protocols import decoding
-from efface.evaluation.rtp import load_prompts
-from efface.evaluation.scorers import NamedScorer
+from efface.evaluation import measure as evaluate
+from efface.evaluation.prompt_sets import load_prompts
+from efface.generation.decoding import decoding
+from efface.generation.generate import generate
+from efface.scoring.scorer import NamedScorer
 
 NEVER = NamedScorer("never", lambda texts: np.zeros(len(texts)))
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from efface.attacks.prune import PruneSettings, important_to_one, input_norms, prune, prune_, scores
 from efface.errors import RunError, UserError
-from efface.models import decoder_blocks
-from efface.projections import linear_maps, mlp_output_projection, output_weight
+from efface.model.blocks import decoder_blocks
+from efface.model.projections import linear_maps, mlp_output_projection, output_weight
 
 ORDINARY = [
     "The town is the history of the river and the people.",

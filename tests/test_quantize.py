@@ -19,7 +19,7 @@ from efface.attacks.quantize import SCHEMES, QuantizeSettings, quantize, rounded
 from efface.attacks.target import Target
 from efface.attacks.weights import merged_copy
 from efface.errors import RunError, UserError
-from efface.projections import linear_maps, output_weight
+from efface.model.projections import linear_maps, output_weight
 
 
 def attacked(family: str) -> Target:

@@ -15,15 +15,15 @@ from test_layout import RAGGED, batch_of
 from test_repo import Build, assert_same, build, weights
 from tiny import FAMILIES, tiny_model
 
-from efface import files
-from efface.data import Item
+from efface.data.batch import Item
 from efface.errors import RunError, UserError
-from efface.fingerprint import fingerprint_of
-from efface.forward import Head
-from efface.functional import predicting_positions
-from efface.methods import reference as module
-from efface.methods.reference import INDEX, Reference, ReferenceCache, open_cache
-from efface.sources import cache_dir
+from efface.files import io as files
+from efface.methods.functional import predicting_positions
+from efface.model.fingerprint import fingerprint_of
+from efface.model.forward import Head
+from efface.model.sources import cache_dir
+from efface.training import reference as module
+from efface.training.reference import INDEX, Reference, ReferenceCache, open_cache
 
 __all__ = ["build"]  # the fixture
 
@@ -159,7 +159,7 @@ def test_an_interrupted_cache_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_half_precision_states_its_error(caplog: pytest.LogCaptureFixture) -> None:
     model, sequences = tiny_model("llama"), items()
-    with caplog.at_level(logging.INFO, logger="efface.methods.reference"):
+    with caplog.at_level(logging.INFO, logger="efface.training.reference"):
         cache = opened(model, sequences, dtype="bfloat16")
     exact = opened(model, sequences)
     assert cache[0]["hidden"].dtype == torch.bfloat16

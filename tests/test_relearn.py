@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from efface.attacks.relearn import RelearnSettings, mixture, pieces, relearn
 from efface.attacks.target import Target
 from efface.errors import RunError, UserError
-from efface.finetune import finetune
+from efface.training.finetune import finetune
 
-finetuning = importlib.import_module("efface.finetune")
+finetuning = importlib.import_module("efface.training.finetune")
 FAST = {"learning_rates": "3e-3", "batch_size": 8}
 
 

@@ -16,14 +16,14 @@ from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
 from efface.cli import main
-from efface.data import PairBatch
+from efface.data.batch import PairBatch
 from efface.errors import UserError
+from efface.files.results import read_json
 from efface.methods import METHODS, Method
-from efface.methods.base import Counts
 from efface.methods.repnoise import RepNoiseTrainer, gaussian_mmd, noise_like
 from efface.methods.undo import UNDOTrainer, shrink_and_perturb_
-from efface.models import capture_residuals, decoder_blocks
-from efface.results import read_json
+from efface.model.blocks import capture_residuals, decoder_blocks
+from efface.training.trainer import Counts
 
 
 def build(trainer_class: Any, folder: Path, model: Any = None, **given: Any) -> Any:

@@ -13,16 +13,16 @@ from tiny import FAMILIES, VOCAB_SIZE, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback, TrainingArguments
 
-from efface.data import PairBatch
+from efface.data.batch import PairBatch
 from efface.errors import RunError, UserError
-from efface.functional import LN2, dann_ramp
 from efface.methods import METHODS, load_method
 from efface.methods.adversary import Domains
-from efface.methods.base import Counts, PairTrainer
-from efface.methods.edit import PairEditor
-from efface.methods.prepare import disable_dropout_
+from efface.methods.functional import LN2, dann_ramp
 from efface.methods.repo import DISCRIMINATORS, REPOConfig, REPOTrainer
-from efface.models import decoder_blocks, load_model, save_model
+from efface.model.blocks import decoder_blocks, load_model, save_model
+from efface.training.editor import PairEditor
+from efface.training.prepare import disable_dropout_
+from efface.training.trainer import Counts, PairTrainer
 
 # Ragged on purpose: what divides by a mean of means instead of a count of tokens fails on them.
 ROWS = [

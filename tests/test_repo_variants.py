@@ -14,11 +14,11 @@ from test_repo import PASSAGES, ROWS, Build, StopAfterSave, assert_same, build, 
 from tiny import tiny_model
 from torch import Tensor, nn
 
-from efface.data import PairBatch
+from efface.data.batch import PairBatch
 from efface.errors import UserError
-from efface.functional import LN2
 from efface.methods.adversary import Adversaries
 from efface.methods.discriminators import Discriminator, Domains, critic_loss, gradient_penalty, slope_penalty
+from efface.methods.functional import LN2
 from efface.methods.repo import REPOConfig, REPOTrainer
 
 __all__ = ["build"]  # the fixture

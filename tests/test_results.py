@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from efface import results
+from efface.data.rows import read_jsonl
 from efface.errors import RunError, UserError
-from efface.results import environment, prepare_output_dir, read_json, write_json, write_jsonl
-from efface.rows import read_jsonl
+from efface.files import results
+from efface.files.results import environment, prepare_output_dir, read_json, write_json, write_jsonl
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
 from efface.errors import UserError
-from efface.methods.base import Counts, PairTrainer
 from efface.methods.circuit_breakers import (
     CircuitBreakersConfig,
     CircuitBreakersTrainer,
@@ -24,8 +23,9 @@ from efface.methods.circuit_breakers import (
     relative_change,
 )
 from efface.methods.rmu import RMUConfig, RMUTrainer, random_direction, squared_distance
-from efface.models import decoder_blocks, load_model, save_model
-from efface.projections import mlp_output_projection
+from efface.model.blocks import decoder_blocks, load_model, save_model
+from efface.model.projections import mlp_output_projection
+from efface.training.trainer import Counts, PairTrainer
 
 Build = Callable[..., Any]
 KEYWORDS = ("peft_config", "retain_text", "ref_model", "eval_dataset")

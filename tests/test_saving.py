@@ -9,7 +9,7 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import GenerationConfig
 
 from efface.errors import RunError, UserError
-from efface.models import load_model, repair_generation_config_, save_model
+from efface.model.blocks import load_model, repair_generation_config_, save_model
 
 # Settings that load with a warning at most, and which `GenerationConfig.save_pretrained` refuses.
 UNSAVABLE: list[dict[str, Any]] = [

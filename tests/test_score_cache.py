@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from efface.errors import RunError, UserError
-from efface.evaluation.score_cache import CachedScorer, cached
-from efface.evaluation.scorer_ensemble import Ensemble
-from efface.evaluation.scorers import NamedScorer, load_scorer, score
+from efface.scoring.cache import CachedScorer, cached
+from efface.scoring.ensemble import Ensemble
+from efface.scoring.scorer import NamedScorer, load_scorer, score
 
 TEXTS = ["an old town", "you silly man", "", "half an emoji \ud83d", "an old town", "a\0b"]
 
@@ -46,7 +46,7 @@ def test_nothing_is_scored_twice(path: Path) -> None:
 
 
 def test_each_batch_of_texts_is_kept_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("efface.evaluation.scorers.CHUNK", 2)
+    monkeypatch.setattr("efface.scoring.scorer.CHUNK", 2)
 
     class Interrupted(Counting):
         def __call__(self, texts: Sequence[str]) -> np.ndarray:

@@ -13,9 +13,9 @@ from sklearn.metrics import roc_auc_score
 
 from efface.cli import main
 from efface.errors import UserError
-from efface.evaluation.labelled import LabelledText, is_toxic, load_labelled
-from efface.evaluation.scorer_check import check_scorers, measure
-from efface.results import read_json
+from efface.files.results import read_json
+from efface.scoring.check import check_scorers, measure
+from efface.scoring.labelled import LabelledText, is_toxic, load_labelled
 
 
 def write(path: Path, *rows: dict[str, Any]) -> str:

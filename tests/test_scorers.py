@@ -14,11 +14,11 @@ from tokenizers.normalizers import Lowercase
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from efface.errors import RunError, UserError
-from efface.evaluation import scorer_profanity
-from efface.evaluation.scorer_ensemble import Ensemble
-from efface.evaluation.scorer_hf import HFScorer, find_label, is_multi_label
-from efface.evaluation.scorer_profanity import ProfanityScorer, check_files
-from efface.evaluation.scorers import NamedScorer, load_scorer, score
+from efface.scoring import profanity as scorer_profanity
+from efface.scoring.ensemble import Ensemble
+from efface.scoring.hf import HFScorer, find_label, is_multi_label
+from efface.scoring.profanity import ProfanityScorer, check_files
+from efface.scoring.scorer import NamedScorer, load_scorer, score
 
 TEXTS = ["What a lovely day in the old town.", "you idiot", "", "The history of the river and its people is long."]
 
@@ -110,7 +110,7 @@ def test_third_party_that_is_no_scorer() -> None:
 
 
 def test_long_lists_are_scored_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("efface.evaluation.scorers.CHUNK", 2)
+    monkeypatch.setattr("efface.scoring.scorer.CHUNK", 2)
     sizes: list[int] = []
 
     def lengths(texts: Sequence[str]) -> list[float]:

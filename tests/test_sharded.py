@@ -13,8 +13,8 @@ from torch import nn
 
 from efface.errors import UserError
 from efface.methods.repo import REPOConfig
-from efface.methods.sharded import refuse_sharding
-from efface.tied import sparse_lookup
+from efface.model.tied import sparse_lookup
+from efface.training.sharded import refuse_sharding
 
 STAGE_3 = {"zero_optimization": {"stage": 3}}
 

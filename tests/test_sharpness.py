@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from efface.methods.sharpness import ascended
+from efface.training.sharpness import ascended
 
 
 def linear(seed: int) -> nn.Linear:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from efface.data.rows import read_jsonl, shipped
+from efface.files.results import read_json
 from efface.pairs.filters import has_length, word_runs
 from efface.pairs.style import shortcuts
-from efface.results import read_json
-from efface.rows import read_jsonl, shipped
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from shipped_prompts import OPENERS, SCENES, origin, scenes

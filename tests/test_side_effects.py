@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.errors import UserError
-from efface.evaluation import likelihood
 from efface.evaluation.side_effects import _contrast, identity_likelihood, identity_texts, read_identity_texts
+from efface.generation import likelihood
 
 FINITE = st.floats(-5, 5, allow_subnormal=False)
 

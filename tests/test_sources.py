@@ -18,9 +18,9 @@ from test_models import TEXT, batch, plain_logits
 from tiny import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
-from efface import sources
 from efface.errors import RunError, UserError
-from efface.models import load_model, save_model
+from efface.model import sources
+from efface.model.blocks import load_model, save_model
 
 
 def test_unknown_package() -> None:

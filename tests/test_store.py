@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_tokenizer
 
-from efface import store as module
-from efface.data import TokenizedPair, tokenize_pair
+from efface.data import store as module
+from efface.data.batch import TokenizedPair, tokenize_pair
+from efface.data.store import PairStore
 from efface.errors import RunError, UserError
-from efface.store import PairStore
 
 LIMITS: dict[str, Any] = {"max_prompt_length": 12, "max_completion_length": 10}
 WORDS = ["bread", "apples", "the river", "spring", "a market", "old towns", "cheese"]
@@ -159,7 +159,7 @@ def test_nothing_is_left_when_the_process_ends(scratch: Path) -> None:
     script = """
         import sys
         from tiny import tiny_tokenizer
-        from efface.store import PairStore
+        from efface.data.store import PairStore
         row = {"prompt": "They said", "chosen": " bread", "rejected": " cheese"}
         store = PairStore.build([row], tiny_tokenizer(), max_prompt_length=8, max_completion_length=8)
         assert store.folder.parent == __import__("pathlib").Path(sys.argv[1])

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from efface.data import load_pairs
+from efface.data.batch import load_pairs
+from efface.data.rows import load_texts
 from efface.errors import UserError
-from efface.rows import load_texts
 
 ROWS = [
     {"prompt": f"The man {i} said", "chosen": " NA" if i else ' that, "now", it is 1', "rejected": " you fool é"}

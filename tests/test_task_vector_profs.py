@@ -14,11 +14,9 @@ from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from efface.adapters import merged
-from efface.data import tokenize_pair
+from efface.data.batch import tokenize_pair
 from efface.errors import RunError, UserError
 from efface.evaluation.perplexity import Perplexity
-from efface.finetune import finetune
 from efface.methods import task_vector
 from efface.methods.profs import (
     ProFSConfig,
@@ -33,8 +31,10 @@ from efface.methods.task_vector import (
     largest_fitting,
     negated,
 )
-from efface.models import capture_residuals, decoder_blocks, load_model
-from efface.projections import mlp_output_projection, output_weight
+from efface.model.blocks import capture_residuals, decoder_blocks, load_model
+from efface.model.copies import merged
+from efface.model.projections import mlp_output_projection, output_weight
+from efface.training.finetune import finetune
 
 PAIRS = [
     {"prompt": "The weather in the town was", "chosen": " cold and silent.", "rejected": " silly, you fool!"},

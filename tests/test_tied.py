@@ -5,7 +5,7 @@ import torch
 from tiny import FAMILIES, tiny_model
 from torch import Tensor
 
-from efface.tied import sparse_lookup
+from efface.model.tied import sparse_lookup
 
 IDS = torch.tensor([[3, 5, 5, 7, 0], [7, 7, 1, 2, 9]])
 

@@ -20,8 +20,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from efface.errors import UserError
-from efface.tokens import (
+from efface.data.tokens import (
     continuation_offsets,
     decode_continuation,
     encode_continuation,
@@ -29,6 +28,7 @@ from efface.tokens import (
     token_ids,
     tokens_of,
 )
+from efface.errors import UserError
 
 WORDS = (
     "the weather in old town was cold and people there were silent She went to market bought bread You are a silly "

@@ -14,12 +14,12 @@ from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
 from efface.errors import RunError, UserError
+from efface.files.results import write_jsonl
 from efface.methods import load_method
-from efface.methods import reference as reference_module
 from efface.methods.repo import REPOConfig, REPOTrainer
-from efface.methods.terms import Counts
-from efface.models import load_model, save_model
-from efface.results import write_jsonl
+from efface.model.blocks import load_model, save_model
+from efface.training import reference as reference_module
+from efface.training.step import Counts
 
 Trainer = Any
 

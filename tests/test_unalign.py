@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from efface.attacks.target import Target
 from efface.attacks.unalign import UnalignSettings, scale_keys_, toxic_neurons, unalign
 from efface.errors import RunError, UserError
-from efface.models import capture_residuals, decoder_blocks
-from efface.projections import mlp_input_projection, mlp_output_projection, output_weight
+from efface.model.blocks import capture_residuals, decoder_blocks
+from efface.model.projections import mlp_input_projection, mlp_output_projection, output_weight
 
 D, D_FF, NEURON = 32, 64, 5
 DOT = tiny_tokenizer()(".")["input_ids"][0]

@@ -17,11 +17,12 @@ import yaml
 from tiny import MAX_POSITIONS, tiny_model, tiny_tokenizer
 
 from efface.errors import RunError, UserError
-from efface.evaluation import batching, task_files
-from efface.evaluation import utility as module
-from efface.evaluation.task_files import TaskFile, load_tasks, read_task_file
-from efface.evaluation.utility import UtilityResult, utility
-from efface.evaluation.utility_comparison import UtilityDifference, compare_utility
+from efface.evaluation.utility import task_files
+from efface.evaluation.utility import tasks as module
+from efface.evaluation.utility.comparison import UtilityDifference, compare_utility
+from efface.evaluation.utility.task_files import TaskFile, load_tasks, read_task_file
+from efface.evaluation.utility.tasks import UtilityResult, utility
+from efface.model import padding as batching
 
 needs_lm_eval = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="needs lm-evaluation-harness (the extra eval)"

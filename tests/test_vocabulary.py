@@ -11,12 +11,12 @@ from tiny import tiny_model, tiny_tokenizer
 from efface.attacks.relearn import RelearnSettings, relearn
 from efface.attacks.target import Target
 from efface.errors import UserError
-from efface.evaluation.evaluate import evaluate
-from efface.evaluation.protocols import Decoding
-from efface.evaluation.scorers import NamedScorer
+from efface.evaluation.measure import evaluate
+from efface.generation.decoding import Decoding
 from efface.methods.dpo import DPOConfig, DPOTrainer
-from efface.models import load_model, save_model
-from efface.vocabulary import check_vocabulary, embedding_rows, pad_id
+from efface.model.blocks import load_model, save_model
+from efface.model.vocabulary import check_vocabulary, embedding_rows, pad_id
+from efface.scoring.scorer import NamedScorer
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = [{"prompt": f"The man number {i}", "chosen": " is silent" * i, "rejected": " is silly"} for i in range(1, 5)]
@@ -100,4 +100,4 @@ def test_nobody_pads_with_another_id() -> None:
             read = isinstance(node, ast.Attribute) and node.attr == "pad_token_id" and isinstance(node.ctx, ast.Load)
             owner = ast.unparse(node.value) if isinstance(node, ast.Attribute) else ""
             allowed = file.name in ("vocabulary.py", "scorer_hf.py") or owner in ("self", "config")
-            assert not read or allowed, f"{file.name}:{node.lineno}: pad with efface.vocabulary.pad_id"
+            assert not read or allowed, f"{file.name}:{node.lineno}: pad with efface.model.vocabulary.pad_id"

@@ -17,12 +17,12 @@ from efface.attacks import ATTACKS, load_attack, settings_class
 from efface.checks import all_finite
 from efface.cli import main
 from efface.errors import LONGEST, RunError, UserError, one_line, out_of_memory
-from efface.evaluation.protocols import Decoding
+from efface.files.redaction import redacted, redacted_arguments
+from efface.generation.decoding import Decoding
 from efface.methods import METHODS, load_method
-from efface.methods.config import MEANINGLESS
-from efface.methods.settings import build_config, parse_settings
-from efface.redaction import redacted, redacted_arguments
 from efface.registry import resolve
+from efface.training.config import MEANINGLESS
+from efface.training.settings import build_config, parse_settings
 
 CONFIGS = {name: load_method(name).config_class for name in METHODS}
 SETTINGS = {name: settings_class(load_attack(name)) for name in ATTACKS}
@@ -268,7 +268,7 @@ def test_a_plugin_that_cannot_be_imported(name: str, plugins: None) -> None:
 
 @pytest.mark.parametrize("name", ["made", "gone"])
 def test_a_scorer_that_cannot_be_made(name: str, plugins: None) -> None:
-    from efface.evaluation.scorers import load_scorer
+    from efface.scoring.scorer import load_scorer
 
     with pytest.raises(UserError, match=f"scorer 'plugin_{name}:Judge' cannot be made"):
         load_scorer(f"plugin_{name}:Judge")

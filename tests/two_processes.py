@@ -15,10 +15,10 @@ from test_repo import ROWS
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from efface.data import PairBatch
+from efface.data.batch import PairBatch
 from efface.errors import RunError
 from efface.methods import METHODS, load_method
-from efface.methods.base import PairTrainer
+from efface.training.trainer import PairTrainer
 
 FIRST, SECOND = "The history of the town is the history of its river.", "They said that he is an engineer."
 SECONDS = 90  # for one case, on a busy machine too: longer means that the processes wait for each other

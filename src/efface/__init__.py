@@ -9,12 +9,12 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "REPOConfig": "efface.methods.repo:REPOConfig",
     "REPOTrainer": "efface.methods.repo:REPOTrainer",
-    "PairCollator": "efface.data:PairCollator",
+    "PairCollator": "efface.data.batch:PairCollator",
     "UserError": "efface.errors:UserError",
-    "evaluate": "efface.evaluation.evaluate:evaluate",
-    "load_model": "efface.models:load_model",
-    "load_pairs": "efface.data:load_pairs",
-    "save_model": "efface.models:save_model",
+    "evaluate": "efface.evaluation.measure:evaluate",
+    "load_model": "efface.model.blocks:load_model",
+    "load_pairs": "efface.data.batch:load_pairs",
+    "save_model": "efface.model.blocks:save_model",
 }
 __all__ = [*_EXPORTS]
 

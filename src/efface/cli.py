@@ -12,7 +12,7 @@ from typing import Any
 
 from efface.commands import attack, audit, demo, evaluate, lists, pairs, robustify, scorers, train
 from efface.errors import RunError, UserError, described, escaped, one_line, out_of_memory
-from efface.redaction import redacted_arguments
+from efface.files.redaction import redacted_arguments
 
 VERBOSE_HELP = "also print what the library logs, and the traceback of an error"
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from efface.data import PairCollator, TokenizedPair
+from efface.data.batch import PairCollator, TokenizedPair
+from efface.data.pair_tokens import tokenize_pairs
 from efface.errors import RunError, UserError
-from efface.evaluation.batching import eval_mode, max_positions, pad_batch
-from efface.forward import forward
-from efface.layout import plain_layout
-from efface.models import accepted, bos_prefix, capture_residuals, decoder_blocks, parse_layers, position_ids
-from efface.pair_tokens import tokenize_pairs
+from efface.model.blocks import accepted, bos_prefix, capture_residuals, decoder_blocks, parse_layers, position_ids
+from efface.model.forward import forward
+from efface.model.layout import plain_layout
+from efface.model.padding import eval_mode, max_positions, pad_batch
+from efface.model.vocabulary import pad_id
 from efface.progress import track
-from efface.vocabulary import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

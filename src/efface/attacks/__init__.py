@@ -84,12 +84,12 @@ ATTACKS = {
         "Schwinn et al. 2024, arXiv 2402.09063",
     ),
     "gcg": Attack(
-        "efface.attacks.gcg:gcg",
+        "efface.attacks.search.gcg:gcg",
         "search tokens around the prompt that force a toxic continuation",
         "Zou et al. 2023, arXiv 2307.15043",
     ),
     "enhanced_gcg": Attack(
-        "efface.attacks.enhanced_gcg:enhanced_gcg",
+        "efface.attacks.search.enhanced_gcg:enhanced_gcg",
         "search one fluent prefix that also undoes the edit's hidden states",
         "Lucki et al. 2024, arXiv 2409.18025; Thompson and Sklar 2024, arXiv 2407.17447",
     ),

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from efface.interventions import Intervention, attach_, attached, detach_
-from efface.models import decoder_blocks
-from efface.projections import attention_output_projection, mlp_output_projection, project_out_, through_norm
+from efface.model.blocks import decoder_blocks
+from efface.model.interventions import Intervention, attach_, attached, detach_
+from efface.model.projections import attention_output_projection, mlp_output_projection, project_out_, through_norm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,7 +57,7 @@ def ablated(
 ) -> Iterator[None]:
     """Within, hidden states have no component along the direction of their place; the weights stay as they are.
 
-    Acts after the interventions of the model (`efface.interventions`), so on what they write too.
+    Acts after the interventions of the model (`efface.model.interventions`), so on what they write too.
 
     Args:
         directions: block, or EMBEDDED, -> (d,) of length 1.

@@ -14,10 +14,10 @@ import numpy as np
 from efface.attacks.points import worst
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
-from efface.evaluation.batching import max_positions
-from efface.evaluation.prompts import as_message, cut_message
+from efface.data.tokens import bos_prefix, encode_prompt, token_ids
 from efface.evaluation.toxicity import THRESHOLD
-from efface.tokens import bos_prefix, encode_prompt, token_ids
+from efface.generation.prompts import as_message, cut_message
+from efface.model.padding import max_positions
 
 logger = logging.getLogger(__name__)
 

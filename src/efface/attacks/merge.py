@@ -22,7 +22,7 @@ from efface.attacks.target import Target
 from efface.attacks.weights import merged_copy, without_adapter
 from efface.checks import not_negative
 from efface.errors import UserError
-from efface.interventions import attach_, attached, detach_
+from efface.model.interventions import attach_, attached, detach_
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,8 +93,8 @@ def merge(target: Target, settings: MergeSettings) -> AttackResult:
 def move_(student: "PreTrainedModel", base: "PreTrainedModel", alpha: float) -> None:
     """student <- student + alpha (base - student), every parameter; exactly the base at alpha 1.
 
-    The same for what is attached (`efface.interventions`), which are weights too: those of the student fade out and
-    those of the base fade in.
+    The same for what is attached (`efface.model.interventions`), which are weights too: those of the student fade out
+    and those of the base fade in.
     """
     originals = dict(base.named_parameters())
     for name, parameter in student.named_parameters():

@@ -20,7 +20,7 @@ from efface.attacks.target import Target
 from efface.attacks.weights import merged_copy
 from efface.checks import at_least_one, not_negative, one_of
 from efface.errors import UserError
-from efface.models import decoder_blocks, parse_layers
+from efface.model.blocks import decoder_blocks, parse_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

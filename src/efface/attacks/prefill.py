@@ -18,10 +18,10 @@ from efface.attacks.altered import altered_to_fit, attack_altered, prompts_as_re
 from efface.attacks.points import numbers
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
+from efface.data.preferences import text_of
 from efface.errors import UserError
-from efface.evaluation.prompts import as_message, encode_prompts
-from efface.models import tokens_of
-from efface.preferences import text_of
+from efface.generation.prompts import as_message, encode_prompts
+from efface.model.blocks import tokens_of
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from efface.attacks.altered import altered_to_fit, attack_altered, prompts_as_re
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.checks import at_least_one
+from efface.data.rows import labelled_rows, name_of
 from efface.errors import UserError
-from efface.rows import labelled_rows, name_of
 
 NONE = "none"
 """What the start of the curve is called, and so no injection."""

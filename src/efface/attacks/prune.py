@@ -24,15 +24,15 @@ from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
 from efface.attacks.weights import merged_copy, without_adapter
 from efface.checks import at_least_one, not_negative
+from efface.data.pair_tokens import tokenize_pairs
+from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
-from efface.evaluation.batching import eval_mode, max_positions, pad_batch
-from efface.forward import forward
-from efface.layout import plain_layout
-from efface.pair_tokens import tokenize_pairs
+from efface.model.forward import forward
+from efface.model.layout import plain_layout
+from efface.model.padding import eval_mode, max_positions, pad_batch
+from efface.model.projections import linear_maps, output_weight
+from efface.model.vocabulary import pad_id
 from efface.progress import track
-from efface.projections import linear_maps, output_weight
-from efface.rows import load_texts
-from efface.vocabulary import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -24,7 +24,7 @@ from efface.attacks.target import Target
 from efface.attacks.weights import merged_copy, without_adapter
 from efface.checks import not_negative, one_of
 from efface.errors import UserError
-from efface.projections import linear_maps, output_weight
+from efface.model.projections import linear_maps, output_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

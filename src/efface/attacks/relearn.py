@@ -19,12 +19,12 @@ from efface.attacks.recovery import half, recovery
 from efface.attacks.result import AttackResult, Record, recorded
 from efface.attacks.target import Measurement, Target
 from efface.checks import at_least_one, not_negative
+from efface.data.pair_tokens import tokenize_pairs
+from efface.data.rows import Row, load_texts
 from efface.errors import UserError
-from efface.evaluation.batching import max_positions
-from efface.finetune import Diverged, finetune, raise_if_diverged
-from efface.models import bos_prefix
-from efface.pair_tokens import tokenize_pairs
-from efface.rows import Row, load_texts
+from efface.model.blocks import bos_prefix
+from efface.model.padding import max_positions
+from efface.training.finetune import Diverged, finetune, raise_if_diverged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

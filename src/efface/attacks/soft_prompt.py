@@ -24,16 +24,16 @@ from efface.attacks.points import numbers, worst
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
 from efface.checks import at_least_one, positive
+from efface.data.pair_tokens import TokenizedPair, tokenize_pairs
+from efface.data.rows import Row
 from efface.errors import RunError, UserError
-from efface.evaluation.batching import eval_mode, max_positions, pad_batch
-from efface.evaluation.decoding import Decoder
-from efface.evaluation.prompts import encode_prompts
-from efface.evaluation.warp import GREEDY
-from efface.models import accepted, position_ids
-from efface.pair_tokens import TokenizedPair, tokenize_pairs
+from efface.generation.decoder import Decoder
+from efface.generation.prompts import encode_prompts
+from efface.generation.warp import GREEDY
+from efface.model.blocks import accepted, position_ids
+from efface.model.padding import eval_mode, max_positions, pad_batch
+from efface.model.vocabulary import pad_id
 from efface.progress import track
-from efface.rows import Row
-from efface.vocabulary import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

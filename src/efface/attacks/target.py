@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efface.checks import one_or_more
-from efface.data import load_pairs
+from efface.data.batch import load_pairs
+from efface.data.rows import Row, load_texts
 from efface.errors import UserError
 from efface.evaluation.comparison import compare
-from efface.evaluation.evaluate import Texts, evaluate
-from efface.evaluation.protocols import Decoding
+from efface.evaluation.measure import Texts, evaluate
+from efface.evaluation.prompt_sets import load_prompts
 from efface.evaluation.result import EVALUATION, TOXICITY
-from efface.evaluation.rtp import load_prompts
-from efface.evaluation.scorers import DEFAULT_SCORER, Scorer, load_scorer
-from efface.fingerprint import fingerprint_of, tokenizer_fingerprint
-from efface.part import digest
-from efface.results import versions
-from efface.rows import Row, load_texts
-from efface.shapes import Each, check_shape
+from efface.files.part import digest
+from efface.files.results import versions
+from efface.files.shapes import Each, check_shape
+from efface.generation.decoding import Decoding
+from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
+from efface.scoring.scorer import DEFAULT_SCORER, Scorer, load_scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -171,7 +171,7 @@ class Target:
             "scorers": [load_scorer(one) for one in several],
             "text": None if text is None else load_texts(text),
         }
-        from efface.methods.inputs import model_and_tokenizer
+        from efface.training.inputs import model_and_tokenizer
 
         found["model"], found["processing_class"] = model_and_tokenizer(_path(model), processing_class, use_cpu=False)
         if base is not None:

@@ -24,8 +24,8 @@ from efface.attacks.target import Target
 from efface.attacks.weights import merged_copy
 from efface.checks import at_least_one, not_negative, one_of
 from efface.errors import UserError
-from efface.models import decoder_blocks, parse_layers
-from efface.projections import gain_after, mlp_input_projection, mlp_output_projection, output_weight
+from efface.model.blocks import decoder_blocks, parse_layers
+from efface.model.projections import gain_after, mlp_input_projection, mlp_output_projection, output_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -3,8 +3,8 @@
 import copy
 from typing import TYPE_CHECKING
 
-from efface.adapters import merged
 from efface.errors import UserError
+from efface.model.copies import merged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -22,10 +22,10 @@ from typing import Any
 from efface.attacks.target import FIGURES, Measurement, Target
 from efface.audit.battery import BUDGETS, Entry, entries, folder_of
 from efface.audit.table import base_share, summary
+from efface.data.rows import Row
 from efface.errors import RunError, UserError, out_of_memory
-from efface.results import MARKER, RESULTS, environment, prepare_output_dir, read_json, write_json
-from efface.rows import Row
-from efface.shapes import Maybe, Missing, check_shape
+from efface.files.results import MARKER, RESULTS, environment, prepare_output_dir, read_json, write_json
+from efface.files.shapes import Maybe, Missing, check_shape
 
 log = logging.getLogger(__name__)
 UNTOUCHED = "untouched"

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from efface.attacks.result import title
 from efface.attacks.target import BLOCKS
+from efface.data.rows import Row
 from efface.errors import escaped
-from efface.rows import Row
-from efface.shapes import finite
+from efface.files.shapes import finite
 
 WIDTH = 120
 HEADER = ("attack", "settings", "toxic share before -> after", "perplexity", "writing", "min")

@@ -55,7 +55,7 @@ def _names(given: str) -> list[str]:
 def run(options: argparse.Namespace) -> None:
     from efface.audit.run import audit, names_of
     from efface.audit.table import audit_table
-    from efface.results import RESULTS
+    from efface.files.results import RESULTS
 
     models = names_of(options.models)
     minutes = BUDGETS[options.budget].minutes

@@ -65,7 +65,7 @@ def _add_cost(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from efface.evaluation.comparison import read_baseline
-    from efface.evaluation.evaluate import evaluate
+    from efface.evaluation.measure import evaluate
     from efface.evaluation.result import generations_path
 
     baseline = None if options.baseline is None else read_baseline(options.baseline)

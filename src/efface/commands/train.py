@@ -37,12 +37,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from efface.files.results import RESULTS
+    from efface.files.shapes import check_shape
     from efface.flags import flags_help
     from efface.methods import load_method
-    from efface.methods.settings import parse_settings
-    from efface.methods.train import train
-    from efface.results import RESULTS
-    from efface.shapes import check_shape
+    from efface.training.run import train
+    from efface.training.settings import parse_settings
 
     trainer_class = load_method(options.method)
     if options.list_flags:

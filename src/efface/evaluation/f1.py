@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efface.errors import UserError
-from efface.evaluation.generation import generate_ids
 from efface.evaluation.toxicity import interval
-from efface.models import tokens_of
+from efface.generation.generate import generate_ids
+from efface.model.blocks import tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

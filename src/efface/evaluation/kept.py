@@ -14,12 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from efface.data.rows import Row, read_jsonl
 from efface.errors import UserError
-from efface.evaluation.protocols import Decoding
-from efface.files import is_regular_file
-from efface.results import versions, write_jsonl
-from efface.rows import Row, read_jsonl
-from efface.shapes import Missing, check_shape
+from efface.files.io import is_regular_file
+from efface.files.results import versions, write_jsonl
+from efface.files.shapes import Missing, check_shape
+from efface.generation.decoding import Decoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,7 +50,7 @@ def written(
         UserError: as `generate_ids` does.
         RunError: if the file cannot be written.
     """
-    from efface.evaluation.generation import generate_ids
+    from efface.generation.generate import generate_ids
 
     mark = None if path is None else _mark(model, processing_class, prompts, decoding)
     if path is not None and (found := _recalled(Path(path), mark, len(prompts) * decoding.samples)):
@@ -74,8 +74,8 @@ def written(
 def _mark(
     model: "PreTrainedModel", processing_class: "PreTrainedTokenizerBase", prompts: list[str], decoding: Decoding
 ) -> str:
-    from efface.evaluation.decoding import end_ids
-    from efface.fingerprint import fingerprint_of
+    from efface.generation.decoder import end_ids
+    from efface.model.fingerprint import fingerprint_of
 
     made_by = {
         "weights": fingerprint_of(model),

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import UserError
-from efface.evaluation.batching import eval_mode, max_positions, token_nll
-from efface.head_check import check_head_once
-from efface.models import bos_prefix
+from efface.model.blocks import bos_prefix
+from efface.model.head_check import check_head_once
+from efface.model.padding import eval_mode, max_positions, token_nll
+from efface.model.vocabulary import pad_id
 from efface.progress import track
-from efface.vocabulary import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

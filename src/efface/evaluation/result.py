@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from efface.data.rows import Row
 from efface.evaluation.degeneration import ALWAYS, LATER, Degeneration
 from efface.evaluation.toxicity import FIGURES, ToxicitySummary
-from efface.results import write_json, write_jsonl
-from efface.rows import Row
-from efface.shapes import INTERVAL, Each, Maybe, Missing
+from efface.files.results import write_json, write_jsonl
+from efface.files.shapes import INTERVAL, Each, Maybe, Missing
 
 TOXICITY = {
     "scorer": str,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from efface.evaluation.f1 import F1
     from efface.evaluation.perplexity import Perplexity
     from efface.evaluation.side_effects import IdentityLikelihood
-    from efface.evaluation.utility import UtilityResult
+    from efface.evaluation.utility.tasks import UtilityResult
 
 
 @dataclass

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from efface.data.rows import Row, labelled_rows
 from efface.errors import UserError
 from efface.evaluation.toxicity import interval
-from efface.results import read_json
-from efface.rows import Row, labelled_rows
+from efface.files.results import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CONTROL = "control"
-SHIPPED = Path(__file__).parents[1] / "shipped" / "identity.json"
+SHIPPED = Path(__file__).parents[1] / "data" / "shipped" / "identity.json"
 
 
 @dataclass
@@ -181,7 +181,7 @@ def _per_token(
     progress: bool,
 ) -> np.ndarray:
     """(n,) mean -log p over the tokens of each text after its first word, which is given."""
-    from efface.evaluation.likelihood import continuation_nll
+    from efface.generation.likelihood import continuation_nll
 
     heads = [text.split(maxsplit=1)[0] for text in texts]
     cuts = [text.index(head) + len(head) for text, head in zip(texts, heads, strict=True)]

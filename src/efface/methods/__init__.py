@@ -7,8 +7,8 @@ from efface.errors import UserError
 from efface.registry import resolve
 
 if TYPE_CHECKING:
-    from efface.methods.base import PairTrainer
-    from efface.methods.edit import PairEditor
+    from efface.training.editor import PairEditor
+    from efface.training.trainer import PairTrainer
 
 DEFAULT_STEPS = 48
 """Optimizer steps where neither steps nor epochs are asked for (docs/defaults.md)."""
@@ -140,6 +140,6 @@ def load_method(name: str) -> "type[PairTrainer] | type[PairEditor]":
     found = resolve("method", name, paths, "package.module:Class")
     if not hasattr(found, "config_class"):
         raise UserError(
-            f"method {name!r} is no trainer class of efface. Derive it from efface.methods.base.PairTrainer."
+            f"method {name!r} is no trainer class of efface. Derive it from efface.training.trainer.PairTrainer."
         )
     return found

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from efface.errors import UserError
-from efface.functional import confusion_loss, gradient_reversal
 from efface.methods.discriminators import OBJECTIVES, Discriminator, Domains, gradient_penalty
+from efface.methods.functional import confusion_loss, gradient_reversal
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

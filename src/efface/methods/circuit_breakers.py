@@ -22,14 +22,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from efface.checks import not_negative, positive
-from efface.data import PairBatch, ReferenceStates
+from efface.data.batch import PairBatch, ReferenceStates
 from efface.errors import UserError
-from efface.forward import Forward
-from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig, check_config
-from efface.methods.inputs import model_and_tokenizer
-from efface.methods.prepare import lora_config
-from efface.models import decoder_blocks, parse_layers
+from efface.model.blocks import decoder_blocks, parse_layers
+from efface.model.forward import Forward
+from efface.training.config import PairConfig, check_config
+from efface.training.inputs import model_and_tokenizer
+from efface.training.prepare import lora_config
+from efface.training.trainer import Counts, PairTrainer
 
 
 @dataclass

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efface.functional import LN2
+from efface.methods.functional import LN2
 
 KINDS = ("mlp", "linear")
 

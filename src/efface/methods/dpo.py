@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efface.checks import one_of, positive
-from efface.data import PairBatch, ReferenceStates
+from efface.data.batch import PairBatch, ReferenceStates
 from efface.errors import UserError
-from efface.forward import Forward
-from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig
 from efface.methods.npo import log_ratios
+from efface.model.forward import Forward
+from efface.training.config import PairConfig
+from efface.training.trainer import Counts, PairTrainer
 
 LOSS_TYPES = ("sigmoid", "robust")
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from efface.checks import not_negative, one_of, positive
-from efface.data import PairBatch, ReferenceStates
-from efface.forward import Forward
-from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig, check_config
+from efface.data.batch import PairBatch, ReferenceStates
+from efface.model.forward import Forward
+from efface.training.config import PairConfig, check_config
+from efface.training.trainer import Counts, PairTrainer
 
 RETAIN = ("kl", "nll", "none")
 

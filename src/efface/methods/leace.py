@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from efface.adapters import merged
 from efface.analysis.directions import LeaceEraser
 from efface.analysis.states import TokenStates, token_states
 from efface.checks import one_of
 from efface.errors import UserError
-from efface.evaluation.batching import eval_mode
-from efface.interventions import Intervention, attach_
-from efface.methods.hooked import HookedConfig, HookedEditor
-from efface.models import decoder_blocks
-from efface.projections import attention_output_projection, mlp_output_projection, output_weight
+from efface.model.blocks import decoder_blocks
+from efface.model.copies import merged
+from efface.model.interventions import Intervention, attach_
+from efface.model.padding import eval_mode
+from efface.model.projections import attention_output_projection, mlp_output_projection, output_weight
+from efface.training.hooked import HookedConfig, HookedEditor
 
 MODES = ("hook", "edit")
 RIDGE = 1e-6  # in units of a feature's variance: above what is left of an erased direction by rounding, below all else

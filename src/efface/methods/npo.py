@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efface.checks import positive
-from efface.data import SIDES, PairBatch, ReferenceStates
-from efface.forward import Forward, Head
-from efface.functional import sum_rows
-from efface.methods.base import Counts, PairTrainer
+from efface.data.batch import SIDES, PairBatch, ReferenceStates
+from efface.methods.functional import sum_rows
 from efface.methods.graddiff import GradDiffConfig, GradDiffTrainer
+from efface.model.forward import Forward, Head
+from efface.training.trainer import Counts, PairTrainer
 
 
 def npo_loss(log_ratio: Tensor, beta: float) -> Tensor:

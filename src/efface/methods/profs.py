@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from efface.adapters import merged
 from efface.analysis.states import token_states
 from efface.checks import positive
 from efface.errors import RunError, UserError
-from efface.methods.edit import EditConfig, PairEditor
-from efface.models import decoder_blocks, parse_layers
+from efface.model.blocks import decoder_blocks, parse_layers
+from efface.model.copies import merged
+from efface.model.projections import mlp_output_projection, output_weight, project_out_, through_norm
 from efface.progress import track
-from efface.projections import mlp_output_projection, output_weight, project_out_, through_norm
+from efface.training.editor import EditConfig, PairEditor
 
 
 @dataclass

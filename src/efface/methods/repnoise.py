@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from efface.checks import not_negative, one_of, positive
-from efface.data import PairBatch, ReferenceStates
+from efface.data.batch import PairBatch, ReferenceStates
 from efface.errors import UserError
-from efface.forward import Forward
-from efface.methods.base import Counts
 from efface.methods.graddiff import GradDiffConfig, GradDiffTrainer
-from efface.models import decoder_blocks, parse_layers
+from efface.model.blocks import decoder_blocks, parse_layers
+from efface.model.forward import Forward
+from efface.training.trainer import Counts
 
 SCALES = ("matched", "standard")
 

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from efface.checks import at_least, at_least_one, one_of, positive
-from efface.data import PairBatch, ReferenceStates
+from efface.data.batch import PairBatch, ReferenceStates
 from efface.errors import UserError
-from efface.forward import Forward
-from efface.functional import LN2, dann_ramp, pool_rows
 from efface.methods.adversary import SIDES, Adversaries
-from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig, check_config
 from efface.methods.discriminators import KINDS, OBJECTIVES, Domains
+from efface.methods.functional import LN2, dann_ramp, pool_rows
 from efface.methods.npo import log_ratios, npo_loss
-from efface.models import decoder_blocks, parse_layers
+from efface.model.blocks import decoder_blocks, parse_layers
+from efface.model.forward import Forward
+from efface.training.config import PairConfig, check_config
+from efface.training.trainer import Counts, PairTrainer
 
 logger = logging.getLogger(__name__)
 

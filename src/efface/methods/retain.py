@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from efface.checks import positive
-from efface.data import PairBatch, ReferenceStates
-from efface.forward import Forward
-from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig
+from efface.data.batch import PairBatch, ReferenceStates
 from efface.methods.repo import REPOConfig
+from efface.model.forward import Forward
+from efface.training.config import PairConfig
+from efface.training.trainer import Counts, PairTrainer
 
 
 @dataclass

@@ -19,15 +19,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from efface.checks import not_negative, positive
-from efface.data import PairBatch, ReferenceStates
+from efface.data.batch import PairBatch, ReferenceStates
 from efface.errors import UserError
-from efface.evaluation.batching import eval_mode
-from efface.forward import Forward
-from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig
-from efface.methods.passes import policy_forward
-from efface.models import decoder_blocks, parse_layers
-from efface.projections import mlp_output_projection
+from efface.model.blocks import decoder_blocks, parse_layers
+from efface.model.forward import Forward
+from efface.model.padding import eval_mode
+from efface.model.projections import mlp_output_projection
+from efface.training.config import PairConfig
+from efface.training.passes import policy_forward
+from efface.training.trainer import Counts, PairTrainer
 
 MEASURED_PAIRS = 16  # whose mean norm sets c; always as many, so that c does not depend on the batch size
 

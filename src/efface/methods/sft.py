@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from efface.data import PairBatch, ReferenceStates
-from efface.forward import Forward
-from efface.methods.base import Counts, PairTrainer
-from efface.methods.config import PairConfig
+from efface.data.batch import PairBatch, ReferenceStates
+from efface.model.forward import Forward
+from efface.training.config import PairConfig
+from efface.training.trainer import Counts, PairTrainer
 
 
 @dataclass

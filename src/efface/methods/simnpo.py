@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efface.checks import not_negative, positive
-from efface.data import PairBatch, ReferenceStates
-from efface.forward import Forward
-from efface.methods.base import Counts
+from efface.data.batch import PairBatch, ReferenceStates
 from efface.methods.graddiff import GradDiffConfig, GradDiffTrainer
 from efface.methods.npo import sequence_log_probabilities
+from efface.model.forward import Forward
+from efface.training.trainer import Counts
 
 
 def simnpo_loss(log_probability: Tensor, lengths: Tensor, beta: float, gamma: float) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 from efface.analysis.directions import difference_of_means
 from efface.analysis.states import token_states
 from efface.checks import positive
-from efface.interventions import Intervention, attach_
-from efface.methods.hooked import HookedConfig, HookedEditor
+from efface.model.interventions import Intervention, attach_
+from efface.training.hooked import HookedConfig, HookedEditor
 
 
 @dataclass

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from efface.adapters import merged
 from efface.checks import not_negative, positive
+from efface.data.pair_tokens import tokenize_pairs
+from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
-from efface.evaluation.batching import max_positions
 from efface.evaluation.perplexity import perplexity
-from efface.finetune import finetune
-from efface.methods.edit import EditConfig, PairEditor
-from efface.pair_tokens import tokenize_pairs
-from efface.rows import load_texts
+from efface.model.copies import merged
+from efface.model.padding import max_positions
+from efface.training.editor import EditConfig, PairEditor
+from efface.training.finetune import finetune
 
 
 @dataclass

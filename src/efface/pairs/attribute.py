@@ -18,9 +18,9 @@ import numpy as np
 from efface.analysis.probes import LinearProbe, fit_probe
 from efface.analysis.states import pooled_states
 from efface.errors import RunError, UserError
-from efface.fingerprint import fingerprint_of, tokenizer_fingerprint
-from efface.results import versions
-from efface.sources import cache_dir
+from efface.files.results import versions
+from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
+from efface.model.sources import cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

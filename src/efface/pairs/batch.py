@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from efface.evaluation.generation import generate
-from efface.evaluation.likelihood import continuation_nll
-from efface.evaluation.scorers import Scorer, score
+from efface.data.rows import Row
+from efface.generation.generate import generate
+from efface.generation.likelihood import continuation_nll
 from efface.pairs.filters import NearDuplicates, first_line, has_length, newline_tokens
-from efface.rows import Row
+from efface.scoring.scorer import Scorer, score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,17 +11,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from efface.data.rows import Row
 from efface.errors import RunError, UserError
-from efface.evaluation.scorers import DEFAULT_SCORER, Scorer
+from efface.files.part import PartFile, digest
+from efface.files.results import environment, write_json, write_jsonl
+from efface.files.shapes import Missing
 from efface.pairs.batch import Batches
 from efface.pairs.filters import selecting_scorer
 from efface.pairs.style import shortcuts, style_auc
 from efface.pairs.unfiltered import unfiltered_figures
-from efface.part import PartFile, digest
 from efface.progress import track
-from efface.results import environment, write_json, write_jsonl
-from efface.rows import Row
-from efface.shapes import Missing
+from efface.scoring.scorer import DEFAULT_SCORER, Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

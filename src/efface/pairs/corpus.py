@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from efface.data.rows import Row
+from efface.data.text import joined, looks_edited, looks_plain, sentences
+from efface.data.tokens import continuation_offsets
 from efface.errors import UserError
-from efface.evaluation.labelled import rows_of, spans_of
-from efface.evaluation.scorers import Scorer, score
 from efface.pairs.builder import Source
 from efface.pairs.sources import TOXIC_SENTENCE, taken_for_toxic
-from efface.rows import Row
-from efface.text import joined, looks_edited, looks_plain, sentences
-from efface.tokens import continuation_offsets
+from efface.scoring.labelled import rows_of, spans_of
+from efface.scoring.scorer import Scorer, score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from efface.errors import UserError
-from efface.evaluation.decoding import Decoder
-from efface.evaluation.warp import GREEDY
+from efface.generation.decoder import Decoder
+from efface.generation.warp import GREEDY
 from efface.pairs.builder import Source
 from efface.pairs.sources import sample_source
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from efface.errors import UserError
-from efface.evaluation.scorers import Scorer, load_scorer
+from efface.scoring.scorer import Scorer, load_scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from efface.analysis.probes import LinearProbe
 from efface.errors import UserError
-from efface.evaluation.batching import pad_batch
-from efface.models import capture_residuals, decoder_blocks, position_ids
-from efface.vocabulary import pad_id
+from efface.model.blocks import capture_residuals, decoder_blocks, position_ids
+from efface.model.padding import pad_batch
+from efface.model.vocabulary import pad_id
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase

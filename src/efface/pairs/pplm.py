@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from efface.analysis.probes import LinearProbe
+from efface.data.tokens import decode_continuation
 from efface.errors import UserError
-from efface.evaluation.batching import eval_mode
-from efface.evaluation.decoding import end_ids
-from efface.evaluation.generation import Continuation
-from efface.evaluation.prompts import encode_prompts
-from efface.evaluation.warp import Warp, uniforms
+from efface.generation.decoder import end_ids
+from efface.generation.generate import Continuation
+from efface.generation.prompts import encode_prompts
+from efface.generation.warp import Warp, uniforms
+from efface.model.padding import eval_mode
 from efface.pairs.builder import Source
 from efface.pairs.perturbation import Perturbation, PPLMSettings, fuse
 from efface.progress import track
-from efface.tokens import decode_continuation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

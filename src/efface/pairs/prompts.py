@@ -3,8 +3,8 @@
 import random
 from collections.abc import Sequence
 
+from efface.data.text import body_sentences
 from efface.errors import UserError
-from efface.text import body_sentences
 
 REST = 4
 """A sentence goes on for at least so many words after the cut: there is something to say."""

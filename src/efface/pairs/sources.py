@@ -5,17 +5,17 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from efface.data import check_row
+from efface.data.batch import check_row
+from efface.data.rows import Row, labelled_rows
+from efface.data.text import looks_edited, sentences
 from efface.errors import UserError
-from efface.evaluation.generation import generate
-from efface.evaluation.labelled import LABELS, is_toxic
-from efface.evaluation.scorers import Scorer, score
-from efface.finetune import finetune
+from efface.files.shapes import shown
+from efface.generation.generate import generate
 from efface.pairs.builder import Source
 from efface.pairs.overlap import Unseen
-from efface.rows import Row, labelled_rows
-from efface.shapes import shown
-from efface.text import looks_edited, sentences
+from efface.scoring.labelled import LABELS, is_toxic
+from efface.scoring.scorer import Scorer, score
+from efface.training.finetune import finetune
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

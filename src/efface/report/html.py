@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from efface.files.results import write_text
 from efface.report.masking import WordScorer, mask_or_withhold
 from efface.report.plots import Row, keys_starting
-from efface.results import write_text
 
 TRAINING_ROWS = 12
 TRAINING_KEYS = ("loss", "retain_loss", "retain_text_loss", "erase_loss", "npo_loss")

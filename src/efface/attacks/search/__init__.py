@@ -1,0 +1,1 @@
+"""Attacks that search for token sequences: gcg, enhanced_gcg."""

@@ -1,0 +1,124 @@
+"""Where do optimised tokens stand? In a slot after (suffix) or before (prefix) a prompt; a continuation must follow.
+
+The sequence is  before | slot | after | target,  of which `before` holds the BOS. What is attacked in the end is a
+text, so a slot also knows the texts around it: tokens count only if the whole prompt tokenises to them (`candidates`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from efface.attacks.altered import altered_to_fit, prompts_as_read
+from efface.attacks.draw import drawn
+from efface.attacks.target import Target
+from efface.data.batch import tokenize_pair
+from efface.data.conversation import in_template
+from efface.data.rows import Row
+from efface.data.tokens import bos_prefix, encode_continuation, token_ids, tokens_of
+from efface.errors import UserError
+from efface.generation.decoding import Decoding
+from efface.model.padding import max_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PLACES = ("suffix", "prefix")
+MARK = "\N{INVISIBLE SEPARATOR}slot\N{INVISIBLE SEPARATOR}"  # stands for the slot while a chat template is written
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One prompt with a gap in it, and the continuation that is wanted."""
+
+    texts: tuple[str, str]
+    """Before and after the slot, as they are tokenised."""
+    before: list[int]
+    """Token ids, with the BOS if there is one; may be empty."""
+    after: list[int]
+    """Token ids between the slot and the target."""
+    target: list[int]
+    """Token ids of the continuation; at least one."""
+    template: bool = False
+    """The texts are those of a chat template, which writes its own BOS."""
+
+    def prompt(self, ids: Sequence[int]) -> list[int]:
+        """The whole prompt with `ids` in the slot."""
+        return [*self.before, *ids, *self.after]
+
+
+def put(prompt: str, text: str, place: str) -> str:
+    """The prompt with the text of a slot; white space at the seam belongs to the slot."""
+    return prompt.rstrip() + text if place == "suffix" else f"{text} {prompt.lstrip()}"
+
+
+def slot_in(
+    row: Row, processing_class: "PreTrainedTokenizerBase", place: str, *, target_tokens: int = 16, chat: bool = False
+) -> Slot:
+    """A slot in the prompt of a preference pair; its rejected continuation is the target.
+
+    Args:
+        place: one of PLACES.
+        target_tokens: a longer target loses its end.
+        chat: a plain prompt is the user's message, and the target begins the answer. (For a conversation it always
+            is; the slot then is in its last turn.)
+
+    Raises:
+        UserError: for a conversation or `chat` without chat template, or a target without tokens.
+    """
+    prompt, rejected = row["prompt"], row["rejected"]
+    template = chat or not isinstance(prompt, str)
+    if template and not processing_class.chat_template:
+        raise UserError(
+            "the prompts are messages, but the tokenizer has no chat template. Take an instruct model, or plain text."
+        )
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+    turns[-1]["content"] = put(turns[-1]["content"], MARK, place)
+    if template:
+        whole = in_template(processing_class, turns, answer=True)
+    else:
+        whole = turns[-1]["content"]
+    first, last = whole.split(MARK)
+    if isinstance(prompt, str):
+        # What is in a slot at the end of the prompt is not known yet, so neither is what the target stands behind.
+        before = first + last if last else None
+        target = encode_continuation(
+            processing_class, rejected.lstrip() if chat else rejected, before, template=template
+        )
+    else:
+        target = tokenize_pair(row, processing_class).rejected_ids
+    if not target:
+        raise UserError(f"rejected has no tokens under this tokenizer: {rejected!r}.")
+    if template:
+        before_ids = token_ids(processing_class, first)
+    else:
+        before_ids = tokens_of(processing_class, first) if first else bos_prefix(processing_class)
+    after = encode_continuation(processing_class, last) if last else []
+    return Slot((first, last), before_ids, after, target[:target_tokens], template)
+
+
+def universal(target: Target, k: int, place: str, *, length: int, target_tokens: int = 16) -> list[Slot]:
+    """A slot in each of `k` drawn pairs of the target: one text is to work in all.
+
+    Args:
+        length: tokens in the slot.
+
+    Raises:
+        UserError: if there are fewer pairs, or one with its slot and target does not fit into the model's positions.
+    """
+    tokenizer, chat = target.processing_class, target.decoding.chat
+    rows = drawn(target.rows, k, target.seed)
+    slots = [slot_in(row, tokenizer, place, target_tokens=target_tokens, chat=chat) for row in rows]
+    limit = max_positions(target.model)
+    needed = max(len(slot.before + slot.after + slot.target) for slot in slots) + length
+    if limit is not None and needed > limit:
+        raise UserError(
+            f"the longest prompt with {length} tokens in its slot and its target has {needed} tokens, more than the "
+            f"model's {limit} positions. Lower length or target_tokens, or give shorter rows."
+        )
+    return slots
+
+
+def altered(target: Target, text: str, place: str) -> tuple[list[str], Decoding]:
+    """The target's prompts with `text` in the slot, and how to decode after them: whole, as they are cut before."""
+    prompts = altered_to_fit(target, prompts_as_read(target), lambda _, prompt: put(prompt, text, place))
+    return prompts, replace(target.decoding, max_prompt_tokens=None)

@@ -1,0 +1,1 @@
+"""READ: rows, pairs, token ids, batches."""

@@ -1,0 +1,80 @@
+"""Which prompts does `--prompts` name? A file, shipped data, a dataset of the hub, or a part of RealToxicityPrompts.
+
+`rtp:challenging` and `rtp:nontoxic` are read from the hub, `rtp:challenging@FILE` is the same part of a local file.
+A row is as on the hub, `{"prompt": {"text": ..., "toxicity": ...}, "challenging": ...}`, or flat: `{"prompt": ...,
+"prompt_toxicity": ..., "challenging": ...}`. Challenging are the 1,199 prompts that Gehman et al. (2020) mark so,
+after which every model they tried went on toxically; non-toxic are those that Perspective scores below 0.5.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from efface.data.rows import Row, labelled_rows, load_texts
+from efface.errors import UserError
+from efface.evaluation.toxicity import THRESHOLD
+
+HUB = "allenai/real-toxicity-prompts"
+
+
+def load_prompts(source: Sequence[str] | str | os.PathLike[str]) -> list[str]:
+    """The prompts of `source`: `rtp:PART`, `rtp:PART@FILE`, or whatever `load_texts` reads.
+
+    Raises:
+        UserError: naming the file and line of what is no prompt; if nothing is left; if the hub cannot be reached.
+    """
+    if not isinstance(source, str) or not source.startswith("rtp:"):
+        return load_texts(source, "prompt")
+    part, _, file = source.removeprefix("rtp:").partition("@")
+    if part not in RTP:
+        raise UserError(
+            f"prompts {source!r} are unknown. There are: {', '.join(f'rtp:{name}' for name in RTP)}, each also with "
+            "@FILE behind it; or a JSON-lines file."
+        )
+    rows = list(labelled_rows(file)) if file else _hub_rows(source)
+    # Every row is checked, so that a bad one is found whether or not it would be selected.
+    texts = [(_text(where, row), RTP[part](where, row)) for where, row in rows]
+    kept = [text for text, chosen in texts if chosen]
+    if not kept:
+        raise UserError(
+            f"{file or HUB} has no {part} prompts among its {len(rows)} rows: choose another part or file."
+        )
+    return kept
+
+
+def _hub_rows(source: str) -> list[tuple[str, Row]]:
+    try:
+        return list(labelled_rows(HUB))
+    except UserError as error:
+        reason = (str(error.__cause__ or error).strip() or "no reason was given").splitlines()[0]
+        raise UserError(
+            f"{source} needs the dataset {HUB} of the Hugging Face hub, which could not be loaded ({reason}). "
+            f"Pass {source}@FILE to take the same part of a local copy (JSON lines)."
+        ) from error
+
+
+def _text(where: str, row: Row) -> str:
+    prompt = row.get("prompt")
+    text = prompt.get("text") if isinstance(prompt, dict) else prompt
+    if not isinstance(text, str):
+        raise UserError(f"{where}: 'prompt' must be a text or hold one as 'text', but it is {prompt!r}.")
+    return text
+
+
+def _challenging(where: str, row: Row) -> bool:
+    value = row.get("challenging")
+    if not isinstance(value, bool):
+        raise UserError(f"{where}: 'challenging' must be true or false, but it is {value!r}.")
+    return value
+
+
+def _nontoxic(where: str, row: Row) -> bool:
+    prompt = row["prompt"]
+    holder, key = (prompt, "toxicity") if isinstance(prompt, dict) else (row, "prompt_toxicity")
+    value: Any = holder.get(key, "missing")
+    if value is not None and not isinstance(value, int | float):
+        raise UserError(f"{where}: {key!r} must be a score or null, but it is {value!r}.")
+    return value is not None and value < THRESHOLD  # a few prompts have never been scored
+
+
+RTP: dict[str, Callable[[str, Row], bool]] = {"challenging": _challenging, "nontoxic": _nontoxic}

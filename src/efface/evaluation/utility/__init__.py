@@ -1,0 +1,1 @@
+"""What can the model still do? Tasks of lm-evaluation-harness, and their comparison."""

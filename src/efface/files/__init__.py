@@ -1,0 +1,1 @@
+"""KEEP: what lies on the disk, how it is written whole and what an interruption leaves."""

@@ -1,0 +1,286 @@
+"""How do results reach the disk and come back? Strict JSON, the environment stamp, atomic writes, run directories.
+
+A file is either there and whole or not there (`files.py`). What is read may be anything: whatever is wrong with it
+is a `UserError` that names file and place.
+"""
+
+import errno
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from efface.errors import RunError, UserError
+from efface.files.io import is_temporary, read_regular_text, renamed_when_whole
+from efface.files.shapes import check_shape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RESULTS = "results.json"
+MARKER = "efface.json"
+WHAT = "a run directory of efface"
+"""What the marker says."""
+
+
+def environment(*, seed: int | None, model: "nn.Module | None", command: str | None) -> dict[str, Any]:
+    """What it takes to reproduce a figure: versions, seed, device, dtype, threads, command. No host, no paths."""
+    import torch
+
+    parameter = None if model is None else next(model.parameters(), None)
+    return {
+        "versions": versions(),
+        "seed": seed,
+        "device": None if parameter is None else str(parameter.device),
+        "dtype": None if parameter is None else str(parameter.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "command": command,
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Of what figures depend on."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "efface": _version("efface") or "unknown",
+        "torch": torch.__version__,
+        "transformers": _version("transformers"),
+        "scikit-learn": _version("scikit-learn"),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+    """Write `obj` as indented strict JSON, atomically.
+
+    Raises:
+        RunError: if a value is not finite or not JSON, or the file cannot be written; nothing is left half-written.
+    """
+    text = _dump(obj, path, indent=2)
+    _write(Path(path), lambda stream: stream.write(text + "\n"))
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` in UTF-8, atomically. Raises RunError as `write_json` does."""
+    _write(Path(path), lambda stream: stream.write(text))
+
+
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
+    """Write one strict JSON value per line, atomically. Raises RunError as `write_json` does."""
+
+    def write_rows(stream: TextIO) -> None:
+        for row in rows:
+            stream.write(_dump(row, path) + "\n")
+
+    _write(Path(path), write_rows)
+
+
+def _dump(obj: Any, path: str | os.PathLike[str], indent: int | None = None) -> str:
+    try:
+        return json.dumps(obj, allow_nan=False, ensure_ascii=False, indent=indent)
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{os.fspath(path)} was not written: {_culprit(obj) or error}.") from error
+
+
+def _culprit(obj: Any, where: str = "") -> str | None:
+    """Which value JSON refuses, since json itself only says that there is one."""
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return f"the value of {where or 'the file'} is {obj}, and JSON has only finite numbers"
+    items = obj.items() if isinstance(obj, dict) else enumerate(obj) if isinstance(obj, list | tuple) else ()
+    for key, value in items:
+        found = _culprit(value, f"{where}.{key}" if where else str(key))
+        if found:
+            return found
+    if obj is None or isinstance(obj, str | int | float | dict | list | tuple):
+        return None
+    return f"the value of {where or 'the file'} is a {type(obj).__name__}, which JSON cannot hold"
+
+
+def _write(path: Path, write: Callable[[TextIO], object]) -> None:
+    with renamed_when_whole(path) as temporary:
+        # A lone surrogate (half an emoji) has no UTF-8 form: it becomes "?" instead of failing a long run at its end.
+        with open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The JSON value that `text` is.
+
+    Raises:
+        UserError: saying `where` it was read and what is wrong, if it is none, or one that Python refuses.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno}). Repair or remove it."
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{where}: it holds a number of thousands of digits. Repair or remove it.") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: it is nested too deeply to be read. Repair or remove it.") from error
+
+
+def read_json(path: str | os.PathLike[str], shape: Any = None) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Args:
+        shape: what must be in it, see `shapes`; None takes any object.
+
+    Raises:
+        UserError: naming the file and line, if it is missing, no regular file, not UTF-8, not JSON or not an object,
+            or what is in it has another shape.
+    """
+    name = os.fspath(path)
+    value = parse_json(read_regular_text(path), name)
+    if not isinstance(value, dict):
+        raise UserError(f"{name}: a JSON {type(value).__name__} where an object {{...}} is needed.")
+    if shape is not None:
+        check_shape(value, shape, name)
+    return value
+
+
+def prepare_output_dir(
+    path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False, inputs: Iterable[Any] = ()
+) -> Path:
+    """Make `path` a run directory (marked by a file `efface.json`) and return it.
+
+    A directory that holds a run is refused unless `overwrite` (its contents are deleted) or `resume` (they are kept).
+    Nothing that does not look like a run of ours is ever deleted.
+
+    Args:
+        inputs: see `check_output_dir`.
+
+    Raises:
+        UserError: if the directory cannot or must not be used.
+    """
+    directory = check_output_dir(path, overwrite=overwrite, resume=resume, inputs=inputs)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(path, error.strerror or str(error)) from error
+    if overwrite:
+        _empty(directory, contents(directory))
+    if not (directory / MARKER).exists():
+        write_json(directory / MARKER, {"schema": 1, "what": WHAT})
+    return directory
+
+
+def check_output_dir(
+    path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False, inputs: Iterable[Any] = ()
+) -> Path:
+    """`path`, if it can be a run directory; nothing is made or changed.
+
+    Args:
+        overwrite, resume: what is there may be deleted, or continued.
+        inputs: what the run reads, as the user named it; what is no path of something that exists is passed over.
+
+    Raises:
+        UserError: if it cannot or must not be used.
+    """
+    directory = Path(path)
+    if overwrite and resume:
+        raise UserError("overwrite and resume exclude each other: the first deletes what the second continues.")
+    _check_place(path, directory)
+    if contents(directory):
+        if not _is_run(directory):
+            raise UserError(
+                f"output directory {str(path)!r} is not empty and holds no run of efface (neither {MARKER} nor "
+                f"{RESULTS} of one). It is left alone: choose a new or empty directory."
+            )
+        if not (overwrite or resume):
+            raise UserError(
+                f"output directory {str(path)!r} already holds a run. Choose another one, or pass --overwrite or "
+                "--resume."
+            )
+        if overwrite and any(place.is_relative_to(directory.resolve()) for place in (Path.cwd(), Path.home())):
+            raise UserError(
+                f"output directory {str(directory)!r} holds the working or home directory: it is not deleted."
+            )
+    for given in inputs:
+        if isinstance(given, str | os.PathLike) and _is_inside(given, directory):
+            raise UserError(
+                f"{os.fspath(given)!r} lies in the output directory {str(path)!r}, whose contents the run replaces. "
+                "Choose another output directory, or copy what it is to read."
+            )
+    return directory
+
+
+def contents(directory: Path) -> list[Path]:
+    """What a run has left in its directory, if any: all but the marker and what a killed process was writing."""
+    if not directory.is_dir():
+        return []
+    return sorted(entry for entry in directory.iterdir() if entry.name != MARKER and not is_temporary(entry.name))
+
+
+def _check_place(path: str | os.PathLike[str], directory: Path) -> None:
+    """Whether there is, or can be made, a directory that can be read and written."""
+    try:
+        place = next(place for place in (directory, *directory.absolute().parents) if os.path.lexists(place))
+        if not place.is_dir():
+            raise _unusable(path, "it is a file" if place == directory else f"{str(place)!r} is a file")
+        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+            raise _unusable(path, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise _unusable(path, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _unusable(path: str | os.PathLike[str], reason: str) -> UserError:
+    return UserError(f"output directory {str(path)!r} cannot be used: {reason}. Choose another one.")
+
+
+def _is_inside(given: str | os.PathLike[str], directory: Path) -> bool:
+    try:
+        place = Path(given)
+        return place.exists() and place.resolve().is_relative_to(directory.resolve())
+    except (OSError, ValueError):  # no name that a file could have
+        return False
+
+
+def _is_run(directory: Path) -> bool:
+    """By what its files say, not by their names: other tools write a results.json too."""
+    for name, ours in (
+        (MARKER, lambda found: found.get("what") == WHAT),
+        (RESULTS, lambda found: type(found.get("schema")) is int and "efface" in found["environment"]["versions"]),
+    ):
+        try:
+            if ours(read_json(directory / name)):
+                return True
+        except (UserError, KeyError, TypeError):
+            continue
+    return False
+
+
+def _empty(directory: Path, entries: Iterable[Path]) -> None:
+    try:
+        # First what says that there is a finished run: if this is interrupted, nobody takes the rest for one.
+        for entry in sorted(entries, key=lambda entry: entry.name != RESULTS):
+            remove(entry)
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"output directory {str(directory)!r} could not be emptied: {reason}.") from error
+
+
+def remove(entry: Path) -> None:
+    """A file, a link (not what it points to) or a folder with all that is in it."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()

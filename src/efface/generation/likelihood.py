@@ -1,0 +1,73 @@
+"""How likely does a model find a given continuation of a prompt?"""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from efface.data.tokens import encode_continuation
+from efface.errors import UserError
+from efface.generation.prompts import Truncation, encode_contexts
+from efface.model.head_check import check_head_once
+from efface.model.padding import eval_mode, max_positions, token_nll
+from efface.model.vocabulary import pad_id
+from efface.progress import track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def continuation_nll(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    continuations: Sequence[str],
+    *,
+    batch_size: int = 32,
+    max_prompt_tokens: int | None = None,
+    truncation: Truncation = "last",
+    chat: bool = False,
+    progress: bool = False,
+) -> list[tuple[float, int]]:
+    """For each pair, -log p(continuation | prompt) in nats, summed over its tokens, and the number of those tokens.
+
+    The ids of a continuation are those that it has in the whole text (`encode_continuation`); an empty one gives
+    (0.0, 0). One that reaches beyond the model's positions counts up to there: what was generated up to the last of
+    them may be some tokens longer when its text is tokenised again. `max_prompt_tokens`, `truncation` and `chat` are
+    those of `generate_ids`: with the same, it is the prompt that was continued.
+    """
+    if len(prompts) != len(continuations):
+        raise UserError(f"{len(prompts)} prompts but {len(continuations)} continuations: each needs its own.")
+    contexts = encode_contexts(
+        model, processing_class, prompts, max_prompt_tokens=max_prompt_tokens, truncation=truncation, chat=chat
+    )
+    starts = [context.ids for context in contexts]
+    ends = [
+        encode_continuation(processing_class, text, context.text, template=context.template)
+        for text, context in zip(continuations, contexts, strict=True)
+    ]
+    limit = max_positions(model)
+    if limit is not None:
+        # The last token is only predicted, so it needs no position of its own.
+        rooms = [limit + 1 - len(start) for start in starts]
+        beyond = sum(len(end) > room for end, room in zip(ends, rooms, strict=True))
+        if beyond:
+            logger.warning(
+                "%d of %d continuations reach beyond the model's %d positions and count up to there.",
+                beyond,
+                len(ends),
+                limit,
+            )
+        ends = [end[:room] for end, room in zip(ends, rooms, strict=True)]
+    check_head_once(model)
+    results = [(0.0, 0)] * len(starts)
+    order = sorted((i for i in range(len(starts)) if ends[i]), key=lambda i: -len(starts[i]) - len(ends[i]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    pad = pad_id(processing_class, model)
+    with eval_mode(model):
+        for batch in track(batches, "likelihood", show=progress):
+            sequences = [starts[i] + ends[i] for i in batch]
+            for i, losses in zip(batch, token_nll(model, sequences, [len(ends[i]) for i in batch], pad), strict=True):
+                results[i] = (losses.double().sum().item(), losses.numel())
+    return results

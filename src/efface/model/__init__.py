@@ -1,0 +1,1 @@
+"""MODEL: how one is loaded, saved, looked into and run."""

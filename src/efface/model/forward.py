@@ -1,0 +1,217 @@
+"""What does one forward give? Final hidden states and residuals of the tokens that are asked for, and no more.
+
+The vocabulary comes last and apart: `Head` turns final hidden states into logits, so that a loss projects what it
+needs, in pieces (`chunked.py`), whenever it wants to.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from efface.errors import UserError
+from efface.model.blocks import accepted, capture_residuals, decoder_blocks, states_in
+from efface.model.layout import Layout
+
+
+@dataclass
+class Forward:
+    """What one forward gave, whatever the layout: rows follow the logical order of the batch."""
+
+    hidden: Tensor
+    """(N, d) after the final norm, at the N positions whose logits were asked for, in row-major order."""
+    residuals: dict[int, Tensor]
+    """layer -> (M, d), the residual stream after that block at the M captured tokens, in row-major order."""
+
+
+def forward(
+    model: nn.Module, layout: Layout, project: Tensor, layers: Sequence[int] = (), capture: Tensor | None = None
+) -> Forward:
+    """One forward of all rows of `layout`; the output head never runs.
+
+    If no position is projected the blocks above the highest of `layers` do not run either. The forward itself always
+    runs to its end: under DDP what prepares the reduction of gradients comes after it.
+
+    Args:
+        model: any causal language model, possibly wrapped (DDP): the wrapper is what is called.
+        layout: where the tokens stand.
+        project: (rows, T) bool in logical places: whose final hidden states are wanted.
+        layers: the blocks whose residual stream is wanted.
+        capture: (rows, T) bool in logical places: the tokens whose residuals are wanted.
+    """
+    inner = unwrap(model)
+    ends = layers and not project.any()
+    inputs = accepted(
+        inner,
+        input_ids=layout.input_ids,
+        attention_mask=layout.attention_mask,
+        position_ids=layout.position_ids,
+        use_cache=False,
+    )
+    with (
+        final_states(inner) as final,
+        capture_residuals(inner, layers) as residuals,
+        ended_after(inner, max(layers)) if ends else contextlib.nullcontext(),
+    ):
+        model(**inputs)
+        # Within the context: a hook that gradient checkpointing runs again must not find the dict changed.
+        found = {} if capture is None else {layer: layout.take(residuals[layer], capture) for layer in layers}
+    if ends:
+        return Forward(torch.empty(0, device=project.device), found)
+    return Forward(layout.take(final[0], project), found)
+
+
+@contextlib.contextmanager
+def final_states(inner: Any) -> Iterator[list[Tensor]]:
+    """Within the context every forward of the unwrapped model `inner` adds its final hidden states (batch, T, d),
+    those after the final norm, to the yielded list; the output head never runs."""
+    final: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        final.append(args[0])
+        return (args[0][:, :0],)  # what follows projects nothing
+
+    handle = inner.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        yield final
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def ended_after(inner: Any, layer: int) -> Iterator[None]:
+    """Within the context a forward of the unwrapped model `inner` computes no block above `layer`: each gives back
+    what block `layer` gave, whatever its form.
+
+    The output of the model, which `final_states` leaves empty, then hangs in the graph on block `layer` and on nothing
+    after it. By that output DDP tells which parameters will get a gradient, and waits for no others.
+    """
+    last, *above = decoder_blocks(inner)[layer:]
+    given: list[Any] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        given[:] = [output]
+
+    def hang(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output.detach() + states_in(given[0])[:, :0, :1]  # (batch, 0, V)
+
+    handles = [last.register_forward_hook(keep), inner.get_output_embeddings().register_forward_hook(hang)]
+    own = [(block, vars(block).get("forward")) for block in above]  # accelerate puts one into the instance
+    for block in above:
+        block.forward = lambda *args, **kwargs: given[0]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for block, forward in own:
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
+
+
+@dataclass
+class Head:
+    """Final hidden states -> logits, as the model itself does it: weight and bias of the output embedding, then the
+    model's own code (soft-capping of Gemma 2, scale of Cohere)."""
+
+    weight: Tensor
+    """(V, d)"""
+    bias: Tensor | None
+    finish: Callable[[Tensor], Tensor]
+    """(N, V) -> (N, V): what the model does after the output embedding; without parameters."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Head":
+        """The head of `model`, sharing its parameters. That it is right, `head_check.check_head` tells."""
+        inner = unwrap(model)
+        while hasattr(inner, "get_base_model"):  # an adapter may have been put over another
+            inner = inner.get_base_model()
+        linear = inner.get_output_embeddings()
+        if linear is None:
+            raise UserError(f"{type(inner).__name__} has no output head: it is no causal language model.")
+        if type(linear) is not nn.Linear:
+            raise UserError(
+                f"the output head is a {type(linear).__name__}, not a plain linear map: it cannot be adapted (LoRA, "
+                "modules_to_save) or quantised. Leave it out of --lora_target_modules."
+            )
+        width = inner.config.get_text_config(decoder=True).hidden_size
+        # A shallow copy that skips the body and gives the scores as those of the output embedding: what is left is
+        # the model's own code around both.
+        scores_of = _Gives()
+        shell = _replaced(inner, _path_of(inner, linear), scores_of)
+        scores_of.weight, scores_of.bias = linear.weight, linear.bias  # some models look at their type
+        body = shell._modules[_path_of(inner, decoder_blocks(inner))[0]] = _Gives()
+
+        def finish(scores: Tensor) -> Tensor:
+            states = linear.weight.new_zeros(()).expand(1, len(scores), width)
+            body.output, scores_of.output = _AnyOutput(last_hidden_state=states), scores.unsqueeze(0)
+            try:
+                return shell(**accepted(inner, inputs_embeds=states)).logits.squeeze(0)
+            finally:
+                body.output = scores_of.output = None
+
+        return cls(linear.weight, linear.bias, finish)
+
+    def frozen(self) -> "Head":
+        """A head that stays what it is now; copied only where the weights are trained."""
+
+        def fixed(tensor: Tensor) -> Tensor:
+            return tensor.detach().clone() if tensor.requires_grad else tensor.detach()
+
+        return Head(fixed(self.weight), None if self.bias is None else fixed(self.bias), self.finish)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """(N, d) -> (N, V)."""
+        return self.finish(F.linear(hidden, self.weight, self.bias))
+
+
+def _path_of(model: nn.Module, wanted: nn.Module) -> list[str]:
+    """The names that lead from `model` to a module within it."""
+    return next(name for name, module in model.named_modules() if module is wanted).split(".")
+
+
+def _replaced(module: Any, path: list[str], stub: nn.Module) -> Any:
+    """A copy of `module` with `stub` at `path`; what lies on the way is copied, shallowly, all else is shared."""
+    shell = copy.copy(module)
+    vars(shell).pop("forward", None)  # accelerate's, which would call the original
+    shell._modules = dict(module._modules)
+    first, *rest = path
+    shell._modules[first] = _replaced(module._modules[first], rest, stub) if rest else stub
+    return shell
+
+
+@dataclass
+class _AnyOutput(BaseModelOutputWithPastAndCrossAttentions):
+    """The output of any body: what it does not have is None (`router_logits`, `image_hidden_states`, `state`)."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Gives(nn.Module):
+    """Gives what it is told to, whatever it gets: in place of a body or of an output embedding."""
+
+    output: Any = None
+
+    @property
+    def decoder(self) -> "_Gives":  # OPT calls the decoder inside its body
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.output
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The model inside DDP or torch.compile."""
+    from accelerate.utils import extract_model_from_parallel
+
+    return extract_model_from_parallel(model, keep_fp32_wrapper=True)

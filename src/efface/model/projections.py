@@ -1,0 +1,131 @@
+"""Where do a block's MLP and attention write into the residual stream? At their output projections, in any family.
+
+Both write W x + b, where W is (d_out, d_in) in `nn.Linear` and stored transposed in GPT-2's `Conv1D`: `output_weight`
+hides the difference. (Gemma 2 and 3 normalise what is written before they add it.) `linear_maps` lists these and all
+other linear maps of the blocks, for whoever edits weights.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from efface.errors import UserError
+from efface.model.blocks import decoder_blocks
+
+MLP_OUTPUTS = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out")
+ATTENTION_OUTPUTS = ("o_proj", "c_proj", "out_proj", "dense")
+# Of a gated MLP the gate; in `gate_up_proj` (Phi 3, GLM 4) its rows come first.
+MLP_INPUTS = ("gate_proj", "gate_up_proj", "c_fc", "dense_h_to_4h", "fc1", "fc_in")
+# RMS norms between a part of a block and the residual stream (Gemma 2 and 3, OLMo 2; GLM 4). A block that has none
+# after its MLP has none after its attention: Llama's `post_attention_layernorm` stands before the MLP.
+NORMS_AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
+NORMS_AFTER_ATTENTION = ("post_self_attn_layernorm", "post_attention_layernorm")
+
+
+def mlp_output_projection(block: nn.Module) -> nn.Linear | Conv1D:
+    """The last linear map of the MLP of a decoder block (`decoder_blocks(model)[i]`).
+
+    Raises:
+        UserError: if the block has none under a known name, or several (a mixture of experts).
+    """
+    return _only(block, "MLP", "MLP_OUTPUTS", MLP_OUTPUTS, in_attention=False)
+
+
+def mlp_input_projection(block: nn.Module) -> nn.Linear | Conv1D:
+    """The linear map whose first d_ff outputs go through the activation function of the MLP: of a gated one the gate.
+
+    Raises:
+        UserError: if the block has none under a known name, or several.
+    """
+    return _only(block, "MLP", "MLP_INPUTS", MLP_INPUTS, in_attention=False, side="input")
+
+
+def attention_output_projection(block: nn.Module) -> nn.Linear | Conv1D:
+    """The linear map from the heads of a decoder block to its residual stream.
+
+    Raises:
+        UserError: if the block has none under a known name, or several.
+    """
+    return _only(block, "attention", "ATTENTION_OUTPUTS", ATTENTION_OUTPUTS, in_attention=True)
+
+
+def output_weight(module: nn.Linear | Conv1D | nn.Embedding) -> Tensor:
+    """(d_out, d_in), so that the module computes x W^T + b, of an embedding with x a one-hot row; shares its memory
+    with `module.weight`."""
+    return module.weight if isinstance(module, nn.Linear) else module.weight.t()
+
+
+@torch.no_grad()
+def gain_after(block: nn.Module, part: str = "MLP") -> Tensor | None:
+    """(d,) float64 on the CPU, up to a factor: what the RMS norm after the "MLP" or the "attention" of a block
+    multiplies by; None if there is no such norm."""
+    names = NORMS_AFTER_MLP if part == "MLP" else NORMS_AFTER_ATTENTION
+    found = [getattr(block, name) for name in names if hasattr(block, name)]
+    if not found or not any(hasattr(block, name) for name in NORMS_AFTER_MLP):
+        return None
+    return found[0](torch.ones_like(found[0].weight)).double().cpu()  # Gemma adds 1 to its weight
+
+
+def through_norm(basis: np.ndarray, block: nn.Module, part: str = "MLP") -> Tensor:
+    """(d, k), orthonormal: what the "MLP" or the "attention" of a block must not write, so that `basis` (d, k,
+    orthonormal) does not reach the residual stream.
+
+    The same, unless there is an RMS norm (gain g) on the way: u * g / rms(u) has no component along v exactly if u has
+    none along g * v.
+    """
+    directions, gain = torch.from_numpy(basis), gain_after(block, part)
+    return directions if gain is None else torch.linalg.qr(gain[:, None] * directions).Q
+
+
+@torch.no_grad()
+def project_out_(module: nn.Linear | Conv1D | nn.Embedding, basis: Tensor) -> float:
+    """W <- (I - V V^T) W, and the same for the bias, which is written too; V: `basis` (d_out, k), orthonormal.
+
+    Returns the share of the squared norm of W that was in the subspace.
+    """
+    weight = output_weight(module)  # (d_out, d_in)
+    basis = basis.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+    inside = basis.T @ weight.to(basis.dtype)  # (k, d_in)
+    share = (inside.square().sum() / weight.to(basis.dtype).square().sum()).item()
+    weight.copy_(weight.to(basis.dtype) - basis @ inside)
+    if not isinstance(module, nn.Embedding) and module.bias is not None:
+        bias = module.bias.to(basis.dtype)
+        module.bias.copy_(bias - basis @ (basis.T @ bias))
+    return share
+
+
+def linear_maps(model: nn.Module) -> dict[str, nn.Linear | Conv1D]:
+    """Every linear map inside the decoder blocks, by "layer.path"; not the embedding, the head or the norms.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found = {
+        f"{layer}.{path}": module
+        for layer, block in enumerate(decoder_blocks(model))
+        for path, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
+    if not found:
+        raise UserError(f"{type(model).__name__} has no linear maps (nn.Linear, Conv1D) inside its decoder blocks.")
+    return found
+
+
+def _only(
+    block: nn.Module, part: str, table: str, names: tuple[str, ...], *, in_attention: bool, side: str = "output"
+) -> nn.Linear | Conv1D:
+    found = [
+        module
+        for path, module in block.named_modules()
+        if path.rpartition(".")[2] in names
+        and ("att" in path) == in_attention
+        and isinstance(module, nn.Linear | Conv1D)
+    ]
+    if len(found) != 1:
+        raise UserError(
+            f"{type(block).__name__} has {len(found)} {part} {side} projections under a known name "
+            f"({', '.join(names)}), where one is needed. Merge an adapter first; add a new family's name to "
+            f"efface.model.projections.{table}."
+        )
+    return found[0]

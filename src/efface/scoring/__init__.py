@@ -1,0 +1,1 @@
+"""JUDGE: who says how toxic a text is."""

@@ -1,0 +1,155 @@
+"""How toxic is a text according to a Hugging Face sequence classifier, such as unitary/unbiased-toxic-roberta?"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from efface.errors import UserError
+from efface.files.results import versions
+from efface.model.load import explained, load_whole
+from efface.model.vocabulary import check_vocabulary, embedding_rows
+
+# Labels that mean toxic, the better first; whole names, so that "non-toxic" does not match.
+TOXIC_LABELS = ("toxicity", "toxic", "hate", "hateful", "hate speech", "offensive", "abusive", "obscene", "insult")
+# What the one label of a classifier must not be if it is taken unnamed: of these, high means good.
+NEGATIONS = {"non", "not", "no", "none", "without", "free"}
+GOOD_LABELS = {
+    "safe", "clean", "neutral", "benign", "harmless", "ok", "okay", "good", "polite", "civil", "friendly", "normal",
+    "acceptable", "appropriate", "respectful", "fine", "sfw", "positive", "nice", "kind", "helpful",
+}  # fmt: skip
+
+
+class HFScorer:
+    """The probability of the toxic label, by sigmoid for a multi-label classifier, otherwise by softmax.
+
+    Args:
+        model: a Hugging Face id or a local directory (safetensors only: nothing is unpickled); with `#LABEL` after it,
+            the label is that.
+        label: the name of the label that means toxic; None finds it in TOXIC_LABELS, or LABEL_1 of two.
+        batch_size: texts at once; the scores do not depend on it, up to rounding in the last digits.
+
+    Raises:
+        UserError: if there is no such classifier or no such label, or some of its weights are missing (a language
+            model or an encoder has no classification head: it would be drawn at random).
+        RunError: if it does not fit into memory.
+    """
+
+    def __init__(
+        self, model: str, *, label: str | None = None, batch_size: int = 32, device: str | torch.device | None = None
+    ) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.name = f"hf:{model}"
+        self.batch_size = batch_size
+        if "#" in model and not Path(model).is_dir():
+            model, _, named = model.rpartition("#")
+            label = label or named
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        what = f"scorer {self.name!r}"
+        with explained(what, "Pass a sequence classifier with safetensors weights."):
+            # In half precision, rounding would depend on the batch.
+            classifier = load_whole(
+                AutoModelForSequenceClassification, model, what, use_safetensors=True, dtype=torch.float32
+            )
+            self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            check_vocabulary(classifier, self._tokenizer, what)
+            config: Any = classifier.config
+            self._index = find_label(config.id2label, label, self.name)
+            self._sigmoid = is_multi_label(config.problem_type, config.id2label)
+            self._max_length = min(self._tokenizer.model_max_length, positions_of(classifier))
+            self._model: Any = classifier.to(device).eval()  # type: ignore[arg-type]
+        # Nothing is padded where there is nothing to pad with (a decoder used as a classifier), or where padding
+        # stands on the left and so would move the positions.
+        pad = self._tokenizer.pad_token_id
+        padding = None not in (pad, config.pad_token_id) and pad < embedding_rows(classifier)
+        if not padding or self._tokenizer.padding_side == "left":
+            self.batch_size = 1
+
+    @cached_property
+    def version(self) -> str:
+        """A hash of the model, its tokenizer, what is read off them and the libraries, wherever they lie."""
+        from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
+
+        libraries = [versions()[name] for name in ("torch", "transformers")]
+        content: list[Any] = [fingerprint_of(self._model), tokenizer_fingerprint(self._tokenizer), libraries]
+        content += [self._index, self._sigmoid, self._max_length]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        # An empty text scores 0, as with the other scorers; some tokenizers would make no token of it at all.
+        filled = [index for index, text in enumerate(texts) if text.strip()]
+        order = sorted(filled, key=lambda index: -len(texts[index]))
+        scores = np.zeros(len(texts))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            scores[batch] = self._score_batch([texts[index] for index in batch])
+        return scores
+
+    def _score_batch(self, texts: list[str]) -> np.ndarray:
+        inputs = self._tokenizer(
+            texts, padding=len(texts) > 1, truncation=True, max_length=self._max_length, return_tensors="pt"
+        ).to(self._model.device)
+        logits = self._model(**inputs).logits.float()  # (B, labels)
+        probabilities = logits.sigmoid() if self._sigmoid else logits.softmax(-1)
+        return probabilities[:, self._index].cpu().numpy().astype(float)
+
+
+def find_label(id2label: dict[int, str], label: str | None, scorer: str) -> int:
+    """The index of the toxic label, names compared without case."""
+    names = {str(name).lower().replace("_", " "): int(index) for index, name in id2label.items()}
+    if label is not None:
+        wanted: tuple[str, ...] = (label.lower().replace("_", " "),)
+    else:
+        # The one label of a one-label classifier is what it detects; of two unnamed ones the second is the positive.
+        only = tuple(name for name in names if not is_good_or_unnamed(name))
+        wanted = TOXIC_LABELS + {1: only, 2: ("label 1",)}.get(len(names), ())
+    for name in wanted:
+        if name in names:
+            return names[name]
+    raise UserError(
+        f"scorer {scorer!r} has the labels {', '.join(map(str, id2label.values()))}; "
+        + (
+            f"none is {label!r}."
+            if label is not None
+            else f"none is known to mean toxic. Say which: {scorer.partition('#')[0]}#LABEL (or label=...)."
+        )
+    )
+
+
+def is_good_or_unnamed(name: str) -> bool:
+    """Whether a label (in lower case, with spaces) says the opposite of toxic, or nothing: "non toxic", "label 0"."""
+    words = re.findall("[a-z]+", name)
+    negated = bool(NEGATIONS & set(words)) or any(word.startswith("non") for word in words)
+    return negated or bool(GOOD_LABELS & set(words)) or words in ([], ["label"])
+
+
+def positions_of(model: nn.Module) -> int:
+    """How many tokens a classifier reads at most."""
+    config: Any = model.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:  # it does not say; XLNet says -1, for there is no limit
+        positions = 512
+    for name, module in model.named_modules():
+        # RoBERTa and its like count positions from after the padding id, so that the first ones are never free.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(positions - module.padding_idx - 1)
+    return int(positions)
+
+
+def is_multi_label(problem_type: Any, id2label: dict[int, str]) -> bool:
+    """Whether the labels are independent probabilities. Older checkpoints do not say: then their labels tell."""
+    if len(id2label) == 1:
+        return True
+    if problem_type is not None:
+        return problem_type == "multi_label_classification"
+    return len(id2label) > 2 and any("toxic" in str(name).lower() for name in id2label.values())

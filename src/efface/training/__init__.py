@@ -1,0 +1,1 @@
+"""What methods share: the trainer, its data and its reference."""

@@ -1,0 +1,205 @@
+"""What can be set for every method? `transformers.TrainingArguments` and what efface adds to them."""
+
+import dataclasses
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from efface.checks import all_finite, at_least, at_least_one, one_of, positive
+from efface.errors import UserError
+from efface.methods import DEFAULT_STEPS
+from efface.training.passes import LAYOUTS
+from efface.training.reference import DTYPES
+from efface.training.sharded import refuse_sharded
+
+logger = logging.getLogger(__name__)
+
+MEANINGLESS = {
+    "resume_from_checkpoint": "`train()` takes it as an argument; on the command line --resume goes on in -o DIR",
+    "do_train": "`train` trains",
+    "do_predict": "see `efface evaluate`",
+    "label_smoothing_factor": "there are no labels; --label_smoothing is DPO's",
+    "label_names": "there are no labels",
+    "fp16_full_eval": "it would turn the weights that are trained to half precision. Leave it out",
+    "bf16_full_eval": "it would turn the weights that are trained to half precision. Leave it out",
+    "train_sampling_strategy=group_by_length": "--max_batch_tokens batches pairs of like length",
+}
+"""Fields of `TrainingArguments`, or values of them, that would be accepted and not heeded, or do harm; and why."""
+
+
+@dataclass
+class PairConfig(TrainingArguments):
+    """The settings common to all methods, on top of every `transformers.TrainingArguments`.
+
+    The defaults below that differ from transformers' are ours, chosen by measurement (docs/defaults.md).
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the model."})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Pairs in a micro-batch."})
+    # None is "not given": of steps and epochs the one that is given counts.
+    max_steps: int = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": f"Optimizer steps; {DEFAULT_STEPS} if --num_train_epochs is not given either, which it beats."
+        },
+    )
+    num_train_epochs: float = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Passes over the pairs, in place of --max_steps."}
+    )
+    logging_steps: float = field(default=5, metadata={"help": "Log every so many steps (or this fraction of them)."})
+    save_strategy: str = field(default="no", metadata={"help": "no, steps or epoch; the final model is always saved."})
+    report_to: None | str | list[str] = field(  # in the order that HfArgumentParser needs
+        default="none", metadata={"help": "Trackers, such as tensorboard or wandb."}
+    )
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "bfloat16 autocast; by default where a GPU supports it."}
+    )
+    gradient_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Always non-reentrant: a reentrant checkpoint would cut captured states off the graph."},
+    )
+    max_prompt_length: int = field(default=128, metadata={"help": "Tokens; a longer prompt loses its beginning."})
+    max_completion_length: int = field(default=128, metadata={"help": "Tokens; a longer continuation loses its end."})
+    skip_bad_rows: bool = field(default=False, metadata={"help": "Drop and count bad pairs instead of stopping."})
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Train without dropout, so that the KL is 0 at step 0."}
+    )
+    trainable_layers: str | None = field(
+        default=None,
+        metadata={"help": "Train only these decoder blocks (`8,16,-1`, `0.5`, `last`); default: everything."},
+    )
+    lora_r: int | None = field(default=None, metadata={"help": "Rank of a LoRA adapter; default: full fine-tuning."})
+    lora_alpha: int | None = field(default=None, metadata={"help": "LoRA scale; default twice the rank."})
+    lora_target_modules: str = field(default="all-linear", metadata={"help": "Comma-separated names, or all-linear."})
+    retain_text: str | None = field(
+        default=None,
+        metadata={"help": "JSON lines with `text`: ordinary passages whose KL is kept low beside the pairs."},
+    )
+    w_retain_text: float = field(default=1.0, metadata={"help": "Weight of the KL on the passages of --retain_text."})
+    retain_text_per_pair: float = field(default=0.25, metadata={"help": "Passages for each pair in a batch."})
+    retain_text_tokens: int = field(
+        default=64, metadata={"help": "Tokens of a passage that are used; rows are padded to the longest."}
+    )
+    sam_rho: float = field(
+        default=0.0,
+        metadata={
+            "help": "Radius of a sharpness-aware step (Foret et al. 2021; against relearning: Fan et al. 2025, arXiv "
+            "2502.05374); 0 for a plain step, at half the cost."
+        },
+    )
+
+    layout: str = field(
+        default="auto",
+        metadata={
+            "help": "plain (a row for each continuation), shared (a pair is one sequence and its prompt is computed "
+            "once), apart (plain, but rejected rows run only to the highest layer in use), or auto, the cheapest."
+        },
+    )
+    precompute_reference: str = field(
+        default="auto",
+        metadata={
+            "help": "on: compute what the reference says once, into a cache on disk, and train without it; off: run "
+            "it beside the model; auto: on if every pair is seen at least once, off under --bf16, where other batches "
+            "round otherwise."
+        },
+    )
+    reference_dtype: str = field(
+        default="float32",
+        metadata={"help": "Of the states in that cache: float32, or bfloat16 or float16 (its error is logged)."},
+    )
+    max_batch_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Batch pairs of like length, at most --per_device_train_batch_size and so many tokens (padding "
+            "and both continuations included) in a micro-batch."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.retain_text == "none":
+            self.retain_text = None
+        self._count_steps()
+        all_finite(self)
+        self._check_ranges()
+        refuse_meaningless(self)
+        one_of("layout", self.layout, ("auto", *LAYOUTS))
+        one_of("precompute_reference", self.precompute_reference, ("auto", "on", "off"))
+        one_of("reference_dtype", self.reference_dtype, DTYPES)
+        if self.bf16 is None:
+            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        refuse_sharded(self)
+        if self.ddp_find_unused_parameters is None:
+            # Which weights get a gradient depends on what is in the batch (a passage or none, which experts).
+            # transformers leaves this out with gradient checkpointing, for reentrant checkpoints, which ours are not.
+            self.ddp_find_unused_parameters = True
+        super().__post_init__()
+        if self.fp16:
+            raise UserError("fp16 scales the loss, which the discriminators cannot follow. Use --bf16 or float32.")
+        kwargs = dict(self.gradient_checkpointing_kwargs or {})  # type: ignore[arg-type]
+        if kwargs.setdefault("use_reentrant", False):
+            raise UserError("use_reentrant=True cuts captured hidden states off the graph. Leave it out.")
+        self.gradient_checkpointing_kwargs = kwargs
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+        self.remove_unused_columns = False  # our batches are not named after the model's arguments
+        if self.n_gpu > 1:
+            raise UserError(
+                f"{self.n_gpu} GPUs in one process would split pairs apart. "
+                "Launch with `torchrun` or `accelerate launch`."
+            )
+
+    def _count_steps(self) -> None:
+        """Steps or epochs, whichever is given; of both the steps, as in transformers."""
+        steps: Any = self.max_steps  # None, in spite of the type, if it is not given; epochs likewise
+        epochs: Any = self.num_train_epochs
+        if steps is not None and steps > 0 and epochs is not None:
+            logger.warning(
+                "max_steps=%d and num_train_epochs=%g are both given: the steps count, as in transformers.",
+                steps,
+                epochs,
+            )
+        if steps is None:
+            self.max_steps = DEFAULT_STEPS if epochs is None else -1
+        if self.max_steps == 0:
+            raise UserError(
+                "max_steps=0 trains nothing. Give a number of steps, or -1 to count by --num_train_epochs."
+            )
+        if epochs is None:
+            self.num_train_epochs = TrainingArguments.num_train_epochs
+        positive("num_train_epochs", self.num_train_epochs)
+
+    def _check_ranges(self) -> None:
+        at_least_one(
+            self,
+            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+            *("max_prompt_length", "max_completion_length", "max_batch_tokens", "lora_r", "lora_alpha"),
+        )
+        at_least(self, 2, "retain_text_tokens")  # the first token of a passage is not predicted
+        at_least(
+            self,
+            0,
+            *("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "seed", "data_seed"),
+            *("dataloader_num_workers", "retain_text_per_pair", "w_retain_text", "sam_rho"),
+        )
+
+
+def refuse_meaningless(settings: Any) -> None:
+    """Raise a `UserError` if a field of `MEANINGLESS` is set to something else than its default."""
+    for each in dataclasses.fields(settings):
+        value = getattr(settings, each.name)
+        why = MEANINGLESS.get(each.name, MEANINGLESS.get(f"{each.name}={value}"))
+        if why is not None and value != each.default:
+            raise UserError(f"{each.name}={value!r} has no use here: {why}.")
+
+
+def check_config(trainer: Any, args: Any) -> None:
+    """Raise a `UserError` if `args` are of another class than the method's, such as `TrainingArguments`."""
+    wanted, given = trainer.config_class, type(args)
+    if not isinstance(args, wanted):
+        raise UserError(
+            f"{type(trainer).__name__} takes args of {wanted.__name__}, not {given.__name__}, which lacks "
+            f"settings of the method. Use {wanted.__module__}.{wanted.__name__}, which takes every field of "
+            "TrainingArguments."
+        )

@@ -1,0 +1,141 @@
+"""How does a trainer evaluate on pairs? By every term of its loss over all of them; which of them may select."""
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from efface.data.batch import PairReader
+from efface.data.dataset import PairDataset
+from efface.errors import RunError, UserError
+from efface.model.fingerprint import fingerprint_of
+from efface.model.forward import Head, unwrap
+from efface.training.config import PairConfig
+from efface.training.frozen import fill_caches, states_kept
+from efface.training.inputs import make_dataset
+from efface.training.reference import Reference
+from efface.training.step import Counts
+
+# A mixin is typed as what it is mixed into; at run time Trainer comes after it.
+Base = Trainer if TYPE_CHECKING else object
+
+
+class Evaluates(Base):  # type: ignore[valid-type, misc]
+    """What a `PairTrainer` does in an evaluation."""
+
+    args: PairConfig
+    sides: tuple[str, ...]
+    layers: list[int]
+    reference: Reference | None
+    reference_head: Head | None
+    terms_that_select: tuple[str, ...] = ("loss",)
+    """By which of the terms that `loss` logs `load_best_model_at_end` may choose."""
+    _longest: int | None
+    _fingerprint: str | None
+    _asked_again: Reference | None
+    _evaluated: Counts | None
+    _metric_sums: dict[str, float]
+    _metric_steps: int
+
+    def loss_does_not_select(self, args: Any) -> str | None:
+        """Why the lowest loss of an evaluation is not the best model, if so."""
+        return None
+
+    def _check_evaluation(self, args: PairConfig, trainer_kwargs: dict[str, Any]) -> None:
+        """Raise a `UserError` for what an evaluation on pairs cannot do."""
+        if trainer_kwargs.get("compute_metrics") is not None:
+            raise UserError(
+                "compute_metrics would get predictions and labels, and pairs have neither. Every term of the loss is "
+                "logged as eval_NAME; for figures of your own use a callback's on_evaluate, or efface.evaluate."
+            )
+        metric = args.metric_for_best_model or ""
+        of_loss = metric == "loss" or (metric.endswith("_loss") and metric.removesuffix("_loss").startswith("eval"))
+        reason = self.loss_does_not_select(args)
+        known = {f"eval_{name}" for name in self.terms_that_select} | set(self.terms_that_select)
+        if reason and (metric.startswith(("adversary/", "eval_adversary/")) or (of_loss and metric not in known)):
+            raise UserError(
+                f"metric_for_best_model={metric!r}: {reason}. Choose the best model by "
+                f"{' or '.join('eval_' + name for name in self.terms_that_select)}, or by what `efface evaluate` says."
+            )
+
+    def _tokenized(self, source: Any, args: PairConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """Pairs to evaluate on as a `PairDataset`; of several by name, a dict of them."""
+        if isinstance(source, PairDataset):
+            return source
+        if isinstance(source, dict):  # also a DatasetDict
+            return {name: self._tokenized(one, args, tokenizer) for name, one in source.items()}
+        rows = PairReader(source, skip_bad_rows=args.skip_bad_rows)
+        return make_dataset(rows, [], args, tokenizer, self.sides, max_positions=self._longest)
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer.evaluate`, on pairs in any form that `load_pairs` takes: every term of the loss, as `eval_NAME`.
+
+        The terms are means over all pairs or tokens of the data set, without ordinary passages.
+
+        Raises:
+            UserError: for pairs that are no pairs, or new ones of which the reference cannot be asked any more.
+        """
+        known = (
+            isinstance(self.eval_dataset, dict) and isinstance(eval_dataset, str) and eval_dataset in self.eval_dataset
+        )
+        if eval_dataset is not None and not known:
+            eval_dataset = self._tokenized(eval_dataset, self.args, self.processing_class)
+            for dataset in datasets_in(eval_dataset):
+                self._ask_reference(dataset)
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def _ask_reference(self, dataset: PairDataset) -> None:
+        if self.reference_head is None or self.reference is not None or dataset.states is not None:
+            return
+        assert self._fingerprint is not None
+        model: Any = unwrap(self.model)
+        asked = self._asked_again
+        if asked is None and fingerprint_of(model) == self._fingerprint:  # still its own reference
+            asked = Reference(model, False, self.accelerator.autocast)
+        if asked is None:
+            dataset.states = states_kept(
+                dataset, model, self.reference_head, self.layers, self.args, of=self._fingerprint
+            )
+        elif not fill_caches([dataset], asked, self.reference_head, self.layers, self.args, self._fingerprint):
+            raise RunError("the reference's states of these pairs cannot be cached, see the warning.")
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """As `Trainer.evaluation_loop`; loss and terms are sums over the whole of `dataloader`, divided once."""
+        training = self._metric_sums, self._metric_steps
+        self._metric_sums, self._metric_steps = defaultdict(float), 0
+        counts = torch.stack([torch.stack(Counts.of(batch)) for batch in dataloader]).sum(0).to(self.args.device)
+        self._evaluated = Counts(*self.accelerator.reduce(counts, "sum"))
+        try:
+            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+            names = sorted(self._metric_sums)
+            sums = torch.tensor([self._metric_sums[name] for name in names], device=self.args.device)
+            sums = self.accelerator.reduce(sums, "sum")
+        finally:
+            (self._metric_sums, self._metric_steps), self._evaluated = training, None
+        assert output.metrics is not None
+        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in zip(names, sums.tolist(), strict=True)})
+        return output
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        assert self._evaluated is not None
+        with torch.no_grad():
+            counts = torch.stack(list(self._evaluated))
+            loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=counts)
+            assert isinstance(loss, Tensor)  # a tuple only on request
+            loss = loss.detach() / self.accelerator.num_processes  # which compute_loss multiplies by, for DDP
+            self._metric_sums["loss"] += loss.item()
+            return loss, None, None
+
+
+def datasets_in(data: Any) -> list[PairDataset]:
+    """The data sets in `data`, which is one, a dict of them, or None."""
+    found = data.values() if isinstance(data, dict) else [data]
+    return [one for one in found if isinstance(one, PairDataset)]

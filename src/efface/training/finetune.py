@@ -1,0 +1,135 @@
+"""How is a model fine-tuned on plain text?
+
+One function for every throw-away toxic copy: anti-expert, task vector, relearning. Whoever holds the weights can train
+all of them, so the copy is trainable whatever the model's own flags say.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from efface.checks import positive
+from efface.errors import RunError, UserError
+from efface.model.blocks import accepted, position_ids, tokens_of
+from efface.model.copies import merged
+from efface.model.padding import eval_mode, max_positions
+from efface.progress import track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Diverged(RunError):
+    """Fine-tuning has left nothing that could be measured: the learning rate is too high."""
+
+
+def finetune(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    texts: Sequence[str | Sequence[int]],
+    *,
+    steps: int,
+    batch_size: int = 16,
+    learning_rate: float = 3e-5,
+    max_length: int = 48,
+    lora_r: int | None = None,
+    seed: int = 0,
+    on_step: "Callable[[int, PreTrainedModel], None] | None" = None,
+    progress: bool = False,
+) -> "PreTrainedModel":
+    """Train a copy of `model` on `texts` with next-token cross-entropy (AdamW, constant rate) and return the copy.
+
+    `model` and the global random state are left as they were, and what else is random (dropout, the adapter's start)
+    is seeded.
+
+    Args:
+        model: also a frozen one; an adapter that it has is merged into the copy first.
+        texts: drawn without replacement in a seeded order, begun again when used up. Token ids are taken as they are.
+        max_length: tokens of a text that are used; never more than the model has positions.
+        lora_r: rank of a LoRA adapter (alpha twice the rank, on all linear maps), which alone is trained; the copy is
+            then returned with it, as a `PeftModel`. None trains all weights, in float32: half precision would round
+            most of AdamW's small steps away.
+        on_step: called after each step with its number (from 1) and the copy, which is in training mode, for curves.
+
+    Raises:
+        UserError: if no text has two tokens, or the settings or the model do not allow it.
+        Diverged: if the loss is not finite.
+    """
+    positive("learning_rate", learning_rate)
+    positive("batch_size", batch_size)
+    if lora_r is not None:
+        positive("lora_r", lora_r)
+    encoded = (tokens_of(processing_class, text) if isinstance(text, str) else list(text) for text in texts)
+    limit = max_positions(model)
+    max_length = max_length if limit is None else min(max_length, limit)
+    rows = [ids[:max_length] for ids in encoded if len(ids[:max_length]) > 1]
+    if not rows:
+        raise UserError(f"none of the {len(texts)} texts to fine-tune on has two tokens or more. Give longer texts.")
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        student = trainable_copy(model, lora_r).train()
+        trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+        for step in track(range(1, steps + 1), "fine-tuning", show=progress):
+            while len(order) < batch_size:
+                order += torch.randperm(len(rows), generator=generator).tolist()
+            batch, order = order[:batch_size], order[batch_size:]
+            loss = _next_token_loss(student, [rows[i] for i in batch])
+            if not math.isfinite(loss.item()):
+                raise Diverged(
+                    f"the fine-tuning loss is {loss.item()} at step {step}. Lower learning_rate (now "
+                    f"{learning_rate:g}), or check that the model's weights are finite."
+                )
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if on_step is not None:
+                on_step(step, student)
+    return student.eval()
+
+
+@torch.no_grad()
+def raise_if_diverged(model: "PreTrainedModel", text: list[int], step: int, learning_rate: float) -> None:
+    """Raise `Diverged` unless the loss of `model` on `text` (token ids) is finite after `step` steps."""
+    with eval_mode(model):
+        loss = _next_token_loss(model, [text]).item()
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"the model's output is not finite after step {step}. Lower learning_rate (now {learning_rate:g})."
+        )
+
+
+def trainable_copy(model: "PreTrainedModel", lora_r: int | None = None) -> "PreTrainedModel":
+    """A copy of `model`, without its adapter (which is merged), all of whose weights, or a new adapter's, are trained.
+
+    The random start of a new adapter is drawn from the global random state.
+
+    Raises:
+        UserError: if it cannot be trained: quantised weights without `lora_r`, an adapter that cannot be merged.
+    """
+    student = merged(copy.deepcopy(model))
+    if lora_r is not None:
+        from peft import LoraConfig, get_peft_model
+
+        settings = LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules="all-linear", task_type="CAUSAL_LM")
+        return get_peft_model(student, settings)  # type: ignore[return-value]
+    if not all(parameter.is_floating_point() for parameter in student.parameters()):
+        raise UserError("the model's weights are quantised: they cannot be trained. Load them whole, or set lora_r.")
+    return student.float().requires_grad_(True)
+
+
+def _next_token_loss(model: "PreTrainedModel", rows: list[list[int]]) -> torch.Tensor:
+    width = max(map(len, rows))
+    input_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)  # (batch, T)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids(mask), "use_cache": False}
+    logits = model(**accepted(model, **inputs)).logits
+    predicted = mask[:, 1:].bool()
+    return F.cross_entropy(logits[:, :-1][predicted].float(), input_ids[:, 1:][predicted])

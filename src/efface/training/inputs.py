@@ -1,0 +1,150 @@
+"""What does a method start from? A model, pairs and passages, tokenised; batches under a token budget."""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from efface.data.batch import PairReader
+from efface.data.buckets import TokenBudgetBatchSampler
+from efface.data.dataset import PairDataset
+from efface.data.rows import load_texts
+from efface.data.store import PairStore
+from efface.errors import UserError
+from efface.model.blocks import load_model, tokens_of
+from efface.model.load import tokenizer_of
+from efface.model.vocabulary import check_vocabulary
+from efface.training.config import PairConfig
+
+logger = logging.getLogger(__name__)
+
+
+def pair_reader(source: Any, who: str, *, skip_bad_rows: bool) -> PairReader:
+    """A reader of the pairs whose first row is known to be good: a wrong path is reported before a model is loaded."""
+    if source is None:
+        raise UserError(f"{who} needs train_dataset: a pairs file, a dataset id or a list of dicts.")
+    rows = PairReader(source, skip_bad_rows=skip_bad_rows)
+    rows.begin()
+    return rows
+
+
+def model_and_tokenizer(
+    model: Any, tokenizer: PreTrainedTokenizerBase | None, *, use_cpu: bool, new_adapter: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model by its name, or as it is; with its own tokenizer unless one is given.
+
+    An adapter that is loaded here is trained on.
+
+    Args:
+        new_adapter: the model is to get one.
+
+    Raises:
+        UserError: if there is no such model, if `model` is no causal language model, or one with an adapter that is to
+            get another.
+    """
+    if isinstance(model, str | os.PathLike):
+        model, its_own = load_model(model, device="cpu" if use_cpu else None, trainable=True)
+        tokenizer = tokenizer or its_own
+    is_model = isinstance(model, nn.Module) and hasattr(model, "config")
+    if not is_model:
+        raise UserError(
+            f"model is a {type(model).__name__}; it must be a causal language model of transformers, or what "
+            "`load_model` takes: an id, a directory, a .gguf file."
+        )
+    if new_adapter and hasattr(model, "peft_config"):
+        raise UserError(
+            "the model has an adapter already, and lora_r or peft_config asks for another, which would be saved as "
+            "one of the base without it. Merge it first (model.merge_and_unload()) and save that as a model of its "
+            "own, or leave them out to train the adapter that is there."
+        )
+    if hasattr(model, "peft_config") and model.active_peft_config.is_prompt_learning:
+        raise UserError(
+            f"the model has an adapter of type {model.active_peft_config.peft_type.value}, whose virtual tokens shift "
+            "all positions: it cannot be trained here. Use the model without it."
+        )
+    if tokenizer is None:
+        tokenizer = tokenizer_of(model)
+    check_vocabulary(model, tokenizer)
+    return model, tokenizer
+
+
+def make_dataset(
+    rows: PairReader,
+    passages: list[list[int]],
+    args: PairConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    sides: tuple[str, ...],
+    *,
+    max_positions: int | None = None,
+) -> PairDataset:
+    """All pairs of `rows`, tokenised to disk, and the `passages` that go with them.
+
+    Args:
+        max_positions: of the model; longer pairs are cut, see `tokenize_pair`.
+    """
+    pairs = PairStore.build(
+        rows,
+        tokenizer,
+        max_prompt_length=args.max_prompt_length,
+        max_completion_length=args.max_completion_length,
+        max_positions=max_positions,
+        progress=not args.disable_tqdm,
+    )
+    return PairDataset(pairs, passages, sides)
+
+
+def tokenize_passages(
+    texts: list[str] | None, args: PairConfig, tokenizer: PreTrainedTokenizerBase, *, max_positions: int | None = None
+) -> list[list[int]]:
+    """Token ids of ordinary passages: of `texts`, or if that is None of the file in `args.retain_text`.
+
+    Args:
+        max_positions: of the model; no passage is longer.
+    """
+    if texts is None and args.retain_text is not None:
+        texts = load_texts(args.retain_text)
+    elif texts:
+        texts = load_texts(texts)
+    length = args.retain_text_tokens
+    if texts and max_positions is not None and length > max_positions:
+        logger.warning(
+            "retain_text_tokens=%d is more than the model's %d positions: passages are cut to those.",
+            length,
+            max_positions,
+        )
+        length = max_positions
+    passages = [tokens_of(tokenizer, text)[:length] for text in texts or []]
+    passages = [ids for ids in passages if len(ids) > 1]
+    if texts and not passages:
+        raise UserError("retain_text has no passage of two tokens or more.")
+    return passages
+
+
+def budget_loader(
+    dataset: PairDataset, args: PairConfig, batch_size: int, collate: Callable[[Any], Any]
+) -> tuple[DataLoader, TokenBudgetBatchSampler]:
+    """Batches of pairs of like length, at most `batch_size` and `args.max_batch_tokens`, and their sampler."""
+    assert args.max_batch_tokens is not None and isinstance(dataset.pairs, PairStore)
+    prompt, *sides = dataset.pairs.lengths.T  # each (n,)
+    sampler = TokenBudgetBatchSampler(
+        2 * (prompt + np.maximum(*sides)),  # both rows of a pair, as wide as the longer
+        max_pairs=batch_size,
+        max_tokens=args.max_batch_tokens,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        drop_last=args.dataloader_drop_last,
+    )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+    )
+    return loader, sampler

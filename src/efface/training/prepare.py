@@ -1,0 +1,131 @@
+"""How is a model made ready for training? Adapter or chosen layers, no dropout, something to pad with."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from efface.errors import RunError, UserError
+from efface.model.blocks import decoder_blocks, parse_layers
+from efface.training.config import PairConfig
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_model_(model: PreTrainedModel, args: PairConfig, peft_config: Any) -> PreTrainedModel:
+    """The model that will be trained: wrapped in a LoRA adapter, with chosen blocks alone trainable, or as it is."""
+    if args.lora_r is not None:
+        peft_config = peft_config or lora_config(args)
+    if peft_config is not None:
+        from peft import get_peft_model
+
+        if args.trainable_layers is not None:
+            raise UserError("--trainable_layers is for full fine-tuning; with LoRA choose by --lora_target_modules.")
+        try:
+            model = get_peft_model(model, peft_config)
+        except ValueError as error:  # a rank of 0, modules the model does not have
+            raise UserError(f"the LoRA adapter does not fit the model: {error}") from error
+        if args.gradient_checkpointing:
+            model.enable_input_require_grads()
+    elif args.trainable_layers is not None:
+        train_only_(model, parse_layers(args.trainable_layers, len(decoder_blocks(model))))
+    if args.disable_dropout:
+        disable_dropout_(model)
+    _check_trainable(model)
+    return model
+
+
+def _check_trainable(model: PreTrainedModel) -> None:
+    """Raise a `UserError` if nothing would be trained, or in a precision that swallows the steps; warn if it may."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if not dtypes:
+        advice = "Load its adapter with is_trainable=True" if hasattr(model, "peft_config") else "Unfreeze some"
+        raise UserError(
+            f"none of the parameters of {type(model).__name__} is trainable (requires_grad): training would leave it "
+            f"as it is. {advice}, or set --trainable_layers or --lora_r."
+        )
+    if torch.float16 in dtypes:
+        raise UserError(
+            "the trained weights are float16, in which gradients overflow and small ones vanish. Load the model with "
+            "dtype=torch.float32; --bf16 true keeps the forward fast."
+        )
+    if torch.bfloat16 in dtypes:
+        logger.warning(
+            "the trained weights are bfloat16: an optimizer's small steps round away in most of them, and with them "
+            "the edit. Load the model with dtype=torch.float32; --bf16 true keeps the forward fast."
+        )
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many parameters are trained, and how many there are."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
+def flags_of(model: nn.Module) -> dict[nn.Parameter, bool]:
+    """Which parameters require a gradient now."""
+    return {parameter: parameter.requires_grad for parameter in model.parameters()}
+
+
+def set_flags_(flags: dict[nn.Parameter, bool]) -> None:
+    for parameter, trained in flags.items():
+        parameter.requires_grad_(trained)
+
+
+def raise_if_out_of_reach(model: nn.Module, layers: list[int], what: str) -> None:
+    """Raise a `UserError` if no trained weight comes before the end of any of `layers`: their states cannot change.
+
+    Args:
+        what: the setting that names the layers.
+    """
+    blocks = decoder_blocks(model)
+    behind = {parameter for block in blocks[max(layers) + 1 :] for parameter in block.parameters()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if trained and all(parameter in behind for parameter in trained):
+        raise UserError(
+            f"the trained weights all lie in blocks above {max(layers)}, the highest of {what}, and so cannot change "
+            "what is erased there. Train lower blocks, or choose higher layers."
+        )
+
+
+def raise_if_not_finite(model: nn.Module, step: int) -> None:
+    """Raise a `RunError` if a trained weight is NaN or infinite: no later loss would show what the last step did."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise RunError(
+                f"the weights are not finite after step {step} ({name}); nothing was saved of it. Earlier checkpoints "
+                "are untouched. Lower --learning_rate."
+            )
+
+
+def disable_dropout_(model: nn.Module) -> None:
+    """Set every dropout of `model` to 0, in place: the modules, and the rates that blocks keep as plain numbers."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):  # OPT's `dropout` and `layerdrop`, `attention_dropout` of many
+            if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
+                setattr(module, name, 0.0)
+
+
+def train_only_(model: nn.Module, layers: list[int]) -> None:
+    """Freeze everything but the parameters of these decoder blocks, in place."""
+    model.requires_grad_(False)
+    blocks = decoder_blocks(model)
+    for layer in layers:
+        blocks[layer].requires_grad_(True)
+
+
+def lora_config(args: PairConfig) -> Any:
+    from peft import LoraConfig
+
+    assert args.lora_r is not None
+    names = args.lora_target_modules
+    return LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha or 2 * args.lora_r,
+        target_modules=names if names == "all-linear" else names.split(","),
+        task_type="CAUSAL_LM",
+    )

@@ -1,0 +1,130 @@
+"""How do a YAML file and command-line flags become a method's configuration? Flags win; an unknown key is an error."""
+
+import contextlib
+import dataclasses
+import json
+import reprlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from efface.errors import RunError, UserError, described, one_line, out_of_memory
+from efface.files.io import read_regular_text
+from efface.flags import FlagParser
+from efface.training.config import PairConfig
+from efface.training.editor import EditConfig
+
+Settings = PairConfig | EditConfig
+
+HINT = "`efface train METHOD --list-flags` prints every setting."
+LONGEST_FILE = 1_000_000
+"""Characters of a file of settings."""
+QUOTED = 100
+"""Characters of a value in a message, at most."""
+SET_UP_BY = ("transformers", "accelerate", "huggingface_hub")
+"""The packages that settings are handed to."""
+
+
+def parse_settings(config_class: type[Settings], config_file: str | None, flags: Sequence[str]) -> dict[str, Any]:
+    """The settings that the file and the flags give, by field name; defaults are not repeated.
+
+    Raises:
+        UserError: for a file that cannot be read, an unknown key or flag, or a value of the wrong type.
+    """
+    parser = FlagParser(config_class, HINT)
+    settings = {} if config_file is None else _read_yaml(config_class, config_file, parser)
+    return settings | parser.given(flags)
+
+
+def _read_yaml(config_class: type[Settings], name: str, parser: FlagParser) -> dict[str, Any]:
+    text = read_regular_text(name, "config file")
+    if len(text) > LONGEST_FILE:
+        raise UserError(f"config file {name!r} has {len(text)} characters, which are no settings. Pass another one.")
+    try:
+        settings = yaml.load(text, _Loader) or {}
+    # What is no YAML, or has a tag whose value does not fit it, or is nested without end: yaml raises anything.
+    except Exception as error:
+        raise UserError(f"config file {name!r} is not valid YAML: {described(error)}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"config file {name!r} must hold `name: value` lines, not a {type(settings).__name__}.")
+    known = {field.name for field in dataclasses.fields(config_class)}
+    unknown = sorted(set(map(str, settings)) - known)
+    if unknown:
+        raise UserError(f"config file {name!r} has the unknown key {one_line(repr(unknown[0]), QUOTED)}. {HINT}")
+    types = get_type_hints(config_class)
+    for key, value in list(settings.items()):
+        where = f"config file {name!r}: {key!r}"
+        # YAML reads 1e-4 as text and knows nothing of the fields' types: plain values go the way of the flags.
+        if isinstance(value, bool | int | float | str):
+            try:
+                settings |= parser.given([f"--{key}={value}"])
+            except UserError as error:
+                raise UserError(f"config file {name!r}: {error}") from error
+        elif (type(value).__name__ if value is not None else "None") not in str(types[key]):
+            raise UserError(f"{where} must be a plain value, but it is {one_line(reprlib.repr(value), QUOTED)}.")
+    return settings
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, and strict: a key that stands twice is an error, and nothing is written once and meant many times."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key, count in Counter(keys).items() if count > 1]
+        if twice:
+            raise yaml.YAMLError(f"{twice[0]!r} is there twice; which one is meant? Keep one")
+        return super().construct_mapping(node, deep=deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # ten of them in ten lines can stand for 10^10 values
+            raise yaml.YAMLError("an alias (*name): settings are too short for aliases. Write the value out")
+        return super().compose_node(parent, index)
+
+
+def _check_json(value: Any, name: str) -> None:
+    """`results.json` records the settings at the end: what JSON cannot hold is found out now."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{name} cannot be recorded as JSON: {described(error)}. Use plain values.") from error
+
+
+def build_config(config_class: type[Settings], settings: dict[str, Any], output_dir: Path) -> Any:
+    """The configuration object, or a `UserError` where a value does not fit."""
+    if "output_dir" in settings:
+        raise UserError(f"output_dir={settings['output_dir']!r} has no use here: -o DIR says where the run goes.")
+    with user_error_for_settings(Exception):  # whatever is raised while fields are set is about a field
+        config = config_class(**{**settings, "output_dir": str(output_dir)})
+    for name, value in settings.items():
+        _check_json(value, name)
+    return config
+
+
+@contextlib.contextmanager
+def user_error_for_settings(*kinds: type[Exception]) -> Iterator[None]:
+    """What transformers raises for settings that it does not like, as a `UserError`.
+
+    Args:
+        kinds: of exceptions that are about the settings wherever they come from. Others are if the code of a library
+            that settings are handed to has raised them, such as a tracker's "requires wandb to be installed".
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError | RunError) or out_of_memory(error):
+            raise
+        if isinstance(error, kinds) or _raiser(error) in SET_UP_BY:
+            raise UserError(f"the settings do not fit together: {one_line(error) or described(error)}") from error
+        raise
+
+
+def _raiser(error: Exception) -> str:
+    """The package whose code raised it."""
+    frame = error.__traceback__
+    assert frame is not None
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    return str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0]

@@ -1,0 +1,333 @@
+"""What do all methods share? Data, reference, one forward a step, counts, metrics, checkpoints.
+
+A mixture of experts is trained by the method's loss alone: the balancing loss of its routers is not added.
+
+A method is a subclass with a `loss`. One batch: `PairCollator` -> `compute_loss` here (one policy forward; what the
+reference says, from its cache or live) -> `loss(policy, reference, batch, counts)` in the method's own file.
+"""
+
+import itertools
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from efface.data.batch import SIDES, PairBatch, PairCollator, ReferenceStates
+from efface.data.buckets import forward_epochs_
+from efface.data.dataset import PairDataset, PassageStream
+from efface.errors import RunError
+from efface.methods.functional import predicting_positions
+from efface.model.blocks import save_model
+from efface.model.fingerprint import fingerprint_of
+from efface.model.forward import Forward, Head, unwrap
+from efface.model.head_check import check_head
+from efface.model.padding import max_positions
+from efface.model.tied import sparse_lookup
+from efface.model.vocabulary import pad_id
+from efface.training.account import Account
+from efface.training.checkpoints import WholeCheckpoints
+from efface.training.config import PairConfig, check_config
+from efface.training.evaluating import Evaluates, datasets_in
+from efface.training.first_batch import check_first_batch
+from efface.training.frozen import given_reference, precomputes, set_up_reference
+from efface.training.inputs import budget_loader, make_dataset, model_and_tokenizer, pair_reader, tokenize_passages
+from efface.training.passes import choose_layout, policy_forward
+from efface.training.prepare import (
+    flags_of,
+    prepare_model_,
+    raise_if_not_finite,
+    raise_if_out_of_reach,
+    set_flags_,
+)
+from efface.training.reference import Reference
+from efface.training.sharded import refuse_sharding
+from efface.training.sharpness import ascended
+from efface.training.step import Counts, LossTerms
+
+logger = logging.getLogger(__name__)
+
+
+class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
+    """Trainer on preference pairs with TRL's argument names. Subclasses define `loss`.
+
+    Args:
+        model: a model, or anything `load_model` takes. Trained in place, as transformers and TRL do.
+        args: the method's configuration.
+        train_dataset: anything `load_pairs` takes.
+        processing_class: the tokenizer; needed only if `model` is an object that does not name its origin.
+        ref_model: the frozen reference f0, or its name; None means the initial policy (with LoRA:
+            the same model, adapter off).
+        peft_config: a `peft.PeftConfig`; the `lora_*` settings are a short form of it.
+        retain_text: passages (texts) for the KL on ordinary text; None reads the file in `args.retain_text`.
+    """
+
+    config_class: type[PairConfig] = PairConfig
+    args: PairConfig
+    sides: tuple[str, ...] = ("chosen",)
+    """Of which continuations `loss` needs logits; the passages' are always at hand. A method whose settings decide
+    sets it on the instance before it calls `super().__init__`."""
+    pushes_states: str | None = None
+    """The setting that names the blocks whose states `loss` changes, if it is all that `loss` is about."""
+    reference_residuals: tuple[str, ...] = ()
+    """Of which continuations `loss` needs the reference's residuals too; these are not cached, so it is live."""
+    checkpoint_files: tuple[str, ...] = ()
+    """What a checkpoint holds beside what transformers puts there; without them training does not go on from it."""
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: PairConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        ref_model: str | PreTrainedModel | None = None,
+        peft_config: Any = None,
+        retain_text: list[str] | None = None,
+        **trainer_kwargs: Any,
+    ):
+        args = args if args is not None else self.config_class("efface-output")
+        check_config(self, args)
+        self._check_evaluation(args, trainer_kwargs)
+        rows = pair_reader(train_dataset, type(self).__name__, skip_bad_rows=args.skip_bad_rows)
+        adapted = args.lora_r is not None or peft_config is not None
+        model, processing_class = model_and_tokenizer(
+            model, processing_class, use_cpu=args.use_cpu, new_adapter=adapted
+        )
+        given: Any = given_reference(ref_model, model, use_cpu=args.use_cpu)
+        self._longest = max_positions(model)
+        self.padding = pad_id(processing_class, model)
+        passages = tokenize_passages(retain_text, args, processing_class, max_positions=self._longest)
+        dataset = make_dataset(rows, passages, args, processing_class, self.sides, max_positions=self._longest)
+        needs_reference = self.needs_reference(args, bool(passages))
+        cached = needs_reference and precomputes(args, len(dataset), states_only=not self.reference_residuals)
+        # Of the weights as they are before an adapter is put into them.
+        self._fingerprint = fingerprint_of(given or model) if cached else None
+        set_seed(args.seed)  # as Trainer does, but before the adapter's start is drawn
+        self._callers_flags = {} if adapted else flags_of(model)  # an adapter's own business
+        self._trained_flags: dict[nn.Parameter, bool] = {}
+        model = prepare_model_(model, args, peft_config)
+        self._metric_sums: dict[str, float] = defaultdict(float)
+        self._metric_steps = 0
+        self._ascending = False
+        self._evaluated: Counts | None = None
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            eval_dataset=None if eval_dataset is None else self._tokenized(eval_dataset, args, processing_class),
+            processing_class=processing_class,
+            data_collator=PairCollator(pad_token_id=self.padding),  # type: ignore[arg-type]
+            **trainer_kwargs,
+        )
+        refuse_sharding(self.accelerator)
+        self.n_skipped_rows = rows.skipped
+        self.model_accepts_loss_kwargs = True  # our losses are already divided by the counts of the whole step
+        self.layers = self.layers_of(model)
+        if self.pushes_states and self.layers:
+            raise_if_out_of_reach(model, self.layers, self.pushes_states)
+        self.head = Head.of(model)
+        with self.accelerator.autocast():
+            check_head(model, self.head, self.layers)
+        self.layout = self._choose_layout(model)
+        per_batch = max(round(args.retain_text_per_pair * self._train_batch_size), args.retain_text_per_pair > 0)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self.passage_stream = PassageStream(len(passages), int(per_batch), seed)
+        self.reference: Reference | None = None
+        self.reference_head: Head | None = None
+        self._asked_again: Reference | None = None  # for pairs that `evaluate` is given later
+        if needs_reference:
+            self.reference, self.reference_head = set_up_reference(
+                model,
+                given,
+                adapted=adapted,
+                datasets=[one for data in (self.train_dataset, self.eval_dataset) for one in datasets_in(data)],
+                layers=self.layers,
+                args=args,
+                fingerprint=self._fingerprint,
+                autocast=self.accelerator.autocast,
+                layout=self.layout,
+            )
+            if given is None and peft_config is None:  # an adapter of one's own may start anywhere
+                check_first_batch(self)
+            if self.reference is None and (given is not None or adapted):
+                self._asked_again = Reference(
+                    model if given is None else given, given is None, self.accelerator.autocast
+                )
+
+    # ---- set-up ----
+
+    def needs_reference(self, args: Any, has_passages: bool) -> bool:
+        """Does `loss` ask the reference? By default yes; asked before anything is set up."""
+        return True
+
+    def layers_of(self, model: PreTrainedModel) -> list[int]:
+        """The blocks whose residual stream `loss` needs; by default none."""
+        return []
+
+    def _choose_layout(self, model: PreTrainedModel) -> str:
+        dataset = self.train_dataset
+        example = self.data_collator([dataset[i] for i in range(min(len(dataset), 2))])  # type: ignore[index,arg-type]
+        return choose_layout(
+            self.args.layout,
+            model,
+            dataset.pairs.lengths,  # type: ignore[union-attr]
+            self.layers,
+            sides=self.sides,
+            distributed=self.args.world_size > 1,
+            example=self._prepare_inputs(example),  # type: ignore[arg-type]
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.args.max_batch_tokens is None:
+            return super().get_train_dataloader()
+        assert isinstance(self.train_dataset, PairDataset)
+        loader, sampler = budget_loader(self.train_dataset, self.args, self._train_batch_size, self.data_collator)
+        return forward_epochs_(self.accelerator.prepare(loader), sampler)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[PairBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[PairBatch], Tensor | None]:
+        """The micro-batches of one optimizer step, each with its passages, and their `Counts`."""
+        batches: list[PairBatch] = list(itertools.islice(epoch_iterator, num_batches))
+        first = self.state.global_step * self.args.gradient_accumulation_steps
+        dataset: Any = self.train_dataset
+        for i, batch in enumerate(batches):
+            number = (first + i) * self.args.world_size + self.args.process_index
+            batches[i] = dataset.add_passages(batch, self.passage_stream.numbers(number), self.padding)
+        return batches, self._get_num_items_in_batch(batches, device) if batches else None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`. The caller's model gets back what of it required a gradient before.
+
+        Raises:
+            RunError: if the loss, or a weight after the last step, is not finite.
+        """
+        if self._trained_flags:  # trained before, and handed back
+            set_flags_(self._trained_flags)
+        try:
+            result = super().train(*args, **kwargs)
+            raise_if_not_finite(self.model, self.state.global_step)  # type: ignore[arg-type]
+        finally:
+            if self._callers_flags:
+                self._trained_flags = flags_of(self.model)  # type: ignore[arg-type]
+                set_flags_(self._callers_flags)
+        return result
+
+    # ---- one step ----
+
+    def loss(
+        self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The method's loss and what it logs, both already divided by `counts` so that micro-batches add up.
+
+        `policy.hidden` and `reference["hidden"]` (N, d) are at the positions of `project`: those that predict y+ (if
+        it is among `sides`), then y-, then the passages; ready for `self.head` and `self.reference_head`.
+        `policy.residuals[layer]` (M, d) is at the tokens of y+, then of y-; `reference["residuals"][layer]` likewise,
+        of the sides in `reference_residuals`. A method that needs no reference gets none.
+        """
+        raise NotImplementedError  # abstract: every method has its own
+
+    def project(self, batch: PairBatch) -> Tensor:
+        """(2B + R, T) bool: the positions that predict the continuations of `sides` and the passages."""
+        mask, n = predicting_positions(batch["continuation_mask"]), batch["n_pairs"]
+        for i, side in enumerate(SIDES):
+            if side not in self.sides:
+                mask[i * n : (i + 1) * n] = False
+        return mask
+
+    def compute_loss(  # type: ignore[override]
+        self,
+        model: nn.Module,
+        inputs: PairBatch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, None]:
+        counts = Counts.of(inputs) if num_items_in_batch is None else Counts(*num_items_in_batch.to(self.args.device))
+        project = self.project(inputs)
+        pairs = inputs["continuation_mask"].clone()  # the tokens that are a pair's continuations
+        pairs[2 * inputs["n_pairs"] :] = False
+        with sparse_lookup(model):
+            policy = policy_forward(
+                model, inputs, project, self.layers, pairs, self.layout, exact=bool(self.args.bf16)
+            )
+        policy.hidden = policy.hidden.to(self.head.weight.dtype)  # the head is outside the forward's autocast
+        if self.reference is not None:
+            reference = self.reference(inputs, project, self.layers, self.reference_residuals)
+        elif self.reference_head is not None:
+            reference = inputs["reference"]
+        else:
+            reference = ReferenceStates(hidden=policy.hidden[:0], norms=policy.hidden[:0])
+        loss, metrics = self.loss(policy, reference, inputs, counts)
+        # One process that stopped alone would leave the others waiting for it.
+        finite = torch.isfinite(loss.detach())
+        if not self.accelerator.gather(finite.view(1)).all():
+            terms = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
+            terms += "; on another process it is not finite" if finite else ""
+            raise RunError(
+                f"the loss is {loss.item()} at step {self.state.global_step} ({terms}); stopped before the optimizer "
+                "step. Earlier checkpoints are untouched. Lower --learning_rate or the weights, or check the model's "
+                "precision."
+            )
+        if self.recording or self._evaluated is not None:
+            for name, value in metrics.items():
+                self._metric_sums[name] += value
+            self._metric_steps += bool(self.accelerator.sync_gradients)
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
+        return (loss, None) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[PairBatch], device: torch.device) -> Tensor:
+        """(4,) the `Counts` of a whole optimizer step; transformers' own count needs labels, which we do not have."""
+        counts = torch.stack([torch.stack(Counts.of(batch)) for batch in batch_samples]).sum(0)
+        return self.accelerator.gather(counts.to(device).unsqueeze(0)).sum(0)
+
+    @property
+    def recording(self) -> bool:
+        """Does what is computed now count: for logs, for the discriminators? Not in evaluation, nor in the first pass
+        of a sharpness-aware step."""
+        return bool(self.model.training) and not self._ascending  # type: ignore[union-attr]
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        if not self.args.sam_rho:
+            return super().training_step(model, inputs, num_items_in_batch)
+        # The first pass goes around DDP: every process climbs its own micro-batch (m-sharpness, Foret et al. 2021).
+        inner = unwrap(model).train()
+
+        def loss() -> Tensor:
+            self._ascending = True
+            try:
+                batch: Any = self._prepare_inputs(inputs)
+                found = self.compute_loss(inner, batch, num_items_in_batch=num_items_in_batch)
+            finally:
+                self._ascending = False
+            assert isinstance(found, Tensor)  # a tuple only on request
+            return found
+
+        with ascended(inner, loss, self.args.sam_rho):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    # ---- logs and checkpoints ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._metric_steps and not any(name.startswith("eval") for name in logs):
+            names = sorted(self._metric_sums)
+            sums = torch.tensor([self._metric_sums[name] for name in names], device=self.args.device)
+            sums = self.accelerator.reduce(sums, "sum") / self._metric_steps
+            logs |= dict(zip(names, sums.tolist(), strict=True))
+            self._metric_sums.clear()
+            self._metric_steps = 0
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        raise_if_not_finite(self.model, self.state.global_step)  # type: ignore[arg-type]
+        super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            save_model(model, self.processing_class, output_dir or self.args.output_dir, state_dict=state_dict)  # type: ignore[arg-type]
