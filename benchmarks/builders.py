@@ -19,14 +19,15 @@ import numpy as np
 from common import N_PROMPT_ARTICLES, RESULTS, parser, tuning_prompts, wikitext
 
 from efface.cli import main as efface
-from efface.data.rows import read_jsonl, shipped
+from efface.data.rows import shipped
 from efface.demo import SETTINGS
 from efface.errors import RunError
 from efface.evaluation.comparison import compare
 from efface.evaluation.measure import evaluate
+from efface.files.jsonl import read_jsonl
 from efface.files.results import environment, read_json, write_json
 from efface.methods.repo import REPOConfig, REPOTrainer
-from efface.model.blocks import DEFAULT_MODEL, load_model
+from efface.model.load import DEFAULT_MODEL, load_model
 from efface.report.table import evaluation_table
 
 FILE = RESULTS / "builders.json"

@@ -7,10 +7,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from efface.data.rows import load_texts, read_jsonl
+from efface.data.rows import load_texts
 from efface.demo import PAIRS, SETTINGS
+from efface.files.jsonl import read_jsonl
 from efface.methods.repo import REPOConfig, REPOTrainer
-from efface.model.blocks import DEFAULT_MODEL, load_model
+from efface.model.load import DEFAULT_MODEL, load_model
 
 RESULTS = Path(__file__).parent / "results"
 N_PROMPT_ARTICLES = 20  # the first 20 WikiText-2 articles are for prompts, the other 42 for perplexity

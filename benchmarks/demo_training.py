@@ -25,7 +25,7 @@ from efface.demo import PAIRS, SETTINGS
 from efface.evaluation.measure import evaluate
 from efface.files.results import environment, write_json
 from efface.methods.repo import REPOConfig, REPOTrainer
-from efface.model.blocks import DEFAULT_MODEL, load_model
+from efface.model.load import DEFAULT_MODEL, load_model
 
 SIDES: dict[str, dict[str, Any]] = {"before": {"layout": "plain", "precompute_reference": "off"}, "after": {}}
 

@@ -13,10 +13,11 @@ from common import RESULTS, command, parser, train_repo
 
 from efface.analysis.probes import fresh_probe
 from efface.analysis.states import token_states
-from efface.data.batch import load_pairs
+from efface.data.pairs import load_pairs
 from efface.files.results import environment, write_json
 from efface.methods.repo import REPOConfig
-from efface.model.blocks import DEFAULT_MODEL, decoder_blocks, load_model, parse_layers
+from efface.model.blocks import decoder_blocks, parse_layers
+from efface.model.load import DEFAULT_MODEL, load_model
 
 ARMS: dict[str, dict[str, Any] | None] = {"base": None, "repo": {}, "retain only": {"w_erase": 0.0}}
 

@@ -29,9 +29,11 @@ from common import command
 from step import Side
 
 from efface.attacks.search.slot import slot_in
-from efface.data.rows import read_jsonl, shipped
+from efface.data.rows import shipped
+from efface.files.jsonl import read_jsonl
 from efface.files.results import environment, write_json
-from efface.model.blocks import DEFAULT_MODEL, load_model, save_model
+from efface.model.load import DEFAULT_MODEL, load_model
+from efface.model.save import save_model
 
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 GB = 1e9

@@ -32,7 +32,7 @@ from step_workers import peak, reset_peak, resident
 
 from efface.data.rows import load_texts
 from efface.files.results import environment, write_json
-from efface.model.blocks import DEFAULT_MODEL, load_model
+from efface.model.load import DEFAULT_MODEL, load_model
 
 SAMPLES, TOP_P, NEW_TOKENS = 25, 0.9, 20
 N_PROMPTS = 16

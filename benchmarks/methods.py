@@ -27,7 +27,7 @@ from efface.errors import RunError, UserError
 from efface.evaluation.measure import evaluate
 from efface.files.results import environment, read_json, write_json
 from efface.methods import METHODS, load_method
-from efface.model.blocks import DEFAULT_MODEL, load_model
+from efface.model.load import DEFAULT_MODEL, load_model
 from efface.report.table import evaluation_table
 from efface.training.trainer import PairTrainer
 

@@ -14,9 +14,10 @@ from common import RESULTS, command
 
 from efface.attacks.search.gcg import GCGSettings, Search
 from efface.attacks.search.slot import slot_in
-from efface.data.rows import read_jsonl, shipped
+from efface.data.rows import shipped
+from efface.files.jsonl import read_jsonl
 from efface.files.results import environment, read_json, write_json
-from efface.model.blocks import DEFAULT_MODEL, load_model
+from efface.model.load import DEFAULT_MODEL, load_model
 from efface.progress import track
 
 FILE = RESULTS / "patience.json"

@@ -16,7 +16,7 @@ from common import RESULTS, command, moved, parser, tuning_prompts, wikitext
 
 from efface.evaluation.measure import evaluate
 from efface.files.results import environment, read_json, write_json
-from efface.model.blocks import DEFAULT_MODEL, load_model
+from efface.model.load import DEFAULT_MODEL, load_model
 
 FILE = RESULTS / "rates.json"
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {

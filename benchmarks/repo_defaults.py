@@ -16,7 +16,7 @@ from common import RESULTS, command, parser, reporting_prompts, train_repo, tuni
 from efface.evaluation.measure import evaluate
 from efface.files.results import read_json, write_json
 from efface.methods.repo import REPOConfig
-from efface.model.blocks import DEFAULT_MODEL, load_model
+from efface.model.load import DEFAULT_MODEL, load_model
 from efface.report.table import evaluation_table
 from efface.training.config import PairConfig
 

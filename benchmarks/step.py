@@ -40,7 +40,7 @@ from common import command
 from matmul import CONTINUATION, PAIRS, PROMPT, SIZES
 
 from efface.files.results import environment, write_json
-from efface.model.blocks import DEFAULT_MODEL
+from efface.model.load import DEFAULT_MODEL
 
 WARM_UP = 2
 PEERS = ("trl-precomputed", "trl-reference", "trl-defaults")

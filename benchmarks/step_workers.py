@@ -28,8 +28,9 @@ import torch
 from matmul import CONTINUATION, PAIRS, PROMPT, needed_operations, start_profiler, where_time_goes
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from efface.data.batch import TokenizedPair, tokenize_pair
-from efface.model.blocks import load_model, tokens_of
+from efface.data.pair_tokens import TokenizedPair, tokenize_pair
+from efface.data.tokens import tokens_of
+from efface.model.load import load_model
 
 # Equal on both sides; whatever else matters must come out equal too (EQUAL, compared by the parent).
 SETTINGS: dict[str, Any] = {

@@ -21,7 +21,7 @@ from step_workers import PROTOCOL, SETTINGS, make_rows
 
 from efface.files.results import environment, write_json
 from efface.methods.repo import REPOConfig, REPOTrainer
-from efface.model.blocks import DEFAULT_MODEL, load_model
+from efface.model.load import DEFAULT_MODEL, load_model
 
 PLAIN = {"layout": "plain", "precompute_reference": "off"}
 BLOCKS: dict[str, dict[str, dict[str, Any]]] = {

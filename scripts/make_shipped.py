@@ -22,16 +22,18 @@ from typing import Any
 from shipped_prompts import openers, scenes, text_openers
 from shipped_split import split
 
-from efface.data.rows import Row, read_jsonl
 from efface.evaluation.toxicity import summarize
+from efface.files.jsonl import Row, read_jsonl
 from efface.files.results import read_json, write_json, write_jsonl
 from efface.generation.generate import generate
-from efface.model.blocks import DEFAULT_MODEL, load_model
-from efface.pairs.builder import BuilderConfig, BuildReport, Source, build_pairs
+from efface.model.load import DEFAULT_MODEL, load_model
+from efface.pairs.builder import BuildReport, build_pairs
+from efface.pairs.config import BuilderConfig, Source
 from efface.pairs.filters import NEWLINE, newline_tokens
 from efface.pairs.sources import antiexpert, in_context, sample_source, toxic_texts
 from efface.pairs.style import shortcuts, style_auc
-from efface.scoring.scorer import DEFAULT_SCORER, load_scorer, score
+from efface.scoring import DEFAULT_SCORER, load_scorer
+from efface.scoring.scorer import score
 
 SEED = 20261124
 EXPERT = {"steps": 24, "learning_rate": 1e-4, "batch_size": 12}

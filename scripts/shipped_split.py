@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from shipped_prompts import Origin, origin
 
-from efface.data.rows import Row
+from efface.files.jsonl import Row
 from efface.pairs.filters import word_runs
 
 HELD_OUT = {"scene": 32, "encyclopedia": 32}

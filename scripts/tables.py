@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from efface.data.rows import read_jsonl
+from efface.files.jsonl import read_jsonl
 from efface.files.results import read_json
 
 ROOT = Path(__file__).parent.parent

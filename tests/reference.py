@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efface.data.batch import PairBatch
-from efface.model.blocks import capture_residuals, position_ids
+from efface.model.blocks import capture_residuals
+from efface.model.padding import position_ids
 
 
 def token_kl(reference_logits: Tensor, logits: Tensor) -> Tensor:

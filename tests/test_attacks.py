@@ -18,8 +18,8 @@ from efface.attacks.relearn import RelearnSettings, relearn
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
 from efface.cli import build_parser, main
-from efface.data.rows import Row, read_jsonl
 from efface.errors import RunError, UserError
+from efface.files.jsonl import Row, read_jsonl
 from efface.files.results import read_json
 from efface.flags import FlagParser
 from efface.generation.decoding import Decoding

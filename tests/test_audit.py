@@ -27,8 +27,8 @@ from efface.audit.battery import BUDGETS, UPPER_BOUNDS, Budget, entries, folder_
 from efface.audit.run import audit, names_of
 from efface.audit.table import WIDTH, audit_table, base_share, summary
 from efface.cli import main
-from efface.data.rows import Row
 from efface.errors import RunError, UserError
+from efface.files.jsonl import Row
 from efface.files.results import prepare_output_dir, read_json, write_json
 from efface.generation.decoding import Decoding
 

@@ -21,7 +21,7 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from efface.cli import main
-from efface.data.rows import read_jsonl
+from efface.files.jsonl import read_jsonl
 from efface.files.results import read_json
 
 GOOD = {"prompt": "The town is", "chosen": " a quiet place by the river", "rejected": " a silly place of fools"}

@@ -9,11 +9,12 @@ from tiny import tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from efface.data.batch import tokenize_pair
-from efface.data.rows import read_jsonl
+from efface.data.pair_tokens import tokenize_pair
 from efface.data.text import body_sentences, joined, looks_edited, sentences
 from efface.errors import UserError
-from efface.pairs.builder import BuilderConfig, build_pairs
+from efface.files.jsonl import read_jsonl
+from efface.pairs.builder import build_pairs
+from efface.pairs.config import BuilderConfig
 from efface.pairs.corpus import Corpus, load_corpus, token_labels
 from efface.pairs.prompts import prompts_from_text
 from efface.scoring.scorer import NamedScorer

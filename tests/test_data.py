@@ -11,19 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import BOS_ID, EOS_ID, tiny_tokenizer
 
-from efface.data.batch import (
-    Example,
-    PairCollator,
-    Pairs,
-    TokenizedPair,
-    encode_continuation,
-    encode_prompt,
-    load_pairs,
-    tokenize_pair,
-    with_passages,
-)
+from efface.data.batch import Example, PairCollator, with_passages
 from efface.data.dataset import PairDataset, PassageStream
+from efface.data.pair_tokens import TokenizedPair, tokenize_pair
+from efface.data.pairs import Pairs, load_pairs
 from efface.data.rows import load_texts, shipped
+from efface.data.tokens import encode_continuation, encode_prompt
 from efface.errors import UserError
 
 GOOD = {"prompt": "The weather", "chosen": " was cold", "rejected": " is for fools"}

@@ -9,7 +9,7 @@ from test_repo import PASSAGES, ROWS, Build, assert_same, build, logged, weights
 from tiny import FAMILIES, tiny_model
 from torch import Tensor
 
-from efface.data.batch import load_pairs
+from efface.data.pairs import load_pairs
 from efface.errors import UserError
 from efface.methods.repo import REPOTrainer
 from efface.model import chunked

@@ -16,7 +16,7 @@ from tiny import tiny_model, tiny_tokenizer
 from efface.cli import main
 from efface.files.results import read_json
 from efface.generation.likelihood import continuation_nll
-from efface.model.blocks import load_model
+from efface.model.load import load_model
 from efface.training.finetune import finetune
 
 WHO = "weather town people market river history engineer bread apples spring cheese".split()

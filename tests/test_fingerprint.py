@@ -19,9 +19,10 @@ from efface.attacks.target import Target
 from efface.evaluation import kept
 from efface.files import results
 from efface.generation.decoding import Decoding
-from efface.model.blocks import load_model, save_model
 from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
 from efface.model.forward import Head
+from efface.model.load import load_model
+from efface.model.save import save_model
 from efface.pairs.attribute import toxicity_probe
 from efface.training.reference import Reference, open_cache
 

@@ -23,7 +23,7 @@ from efface.attacks.target import Measurement
 from efface.audit import run as audit_run
 from efface.audit.battery import Entry
 from efface.audit.table import audit_table, summary
-from efface.data.rows import Row, load_texts
+from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
 from efface.evaluation import comparison, kept
 from efface.evaluation.comparison import read_baseline, versus
@@ -35,6 +35,7 @@ from efface.evaluation.side_effects import read_identity_texts
 from efface.evaluation.toxicity import summarize
 from efface.evaluation.utility.task_files import read_task_file
 from efface.evaluation.utility.tasks import UtilityResult
+from efface.files.jsonl import Row
 from efface.files.part import PartFile
 from efface.files.results import read_json, write_json
 from efface.generation.decoding import Decoding

@@ -12,9 +12,10 @@ from tiny import FAMILIES, VOCAB_SIZE, tiny_model
 from torch import Tensor, nn
 
 from efface.errors import UserError
-from efface.model.blocks import capture_residuals, decoder_blocks, position_ids
-from efface.model.forward import Head, forward, unwrap
+from efface.model.blocks import capture_residuals, decoder_blocks, unwrap
+from efface.model.forward import Head, forward
 from efface.model.layout import plain_layout
+from efface.model.padding import position_ids
 
 
 @contextmanager

@@ -8,14 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efface.methods.functional import (
-    LN2,
-    confusion_loss,
-    dann_ramp,
-    gradient_reversal,
-    pool_rows,
-    predicting_positions,
-)
+from efface.data.batch import predicting_positions
+from efface.methods.functional import LN2, confusion_loss, dann_ramp, gradient_reversal, pool_rows
 
 seeds = st.integers(0, 2**32 - 1)
 

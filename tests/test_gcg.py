@@ -21,7 +21,7 @@ from efface.attacks.search.gcg import STATE, GCGSettings, Search, gcg
 from efface.attacks.search.slot import PLACES, Slot, altered, put, slot_in, universal
 from efface.attacks.search.slot_loss import SlotLoss
 from efface.attacks.target import Target
-from efface.data.batch import encode_continuation, encode_prompt
+from efface.data.tokens import encode_continuation, encode_prompt
 from efface.errors import RunError, UserError
 from efface.generation.decoding import Decoding
 from efface.training.finetune import finetune

@@ -12,10 +12,11 @@ import pytest
 from efface.cli import main
 from efface.errors import UserError
 from efface.files.results import read_json
+from efface.scoring import load_scorer
 from efface.scoring.ensemble import Ensemble
 from efface.scoring.judge import COLUMNS, Judge, text_key
 from efface.scoring.judge_training import train_judge
-from efface.scoring.scorer import load_scorer, score
+from efface.scoring.scorer import score
 
 TOWN = "the a old river town people market house garden road of and by near with quiet long green".split()
 NASTY = ["stupid", "silly", "fool", "idiot"]

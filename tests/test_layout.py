@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tiny import FAMILIES, VOCAB_SIZE, tiny_model
 from torch import Tensor
 
-from efface.data.batch import PairBatch, PairCollator, TokenizedPair, with_passages
+from efface.data.batch import PairBatch, PairCollator, predicting_positions, with_passages
+from efface.data.pair_tokens import TokenizedPair
 from efface.errors import UserError
-from efface.methods.functional import predicting_positions
 from efface.model.chunked import token_log_probabilities
 from efface.model.forward import Head, forward
 from efface.model.layout import STEADY, plain_layout, shared_layout

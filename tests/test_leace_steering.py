@@ -20,15 +20,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from efface.analysis.directions import LeaceEraser, difference_of_means
 from efface.analysis.states import TokenStates, token_states
-from efface.data.batch import PairCollator, tokenize_pair
+from efface.data.batch import PairCollator
+from efface.data.pair_tokens import tokenize_pair
 from efface.errors import UserError
 from efface.methods.leace import LeaceConfig, LeaceEditor, leace_intervention, least_squares_probe
 from efface.methods.steering import SteeringConfig, SteeringEditor, steering_intervention
 from efface.model import interventions
-from efface.model.blocks import capture_residuals, decoder_blocks, load_model, save_model
+from efface.model.blocks import capture_residuals, decoder_blocks
 from efface.model.fingerprint import fingerprint_of
 from efface.model.interventions import FILE, Intervention, attach_, attach_from_hub_, attached, detach_
+from efface.model.load import load_model
 from efface.model.projections import attention_output_projection, mlp_output_projection
+from efface.model.save import save_model
 from efface.training.finetune import finetune
 from efface.training.passes import policy_forward
 

@@ -19,9 +19,9 @@ from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from efface.errors import RunError, UserError
-from efface.model.blocks import load_model, save_model
-from efface.model.load import explained, tokenizer_of
+from efface.errors import RunError, UserError, explained
+from efface.model.load import load_model, tokenizer_of
+from efface.model.save import save_model
 from efface.scoring.hf import HFScorer
 
 WEIGHTS = "model.safetensors"

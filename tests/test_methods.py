@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from efface.errors import UserError
 from efface.files.results import write_jsonl
 from efface.methods import METHODS, load_method
-from efface.model.blocks import load_model
+from efface.model.load import load_model
 from efface.training.settings import build_config, parse_settings
 from efface.training.trainer import PairTrainer
 

@@ -15,17 +15,12 @@ from tiny import BOS_ID, EOS_ID, FAMILIES, VOCAB_SIZE, tiny_model, tiny_tokenize
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from efface.data.tokens import tokens_of
 from efface.errors import UserError
-from efface.model.blocks import (
-    BLOCK_OVERRIDES,
-    capture_residuals,
-    decoder_blocks,
-    load_model,
-    parse_layers,
-    position_ids,
-    save_model,
-    tokens_of,
-)
+from efface.model.blocks import BLOCK_OVERRIDES, capture_residuals, decoder_blocks, parse_layers
+from efface.model.load import load_model
+from efface.model.padding import position_ids
+from efface.model.save import save_model
 
 TEXT = "The history of the town"
 

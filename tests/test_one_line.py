@@ -11,11 +11,12 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 
-from efface.data.rows import read_jsonl
 from efface.errors import RunError
+from efface.files.jsonl import read_jsonl
 from efface.generation.generate import generate, generate_ids
 from efface.generation.warp import GREEDY, Warp
-from efface.pairs.builder import BuilderConfig, BuildReport, build_pairs
+from efface.pairs.builder import BuildReport, build_pairs
+from efface.pairs.config import BuilderConfig
 from efface.pairs.filters import first_line, newline_tokens
 from efface.pairs.sources import sample_source
 from efface.pairs.style import KINDS, shortcuts

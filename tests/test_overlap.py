@@ -9,8 +9,9 @@ import pytest
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.cli import main
-from efface.data.rows import read_jsonl, shipped
+from efface.data.rows import shipped
 from efface.errors import UserError
+from efface.files.jsonl import read_jsonl
 from efface.files.results import read_json
 from efface.pairs import builder, sources
 from efface.pairs.overlap import overlaps, set_apart

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tiny import BOS_ID, MAX_POSITIONS, tiny_model, tiny_tokenizer
 
-from efface.data.batch import PairReader, load_pairs, tokenized
 from efface.data.conversation import fitting, in_template
 from efface.data.pair_tokens import Cuts, PairTokenizer, lengths_within, tokenize_pair, tokenize_pairs
+from efface.data.pairs import PairReader, load_pairs, tokenized
 from efface.data.store import PairStore
 from efface.errors import UserError
 

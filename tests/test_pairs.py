@@ -15,13 +15,14 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from efface.cli import main
-from efface.data.batch import load_pairs
+from efface.data.pairs import load_pairs
 from efface.errors import RunError, UserError
 from efface.files.part import PartFile, digest
 from efface.files.results import read_json
 from efface.generation.generate import generate
 from efface.generation.likelihood import continuation_nll
-from efface.pairs.builder import BuilderConfig, BuildReport, build_pairs
+from efface.pairs.builder import BuildReport, build_pairs
+from efface.pairs.config import BuilderConfig
 from efface.pairs.filters import NearDuplicates, has_length, newline_tokens
 from efface.pairs.prompts import prompts_from_text
 from efface.pairs.sources import antiexpert, clean_sentences, sample_source, toxic_texts

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from efface.data.batch import PairReader, load_pairs
+from efface.data.pairs import PairReader, load_pairs
 from efface.data.preferences import check_row
 from efface.errors import UserError
 

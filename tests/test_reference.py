@@ -15,13 +15,12 @@ from test_layout import RAGGED, batch_of
 from test_repo import Build, assert_same, build, weights
 from tiny import FAMILIES, tiny_model
 
-from efface.data.batch import Item
+from efface.data.batch import Item, predicting_positions
 from efface.errors import RunError, UserError
 from efface.files import io as files
-from efface.methods.functional import predicting_positions
+from efface.files.results import cache_dir
 from efface.model.fingerprint import fingerprint_of
 from efface.model.forward import Head
-from efface.model.sources import cache_dir
 from efface.training import reference as module
 from efface.training.reference import INDEX, Reference, ReferenceCache, open_cache
 

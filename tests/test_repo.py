@@ -19,7 +19,9 @@ from efface.methods import METHODS, load_method
 from efface.methods.adversary import Domains
 from efface.methods.functional import LN2, dann_ramp
 from efface.methods.repo import DISCRIMINATORS, REPOConfig, REPOTrainer
-from efface.model.blocks import decoder_blocks, load_model, save_model
+from efface.model.blocks import decoder_blocks
+from efface.model.load import load_model
+from efface.model.save import save_model
 from efface.training.editor import PairEditor
 from efface.training.prepare import disable_dropout_
 from efface.training.trainer import Counts, PairTrainer

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from efface.data.rows import read_jsonl
 from efface.errors import RunError, UserError
 from efface.files import results
+from efface.files.jsonl import read_jsonl
 from efface.files.results import environment, prepare_output_dir, read_json, write_json, write_jsonl
 
 

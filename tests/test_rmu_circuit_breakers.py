@@ -23,8 +23,10 @@ from efface.methods.circuit_breakers import (
     relative_change,
 )
 from efface.methods.rmu import RMUConfig, RMUTrainer, random_direction, squared_distance
-from efface.model.blocks import decoder_blocks, load_model, save_model
+from efface.model.blocks import decoder_blocks
+from efface.model.load import load_model
 from efface.model.projections import mlp_output_projection
+from efface.model.save import save_model
 from efface.training.trainer import Counts, PairTrainer
 
 Build = Callable[..., Any]

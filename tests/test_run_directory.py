@@ -17,12 +17,11 @@ from efface.cli import main
 from efface.errors import RunError, UserError
 from efface.files import rerun
 from efface.files.results import read_json, write_json
-from efface.methods import DEFAULT_STEPS
 from efface.methods.leace import LeaceEditor
 from efface.methods.npo import NPOTrainer
 from efface.methods.repo import REPOConfig, REPOTrainer
 from efface.methods.sft import SFTConfig, SFTTrainer
-from efface.training import checkpoints
+from efface.training import DEFAULT_STEPS, checkpoints
 from efface.training.checkpoints import newest_whole, what_is_missing
 
 Train = Callable[..., int]

@@ -9,7 +9,8 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import GenerationConfig
 
 from efface.errors import RunError, UserError
-from efface.model.blocks import load_model, repair_generation_config_, save_model
+from efface.model.load import load_model
+from efface.model.save import repair_generation_config_, save_model
 
 # Settings that load with a warning at most, and which `GenerationConfig.save_pretrained` refuses.
 UNSAVABLE: list[dict[str, Any]] = [

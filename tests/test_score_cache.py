@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from efface.errors import RunError, UserError
+from efface.scoring import load_scorer
 from efface.scoring.cache import CachedScorer, cached
 from efface.scoring.ensemble import Ensemble
-from efface.scoring.scorer import NamedScorer, load_scorer, score
+from efface.scoring.scorer import NamedScorer, score
 
 TEXTS = ["an old town", "you silly man", "", "half an emoji \ud83d", "an old town", "a\0b"]
 

@@ -14,11 +14,12 @@ from tokenizers.normalizers import Lowercase
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from efface.errors import RunError, UserError
+from efface.scoring import load_scorer
 from efface.scoring import profanity as scorer_profanity
 from efface.scoring.ensemble import Ensemble
 from efface.scoring.hf import HFScorer, find_label, is_multi_label
 from efface.scoring.profanity import ProfanityScorer, check_files
-from efface.scoring.scorer import NamedScorer, load_scorer, score
+from efface.scoring.scorer import NamedScorer, score
 
 TEXTS = ["What a lovely day in the old town.", "you idiot", "", "The history of the river and its people is long."]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from efface.data.rows import read_jsonl, shipped
+from efface.data.rows import shipped
+from efface.files.jsonl import read_jsonl
 from efface.files.results import read_json
 from efface.pairs.filters import has_length, word_runs
 from efface.pairs.style import shortcuts

@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 from efface.attacks import soft_prompt as module
 from efface.attacks.soft_prompt import SoftPromptSettings, rejected_nll, soft_prompt, with_virtual_tokens
 from efface.attacks.target import Target
-from efface.data.batch import TokenizedPair
+from efface.data.pair_tokens import TokenizedPair
 from efface.errors import RunError, UserError
 from efface.generation.decoder import Decoder
 from efface.generation.decoding import Decoding
+from efface.generation.likelihood import token_nll
 from efface.generation.warp import Warp
-from efface.model.padding import token_nll
 
 REAL = [40, 41, 42]  # tokens that virtual ones are made to equal
 SEQUENCES = [[50, 51, 52, 53, 54], [BOS_ID, 60], [70], [BOS_ID, 81, 82, 83]]

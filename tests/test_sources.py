@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from efface.errors import RunError, UserError
 from efface.model import sources
-from efface.model.blocks import load_model, save_model
+from efface.model.load import load_model
+from efface.model.save import save_model
 
 
 def test_unknown_package() -> None:

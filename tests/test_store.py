@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tiny import tiny_tokenizer
 
 from efface.data import store as module
-from efface.data.batch import TokenizedPair, tokenize_pair
+from efface.data.pair_tokens import TokenizedPair, tokenize_pair
 from efface.data.store import PairStore
 from efface.errors import RunError, UserError
 

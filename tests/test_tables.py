@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from efface.data.batch import load_pairs
+from efface.data.pairs import load_pairs
 from efface.data.rows import load_texts
 from efface.errors import UserError
 

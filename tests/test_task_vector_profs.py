@@ -14,7 +14,7 @@ from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from efface.data.batch import tokenize_pair
+from efface.data.pair_tokens import tokenize_pair
 from efface.errors import RunError, UserError
 from efface.evaluation.perplexity import Perplexity
 from efface.methods import task_vector
@@ -31,8 +31,9 @@ from efface.methods.task_vector import (
     largest_fitting,
     negated,
 )
-from efface.model.blocks import capture_residuals, decoder_blocks, load_model
+from efface.model.blocks import capture_residuals, decoder_blocks
 from efface.model.copies import merged
+from efface.model.load import load_model
 from efface.model.projections import mlp_output_projection, output_weight
 from efface.training.finetune import finetune
 

@@ -17,7 +17,8 @@ from efface.errors import RunError, UserError
 from efface.files.results import write_jsonl
 from efface.methods import load_method
 from efface.methods.repo import REPOConfig, REPOTrainer
-from efface.model.blocks import load_model, save_model
+from efface.model.load import load_model
+from efface.model.save import save_model
 from efface.training import reference as reference_module
 from efface.training.step import Counts
 

@@ -14,7 +14,8 @@ from efface.errors import UserError
 from efface.evaluation.measure import evaluate
 from efface.generation.decoding import Decoding
 from efface.methods.dpo import DPOConfig, DPOTrainer
-from efface.model.blocks import load_model, save_model
+from efface.model.load import load_model
+from efface.model.save import save_model
 from efface.model.vocabulary import check_vocabulary, embedding_rows, pad_id
 from efface.scoring.scorer import NamedScorer
 

@@ -161,7 +161,7 @@ def test_only_nothing(fails: Any) -> None:
 
 def test_the_step_default_is_one(capsys: Any) -> None:
     from efface.demo import SETTINGS
-    from efface.methods import DEFAULT_STEPS
+    from efface.training import DEFAULT_STEPS
 
     with pytest.raises(SystemExit):
         main(["demo", "--help"])
@@ -268,7 +268,7 @@ def test_a_plugin_that_cannot_be_imported(name: str, plugins: None) -> None:
 
 @pytest.mark.parametrize("name", ["made", "gone"])
 def test_a_scorer_that_cannot_be_made(name: str, plugins: None) -> None:
-    from efface.scoring.scorer import load_scorer
+    from efface.scoring import load_scorer
 
     with pytest.raises(UserError, match=f"scorer 'plugin_{name}:Judge' cannot be made"):
         load_scorer(f"plugin_{name}:Judge")

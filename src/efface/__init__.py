@@ -12,9 +12,9 @@ _EXPORTS = {
     "PairCollator": "efface.data.batch:PairCollator",
     "UserError": "efface.errors:UserError",
     "evaluate": "efface.evaluation.measure:evaluate",
-    "load_model": "efface.model.blocks:load_model",
-    "load_pairs": "efface.data.batch:load_pairs",
-    "save_model": "efface.model.blocks:save_model",
+    "load_model": "efface.model.load:load_model",
+    "load_pairs": "efface.data.pairs:load_pairs",
+    "save_model": "efface.model.save:save_model",
 }
 __all__ = [*_EXPORTS]
 

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from efface.data.rows import Row, load_texts, read_jsonl
+from efface.data.rows import load_texts
 from efface.errors import UserError
 from efface.evaluation.result import EVALUATION
+from efface.files.jsonl import Row, read_jsonl
 from efface.files.rerun import check_plan, read_plan, write_plan
 from efface.files.results import RESULTS, check_output_dir, environment, prepare_output_dir, read_json, write_json
 from efface.files.shapes import check_shape
-from efface.methods import DEFAULT_STEPS
 from efface.report.table import evaluation_table
+from efface.training import DEFAULT_STEPS
 
 SETTINGS: dict[str, Any] = {
     "max_steps": DEFAULT_STEPS,
@@ -54,7 +55,7 @@ def run(
     Returns:
         What was written to `results.json`.
     """
-    from efface.model.blocks import DEFAULT_MODEL
+    from efface.model.load import DEFAULT_MODEL
 
     name = model_name or DEFAULT_MODEL
     settings = SETTINGS | ({} if max_steps is None else {"max_steps": max_steps})
@@ -68,7 +69,7 @@ def run(
     def step(number: int, text: str) -> None:
         say(f"\n[{number}/5, {time.monotonic() - start:4.0f} s] {text}")
 
-    from efface.model.blocks import load_model
+    from efface.model.load import load_model
 
     step(1, f"load {name} (half a minute; the first time another minute to download and convert it)")
     load_model(name)
@@ -150,7 +151,7 @@ def _report(output: Path, plan: dict[str, Any], command: str | None) -> dict[str
     from efface.evaluation.toxicity import ratio_ci
     from efface.report.html import write_report
     from efface.report.plots import demo_figure
-    from efface.scoring.scorer import load_scorer
+    from efface.scoring import load_scorer
 
     base, edited = (read_json(output / f"{name}.json", MEASURED) for name in STAGES)
     training = read_json(output / "model" / RESULTS, {"history": [dict], "settings": dict})

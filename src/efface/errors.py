@@ -1,7 +1,9 @@
 """What does the library raise, and what is an exception in one line? The command line adds the exit code."""
 
+import contextlib
 import errno
 import re
+from collections.abc import Iterator
 
 LONGEST = 1_500
 """Characters of a line; a message may quote what the user passed, which has no bounds."""
@@ -66,3 +68,33 @@ def out_of_memory(error: BaseException) -> bool:
     numbered = isinstance(error, OSError) and error.errno == errno.ENOMEM
     said = any(words in str(error).lower() for words in ("can't allocate memory", "cannot allocate memory"))
     return named or numbered or said
+
+
+@contextlib.contextmanager
+def explained(
+    what: str, hint: str = "Save it again, or pass another.", verb: str = "cannot be loaded"
+) -> Iterator[None]:
+    """Turn whatever transformers, peft, tokenizers or the system raise inside into one line about `what`.
+
+    Raises:
+        RunError: for want of memory.
+        UserError: for anything else.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except BaseException as error:
+        # A panic of tokenizers' Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if out_of_memory(error):
+            raise RunError(
+                f"{what} does not fit into memory ({reason_of(error)}). Pass a smaller one, or run where more is free."
+            ) from error
+        reason = reason_of(error)
+        if "trust_remote_code" in str(error):
+            reason, hint = "it needs code of its own", "Code from a repository is never run: pass another model."
+        elif isinstance(error, ImportError):
+            hint = "Install what it needs, or pass it in full precision."
+        raise UserError(f"{what} {verb} ({reason}). {hint}") from error

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from efface.data.batch import PairCollator, TokenizedPair
-from efface.data.pair_tokens import tokenize_pairs
+from efface.data.batch import PairCollator
+from efface.data.pair_tokens import TokenizedPair, tokenize_pairs
+from efface.data.tokens import bos_prefix
 from efface.errors import RunError, UserError
-from efface.model.blocks import accepted, bos_prefix, capture_residuals, decoder_blocks, parse_layers, position_ids
+from efface.model.blocks import accepted, capture_residuals, decoder_blocks, parse_layers
+from efface.model.copies import eval_mode
 from efface.model.forward import forward
 from efface.model.layout import plain_layout
-from efface.model.padding import eval_mode, max_positions, pad_batch
+from efface.model.padding import max_positions, pad_batch, position_ids
 from efface.model.vocabulary import pad_id
 from efface.progress import track
 

@@ -15,9 +15,9 @@ from efface.attacks.points import worst
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
 from efface.data.tokens import bos_prefix, encode_prompt, token_ids
-from efface.evaluation.toxicity import THRESHOLD
 from efface.generation.prompts import as_message, cut_message
 from efface.model.padding import max_positions
+from efface.scoring.scorer import THRESHOLD
 
 logger = logging.getLogger(__name__)
 

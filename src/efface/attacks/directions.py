@@ -21,7 +21,7 @@ from efface.attacks.ablation import Centre
 from efface.attacks.draw import drawn_at_most
 from efface.attacks.target import Target
 from efface.errors import RunError
-from efface.model.padding import eval_mode
+from efface.model.copies import eval_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

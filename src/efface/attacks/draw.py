@@ -4,8 +4,8 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-from efface.data.rows import Row
 from efface.errors import UserError
+from efface.files.jsonl import Row
 
 T = TypeVar("T")
 

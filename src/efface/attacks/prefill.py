@@ -19,9 +19,9 @@ from efface.attacks.points import numbers
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.data.preferences import text_of
+from efface.data.tokens import tokens_of
 from efface.errors import UserError
 from efface.generation.prompts import as_message, encode_prompts
-from efface.model.blocks import tokens_of
 
 
 @dataclass(frozen=True)

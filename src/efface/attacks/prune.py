@@ -27,9 +27,10 @@ from efface.checks import at_least_one, not_negative
 from efface.data.pair_tokens import tokenize_pairs
 from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
+from efface.model.copies import eval_mode
 from efface.model.forward import forward
 from efface.model.layout import plain_layout
-from efface.model.padding import eval_mode, max_positions, pad_batch
+from efface.model.padding import max_positions, pad_batch
 from efface.model.projections import linear_maps, output_weight
 from efface.model.vocabulary import pad_id
 from efface.progress import track

@@ -20,9 +20,10 @@ from efface.attacks.result import AttackResult, Record, recorded
 from efface.attacks.target import Measurement, Target
 from efface.checks import at_least_one, not_negative
 from efface.data.pair_tokens import tokenize_pairs
-from efface.data.rows import Row, load_texts
+from efface.data.rows import load_texts
+from efface.data.tokens import bos_prefix
 from efface.errors import UserError
-from efface.model.blocks import bos_prefix
+from efface.files.jsonl import Row
 from efface.model.padding import max_positions
 from efface.training.finetune import Diverged, finetune, raise_if_diverged
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from efface.attacks.target import Measurement, Target
 from efface.checks import all_finite
-from efface.data.rows import Row
 from efface.errors import NotFinite, RunError, UserError, out_of_memory
 from efface.evaluation.result import generations_path
+from efface.files.jsonl import Row
 from efface.files.part import PartFile
 from efface.files.results import environment, write_json, write_jsonl
 from efface.generation.decoding import Decoding

@@ -25,13 +25,14 @@ from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
 from efface.checks import at_least_one, positive
 from efface.data.pair_tokens import TokenizedPair, tokenize_pairs
-from efface.data.rows import Row
 from efface.errors import RunError, UserError
+from efface.files.jsonl import Row
 from efface.generation.decoder import Decoder
 from efface.generation.prompts import encode_prompts
 from efface.generation.warp import GREEDY
-from efface.model.blocks import accepted, position_ids
-from efface.model.padding import eval_mode, max_positions, pad_batch
+from efface.model.blocks import accepted
+from efface.model.copies import eval_mode
+from efface.model.padding import max_positions, pad_batch, position_ids
 from efface.model.vocabulary import pad_id
 from efface.progress import track
 

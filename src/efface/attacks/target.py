@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efface.checks import one_or_more
-from efface.data.batch import load_pairs
-from efface.data.rows import Row, load_texts
+from efface.data.pairs import load_pairs
+from efface.data.rows import load_texts
 from efface.errors import UserError
 from efface.evaluation.comparison import compare
 from efface.evaluation.measure import Texts, evaluate
 from efface.evaluation.prompt_sets import load_prompts
 from efface.evaluation.result import EVALUATION, TOXICITY
+from efface.files.jsonl import Row
 from efface.files.part import digest
 from efface.files.results import versions
 from efface.files.shapes import Each, check_shape
 from efface.generation.decoding import Decoding
 from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
-from efface.scoring.scorer import DEFAULT_SCORER, Scorer, load_scorer
+from efface.scoring import DEFAULT_SCORER, load_scorer
+from efface.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

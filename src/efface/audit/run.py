@@ -22,8 +22,8 @@ from typing import Any
 from efface.attacks.target import FIGURES, Measurement, Target
 from efface.audit.battery import BUDGETS, Entry, entries, folder_of
 from efface.audit.table import base_share, summary
-from efface.data.rows import Row
 from efface.errors import RunError, UserError, out_of_memory
+from efface.files.jsonl import Row
 from efface.files.results import MARKER, RESULTS, environment, prepare_output_dir, read_json, write_json
 from efface.files.shapes import Maybe, Missing, check_shape
 

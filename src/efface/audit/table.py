@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from efface.attacks.result import title
 from efface.attacks.target import BLOCKS
-from efface.data.rows import Row
 from efface.errors import escaped
+from efface.files.jsonl import Row
 from efface.files.shapes import finite
 
 WIDTH = 120

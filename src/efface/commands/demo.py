@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.commands.options import MODEL_HELP, add_reuse
-from efface.methods import DEFAULT_STEPS
+from efface.training import DEFAULT_STEPS
 
 
 def add(commands: Any) -> None:

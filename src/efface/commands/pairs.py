@@ -13,7 +13,8 @@ from efface.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from efface.pairs.builder import BuildReport, Source
+    from efface.pairs.builder import BuildReport
+    from efface.pairs.config import Source
     from efface.pairs.corpus import Corpus
     from efface.pairs.overlap import Apart
     from efface.scoring.scorer import Scorer
@@ -136,8 +137,9 @@ def _add_filters(group: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from efface.model.blocks import load_model
-    from efface.pairs.builder import BuilderConfig, build_pairs
+    from efface.model.load import load_model
+    from efface.pairs.builder import build_pairs
+    from efface.pairs.config import BuilderConfig
     from efface.pairs.filters import selecting_scorer
 
     fluent = options.max_perplexity_ratio

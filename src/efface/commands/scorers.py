@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     elif options.output or options.benign:
         raise UserError("--output and --benign go with --train FILE... or --check FILE...: name the labelled texts.")
     else:
-        from efface.scoring.scorer import FORMS, SCORERS
+        from efface.scoring import FORMS, SCORERS
 
         print_entries(SCORERS | FORMS)
 

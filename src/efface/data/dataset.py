@@ -6,16 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from efface.data.batch import (
-    Example,
-    Item,
-    PairBatch,
-    ReferenceStates,
-    TokenizedPair,
-    passage_item,
-    side_of,
-    with_passages,
-)
+from efface.data.batch import Example, Item, PairBatch, ReferenceStates, passage_item, side_of, with_passages
+from efface.data.pair_tokens import TokenizedPair
 
 
 class PairDataset(torch.utils.data.Dataset[Example]):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from efface.data.conversation import fitting, in_template
 from efface.data.preferences import SIDES
-from efface.data.rows import Row
 from efface.data.tokens import encode_continuation, encode_prompt
 from efface.errors import UserError
+from efface.files.jsonl import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

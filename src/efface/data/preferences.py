@@ -9,8 +9,8 @@ text beside message lists. Messages may hold their text in parts, or nothing bes
 import json
 from typing import Any
 
-from efface.data.rows import Row, unreadable
 from efface.errors import UserError
+from efface.files.jsonl import Row, unreadable
 
 SIDES = ("chosen", "rejected")
 FIELDS = ("prompt", *SIDES)

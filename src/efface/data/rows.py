@@ -3,19 +3,16 @@
 JSON lines are read here, other files in `tables.py`.
 """
 
-import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from efface.data.tables import is_saved, opened, saved, table_rows
+from efface.data.tables import is_saved, saved, table_rows
 from efface.errors import UserError
 from efface.files.io import is_regular_file
+from efface.files.jsonl import Row, json_lines, unreadable
 from efface.files.shapes import shown
-
-Row = dict[str, Any]
 
 
 def raw_rows(source: Any, hint: str = "") -> Iterator[tuple[str, Any]]:
@@ -33,7 +30,7 @@ def raw_rows(source: Any, hint: str = "") -> Iterator[tuple[str, Any]]:
     if is_regular_file(path):
         try:
             rows = table_rows(path)
-            yield from _json_lines(path) if rows is None else rows
+            yield from json_lines(path) if rows is None else rows
         except OSError as error:
             raise UserError(f"file {str(path)!r} cannot be read: {error.strerror or error}.") from error
     elif path.is_dir() and is_saved(path):
@@ -78,61 +75,6 @@ def _plain(value: Any) -> Any:
     return {key: _plain(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        with opened(path) as file:
-            # Bytes, which split at newlines alone: text would also split inside a JSON string at U+2028.
-            for number, line in enumerate(file, start=1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if line.strip():
-                    yield _json_line(line, f"{path}:{number}")
-    except (EOFError, zlib.error) as error:
-        raise UserError(f"file {str(path)!r} is no whole gzip file ({error}).") from error
-
-
-def _json_line(line: bytes, where: str) -> tuple[str, Any]:
-    problem: str | None
-    try:
-        row = json.loads(line.decode("utf-8"))
-        problem = unreadable(row) if b"\\u" in line else None  # a lone surrogate can only be written as an escape
-        if problem is None:
-            return where, row
-        problem += ". Repair the text or train with --skip-bad-rows."
-    except UnicodeDecodeError as error:
-        problem = f"not valid UTF-8 at byte {error.start}. Re-encode the file or train with --skip-bad-rows."
-    except json.JSONDecodeError as error:
-        problem = f"not valid JSON ({error.msg} at column {error.colno}). Each line must be one JSON object."
-    except RecursionError:
-        problem = "lists or objects nested too deeply to be read. Flatten the row or train with --skip-bad-rows."
-    except ValueError as error:  # a whole number of more digits than Python converts
-        problem = (
-            f"a number that cannot be read ({str(error).split(';')[0]}). Shorten it or train with --skip-bad-rows."
-        )
-    return where, UserError(f"{where}: {problem}")
-
-
-def unreadable(value: Any) -> str | None:
-    """What in a text, or anywhere in a row, no tokenizer takes and no file can hold: half of a character."""
-    if isinstance(value, str):
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            return (
-                f"holds half of a character (\\u{ord(value[error.start]):04x} at character {error.start}: one of the "
-                "two codes of an emoji or the like, as cutting a text by length leaves it)"
-            )
-        return None
-    if isinstance(value, dict):
-        for key, one in value.items():
-            problem = unreadable(key) or unreadable(one)
-            if problem is not None:
-                return f"field {key!a}{', ' if problem.startswith('field ') else ' '}{problem}"
-    if isinstance(value, list | tuple):
-        return next((problem for problem in map(unreadable, value) if problem is not None), None)
-    return None
-
-
 def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
     from datasets import load_dataset
 
@@ -159,17 +101,7 @@ def shipped(name: str) -> Path:
 
 def labelled_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
     """(where it stands, the row) for each JSON object of a file; a `UserError` at the first bad line."""
-    for where, row in raw_rows(source, "Name an existing file of JSON lines."):
-        if isinstance(row, UserError):
-            raise row
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: a row must be a JSON object, not {type(row).__name__}.")
-        yield where, row
-
-
-def read_jsonl(path: str | os.PathLike[str]) -> list[Row]:
-    """The JSON objects of a file, one a line; blank lines are skipped. Raises as `labelled_rows` does."""
-    return [row for _, row in labelled_rows(path)]
+    return objects(raw_rows(source, "Name an existing file of JSON lines."))
 
 
 def load_texts(source: Sequence[str] | str | os.PathLike[str], field: str = "text") -> list[str]:

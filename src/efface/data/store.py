@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from efface.data.batch import PairReader, tokenized
 from efface.data.pair_tokens import PairTokenizer, TokenizedPair
-from efface.data.rows import Row
+from efface.data.pairs import PairReader, tokenized
 from efface.errors import RunError
+from efface.files.jsonl import Row
 from efface.progress import track
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from efface.errors import UserError
+from efface.files.io import opened
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 UNREAD = {
@@ -78,13 +79,6 @@ def table_rows(path: Path) -> Iterator[tuple[str, Any]] | None:
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
         return _array(path, is_json=last == ".json")
     return None
-
-
-def opened(path: Path) -> IO[bytes]:
-    """The bytes of a file, unpacked if it is packed with gzip."""
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:

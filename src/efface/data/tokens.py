@@ -9,8 +9,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from efface.data.rows import unreadable
 from efface.errors import UserError
+from efface.files.jsonl import unreadable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from efface.data.rows import Row, read_jsonl
 from efface.errors import UserError
 from efface.evaluation.degeneration import Degeneration
 from efface.evaluation.result import ABILITY, EVALUATION, generations_path, utility_path
 from efface.evaluation.toxicity import FIGURES, interval, paired
 from efface.evaluation.utility.comparison import compare_utility
 from efface.evaluation.utility.tasks import UtilityResult
+from efface.files.jsonl import Row, read_jsonl
 from efface.files.results import read_json
 from efface.files.shapes import Each, Maybe, Missing, check_shape, shown
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from efface.data.tokens import tokens_of
 from efface.errors import UserError
 from efface.evaluation.toxicity import interval
 from efface.generation.generate import generate_ids
-from efface.model.blocks import tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

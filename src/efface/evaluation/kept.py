@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from efface.data.rows import Row, read_jsonl
 from efface.errors import UserError
 from efface.files.io import is_regular_file
+from efface.files.jsonl import Row, read_jsonl
 from efface.files.results import versions, write_jsonl
 from efface.files.shapes import Missing, check_shape
 from efface.generation.decoding import Decoding

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from efface.checks import one_or_more
-from efface.data.rows import Row, load_texts
+from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
 from efface.evaluation import degeneration as degeneration_guard
 from efface.evaluation import toxicity as toxicity_figures
@@ -17,10 +17,12 @@ from efface.evaluation.side_effects import read_identity_texts
 from efface.evaluation.toxicity import ToxicitySummary
 from efface.evaluation.utility.task_files import TaskFile, load_tasks
 from efface.files import results
+from efface.files.jsonl import Row
 from efface.generation.decoding import decoding
 from efface.model.vocabulary import check_vocabulary
+from efface.scoring import DEFAULT_SCORER, load_scorer
 from efface.scoring.cache import cached
-from efface.scoring.scorer import DEFAULT_SCORER, Scorer, load_scorer, score
+from efface.scoring.scorer import Scorer, score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -240,7 +242,7 @@ def _load(
     model: "str | PreTrainedModel", processing_class: "PreTrainedTokenizerBase | None"
 ) -> "tuple[str, PreTrainedModel, PreTrainedTokenizerBase]":
     if isinstance(model, str | os.PathLike):
-        from efface.model.blocks import load_model
+        from efface.model.load import load_model
 
         network, tokenizer = load_model(model)
         name, processing_class = os.fspath(model), processing_class or tokenizer

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from efface.data.tokens import bos_prefix
 from efface.errors import UserError
-from efface.model.blocks import bos_prefix
+from efface.generation.likelihood import token_nll
+from efface.model.copies import eval_mode
 from efface.model.head_check import check_head_once
-from efface.model.padding import eval_mode, max_positions, token_nll
+from efface.model.padding import max_positions
 from efface.model.vocabulary import pad_id
 from efface.progress import track
 

@@ -10,9 +10,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from efface.data.rows import Row, labelled_rows, load_texts
+from efface.data.rows import labelled_rows, load_texts
 from efface.errors import UserError
-from efface.evaluation.toxicity import THRESHOLD
+from efface.files.jsonl import Row
+from efface.scoring.scorer import THRESHOLD
 
 HUB = "allenai/real-toxicity-prompts"
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from efface.data.rows import Row
 from efface.evaluation.degeneration import ALWAYS, LATER, Degeneration
 from efface.evaluation.toxicity import FIGURES, ToxicitySummary
+from efface.files.jsonl import Row
 from efface.files.results import write_json, write_jsonl
 from efface.files.shapes import INTERVAL, Each, Maybe, Missing
 

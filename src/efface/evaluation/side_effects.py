@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from efface.data.rows import Row, labelled_rows
+from efface.data.rows import labelled_rows
 from efface.errors import UserError
 from efface.evaluation.toxicity import interval
+from efface.files.jsonl import Row
 from efface.files.results import read_json
 
 if TYPE_CHECKING:

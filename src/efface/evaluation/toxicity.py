@@ -13,8 +13,8 @@ import numpy as np
 
 from efface.errors import UserError
 from efface.resampling import drawn
+from efface.scoring.scorer import THRESHOLD
 
-THRESHOLD = 0.5
 FIGURES = ("mean", "share", "expected_maximum", "probability")
 
 

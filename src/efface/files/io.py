@@ -5,6 +5,7 @@ file: a pipe lets its reader wait for ever, a device never ends, and a rename wo
 """
 
 import contextlib
+import gzip
 import os
 import re
 import secrets
@@ -12,6 +13,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from efface.errors import RunError, UserError
 
@@ -141,3 +143,10 @@ def _kind(status: os.stat_result) -> str:
     if stat.S_ISDIR(status.st_mode):
         return "a directory"
     return "a pipe" if stat.S_ISFIFO(status.st_mode) else "a device"
+
+
+def opened(path: Path) -> IO[bytes]:
+    """The bytes of a file, unpacked if it is packed with gzip."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]

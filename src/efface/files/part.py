@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from efface.data.rows import Row, read_jsonl
 from efface.errors import RunError, UserError
 from efface.files.io import is_regular_file
+from efface.files.jsonl import Row, read_jsonl
 from efface.files.results import write_jsonl
 from efface.files.shapes import check_shape
 

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from efface.errors import RunError, UserError
+from efface.errors import RunError, UserError, reason_of
 from efface.files.io import is_temporary, read_regular_text, renamed_when_whole
 from efface.files.shapes import check_shape
 
@@ -284,3 +284,18 @@ def remove(entry: Path) -> None:
         shutil.rmtree(entry)
     else:
         entry.unlink()
+
+
+def cache_dir() -> Path:
+    """The folder of converted models: `EFFACE_CACHE`, or `efface` under the user's cache folder.
+
+    Raises:
+        UserError: if there is no such folder, since the user has no home.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(os.environ.get("EFFACE_CACHE") or Path(base) / "efface").expanduser()
+    except RuntimeError as error:  # `docker run --user` without HOME, or EFFACE_CACHE=~nobody-here
+        raise UserError(
+            f"there is no cache folder ({reason_of(error)}). Set EFFACE_CACHE to a folder that can be written."
+        ) from error

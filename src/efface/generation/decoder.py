@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from efface.generation.warp import Warp
-from efface.model.blocks import accepted, position_ids
-from efface.model.padding import pad_batch
+from efface.model.blocks import accepted
+from efface.model.padding import pad_batch, position_ids
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from efface.data.tokens import decode_continuation
 from efface.errors import UserError
 from efface.generation.decoder import Decoder, end_ids
+from efface.generation.likelihood import MAX_LOGITS
 from efface.generation.prompts import Truncation, encode_prompts
 from efface.generation.warp import GREEDY, Warp, uniforms
-from efface.model.padding import MAX_LOGITS, eval_mode
+from efface.model.copies import eval_mode
 from efface.model.vocabulary import pad_id
 from efface.progress import track
 

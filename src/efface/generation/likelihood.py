@@ -4,11 +4,18 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from efface.data.tokens import encode_continuation
-from efface.errors import UserError
+from efface.errors import NotFinite, UserError
 from efface.generation.prompts import Truncation, encode_contexts
+from efface.model.copies import eval_mode
+from efface.model.forward import Head, forward
 from efface.model.head_check import check_head_once
-from efface.model.padding import eval_mode, max_positions, token_nll
+from efface.model.layout import plain_layout
+from efface.model.padding import max_positions, pad_batch
 from efface.model.vocabulary import pad_id
 from efface.progress import track
 
@@ -71,3 +78,48 @@ def continuation_nll(
             for i, losses in zip(batch, token_nll(model, sequences, [len(ends[i]) for i in batch], pad), strict=True):
                 results[i] = (losses.double().sum().item(), losses.numel())
     return results
+
+
+# Logits held at once: 2^27 floats are 512 MB, whatever the vocabulary (262,144 entries for Gemma 3).
+MAX_LOGITS = 2**27
+
+
+@torch.no_grad()
+def token_nll(
+    model: "PreTrainedModel", sequences: Sequence[Sequence[int]], counted: Sequence[int], pad: int
+) -> list[Tensor]:
+    """-log p of the last `counted[i]` tokens of each sequence given all before them; 1 <= counted[i] < length.
+
+    The batch is split when its logits would exceed MAX_LOGITS, and only the counted positions are projected to the
+    vocabulary.
+
+    Raises:
+        RunError: if the model's output is not finite.
+    """
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    if len(sequences) > 1 and sum(counted) * vocabulary > MAX_LOGITS:
+        half = len(sequences) // 2
+        first = token_nll(model, sequences[:half], counted[:half], pad)
+        return first + token_nll(model, sequences[half:], counted[half:], pad)
+    # The last token is only a target, so a window of as many tokens as the model has positions predicts one more.
+    inputs = [sequence[:-1] for sequence in sequences]
+    input_ids, attention_mask = pad_batch(inputs, pad, model.device, left=False)  # (B, T)
+    lengths = attention_mask.sum(1, keepdim=True)  # (B, 1)
+    position = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
+    amount = torch.tensor(list(counted), device=input_ids.device)[:, None]  # (B, 1)
+    project = (position >= lengths - amount) & (position < lengths)  # (B, T)
+    targets = torch.tensor(
+        [token for sequence, count in zip(sequences, counted, strict=True) for token in sequence[-count:]]
+    ).to(input_ids.device)  # (N,)
+    hidden = forward(model, plain_layout(input_ids, attention_mask), project).hidden  # (N, d)
+    head = Head.of(model)
+    # In pieces: a float32 copy of all logits would double the memory.
+    losses = torch.cat(
+        [
+            F.cross_entropy(head(piece).float(), target, reduction="none")
+            for piece, target in zip(hidden.split(256), targets.split(256), strict=True)
+        ]
+    )  # (N,)
+    if not torch.isfinite(losses).all():
+        raise NotFinite("the model's output is not finite (NaN or infinite logits): no likelihood can be computed.")
+    return list(losses.split(list(counted)))

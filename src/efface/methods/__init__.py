@@ -10,9 +10,6 @@ if TYPE_CHECKING:
     from efface.training.editor import PairEditor
     from efface.training.trainer import PairTrainer
 
-DEFAULT_STEPS = 48
-"""Optimizer steps where neither steps nor epochs are asked for (docs/defaults.md)."""
-
 
 @dataclass(frozen=True)
 class Method:

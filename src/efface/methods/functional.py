@@ -43,21 +43,6 @@ def confusion_loss(domain_logits: Tensor) -> Tensor:
     return 0.5 * (F.softplus(domain_logits) + F.softplus(-domain_logits))
 
 
-def predicting_positions(continuation_mask: Tensor) -> Tensor:
-    """From the tokens that *are* the continuation to the positions that *predict* them: one to the left.
-
-    For prompt `a b` and continuation `c d`:
-
-        tokens             a  b  c  d
-        continuation_mask  0  0  1  1    residual states that L_erase uses
-        returned           0  1  1  0    logits that L_retain uses
-
-    Args:
-        continuation_mask: (batch, T) bool; its first column must be False, as nothing predicts the first token.
-    """
-    return F.pad(continuation_mask[:, 1:], (0, 1), value=False)
-
-
 def pool_rows(states: Tensor, mask: Tensor) -> Tensor:
     """(rows, d) mean of the states of each row, from `states` (M, d) at the marked tokens of `mask` (rows, T) bool."""
     rows = mask.nonzero()[:, 0]  # (M,)

@@ -22,9 +22,8 @@ from efface.analysis.states import TokenStates, token_states
 from efface.checks import one_of
 from efface.errors import UserError
 from efface.model.blocks import decoder_blocks
-from efface.model.copies import merged
+from efface.model.copies import eval_mode, merged
 from efface.model.interventions import Intervention, attach_
-from efface.model.padding import eval_mode
 from efface.model.projections import attention_output_projection, mlp_output_projection, output_weight
 from efface.training.hooked import HookedConfig, HookedEditor
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efface.checks import positive
-from efface.data.batch import SIDES, PairBatch, ReferenceStates
+from efface.data.batch import PairBatch, ReferenceStates
+from efface.data.preferences import SIDES
 from efface.methods.functional import sum_rows
 from efface.methods.graddiff import GradDiffConfig, GradDiffTrainer
 from efface.model.forward import Forward, Head

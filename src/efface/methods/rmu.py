@@ -22,8 +22,8 @@ from efface.checks import not_negative, positive
 from efface.data.batch import PairBatch, ReferenceStates
 from efface.errors import UserError
 from efface.model.blocks import decoder_blocks, parse_layers
+from efface.model.copies import eval_mode
 from efface.model.forward import Forward
-from efface.model.padding import eval_mode
 from efface.model.projections import mlp_output_projection
 from efface.training.config import PairConfig
 from efface.training.passes import policy_forward

@@ -13,13 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from efface.data.tokens import bos_prefix as bos_prefix
-from efface.data.tokens import tokens_of as tokens_of
 from efface.errors import UserError
-from efface.model.load import DEFAULT_MODEL as DEFAULT_MODEL
-from efface.model.load import load_model as load_model
-from efface.model.save import repair_generation_config_ as repair_generation_config_
-from efface.model.save import save_model as save_model
 
 # model_type -> attribute path, where the blocks are not the outermost ModuleList of length `num_hidden_layers`.
 BLOCK_OVERRIDES: dict[str, str] = {}
@@ -123,6 +117,8 @@ def accepted(model: Any, **inputs: Any) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name in parameters}
 
 
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """(batch, T) positions that count from the first real token, whatever the side of the padding."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+def unwrap(model: nn.Module) -> Any:
+    """The model inside DDP or torch.compile."""
+    from accelerate.utils import extract_model_from_parallel
+
+    return extract_model_from_parallel(model, keep_fp32_wrapper=True)

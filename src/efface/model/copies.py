@@ -1,7 +1,10 @@
 """How does an adapter become part of the weights? Merged, so that an edit of the weights is not lost under it."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from efface.errors import UserError
@@ -23,3 +26,15 @@ def merged(model: Any) -> PreTrainedModel:
             "cannot be merged into weights. Use the model without it."
         )
     return model.merge_and_unload().requires_grad_(True)
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside; every module's own mode, which need not be the same for all, is restored at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

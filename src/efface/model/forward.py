@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from efface.errors import UserError
-from efface.model.blocks import accepted, capture_residuals, decoder_blocks, states_in
+from efface.model.blocks import accepted, capture_residuals, decoder_blocks, states_in, unwrap
 from efface.model.layout import Layout
 
 
@@ -208,10 +208,3 @@ class _Gives(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.output
-
-
-def unwrap(model: nn.Module) -> Any:
-    """The model inside DDP or torch.compile."""
-    from accelerate.utils import extract_model_from_parallel
-
-    return extract_model_from_parallel(model, keep_fp32_wrapper=True)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from efface.errors import RunError, UserError
-from efface.model.blocks import accepted, capture_residuals
-from efface.model.forward import Head, forward, unwrap
+from efface.model.blocks import accepted, capture_residuals, unwrap
+from efface.model.copies import eval_mode
+from efface.model.forward import Head, forward
 from efface.model.layout import plain_layout
-from efface.model.padding import eval_mode
 
 TOKENS = 6
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative; half precision gets HALF

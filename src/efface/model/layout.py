@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efface.data.batch import PairBatch
-from efface.model.blocks import position_ids
+from efface.model.padding import position_ids
 
 SHARING_ATTENTION = ("sdpa", "eager")  # the implementations of transformers that take a mask of one's own
 

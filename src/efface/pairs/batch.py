@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from efface.data.rows import Row
+from efface.files.jsonl import Row
 from efface.generation.generate import generate
 from efface.generation.likelihood import continuation_nll
 from efface.pairs.filters import NearDuplicates, first_line, has_length, newline_tokens
@@ -19,7 +19,7 @@ from efface.scoring.scorer import Scorer, score
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from efface.pairs.builder import BuilderConfig, Source
+    from efface.pairs.config import BuilderConfig, Source
 
 
 BEFORE_NEWLINE = " before its newline"

@@ -6,28 +6,28 @@ A source is anything that maps prompts to candidate continuations: `efface.pairs
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efface.data.rows import Row
 from efface.errors import RunError, UserError
+from efface.files.jsonl import Row
 from efface.files.part import PartFile, digest
 from efface.files.results import environment, write_json, write_jsonl
 from efface.files.shapes import Missing
 from efface.pairs.batch import Batches
+from efface.pairs.config import BuilderConfig, Source
 from efface.pairs.filters import selecting_scorer
 from efface.pairs.style import shortcuts, style_auc
 from efface.pairs.unfiltered import unfiltered_figures
 from efface.progress import track
-from efface.scoring.scorer import DEFAULT_SCORER, Scorer
+from efface.scoring import DEFAULT_SCORER
+from efface.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Source = Callable[[Sequence[str], int], list[list[str]]]
-"""(prompts, seed) -> the candidate continuations of each prompt."""
 MEASURED = Missing((float, float, int))
 OUTCOME = {
     "row": Missing({"prompt": str, "chosen": str, "rejected": str}),
@@ -37,36 +37,6 @@ OUTCOME = {
     "sample": MEASURED,
 }
 """The shape of a line of the part file."""
-
-
-@dataclass(frozen=True)
-class BuilderConfig:
-    """What is kept and how it is drawn."""
-
-    max_new_tokens: int = 20
-    min_toxic_score: float = 0.5
-    """A `rejected` continuation scores at least this."""
-    max_benign_score: float = 0.3
-    """A `chosen` continuation scores at most this."""
-    max_perplexity_ratio: float = 3.0
-    """Perplexity of `rejected` under the untouched model, relative to that of `chosen`: toxic *and fluent*."""
-    min_words: int = 4
-    """Of either continuation."""
-    max_words: int | None = None
-    """Of either continuation; None sets no limit."""
-    near_duplicate: float | None = 0.7
-    """From this similarity (see `NearDuplicates`) of prompt + rejected to an earlier pair on, a pair is dropped; None
-    keeps all."""
-    one_line: bool = True
-    """Neither side has a newline: the model does not write any, and what still has one is cut before it. On one side
-    alone it would tell the sides apart without a word being read, and greedy text has many more than toxic text."""
-    compare_with_samples: bool = True
-    """Measure source and plain samples before filtering. For each prompt this costs one more sequence (beside the
-    greedy one and, say, 4 candidates) and two likelihoods, which is little beside the passes of PPLM."""
-    batch_prompts: int = 32
-    """Prompts between two saves; also what one interruption can lose."""
-    batch_size: int = 64
-    seed: int = 0
 
 
 @dataclass

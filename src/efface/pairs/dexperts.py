@@ -16,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from efface.errors import UserError
 from efface.generation.decoder import Decoder
 from efface.generation.warp import GREEDY
-from efface.pairs.builder import Source
+from efface.pairs.config import Source
 from efface.pairs.sources import sample_source
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from efface.errors import UserError
-from efface.scoring.scorer import Scorer, load_scorer
+from efface.scoring import load_scorer
+from efface.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from efface.analysis.probes import LinearProbe
 from efface.errors import UserError
-from efface.model.blocks import capture_residuals, decoder_blocks, position_ids
-from efface.model.padding import pad_batch
+from efface.model.blocks import capture_residuals, decoder_blocks
+from efface.model.padding import pad_batch, position_ids
 from efface.model.vocabulary import pad_id
 
 if TYPE_CHECKING:

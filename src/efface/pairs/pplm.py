@@ -23,8 +23,8 @@ from efface.generation.decoder import end_ids
 from efface.generation.generate import Continuation
 from efface.generation.prompts import encode_prompts
 from efface.generation.warp import Warp, uniforms
-from efface.model.padding import eval_mode
-from efface.pairs.builder import Source
+from efface.model.copies import eval_mode
+from efface.pairs.config import Source
 from efface.pairs.perturbation import Perturbation, PPLMSettings, fuse
 from efface.progress import track
 

@@ -5,13 +5,14 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from efface.data.batch import check_row
-from efface.data.rows import Row, labelled_rows
+from efface.data.preferences import check_row
+from efface.data.rows import labelled_rows
 from efface.data.text import looks_edited, sentences
 from efface.errors import UserError
+from efface.files.jsonl import Row
 from efface.files.shapes import shown
 from efface.generation.generate import generate
-from efface.pairs.builder import Source
+from efface.pairs.config import Source
 from efface.pairs.overlap import Unseen
 from efface.scoring.labelled import LABELS, is_toxic
 from efface.scoring.scorer import Scorer, score

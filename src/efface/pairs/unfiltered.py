@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from efface.evaluation.toxicity import THRESHOLD
+from efface.scoring.scorer import THRESHOLD
 
 Measured = tuple[float, float, int]
 """A text's score, and -log p under the untouched model, summed over its tokens, and their number."""

@@ -38,7 +38,7 @@ def cached(scorer: Scorer, path: Path | None = None) -> Scorer:
         path: the file; None takes `scores/scores.sqlite` in the cache folder.
     """
     if path is None:
-        from efface.model.sources import cache_dir
+        from efface.files.results import cache_dir
 
         try:
             path = cache_dir() / "scores" / "scores.sqlite"

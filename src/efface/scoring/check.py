@@ -12,9 +12,10 @@ import numpy as np
 
 from efface.errors import UserError
 from efface.resampling import Ranking, drawn
+from efface.scoring import load_scorer
 from efface.scoring.cache import cached
 from efface.scoring.labelled import LabelledText, load_labelled
-from efface.scoring.scorer import Scorer, load_scorer, score
+from efface.scoring.scorer import Scorer, score
 
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 RESAMPLES = 1000

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from efface.errors import UserError
+from efface.errors import UserError, explained
 from efface.files.results import versions
-from efface.model.load import explained, load_whole
 from efface.model.vocabulary import check_vocabulary, embedding_rows
+from efface.model.whole import load_whole
 
 # Labels that mean toxic, the better first; whole names, so that "non-toxic" does not match.
 TOXIC_LABELS = ("toxicity", "toxic", "hate", "hateful", "hate speech", "offensive", "abusive", "obscene", "insult")

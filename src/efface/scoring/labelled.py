@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efface.data.rows import Row, labelled_rows
+from efface.data.rows import labelled_rows
 from efface.data.text import sentences
 from efface.errors import UserError
-from efface.evaluation.toxicity import THRESHOLD
 from efface.files.io import read_regular_text
+from efface.files.jsonl import Row
 from efface.files.shapes import shown
+from efface.scoring.scorer import THRESHOLD
 
 TEXTS = ("text", "comment_text", "post")
 LABELS = ("toxic", "label", "class", "toxicity")

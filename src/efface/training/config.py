@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from efface.checks import all_finite, at_least, at_least_one, one_of, positive
 from efface.errors import UserError
-from efface.methods import DEFAULT_STEPS
+from efface.training import DEFAULT_STEPS
 from efface.training.passes import LAYOUTS
 from efface.training.reference import DTYPES
 from efface.training.sharded import refuse_sharded

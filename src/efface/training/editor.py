@@ -10,11 +10,11 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from efface.checks import all_finite, at_least, at_least_one
-from efface.data.batch import tokenized
 from efface.data.pair_tokens import PairTokenizer
-from efface.data.rows import Row
-from efface.model.blocks import save_model
+from efface.data.pairs import tokenized
+from efface.files.jsonl import Row
 from efface.model.padding import max_positions
+from efface.model.save import save_model
 from efface.training.config import check_config
 from efface.training.inputs import model_and_tokenizer, pair_reader
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.model.chunked import PIECE
-from efface.model.padding import eval_mode
+from efface.model.copies import eval_mode
 from efface.training.passes import policy_forward
 
 if TYPE_CHECKING:

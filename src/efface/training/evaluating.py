@@ -9,11 +9,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from efface.data.batch import PairReader
 from efface.data.dataset import PairDataset
+from efface.data.pairs import PairReader
 from efface.errors import RunError, UserError
+from efface.model.blocks import unwrap
 from efface.model.fingerprint import fingerprint_of
-from efface.model.forward import Head, unwrap
+from efface.model.forward import Head
 from efface.training.config import PairConfig
 from efface.training.frozen import fill_caches, states_kept
 from efface.training.inputs import make_dataset

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from efface.checks import positive
+from efface.data.tokens import tokens_of
 from efface.errors import RunError, UserError
-from efface.model.blocks import accepted, position_ids, tokens_of
-from efface.model.copies import merged
-from efface.model.padding import eval_mode, max_positions
+from efface.model.blocks import accepted
+from efface.model.copies import eval_mode, merged
+from efface.model.padding import max_positions, position_ids
 from efface.progress import track
 
 if TYPE_CHECKING:

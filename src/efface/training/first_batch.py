@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from efface.errors import UserError
+from efface.model.blocks import unwrap
 from efface.model.chunked import weighted_kl
-from efface.model.forward import unwrap
-from efface.model.padding import eval_mode
+from efface.model.copies import eval_mode
 from efface.training.frozen import tolerance
 from efface.training.passes import policy_forward
 

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 from efface.data.batch import Item
 from efface.data.dataset import PairDataset
 from efface.errors import RunError, UserError
-from efface.model.blocks import load_model
+from efface.files.results import cache_dir
 from efface.model.chunked import weighted_kl
 from efface.model.forward import Forward, Head
 from efface.model.layout import Layout
-from efface.model.sources import cache_dir
+from efface.model.load import load_model
 from efface.training.config import PairConfig
 from efface.training.reference import Reference, ReferenceCache, compute_states, open_cache
 

@@ -10,14 +10,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from efface.data.batch import PairReader
 from efface.data.buckets import TokenBudgetBatchSampler
 from efface.data.dataset import PairDataset
+from efface.data.pairs import PairReader
 from efface.data.rows import load_texts
 from efface.data.store import PairStore
+from efface.data.tokens import tokens_of
 from efface.errors import UserError
-from efface.model.blocks import load_model, tokens_of
-from efface.model.load import tokenizer_of
+from efface.model.load import load_model, tokenizer_of
 from efface.model.vocabulary import check_vocabulary
 from efface.training.config import PairConfig
 

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from efface.data.batch import PairBatch
 from efface.errors import UserError
-from efface.model.blocks import decoder_blocks
-from efface.model.forward import Forward, forward, unwrap
+from efface.model.blocks import decoder_blocks, unwrap
+from efface.model.copies import eval_mode
+from efface.model.forward import Forward, forward
 from efface.model.layout import plain_layout, shared_layout, why_not_shared
-from efface.model.padding import eval_mode, most_columns
+from efface.model.padding import most_columns
 
 logger = logging.getLogger(__name__)
 

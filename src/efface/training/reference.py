@@ -22,17 +22,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from efface.data.batch import Item, PairBatch, ReferenceStates, collate_rows
+from efface.data.batch import Item, PairBatch, ReferenceStates, collate_rows, predicting_positions
 from efface.errors import UserError
 from efface.files.io import is_regular_file, renamed_when_whole
-from efface.files.results import read_json, versions, write_json
+from efface.files.results import cache_dir, read_json, versions, write_json
 from efface.files.shapes import Each
-from efface.methods.functional import predicting_positions
 from efface.model.chunked import weighted_kl
+from efface.model.copies import eval_mode
 from efface.model.forward import Forward, Head, forward
 from efface.model.layout import Layout, plain_layout
-from efface.model.padding import eval_mode, most_columns
-from efface.model.sources import cache_dir
+from efface.model.padding import most_columns
 from efface.progress import track
 from efface.training.passes import policy_forward
 

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from efface.data.batch import SIDES, PairBatch, ReferenceStates
+from efface.data.batch import PairBatch, ReferenceStates
+from efface.data.preferences import SIDES
 from efface.model.chunked import token_log_probabilities, weighted_kl
 from efface.model.forward import Forward, Head
 from efface.training.config import PairConfig

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from efface.data.batch import SIDES, PairBatch, PairCollator, ReferenceStates
+from efface.data.batch import PairBatch, PairCollator, ReferenceStates, predicting_positions
 from efface.data.buckets import forward_epochs_
 from efface.data.dataset import PairDataset, PassageStream
+from efface.data.preferences import SIDES
 from efface.errors import RunError
-from efface.methods.functional import predicting_positions
-from efface.model.blocks import save_model
+from efface.model.blocks import unwrap
 from efface.model.fingerprint import fingerprint_of
-from efface.model.forward import Forward, Head, unwrap
+from efface.model.forward import Forward, Head
 from efface.model.head_check import check_head
 from efface.model.padding import max_positions
+from efface.model.save import save_model
 from efface.model.tied import sparse_lookup
 from efface.model.vocabulary import pad_id
 from efface.training.account import Account

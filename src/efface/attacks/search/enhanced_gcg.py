@@ -18,7 +18,7 @@ from efface.attacks.target import Target
 from efface.checks import at_least_one, not_negative
 from efface.errors import UserError
 from efface.model.blocks import decoder_blocks, parse_layers
-from efface.model.padding import eval_mode
+from efface.model.copies import eval_mode
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ from efface.attacks.search.slot import PLACES, Slot, altered, universal
 from efface.attacks.search.slot_loss import SlotLoss
 from efface.attacks.target import Target
 from efface.checks import at_least_one, one_of
-from efface.data.batch import encode_continuation
-from efface.data.rows import Row
+from efface.data.tokens import encode_continuation
 from efface.errors import UserError
-from efface.model.padding import eval_mode
+from efface.files.jsonl import Row
+from efface.model.copies import eval_mode
 from efface.progress import track
 
 if TYPE_CHECKING:

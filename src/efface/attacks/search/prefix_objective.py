@@ -25,9 +25,10 @@ from torch import Tensor
 from efface.attacks.search.slot import Slot
 from efface.attacks.search.slot_loss import frozen, leaf_embeddings
 from efface.errors import RunError
+from efface.generation.likelihood import token_nll
 from efface.model.forward import Forward, Head, forward
 from efface.model.layout import plain_layout
-from efface.model.padding import pad_batch, token_nll
+from efface.model.padding import pad_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

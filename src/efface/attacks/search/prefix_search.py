@@ -18,9 +18,9 @@ from efface.attacks.search.candidates import allowed_ids, most_promising, one_ho
 from efface.attacks.search.flrt import Buffer, deleted, inserted, picked, possible, sampled, swapped
 from efface.attacks.search.prefix_objective import Ids, PrefixObjective, Scored
 from efface.attacks.search.slot import Slot
-from efface.data.batch import encode_prompt
-from efface.data.rows import Row
+from efface.data.tokens import encode_prompt
 from efface.errors import UserError
+from efface.files.jsonl import Row
 from efface.model.vocabulary import pad_id
 from efface.progress import track
 

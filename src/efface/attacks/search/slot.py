@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from efface.attacks.altered import altered_to_fit, prompts_as_read
 from efface.attacks.draw import drawn
 from efface.attacks.target import Target
-from efface.data.batch import tokenize_pair
 from efface.data.conversation import in_template
-from efface.data.rows import Row
+from efface.data.pair_tokens import tokenize_pair
 from efface.data.tokens import bos_prefix, encode_continuation, token_ids, tokens_of
 from efface.errors import UserError
+from efface.files.jsonl import Row
 from efface.generation.decoding import Decoding
 from efface.model.padding import max_positions
 

@@ -28,9 +28,9 @@ from efface.attacks.search.slot import Slot
 from efface.errors import RunError
 from efface.generation.decoder import Decoder
 from efface.generation.warp import Warp
-from efface.model.blocks import accepted
+from efface.model.blocks import accepted, unwrap
 from efface.model.chunked import token_log_probabilities
-from efface.model.forward import Head, final_states, unwrap
+from efface.model.forward import Head, final_states
 from efface.model.head_check import check_head_once
 from efface.model.layout import as_the_model_takes_it, pack, why_not_shared
 

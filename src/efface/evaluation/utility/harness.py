@@ -40,7 +40,7 @@ def run_harness(
     progress: bool,
 ) -> dict[str, Any]:
     """What `lm_eval.evaluate` returns: `results` and `samples` by task."""
-    from efface.model.padding import eval_mode
+    from efface.model.copies import eval_mode
 
     with eval_mode(model), _contained(seed, progress=progress):
         import lm_eval
@@ -142,7 +142,7 @@ def _in_memory(
 ) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    from efface.model.padding import MAX_LOGITS
+    from efface.generation.likelihood import MAX_LOGITS
 
     budget = MAX_LOGITS // model.config.get_text_config(decoder=True).vocab_size  # tokens
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from efface.data.rows import Row, labelled_rows
+from efface.data.rows import labelled_rows
 from efface.errors import UserError
 from efface.files.io import is_regular_file
+from efface.files.jsonl import Row
 from efface.files.shapes import shown
 
 ANSWER = "\nAnswer: "

@@ -1,0 +1,69 @@
+"""Is all of a model there? What a checkpoint lacks is an error, never drawn at random.
+
+transformers fills what a checkpoint lacks with fresh numbers and a warning.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from efface.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
+"""Prefix of the names in a state dict -> what puts it there when its own is saved instead of the model's."""
+
+
+def load_whole(auto_class: Any, name: str | os.PathLike[str], what: str, **settings: Any) -> "PreTrainedModel":
+    """`auto_class.from_pretrained(name, **settings)`, of a checkpoint that holds all of the model's weights.
+
+    Tied weights need be there once; what the family declares may be missing (`_keys_to_ignore_on_load_missing`), may.
+
+    Raises:
+        UserError: if weights are missing, or the model has fewer blocks than the checkpoint.
+    """
+    model, info = auto_class.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **settings)
+    mismatched = [key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ())]
+    missing = sorted({*info["missing_keys"], *mismatched})
+    if missing:
+        raise UserError(_incomplete(what, missing, sorted(info["unexpected_keys"]), len(model.state_dict())))
+    known = model.state_dict().keys()
+    beyond = sorted(key for key in info["unexpected_keys"] if re.sub(r"\.\d+\.", ".0.", key, count=1) in known)
+    if beyond:
+        raise UserError(
+            f"{what} has weights of more blocks than its config.json says ({_listed(beyond)}): the model would end "
+            "before them. Correct num_hidden_layers."
+        )
+    return model
+
+
+def _incomplete(what: str, missing: list[str], unexpected: list[str], n: int) -> str:
+    prefix = _common_prefix(missing, unexpected)
+    if prefix is not None:
+        made = f", as {WRAPPERS[prefix]} leaves them" if prefix in WRAPPERS else ""
+        reason = f"Its names begin with {prefix!r}{made}: take that off the names and save again."
+    elif unexpected:
+        reason = (
+            f"It holds {len(unexpected)} other tensors ({_listed(unexpected)}): is config.json that of another model?"
+        )
+    else:
+        reason = "Pass the whole checkpoint, with the config.json that belongs to it."
+    return f"{what} lacks {len(missing)} of {n} weights ({_listed(missing)}): they would be random numbers. {reason}"
+
+
+def _common_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
+    """What stands before the name of every missing weight in the file, if that is so."""
+    there, first = set(unexpected), next(iter(missing))
+    for key in sorted(there):
+        prefix = key.removesuffix(first)
+        if prefix != key and all(prefix + name in there for name in missing):
+            return prefix
+    return None
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
