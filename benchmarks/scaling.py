@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 from efface.files.results import environment, write_json, write_jsonl
 from efface.methods.repo import REPOConfig, REPOTrainer
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
+TESTS = Path(__file__).resolve().parents[1] / "tests" / "support"
 MODEL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 8, "max_steps": 30, "seed": 0, "use_cpu": True}
 SETTINGS["precompute_reference"] = "on"  # of all pairs, so that the cache is in what is measured

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "families.json"
-VOCAB_SIZE = 300  # that of the tokenizer in tests/tiny.py
+VOCAB_SIZE = 300  # that of the tokenizer in tests/support/tiny.py
 
 # What makes a model small, under every name that some configuration has for it; a family takes what it knows.
 SMALL: dict[str, Any] = {
@@ -126,7 +126,7 @@ PASSAGES = ["The history of the town is the history of its river."]
 
 def step(model: PreTrainedModel, method: str) -> dict[str, Any]:
     """One training step: the layout, the KL on y+ and on passages at its beginning, and whether weights moved."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     from tiny import tiny_tokenizer  # the tests' tokenizer, made in memory
 
     from efface.methods import load_method

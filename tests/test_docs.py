@@ -11,7 +11,7 @@ from tiny import tiny_model, tiny_tokenizer
 from efface.files.results import read_json
 from efface.methods import METHODS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from efface.data.tables import is_saved, saved, table_rows
 from efface.errors import UserError
 from efface.files.io import is_regular_file
-from efface.files.jsonl import Row, json_lines, unreadable
+from efface.files.jsonl import Row, json_lines, objects, unreadable
 from efface.files.shapes import shown
 
 
