@@ -91,7 +91,7 @@ def test_a_coefficient_that_is_no_number_is_refused(method: str, tmp_path: Path)
 
 def test_every_entry_says_where_it_is_from() -> None:
     for name, method in METHODS.items():
-        assert method.paper and method.formula and method.memory, name
+        assert method.source and method.what and method.memory, name
         assert load_method(name).__name__ in method.path
 
 

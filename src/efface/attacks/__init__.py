@@ -7,88 +7,78 @@ An attack is a function `attack(target: Target, settings: ItsSettings) -> Attack
 import dataclasses
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import UserError
-from efface.registry import resolve
+from efface.registry import Entry, resolve
 
 if TYPE_CHECKING:
     from efface.attacks.result import AttackResult
     from efface.attacks.target import Target
 
 
-@dataclass(frozen=True)
-class Attack:
-    """Where an attack lives, and what `efface attacks` says of it."""
-
-    path: str
-    what: str
-    source: str
-
-
 ATTACKS = {
-    "relearn": Attack(
+    "relearn": Entry(
         "efface.attacks.relearn:relearn",
         "fine-tune on toxic rows, polite rows or ordinary text; all weights or LoRA",
         "Lucki et al. 2024, arXiv 2409.18025",
     ),
-    "orthogonalize": Attack(
+    "orthogonalize": Entry(
         "efface.attacks.orthogonalize:orthogonalize",
         "take a direction that the edit added out of the hidden states or the weights",
         "Lucki et al. 2024, arXiv 2409.18025; Arditi et al. 2024, arXiv 2406.11717",
     ),
-    "unalign": Attack(
+    "unalign": Entry(
         "efface.attacks.unalign:unalign",
         "scale the key vectors of the most toxic MLP values",
         "Lee et al. 2024, arXiv 2401.01967",
     ),
-    "prune": Attack(
+    "prune": Entry(
         "efface.attacks.prune:prune",
         "set weights to zero that polite answers need and ordinary text does not",
         "Wei et al. 2024, arXiv 2402.05162",
     ),
-    "quantize": Attack(
+    "quantize": Entry(
         "efface.attacks.quantize:quantize",
         "round the weights to 8 or 4 bits",
         "Kolbeinsson et al. 2024, arXiv 2407.06483",
     ),
-    "merge": Attack(
+    "merge": Entry(
         "efface.attacks.merge:merge",
         "move the weights back toward the base, or beyond it",
         "Wortsman et al. 2022, arXiv 2203.05482; Ilharco et al. 2023, arXiv 2212.04089",
     ),
-    "sampling": Attack(
+    "sampling": Entry(
         "efface.attacks.sampling:sampling",
         "sample at other temperatures and nuclei",
         "Huang et al. 2023, arXiv 2310.06987",
     ),
-    "prefill": Attack(
+    "prefill": Entry(
         "efface.attacks.prefill:prefill",
         "force the first words of a toxic continuation",
         "Qi et al. 2024, arXiv 2406.05946",
     ),
-    "prompt_injection": Attack(
+    "prompt_injection": Entry(
         "efface.attacks.prompt_injection:prompt_injection",
         "put hand-written adversarial text around the prompt",
         "Perez and Ribeiro 2022, arXiv 2211.09527",
     ),
-    "perturb": Attack(
+    "perturb": Entry(
         "efface.attacks.perturb:perturb",
         "character and spacing noise on the prompt",
         "Hughes et al. 2024, arXiv 2412.03556",
     ),
-    "soft_prompt": Attack(
+    "soft_prompt": Entry(
         "efface.attacks.soft_prompt:soft_prompt",
         "optimise vectors before the prompt (an upper bound: they are no text)",
         "Schwinn et al. 2024, arXiv 2402.09063",
     ),
-    "gcg": Attack(
+    "gcg": Entry(
         "efface.attacks.search.gcg:gcg",
         "search tokens around the prompt that force a toxic continuation",
         "Zou et al. 2023, arXiv 2307.15043",
     ),
-    "enhanced_gcg": Attack(
+    "enhanced_gcg": Entry(
         "efface.attacks.search.enhanced_gcg:enhanced_gcg",
         "search one fluent prefix that also undoes the edit's hidden states",
         "Lucki et al. 2024, arXiv 2409.18025; Thompson and Sklar 2024, arXiv 2407.17447",
@@ -102,8 +92,7 @@ def load_attack(name: str) -> "Callable[[Target, Any], AttackResult]":
     Raises:
         UserError: if there is no such attack.
     """
-    paths = {name: attack.path for name, attack in ATTACKS.items()}
-    found = resolve("attack", name, paths, "package.module:function")
+    found = resolve("attack", name, ATTACKS, "package.module:function")
     settings_class(found, name)
     return found
 

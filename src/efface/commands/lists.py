@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
         from efface.methods import METHODS
 
         for name, method in METHODS.items():
-            print(f"{name}\n    {method.formula}\n    {method.paper}; {method.cost_text}; keeps: {method.memory}")
+            print(f"{name}\n    {method.what}\n    {method.source}; {method.cost_text}; keeps: {method.memory}")
         return
     print_entries(entries)
 
