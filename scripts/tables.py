@@ -3,6 +3,7 @@
 Those of the shipped pairs come from the `meta.json` beside them.
 """
 
+import ast
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -14,7 +15,8 @@ from efface.files.results import read_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SHIPPED = ROOT / "src" / "efface" / "shipped"
+SOURCE = ROOT / "src" / "efface"
+SHIPPED = SOURCE / "data" / "shipped"
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> str:
@@ -473,7 +475,28 @@ def _outcome(step: dict[str, Any]) -> str:
     return f"trains, KL {'below 1e-6' if abs(step['kl']) < 1e-6 else format(step['kl'], '.0e')} at step 1"
 
 
+def tree() -> str:
+    """Every file of the package by its path, with the question that its docstring answers."""
+    folders = sorted({file.parent for file in SOURCE.rglob("*.py")}, key=lambda folder: (folder != SOURCE, folder))
+    lines = []
+    for folder in folders:
+        face = folder / "__init__.py"
+        lines += ["", f"{folder.relative_to(SOURCE.parent).as_posix()}/  {_question(face)}"]
+        files = sorted(file for file in folder.glob("*.py") if file != face)
+        width = max(len(file.name) for file in files) + 2
+        lines += [f"  {file.name:<{width}}{_question(file)}" for file in files]
+    return "```text\n" + "\n".join(lines[1:]) + "\n```\n"
+
+
+def _question(file: Path) -> str:
+    """The first sentence of a module's docstring."""
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    paragraph = " ".join(docstring.split("\n\n")[0].split())
+    return re.split(r"(?<=[?])\s|(?<=[a-z0-9)`][.])\s", paragraph)[0]
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "tree": tree,
     "demo": demo,
     "challenging": challenging,
     "defaults": defaults,

@@ -149,8 +149,8 @@ def _finite(value: float) -> float | None:
 
 def _report(output: Path, plan: dict[str, Any], command: str | None) -> dict[str, Any]:
     from efface.evaluation.toxicity import ratio_ci
+    from efface.report.figures import Findings, draw
     from efface.report.html import write_report
-    from efface.report.plots import demo_figure
     from efface.scoring import load_scorer
 
     base, edited = (read_json(output / f"{name}.json", MEASURED) for name in STAGES)
@@ -164,7 +164,7 @@ def _report(output: Path, plan: dict[str, Any], command: str | None) -> dict[str
         "share_ratio_ci95": [_finite(ratio.lower), _finite(ratio.upper)],
         "perplexity_change": edited["perplexity"]["value"] / base["perplexity"]["value"] - 1,
     }
-    demo_figure(base, edited, training["history"], output / "figure.png")
+    figures = draw(Findings(base, edited, training["history"]), output)
     examples = [
         {
             "prompt": b["prompt"],
@@ -181,7 +181,7 @@ def _report(output: Path, plan: dict[str, Any], command: str | None) -> dict[str
         base=base,
         edited=edited,
         history=training["history"],
-        figure_path=output / "figure.png",
+        figures=figures,
         comparison=comparison,
         examples=examples,
         settings={

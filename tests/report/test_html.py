@@ -10,9 +10,11 @@ import pytest
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.methods.repo import REPOConfig, REPOTrainer
+from efface.report import Drawing
+from efface.report.figures import Drawn, Findings, draw
 from efface.report.html import TRAINING_KEYS, TRAINING_PREFIXES, TRAINING_ROWS, write_report
 from efface.report.masking import BULLET, mask, mask_or_withhold
-from efface.report.plots import BCE, demo_figure, keys_starting, series
+from efface.report.plots import BCE, keys_starting, series
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 BAD = {"rotten", "vile"}
@@ -140,9 +142,8 @@ def history(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def figure_path(tmp_path_factory, history):
-    path = tmp_path_factory.mktemp("figure") / "demo.png"
-    demo_figure(BASE, EDITED, history, path)
-    return path
+    (figure,) = draw(Findings(BASE, EDITED, history), tmp_path_factory.mktemp("figure"))
+    return figure.path
 
 
 @pytest.fixture
@@ -154,7 +155,7 @@ def report(tmp_path, figure_path, history):
             "base": BASE,
             "edited": EDITED,
             "history": history,
-            "figure_path": figure_path,
+            "figures": [Drawn(figure_path, "Only `efface analyze` <shows> it.", "Bars")],
             "comparison": COMPARISON,
             "examples": EXAMPLES,
             "settings": SETTINGS,
@@ -186,8 +187,25 @@ def test_figure_is_a_png_of_some_size(figure_path):
 def test_figure_of_a_method_without_adversary_or_log(tmp_path, history):
     edited = copy.deepcopy(EDITED)
     edited["toxicity"].update(share=0.0, ci95={})
-    demo_figure(BASE, edited, history, tmp_path / "f.png")
-    assert (tmp_path / "f.png").stat().st_size > 10_000
+    (figure,) = draw(Findings(BASE, edited, history), tmp_path)
+    assert figure.path == tmp_path / "figure.png" and figure.path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_a_figure_with_nothing_to_show_is_left_out(tmp_path):
+    """Of two more figures, by dotted paths; files that are not named are called as the figures are."""
+    figures = {
+        "steps": Drawing("drawings:steps", "Steps"),
+        "nothing": Drawing("drawings:nothing", "Nothing"),
+    }
+    drawn = draw(Findings(BASE, EDITED, [{"step": 1}]), tmp_path, figures)
+    assert [figure.path for figure in drawn] == list(tmp_path.iterdir()) == [tmp_path / "steps.png"]
+
+
+def test_every_figure_is_on_the_page_with_its_caption(report, figure_path):
+    figures = [Drawn(figure_path, f"Only `efface {name}` <shows> it.", name) for name in ("a", "b")]
+    page = Page(report(figures=figures))
+    assert page.tags.count("img") == page.tags.count("figcaption") == 2
+    assert "Only efface a <shows> it." in page.text and "Only efface b <shows> it." in page.text
 
 
 def test_series_skips_rows_without_a_finite_number():

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from efface.files.results import write_text
+from efface.report.figures import Drawn, Row
 from efface.report.masking import WordScorer, mask_or_withhold
-from efface.report.plots import Row, keys_starting
+from efface.report.plots import keys_starting
 
 TRAINING_ROWS = 12
 TRAINING_KEYS = ("loss", "retain_loss", "retain_text_loss", "erase_loss", "npo_loss")
@@ -40,6 +42,14 @@ class Example(NamedTuple):
     edited_score: str
 
 
+class Picture(NamedTuple):
+    """A figure, ready to print."""
+
+    data: str
+    alt: str
+    caption: Markup
+
+
 def write_report(
     path: Path,
     *,
@@ -47,7 +57,7 @@ def write_report(
     base: Mapping[str, Any],
     edited: Mapping[str, Any],
     history: Sequence[Row],
-    figure_path: Path,
+    figures: Iterable[Drawn],
     comparison: Mapping[str, Any],
     examples: Iterable[Mapping[str, Any]],
     settings: Mapping[str, Any],
@@ -59,7 +69,7 @@ def write_report(
     Args:
         base, edited: what `efface evaluate` writes for the model before and after.
         history: rows of `trainer.state.log_history`.
-        figure_path: the PNG of `plots.demo_figure`; it is embedded.
+        figures: those of `figures.draw`; they are embedded.
         comparison: `share_ratio`, `share_ratio_ci95` as [low, high], `perplexity_change` as a fraction (0.02 is +2 %).
         examples: rows with `prompt`, `base`, `base_score`, `edited`, `edited_score`.
         settings: what was run, nested dicts allowed. `method`, `model` and `pairs` enter the opening sentence,
@@ -81,7 +91,7 @@ def write_report(
         ratio_interval=_interval(comparison.get("share_ratio_ci95"), ".2f"),
         perplexity_change=_change(comparison.get("perplexity_change")),
         verdict=str(edited.get("degeneration", {}).get("verdict", "not measured")),
-        figure=base64.b64encode(figure_path.read_bytes()).decode("ascii"),
+        figures=[_embedded(figure) for figure in figures],
         training=_training_table(history),
         examples=[_example(row, mask, scorer) for row in examples],
         masked=mask,
@@ -163,6 +173,15 @@ def _training_table(history: Sequence[Row]) -> dict[str, list[list[str]] | list[
     names = [column.replace("adversary/", "").replace("_", " ").replace("/", ", layer ") for column in columns]
     cells = [[str(row["step"]), *(_number(row.get(column), ".4g") for column in columns)] for row in rows]
     return {"columns": names, "rows": cells}
+
+
+def _embedded(figure: Drawn) -> Picture:
+    """Text between backticks becomes code."""
+    parts = [escape(part) for part in figure.caption.split("`")]
+    caption = Markup("").join(
+        Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts)
+    )
+    return Picture(base64.b64encode(figure.path.read_bytes()).decode("ascii"), figure.alt, caption)
 
 
 def _example(row: Mapping[str, Any], mask: bool, scorer: WordScorer | None) -> Example:

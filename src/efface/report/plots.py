@@ -1,42 +1,37 @@
-"""What does the demo look like in one picture? Toxicity, perplexity and the training of the adversary, as a PNG.
+"""What does a training run look like in one picture? Toxicity, perplexity and the training of the adversary.
 
 Drawn with matplotlib's object interface: no pyplot, hence no global state and no display.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from efface.files.io import renamed_when_whole
+from efface.report.figures import Findings, Row
 
 GREY, BLUE, ORANGE, GREEN = "#8a9099", "#0072b2", "#c8500a", "#00805f"
 INK = "#2b2f36"
 DASHES = ("-", "--", ":", "-.")
 BCE = "adversary/bce/"
 
-Row = Mapping[str, Any]
 
+def training_figure(findings: Findings) -> Figure:
+    """Three panels: toxic share and perplexity of both models, and the course of training.
 
-def demo_figure(base: Mapping[str, Any], edited: Mapping[str, Any], history: Sequence[Row], path: Path) -> None:
-    """Write a PNG with three panels: toxic share and perplexity of both models, and the course of training.
-
-    `base` and `edited` are what `efface evaluate` writes, `history` the rows of `trainer.state.log_history`. A
-    training panel whose numbers are missing says so instead of failing: a baseline, for one, has no adversary.
+    A training panel whose numbers are missing says so instead of failing: a baseline, for one, has no adversary.
     """
     figure = Figure(figsize=(11, 3.8), dpi=150, layout="constrained", facecolor="white")
     grid = figure.add_gridspec(2, 3, width_ratios=[1, 1, 1.9], height_ratios=[1.7, 1])
-    _share_panel(figure.add_subplot(grid[:, 0]), base, edited)
-    _perplexity_panel(figure.add_subplot(grid[:, 1]), base, edited)
+    _share_panel(figure.add_subplot(grid[:, 0]), findings.base, findings.edited)
+    _perplexity_panel(figure.add_subplot(grid[:, 1]), findings.base, findings.edited)
     upper = figure.add_subplot(grid[0, 2])
     lower = figure.add_subplot(grid[1, 2], sharex=upper)
-    _training_panels(upper, lower, history)
-    with renamed_when_whole(path) as temporary:
-        figure.savefig(temporary, format="png")
+    _training_panels(upper, lower, findings.history)
+    return figure
 
 
 def series(history: Sequence[Row], key: str) -> tuple[list[float], list[float]]:

@@ -1,0 +1,158 @@
+"""Does everything stand where a newcomer would look for it? Rooms and imports, sizes of files, names in documents."""
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "efface"
+ORDER = (
+    "errors checks progress registry flags resampling files data model generation scoring evaluation analysis "
+    "training methods pairs attacks audit report demo commands cli"
+).split()
+"""A room imports only rooms before it."""
+MOST_LOOSE, MOST_ROOMS, MOST_FLOORS = 14, 26, 10
+LEAST_LINES, MOST_LINES = 40, 300
+REASONS = {"short": "Short: ", "long": "Long: "}
+"""How the line of a docstring begins that says why a file is no longer, or no shorter."""
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Dotted name -> file; a package's face has the package's name."""
+    found = {}
+    for file in sorted(SOURCE.rglob("*.py")):
+        parts = file.relative_to(SOURCE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def imported(name: str) -> Iterator[str]:
+    """What a module imports of efface: at its top, on use, or for types alone."""
+    for node in ast.walk(ast.parse(modules()[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules())
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively"
+            for alias in node.names:
+                for full in (f"{node.module}.{alias.name}", node.module):
+                    if full in modules():
+                        yield full
+                        break
+
+
+@cache
+def graph() -> dict[str, set[str]]:
+    return {name: set(imported(name)) - {name} for name in modules()}
+
+
+def room(name: str) -> str:
+    return name.split(".")[1] if "." in name else name
+
+
+@cache
+def rooms() -> dict[str, set[str]]:
+    """Room -> the rooms that it imports. The face of the whole names everything, on use, and is no room."""
+    found: dict[str, set[str]] = {}
+    for name, others in graph().items():
+        if name != "efface":
+            found.setdefault(room(name), set()).update({room(other) for other in others} - {room(name)})
+    return found
+
+
+def test_there_is_no_import_circle():
+    """A face that names what is in its room, for types or on use, is part of the walk like any other file."""
+    graph_of = {name: others for name, others in graph().items() if name != "efface"}
+    ended: set[str] = set()
+
+    def walk(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in ended:
+            for other in sorted(graph_of[name] - {"efface"}):
+                walk(other, (*path, name))
+            ended.add(name)
+
+    for name in graph_of:
+        walk(name, ())
+
+
+def test_imports_go_one_way():
+    assert set(rooms()) == set(ORDER), "a room that ORDER does not know, or the other way round"
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in graph().items()
+        for other in others
+        if "efface" not in (name, other) and ORDER.index(room(other)) > ORDER.index(room(name))
+    ]
+    assert not wrong, wrong
+
+
+def test_there_are_few_rooms_and_few_floors():
+    loose = [file.stem for file in SOURCE.glob("*.py") if file.name != "__init__.py"]
+    folders = [file.parent for file in SOURCE.rglob("__init__.py") if file.parent != SOURCE]
+    assert len(loose) <= MOST_LOOSE, loose
+    assert len(loose) + len(folders) <= MOST_ROOMS, (loose, folders)
+
+    @cache
+    def floor(name: str) -> int:
+        return 1 + max(map(floor, rooms()[name]), default=0)
+
+    assert max(map(floor, rooms())) <= MOST_FLOORS, {name: floor(name) for name in ORDER}
+
+
+@pytest.mark.parametrize("name", [name for name, file in modules().items() if file.name != "__init__.py"])
+def test_a_file_is_of_a_size_to_be_read(name: str):
+    text = modules()[name].read_text(encoding="utf-8")
+    lines = text.count("\n")
+    docstring = ast.get_docstring(ast.parse(text)) or ""
+    assert docstring, "the docstring says which question the file answers"
+    if not LEAST_LINES <= lines <= MOST_LINES:
+        reason = REASONS["short" if lines < LEAST_LINES else "long"]
+        assert re.search(rf"^{reason}", docstring, re.MULTILINE), (
+            f"{name} has {lines} lines: merge or split it, or let a line of its docstring begin with {reason!r}"
+        )
+
+
+def documents() -> list[Path]:
+    return [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "benchmarks").glob("*.py")),
+        *sorted((ROOT / "scripts").glob("*.py")),
+        *sorted((ROOT / "configs").glob("*.yaml")),
+    ]
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_paths_and_names_in_documents_lead_somewhere(document: Path):
+    text = document.read_text(encoding="utf-8")
+    bases = (ROOT, SOURCE, SOURCE.parent, document.parent)
+    ours = {"src", "efface", *(base.name for base in ROOT.iterdir() if base.is_dir()), *ORDER}
+    for path in re.findall(r"(?<![\w/.-])((?:[\w-]+/)+[\w-]+\.(?:py|yaml))\b", text):
+        if path.split("/")[0] in ours and not path.endswith("/foo.py"):
+            assert any((base / path).exists() for base in bases), f"{document.name} names {path}, which does not exist"
+    for dotted in sorted(set(re.findall(r"\befface(?:\.[A-Za-z_]\w*)+(?::\w+)?", text))):
+        if ".foo" not in dotted and not re.search(r"\.(json|yaml|md|sh)$", dotted):
+            assert resolves(dotted), f"{document.name} names {dotted}, which does not exist"
+
+
+def resolves(dotted: str) -> bool:
+    module, _, attribute = dotted.partition(":")
+    names = [*module.split("."), *([attribute] if attribute else [])]
+    for end in range(len(names), 0, -1):
+        try:
+            found = importlib.import_module(".".join(names[:end]))
+        except ImportError:
+            continue
+        for name in names[end:]:
+            if not hasattr(found, name):
+                return False
+            found = getattr(found, name)
+        return True
+    return False
