@@ -168,6 +168,7 @@ def test_flags_that_cannot_work(
         (["evaluate", "a", "-o", "x.json", "--prompts", "absent.jsonl"], "file 'absent.jsonl' does not exist"),
         (["evaluate", "a", "-o", "x.json", "--prompts", "shipped:nosuch"], "shipped:nosuch does not exist"),
         (["evaluate", "a", "-o", "x.json", "--limit", "0"], "it must be at least 1"),
+        (["evaluate", "a", "-o", "x.json", "--limit", "-1"], "limit=-1: it must be at least 1"),
         (["evaluate", "a", "-o", "x.json", "--baseline", "absent.json"], "absent.json cannot be read"),
         (["pairs", "a", "-o", "x.jsonl", "--toxic", "nosuch"], "invalid choice: 'nosuch'"),
         (["pairs", "a", "-o", "x.jsonl", "--scorer", "stubs:nasty", "--toxic-text", "absent.jsonl"], "does not exist"),

@@ -1,5 +1,7 @@
 """Do README and docs agree with the result files and with the code?"""
 
+import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -9,10 +11,19 @@ import pytest
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.files.results import read_json
-from efface.methods import METHODS
+from efface.methods import METHODS, load_method
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def script(file):
+    """A module of scripts/ or benchmarks/, which are no packages."""
+    spec = importlib.util.spec_from_file_location(f"of_docs_{file.replace('/', '_')}", ROOT / f"{file}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_tables_are_what_the_result_files_say():
@@ -23,20 +34,60 @@ def test_tables_are_what_the_result_files_say():
 
 
 def test_costs_of_methods_are_those_measured():
-    measured = read_json(ROOT / "benchmarks" / "results" / "methods.json")["methods"]
+    measured = read_json(RESULTS / "methods.json")["methods"]
     for name, method in METHODS.items():
         cost = measured[name].get("cost")
         assert method.cost == (None if cost is None else round(cost["time_ratio"], 2)), name
 
 
-def test_the_tree_in_the_readme_names_every_module():
+@pytest.mark.parametrize("name", ["rmu", "circuit_breakers", "dpo"])
+def test_a_method_that_once_stood_still_moves_its_own_objective_by_default(name):
+    trained = read_json(RESULTS / "methods.json")["methods"][name]["quality"]["trained"]
+    assert set(trained["settings"]) == {"disable_tqdm", "max_steps", "logging_steps"}  # all else is the default
+    assert trained["learning_rate"] == load_method(name).config_class("out").learning_rate
+    assert script("benchmarks/common").moved(name, trained["history"]).has
+
+
+def test_undo_comes_after_the_edit_that_it_makes_last():
+    assert read_json(RESULTS / "methods.json")["methods"]["undo"]["quality"]["trained"]["after"] == "repo"
+
+
+def test_what_has_moved_by_hand():
+    """The first two were measured of RMU and circuit breakers at their former defaults."""
+    moved = script("benchmarks/common").moved
+    assert moved("rmu", [{"forget_loss": 254.0}, {"forget_loss": 256.0}]) == (False, "forget_loss 254 -> 256")
+    assert not moved("circuit_breakers", [{"reroute_loss": 0.9999}, {"reroute_loss": 1.0}]).has
+    assert not moved("rmu", [{"forget_loss": 100.0}, {"forget_loss": 96.0}]).has
+    assert moved("rmu", [{"forget_loss": 100.0}, {"loss": 1.0}, {"forget_loss": 95.0}, {"train_runtime": 1.0}]).has
+    assert moved("dpo", [{"rewards/margins": 0.1}, {"rewards/margins": 0.2}]).has
+    assert not moved("dpo", [{"rewards/margins": 0.2}, {"rewards/margins": 0.1}]).has
+    assert moved("repo", [{"loss": 1.0}, {"loss": 1.0}]).has  # a game: no value of it only falls
+
+
+def test_a_method_whose_own_objective_has_not_moved_has_no_figures(tmp_path, monkeypatch):
+    content = read_json(RESULTS / "methods.json")
+    content["methods"]["rmu"]["quality"]["moved"] = {"has": False, "words": "forget_loss 254 -> 256"}
+    (tmp_path / "methods.json").write_text(json.dumps(content), encoding="utf-8")
+    tables = script("scripts/tables")
+    before = tables.methods().splitlines()
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    (line,) = set(tables.methods().splitlines()) - set(before)
+    assert line.startswith("| rmu | ") and line.endswith(" | did not move: forget_loss 254 -> 256 |  |  |  |  |")
+
+
+def test_the_tree_in_the_readme_names_every_module_by_its_path():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = readme.split("<!-- tree -->")[1]
-    for file in (ROOT / "src" / "efface").rglob("*.py"):
-        if file.name != "__init__.py":
-            assert re.search(rf"\b{re.escape(file.name)}\b", tree), (
-                f"{file.name} is missing from the tree in README.md"
-            )
+    tree = readme.split("<!-- table: tree -->")[1].split("<!-- end table -->")[0]
+    named, folder = set(), ""
+    for line in tree.splitlines():
+        if line.startswith("efface/"):
+            folder = line.split()[0]
+        elif line.startswith("  "):
+            named.add(folder + line.split()[0])
+    source = ROOT / "src"
+    assert named == {
+        file.relative_to(source).as_posix() for file in (source / "efface").rglob("*.py") if file.name != "__init__.py"
+    }
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

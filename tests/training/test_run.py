@@ -85,16 +85,18 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 # Going on
 
 
-def test_a_checkpoint_of_the_last_step_goes_straight_to_the_save(train: Train, out: Path) -> None:
-    assert train(method="repo") == 0
+@pytest.mark.parametrize("last", [2, 4])  # amid an epoch, and at its end, where the Trainer's own loop stops too
+def test_a_checkpoint_of_the_last_step_goes_straight_to_the_save(last: int, train: Train, out: Path) -> None:
+    assert train(method="repo", steps=last) == 0
     whole, steps = tensors(out), read_json(out / "results.json")["steps"]
     (out / "results.json").unlink()  # killed while the model was saved
     (out / "model.safetensors").unlink()
-    assert train("--resume", method="repo") == 0
+    assert train("--resume", method="repo", steps=last) == 0
     assert same(tensors(out), whole)
     result = read_json(out / "results.json")
-    assert steps == result["steps"] == 4 and [row["step"] for row in result["history"]][:4] == [1, 2, 3, 4]
-    assert not (out / "checkpoint-5").exists()
+    assert steps == result["steps"] == last
+    assert [row["step"] for row in result["history"]][:last] == list(range(1, last + 1))
+    assert not (out / f"checkpoint-{last + 1}").exists()
 
 
 @pytest.mark.parametrize(

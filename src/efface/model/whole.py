@@ -24,9 +24,16 @@ def load_whole(auto_class: Any, name: str | os.PathLike[str], what: str, **setti
     Tied weights need be there once; what the family declares may be missing (`_keys_to_ignore_on_load_missing`), may.
 
     Raises:
-        UserError: if weights are missing, or the model has fewer blocks than the checkpoint.
+        UserError: if weights are missing, the model has fewer blocks than the checkpoint, or its weights are quantised
+            by a method that transformers would pass over with a warning.
     """
     model, info = auto_class.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **settings)
+    quantized = getattr(model.config, "quantization_config", None)
+    if isinstance(quantized, dict) and quantized and getattr(model, "hf_quantizer", None) is None:
+        raise UserError(
+            f"{what} is quantised by {quantized.get('quant_method')!r}, which this transformers does not know. Save "
+            "it de-quantised, without quantization_config in its config.json."
+        )
     mismatched = [key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ())]
     missing = sorted({*info["missing_keys"], *mismatched})
     if missing:
