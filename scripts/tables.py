@@ -475,9 +475,16 @@ def _outcome(step: dict[str, Any]) -> str:
     return f"trains, KL {'below 1e-6' if abs(step['kl']) < 1e-6 else format(step['kl'], '.0e')} at step 1"
 
 
+# In the order of the pipeline; a room imports only what stands before it (`tests/test_house.py`).
+ROOMS = (
+    "files data model generation scoring evaluation analysis training methods pairs attacks audit report commands"
+).split()
+
+
 def tree() -> str:
     """Every file of the package by its path, with the question that its docstring answers."""
-    folders = sorted({file.parent for file in SOURCE.rglob("*.py")}, key=lambda folder: (folder != SOURCE, folder))
+    rooms = [SOURCE / name for name in ROOMS]
+    folders = [SOURCE, *(folder for room in rooms for folder in (room, *_inner(room)))]
     lines = []
     for folder in folders:
         face = folder / "__init__.py"
@@ -486,6 +493,10 @@ def tree() -> str:
         width = max(len(file.name) for file in files) + 2
         lines += [f"  {file.name:<{width}}{_question(file)}" for file in files]
     return "```text\n" + "\n".join(lines[1:]) + "\n```\n"
+
+
+def _inner(folder: Path) -> list[Path]:
+    return sorted(face.parent for face in folder.glob("*/__init__.py"))
 
 
 def _question(file: Path) -> str:
