@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from efface.data.tokens import tokens_of
 from efface.errors import UserError
-from efface.model.blocks import BLOCK_OVERRIDES, capture_residuals, decoder_blocks, parse_layers
+from efface.model.blocks import capture_residuals, decoder_blocks, parse_layers
+from efface.model.families import BLOCK_OVERRIDES
 from efface.model.load import load_model
 from efface.model.padding import position_ids
 from efface.model.save import save_model

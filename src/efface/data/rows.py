@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.data.tables import is_saved, saved, table_rows
-from efface.errors import UserError
+from efface.errors import UserError, reason_of
 from efface.files.io import is_regular_file
 from efface.files.jsonl import Row, json_lines, objects, unreadable
 from efface.files.shapes import shown
@@ -81,10 +81,9 @@ def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
     try:
         dataset = load_dataset(name, split="train")
     except Exception as error:  # the hub client raises a dozen unrelated types; all mean that there is no data
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"pairs {name!r} is no local file and could not be loaded as a Hugging Face dataset "
-            f"({reason}). Check the name and the network, or pass a JSON-lines file."
+            f"({reason_of(error)}). Check the name and the network, or pass a JSON-lines file."
         ) from error
     for number, row in enumerate(_rows_of_object(dataset)):
         yield f"{name} row {number}", row

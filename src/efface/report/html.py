@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from efface.files.results import write_text
 from efface.report.masking import WordScorer, mask_or_withhold
-from efface.report.plots import Row, keys_starting
+from efface.report.plots import Logged, keys_starting
 
 TRAINING_ROWS = 12
 TRAINING_KEYS = ("loss", "retain_loss", "retain_text_loss", "erase_loss", "npo_loss")
@@ -46,7 +46,7 @@ def write_report(
     title: str,
     base: Mapping[str, Any],
     edited: Mapping[str, Any],
-    history: Sequence[Row],
+    history: Sequence[Logged],
     figure_path: Path,
     comparison: Mapping[str, Any],
     examples: Iterable[Mapping[str, Any]],
@@ -151,7 +151,7 @@ def _verdict(side: Mapping[str, Any]) -> str:
     return str(side.get("degeneration", {}).get("verdict", "–"))
 
 
-def _training_table(history: Sequence[Row]) -> dict[str, list[list[str]] | list[str]]:
+def _training_table(history: Sequence[Logged]) -> dict[str, list[list[str]] | list[str]]:
     """At most TRAINING_ROWS rows of the log, evenly spread, first and last included; only columns that were logged."""
     columns = [key for key in TRAINING_KEYS if any(key in row for row in history)]
     for prefix in TRAINING_PREFIXES:

@@ -19,10 +19,11 @@ INK = "#2b2f36"
 DASHES = ("-", "--", ":", "-.")
 BCE = "adversary/bce/"
 
-Row = Mapping[str, Any]
+Logged = Mapping[str, Any]
+"""A row of `trainer.state.log_history`."""
 
 
-def demo_figure(base: Mapping[str, Any], edited: Mapping[str, Any], history: Sequence[Row], path: Path) -> None:
+def demo_figure(base: Mapping[str, Any], edited: Mapping[str, Any], history: Sequence[Logged], path: Path) -> None:
     """Write a PNG with three panels: toxic share and perplexity of both models, and the course of training.
 
     `base` and `edited` are what `efface evaluate` writes, `history` the rows of `trainer.state.log_history`. A
@@ -39,13 +40,13 @@ def demo_figure(base: Mapping[str, Any], edited: Mapping[str, Any], history: Seq
         figure.savefig(temporary, format="png")
 
 
-def series(history: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
+def series(history: Sequence[Logged], key: str) -> tuple[list[float], list[float]]:
     """The steps and values of the rows that hold a finite number under `key`."""
     pairs = [(row["step"], row[key]) for row in history if "step" in row and _is_number(row.get(key))]
     return [float(step) for step, _ in pairs], [float(value) for _, value in pairs]
 
 
-def keys_starting(history: Sequence[Row], prefix: str) -> list[str]:
+def keys_starting(history: Sequence[Logged], prefix: str) -> list[str]:
     """The keys with `prefix` that occur in `history`, by layer number: bce/8 before bce/16."""
     keys = {key for row in history for key in row if key.startswith(prefix)}
     return sorted(keys, key=lambda key: (len(key), key))
@@ -86,7 +87,7 @@ def _bars(axes: Axes, heights: list[float], title: str, labels: list[str], top: 
     _plain(axes)
 
 
-def _training_panels(upper: Axes, lower: Axes, history: Sequence[Row]) -> None:
+def _training_panels(upper: Axes, lower: Axes, history: Sequence[Logged]) -> None:
     keys = [key for key in keys_starting(history, BCE) if series(history, key)[0]]
     for i, key in enumerate(keys):
         label = f"layer {key.removeprefix(BCE)}"
@@ -105,7 +106,7 @@ def _training_panels(upper: Axes, lower: Axes, history: Sequence[Row]) -> None:
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _line_or_note(axes: Axes, history: Sequence[Row], keys: list[str], title: str, label: str, color: str) -> None:
+def _line_or_note(axes: Axes, history: Sequence[Logged], keys: list[str], title: str, label: str, color: str) -> None:
     """Plot the first of `keys` that was logged, or write that none was."""
     found = next((key for key in keys if series(history, key)[0]), None)
     if found is None:
