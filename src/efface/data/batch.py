@@ -115,16 +115,6 @@ def with_passages(
     return whole
 
 
-def _joined(states: Sequence[ReferenceStates], normed: Sequence[ReferenceStates]) -> ReferenceStates:
-    return ReferenceStates(
-        hidden=torch.cat([one["hidden"] for one in states]), norms=torch.cat([one["norms"] for one in normed])
-    )
-
-
-def _on(device: torch.device, states: ReferenceStates) -> ReferenceStates:
-    return ReferenceStates(hidden=states["hidden"].to(device), norms=states["norms"].to(device))
-
-
 def side_of(pair: TokenizedPair, side: str) -> Item:
     """The prompt and one of the continuations."""
     return pair.prompt_ids, pair.chosen_ids if side == "chosen" else pair.rejected_ids
@@ -169,3 +159,13 @@ def predicting_positions(continuation_mask: Tensor) -> Tensor:
         continuation_mask: (batch, T) bool; its first column must be False, as nothing predicts the first token.
     """
     return F.pad(continuation_mask[:, 1:], (0, 1), value=False)
+
+
+def _joined(states: Sequence[ReferenceStates], normed: Sequence[ReferenceStates]) -> ReferenceStates:
+    return ReferenceStates(
+        hidden=torch.cat([one["hidden"] for one in states]), norms=torch.cat([one["norms"] for one in normed])
+    )
+
+
+def _on(device: torch.device, states: ReferenceStates) -> ReferenceStates:
+    return ReferenceStates(hidden=states["hidden"].to(device), norms=states["norms"].to(device))
