@@ -52,10 +52,11 @@ def as_message(processing_class: "PreTrainedTokenizerBase", message: str) -> str
 
 
 def check_template(processing_class: "PreTrainedTokenizerBase", what: str, hint: str) -> None:
-    """Refuse a tokenizer without chat template, for it is said `what` needs one.
+    """Refuse a tokenizer without chat template.
 
-    Raises:
-        UserError: with `hint`.
+    Args:
+        what: needs one, for the error: "the pairs are conversations".
+        hint: what to do about it.
     """
     if not processing_class.chat_template:
         raise UserError(f"{what} but the tokenizer has no chat template. {hint}")

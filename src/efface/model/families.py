@@ -55,7 +55,7 @@ def sliding_window(config: Any) -> int | None:
     return getattr(config, "sliding_window", None)
 
 
-def positions_of(config: Any) -> int | None:
+def position_limit(config: Any) -> int | None:
     """How many positions a decoder's configuration says there are, or None for any number (ALiBi, state spaces)."""
     limit = getattr(config, "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None  # XLNet says -1

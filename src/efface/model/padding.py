@@ -11,22 +11,22 @@ from torch import Tensor, nn
 
 from efface.data.batch import pad_rows
 from efface.model.blocks import unwrap
-from efface.model.families import positions_of, takes_no_padding_beyond
+from efface.model.families import position_limit, takes_no_padding_beyond
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 
 
 def batches_by_length(
-    items: Iterable[Item],
-    length: Callable[[Item], int],
+    items: Iterable[T],
+    length: Callable[[T], int],
     max_rows: int | None = None,
     *,
     max_tokens: int | None = None,
     longest_first: bool = True,
-) -> list[list[Item]]:
+) -> list[list[T]]:
     """`items` in batches of like length, so that little is padded; those of equal length stay in their order.
 
     Args:
@@ -58,13 +58,13 @@ def pad_batch(
 
 def max_positions(model: "PreTrainedModel") -> int | None:
     """The longest sequence the model takes, or None if its positions are unlimited (ALiBi, state spaces)."""
-    return positions_of(model.config.get_text_config(decoder=True))
+    return position_limit(model.config.get_text_config(decoder=True))
 
 
 def most_columns(model: nn.Module) -> int | None:
     """The widest row that the model takes, padding included, or None for any."""
     config = unwrap(model).config.get_text_config(decoder=True)
-    return positions_of(config) if takes_no_padding_beyond(config) else None
+    return position_limit(config) if takes_no_padding_beyond(config) else None
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
