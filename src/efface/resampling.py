@@ -22,6 +22,12 @@ def drawn(n_units: int, resamples: int, seed: int, *, width: int | None = None) 
         yield generator.multinomial(n_units, np.full(n_units, 1 / n_units), size=size)
 
 
+def interval(resampled: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of resampled figures; resamples without a figure (NaN) are left out."""
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    return float(low), float(high)
+
+
 class Ranking:
     """Scores of positive and negative cases in groups, sorted once for the AUCs of many resamples.
 

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import BOS_ID, MAX_POSITIONS, tiny_model, tiny_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import BOS_ID, EOS_ID, MAX_POSITIONS, tiny_model, tiny_tokenizer
 
+from efface.data.batch import PairCollator
 from efface.data.conversation import fitting, in_template
 from efface.data.pair_tokens import Cuts, PairTokenizer, lengths_within, tokenize_pair, tokenize_pairs
 from efface.data.pairs import PairReader, load_pairs, tokenized
 from efface.data.store import PairStore
+from efface.data.tokens import encode_continuation, encode_prompt
 from efface.errors import UserError
 
 LONG = "The history of the town is the history of its river and its people. "
@@ -215,3 +219,122 @@ def test_what_a_reader_has_begun_is_tokenised_once() -> None:
     reader.begin()
     assert len(PairStore.build(reader, tiny_tokenizer(), max_prompt_length=9, max_completion_length=9)) == 3
     assert len(load_pairs(TEXT for _ in range(3))) == 3
+
+
+GOOD = {"prompt": "The weather", "chosen": " was cold", "rejected": " is for fools"}
+
+
+CHAT = {
+    "prompt": [{"role": "user", "content": "How is the weather?"}],
+    "chosen": [{"role": "assistant", "content": "It is cold."}],
+    "rejected": [{"role": "assistant", "content": "Look, you fool."}],
+}
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_the_boundary_is_stable(add_bos: bool) -> None:
+    tokenizer = tiny_tokenizer(add_bos=add_bos)
+    # " the" is one token of this tokenizer and "the" splits otherwise: tokenised as one text, the boundary would move.
+    row = {"prompt": "They said that t", "chosen": "he weather is cold", "rejected": "hey are wrong"}
+    pair = tokenize_pair(row, tokenizer)
+    assert pair.prompt_ids == tokenizer(row["prompt"])["input_ids"]
+    assert pair.prompt_ids.count(BOS_ID) == add_bos and (pair.prompt_ids[0] == BOS_ID) == add_bos
+    for side, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
+        assert ids == tokenizer(row[side], add_special_tokens=False)["input_ids"]
+        assert BOS_ID not in ids and EOS_ID not in ids
+        assert tokenizer.decode(ids) == row[side]
+    whole = tokenizer(row["prompt"] + row["chosen"])["input_ids"]
+    assert whole != pair.prompt_ids + pair.chosen_ids  # the example is one where it matters
+    batch = PairCollator(pad_token_id=0)([pair])
+    starts = batch["continuation_mask"].int().argmax(1)
+    assert starts.tolist() == [len(pair.prompt_ids)] * 2
+
+
+def test_a_tokenizer_that_closes_every_text_does_not_close_the_prompt() -> None:
+    from tokenizers import processors
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", BOS_ID), ("<eos>", EOS_ID)]
+    )
+    assert tokenizer("The town")["input_ids"][-1] == EOS_ID
+    prompt_ids = encode_prompt(tokenizer, "The town")
+    assert prompt_ids[0] == BOS_ID and EOS_ID not in prompt_ids
+    assert encode_prompt(tokenizer, "The town<eos>")[-1] == EOS_ID  # the user's own stays
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_truncation_keeps_the_end_of_the_prompt_and_the_bos(add_bos: bool) -> None:
+    tokenizer = tiny_tokenizer(add_bos=add_bos)
+    row = {
+        "prompt": "The history of the town is its river",
+        "chosen": " and its people",
+        "rejected": " and silly fools",
+    }
+    whole = tokenize_pair(row, tokenizer)
+    short = tokenize_pair(row, tokenizer, max_prompt_length=4, max_completion_length=2)
+    assert len(short.prompt_ids) == 4 and len(whole.prompt_ids) > 5
+    if add_bos:
+        assert short.prompt_ids == [BOS_ID, *whole.prompt_ids[-3:]]
+        assert tokenize_pair(row, tokenizer, max_prompt_length=1).prompt_ids == [BOS_ID]
+    else:
+        assert short.prompt_ids == whole.prompt_ids[-4:]
+    assert short.chosen_ids == whole.chosen_ids[:2] and short.rejected_ids == whole.rejected_ids[:2]
+    assert tokenize_pair(row, tokenizer, max_prompt_length=len(whole.prompt_ids)) == whole
+
+
+def test_an_empty_prompt_still_has_a_token_to_predict_from() -> None:
+    row = GOOD | {"prompt": ""}
+    assert tokenize_pair(row, tiny_tokenizer()).prompt_ids == [BOS_ID]
+    assert tokenize_pair(row, tiny_tokenizer(add_bos=True)).prompt_ids == [BOS_ID]
+    assert tokenize_pair(row, tiny_tokenizer(bos_token=None)).prompt_ids == [EOS_ID]
+    with pytest.raises(UserError, match="the prompt has no tokens and the tokenizer no BOS or EOS"):
+        tokenize_pair(row, tiny_tokenizer(bos_token=None, eos_token=None))
+
+
+def test_a_continuation_without_tokens() -> None:
+    with pytest.raises(UserError, match="chosen has no tokens under this tokenizer: ' was cold'"):
+        tokenize_pair(GOOD, tiny_tokenizer(), max_completion_length=0)
+
+
+def test_a_continuation_gets_no_invented_space() -> None:
+    """SentencePiece-style tokenizers put a space before every text; a continuation stands as it is."""
+    from tokenizers import pre_tokenizers
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert tokenizer.decode(tokenizer("cheese")["input_ids"]) == " cheese"
+    assert tokenizer.decode(encode_continuation(tokenizer, "cheese")) == "cheese"
+    assert tokenizer.decode(encode_continuation(tokenizer, " cheese")) == " cheese"
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=20))
+def test_any_text_survives_as_a_continuation(text: str) -> None:
+    tokenizer = tiny_tokenizer()
+    if any(str(token) in text for token in tokenizer.all_special_tokens):
+        return
+    assert tokenizer.decode(encode_continuation(tokenizer, text)) == text
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_conversations_go_through_the_chat_template(add_bos: bool) -> None:
+    tokenizer = tiny_tokenizer(add_bos=add_bos)
+    tokenizer.chat_template = "{{ bos_token }}" + str(tokenizer.chat_template)
+    pair = tokenize_pair(CHAT, tokenizer)
+    assert pair.prompt_ids.count(BOS_ID) == 1  # the template's own, not a second one of the tokenizer
+    text = tokenizer.decode(pair.prompt_ids, skip_special_tokens=False)
+    assert text == "<bos><|user|>\nHow is the weather?<eos>\n<|assistant|>\n"
+    assert tokenizer.decode(pair.chosen_ids, skip_special_tokens=False) == "It is cold.<eos>\n"
+    assert tokenizer.decode(pair.rejected_ids, skip_special_tokens=False) == "Look, you fool.<eos>\n"
+
+
+def test_conversations_without_a_chat_template() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match="the pairs are conversations but the tokenizer has no chat template"):
+        tokenize_pair(CHAT, tokenizer)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['content'] }}{% endfor %}{{ messages | length }}"
+    )
+    with pytest.raises(UserError, match="does not continue its own generation prompt with chosen"):
+        tokenize_pair(CHAT, tokenizer)

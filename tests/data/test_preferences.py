@@ -1,12 +1,11 @@
 """Is every form in which TRL takes a preference pair read, and is what is wrong with a row said by turn and key?"""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from efface.data.pairs import PairReader, load_pairs
+from efface.data.pairs import load_pairs
 from efface.data.preferences import check_row
 from efface.errors import UserError
 
@@ -105,22 +104,3 @@ def test_what_is_wrong_is_named(kind: str) -> None:
         load_pairs([PAIR | change])
     pairs = load_pairs([PAIR | change, PAIR], skip_bad_rows=True)
     assert (len(pairs), pairs.skipped) == (1, 1)
-
-
-def test_an_iterator_loses_no_row() -> None:
-    rows = [PAIR | {"number": number} for number in range(3)]
-    reader = PairReader(iter(rows))
-    reader.begin()
-    assert [row["number"] for row in reader] == [0, 1, 2]
-    reader = PairReader(iter([{"prompt": 3}, *rows]), skip_bad_rows=True)
-    reader.begin()
-    reader.begin()
-    assert [row["number"] for row in reader] == [0, 1, 2] and reader.skipped == 1
-    reader = PairReader(iter(rows))
-    reader.read_all()
-    assert [row["number"] for row in reader] == [0, 1, 2]
-
-
-def test_the_last_bad_row_is_named_where_none_is_good(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no usable pairs \(2 bad rows; the last: row 1: field 'prompt' is missing"):
-        load_pairs([{"prompt": 3}, {}], skip_bad_rows=True)

@@ -5,8 +5,10 @@ import string
 from functools import cache
 
 import pytest
+from forwards import TEXT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tiny import BOS_ID, EOS_ID, tiny_tokenizer
 from tokenizers import (
     AddedToken,
     Regex,
@@ -22,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from efface.data.tokens import (
     continuation_offsets,
+    cut_ids,
     decode_continuation,
     encode_continuation,
     encode_prompt,
@@ -244,3 +247,20 @@ def test_a_text_that_begins_with_a_bos_gets_one() -> None:
 def test_half_of_a_character_is_no_text() -> None:
     with pytest.raises(UserError, match=r"the text holds half of a character \(\\ud83d at character 3"):
         token_ids(tokenizer_of("byte level"), "abc\ud83d")
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_tokens_of(add_bos: bool) -> None:
+    tokenizer = tiny_tokenizer(add_bos=add_bos)
+    ids = tokens_of(tokenizer, TEXT)
+    assert ids == tokenizer(TEXT)["input_ids"] and (BOS_ID in ids) == add_bos
+    assert tokens_of(tokenizer, "") == [BOS_ID] * add_bos
+    assert tokens_of(tokenizer, TEXT + "<eos>")[-1] == EOS_ID
+
+
+def test_a_prompt_that_is_cut_keeps_its_bos_and_the_end_that_is_asked_for() -> None:
+    ids = [1, 5, 6, 7, 8]
+    assert cut_ids(ids, None, 1) == cut_ids(ids, 5, 1) == ids
+    assert cut_ids(ids, 3, 1) == [1, 7, 8] and cut_ids(ids, 3, None) == [6, 7, 8]
+    assert cut_ids(ids, 3, 1, keep="first") == [1, 5, 6] and cut_ids(ids, 3, 9, keep="first") == [1, 5, 6]
+    assert cut_ids(ids, 1, 1) == [1] and cut_ids(ids, 1, 1, least=1) == [1, 8]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from efface.errors import RunError, UserError, escaped
+from efface.errors import RunError, UserError
 from efface.files import io as files
 from efface.files.io import check_writable, is_temporary, read_regular_text, renamed_when_whole, sweep
 from efface.files.results import read_json, write_json
@@ -132,7 +132,3 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) ->
     sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {fresh, others, "x.json"}
     sweep(tmp_path / "absent")
-
-
-def test_control_characters_are_written_out() -> None:
-    assert escaped("a\x1b[2J\x07\x9b\u202e b\n\tc") == "a\\x1b[2J\\x07\\x9b\\u202e b\n\tc"

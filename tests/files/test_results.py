@@ -11,7 +11,7 @@ import torch
 from efface.errors import RunError, UserError
 from efface.files import results
 from efface.files.jsonl import read_jsonl
-from efface.files.results import environment, prepare_output_dir, read_json, write_json, write_jsonl
+from efface.files.results import cache_dir, environment, prepare_output_dir, read_json, write_json, write_jsonl
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -206,3 +206,13 @@ def test_the_results_are_the_first_to_be_deleted(tmp_path: Path, monkeypatch: py
     gone: list[str] = []
     prepare_output_dir(directory, overwrite=True)
     assert gone == ["results.json", "a.json", "z.json"]
+
+
+def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
+    assert cache_dir() == tmp_path
+    monkeypatch.delenv("EFFACE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert cache_dir() == tmp_path / "x" / "efface"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_dir() == Path.home() / ".cache" / "efface"

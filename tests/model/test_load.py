@@ -1,25 +1,23 @@
-"""Is a checkpoint that is not whole, or whose files do not belong together, refused in one line that says why?
+"""Is whatever the user calls a model loaded, and is what is none, or does not belong together, refused in one line?
 
-Weights that are missing would be random numbers; `test_models.py` has what is good and what is no model at all.
+Weights that are missing: `test_whole.py`; what others raise meanwhile: `tests/test_errors.py`.
 """
 
-import errno
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forwards import TEXT, batch, model_of, plain_logits
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tiny import tiny_model, tiny_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from efface.errors import RunError, UserError, explained
+from efface.errors import RunError, UserError
 from efface.model.load import load_model, tokenizer_of
 from efface.model.save import save_model
 from efface.scoring.hf import HFScorer
@@ -46,91 +44,6 @@ def logits(model: nn.Module) -> torch.Tensor:
         return model(input_ids=torch.tensor([[5, 6, 7, 8, 9, 10]])).logits
 
 
-# Weights that are not there
-
-
-QUICK = {"gpt2", "gemma3", "qwen2", "opt"}
-FAMILY_GRID = [family if family in QUICK else pytest.param(family, marks=pytest.mark.full) for family in FAMILIES]
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", FAMILY_GRID)
-def test_every_weight_is_needed_and_a_tied_one_once(family: str, tied: bool, tmp_path: Path) -> None:
-    saved(tmp_path, family, tie_word_embeddings=tied)
-    names = list(load_file(tmp_path / WEIGHTS))
-    model, _ = load_model(tmp_path)
-    heads = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    assert (heads[0] is heads[1]) == tied
-    for name in (names[0], names[len(names) // 2]):
-        shutil.copytree(tmp_path, tmp_path / "cut")
-        rewrite(tmp_path / "cut", lambda tensors, name=name: {k: v for k, v in tensors.items() if k != name})
-        with pytest.raises(UserError, match=r"cut' lacks \d of \d+ weights \(.*\): they would be random numbers") as e:
-            load_model(tmp_path / "cut")
-        assert name.rpartition(".")[2] in str(e.value) or tied  # of tied ones either name
-        shutil.rmtree(tmp_path / "cut")
-
-
-@pytest.mark.parametrize(
-    ("family", "old"),
-    [
-        ("gpt2", {"transformer.h.0.attn.bias": torch.ones(1, 1, 128, 128), "transformer.h.0.attn.masked_bias": None}),
-        ("llama", {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}),
-        ("gpt_neox", {"gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(4)}),
-    ],
-)
-def test_buffers_of_older_checkpoints_do_no_harm(family: str, old: dict[str, Any], tmp_path: Path) -> None:
-    saved(tmp_path, family)
-    extra = {name: torch.tensor(-1e4) if value is None else value for name, value in old.items()}
-    rewrite(tmp_path, lambda tensors: tensors | extra)
-    torch.testing.assert_close(logits(load_model(tmp_path)[0]), logits(tiny_model(family)), rtol=0, atol=0)
-
-
-def test_a_checkpoint_of_the_body_alone_with_a_tied_head_is_whole(tmp_path: Path) -> None:
-    model = tiny_model("gpt2")
-    save_model(model, tiny_tokenizer(), tmp_path)
-    model.transformer.save_pretrained(tmp_path)  # its names lack the prefix, as those of the first GPT-2 do
-    torch.testing.assert_close(logits(load_model(tmp_path)[0]), logits(model), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("prefix", "maker"), [("module.", "DistributedDataParallel"), ("_orig_mod.", "torch.compile")]
-)
-def test_a_prefix_before_all_names_is_named(prefix: str, maker: str, tmp_path: Path) -> None:
-    saved(tmp_path, "qwen2")
-    rewrite(tmp_path, lambda tensors: {prefix + name: value for name, value in tensors.items()})
-    with pytest.raises(UserError, match=rf"Its names begin with '{prefix}', as {maker} leaves them: take that off"):
-        load_model(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"num_hidden_layers": 3, "layer_types": None},
-        {"num_hidden_layers": 1, "layer_types": None},
-        {"mlp_bias": True},
-        {"attention_bias": True},
-        {"model_type": "qwen2", "architectures": None},
-        {"tie_word_embeddings": False},
-        {"intermediate_size": 128},
-        {"vocab_size": 400},
-    ],
-)
-def test_a_config_of_another_model_is_refused(fields: dict[str, Any], tmp_path: Path) -> None:
-    saved(tmp_path)
-    edit(tmp_path / "config.json", **fields)
-    with pytest.raises(UserError, match="would be random numbers|cannot be loaded|weights of more blocks"):
-        load_model(tmp_path)
-
-
-def test_no_tensor_at_all(tmp_path: Path) -> None:
-    saved(tmp_path)
-    rewrite(tmp_path, lambda tensors: {"unrelated": torch.ones(1)})
-    with pytest.raises(
-        UserError, match=r"weights .*It holds 1 other tensors \(unrelated\): is config.json that of ano"
-    ):
-        load_model(tmp_path)
-
-
 def test_more_layers_than_could_be_built(tmp_path: Path) -> None:
     saved(tmp_path)
     edit(tmp_path / "config.json", num_hidden_layers=2**31)
@@ -138,13 +51,6 @@ def test_more_layers_than_could_be_built(tmp_path: Path) -> None:
         UserError, match=rf"has {2**31} layers by its config.json \(num_hidden_layers\), but 20 tensors"
     ):
         load_model(tmp_path)
-
-
-def test_a_model_of_the_hub_that_is_not_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    info = {"missing_keys": {"lm_head.weight"}, "unexpected_keys": set(), "mismatched_keys": {("a.b", (1,), (2,))}}
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: (tiny_model("qwen2"), info))
-    with pytest.raises(UserError, match=r"model 'some/one' lacks 2 of 27 weights \(a.b, lm_head.weight\)"):
-        load_model("some/one")
 
 
 @pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/passwd"])
@@ -156,26 +62,6 @@ def test_an_index_that_names_files_elsewhere(name: str, tmp_path: Path) -> None:
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
     with pytest.raises(UserError, match=rf"has weights elsewhere \('{name}' in model.safetensors.index.json\)"):
         load_model(path)
-
-
-# Judges
-
-
-def test_a_classifier_whose_head_is_new_is_no_judge(tmp_path: Path) -> None:
-    from transformers import BertConfig, BertModel
-
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=300, **sizes)).save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(
-        UserError, match=r"scorer 'hf:.*' lacks 2 of \d+ weights \(classifier.bias, classifier.weight\)"
-    ):
-        HFScorer(str(tmp_path))
-
-
-def test_a_language_model_is_no_judge(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"scorer 'hf:.*' lacks 1 of \d+ weights \(score.weight\)"):
-        HFScorer(str(saved(tmp_path, "gpt2")))
 
 
 # Adapters
@@ -363,58 +249,8 @@ def test_an_unknown_dtype(tmp_path: Path) -> None:
         load_model(tmp_path, dtype="float7")
 
 
-# The true reason
-
-
 class Panic(BaseException):
     """As the Rust of tokenizers raises it."""
-
-
-Panic.__name__ = "PanicException"
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
-        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
-        SafetensorError("Error while deserializing: I/O error: Cannot allocate memory (os error 12)"),
-    ],
-)
-def test_want_of_memory_is_no_damaged_file(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise error
-
-    saved(tmp_path)
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
-    with pytest.raises(RunError, match=r"model directory '.*' does not fit into memory \(.+\). Pass a smaller one"):
-        load_model(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (KeyError("model_type"), r"\(KeyError: 'model_type'\). Again."),
-        (Exception("bad file\nat line 3"), r"\(bad file\). Again."),
-        (Panic("Option::unwrap()"), r"\(Option::unwrap\(\)\). Again."),
-        (ValueError("x" * 5000 + "\x1b[2J"), r"\(x{297}\.\.\.\). Again."),
-        (ValueError("a\x1b[2Jb"), r"\(a \[2Jb\). Again."),
-        (OSError(errno.EACCES, "Permission denied", "/some/file"), r"\(Permission denied\). Again."),
-        (RecursionError(), r"\(RecursionError\). Again."),
-    ],
-)
-def test_one_line_whatever_is_raised(error: BaseException, reason: str) -> None:
-    with pytest.raises(UserError, match=f"^it cannot be loaded {reason}$"), explained("it", "Again."):
-        raise error
-
-
-def test_what_is_ours_and_an_interruption_pass() -> None:
-    for error in (UserError("a"), RunError("b"), KeyboardInterrupt()):
-        with pytest.raises(type(error)) as found, explained("it"):
-            raise error
-        assert found.value is error
 
 
 def test_a_model_object_that_names_no_tokenizer() -> None:
@@ -436,3 +272,113 @@ def test_a_tokenizer_of_another_kind_of_error(tmp_path: Path, monkeypatch: pytes
         UserError, match=r"cannot be loaded \(data did not match any variant.*\). Save the model again"
     ):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_dtype(dtype: Any, tmp_path: Path) -> None:
+    save_model(model_of("gpt2"), tiny_tokenizer(), tmp_path)
+    assert load_model(tmp_path, dtype=dtype)[0].dtype == torch.bfloat16
+    assert load_model(tmp_path)[0].dtype == torch.float32
+
+
+def test_an_adapter_loads_onto_its_base(tmp_path: Path) -> None:
+    save_model(model_of("llama"), tiny_tokenizer(), tmp_path / "base")
+    base, tokenizer = load_model(tmp_path / "base")
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    row = batch((9,))[0][0]
+    expected = plain_logits(adapted.eval(), row)
+    assert not torch.allclose(expected, plain_logits(model_of("llama"), row), atol=1e-3)
+    save_model(adapted, tokenizer, tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    loaded, its_tokenizer = load_model(tmp_path / "adapter")
+    torch.testing.assert_close(plain_logits(loaded, row), expected, rtol=1e-5, atol=1e-5)
+    assert its_tokenizer(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"] and not loaded.training
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "adapter" / name).unlink()
+    assert load_model(tmp_path / "adapter")[1](TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]  # the base's
+    config_file = tmp_path / "adapter" / "adapter_config.json"
+    config_file.write_text(json.dumps(json.loads(config_file.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(UserError, match="names no base model"):
+        load_model(tmp_path / "adapter")
+
+
+def test_missing_directory() -> None:
+    with pytest.raises(
+        UserError, match="model './absent' is not a checkpoint directory or a .gguf file. Pass a direc"
+    ):
+        load_model("./absent")
+    with pytest.raises(UserError, match="model '/no/such/place' is not a checkpoint directory"):
+        load_model(Path("/no/such/place"))
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match="model.bin' is not a checkpoint directory"):
+        load_model(tmp_path / "model.bin")
+
+
+def test_directory_without_config_or_weights(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no config.json. Pass the directory that save_pretrained wrote"):
+        load_model(tmp_path)
+    model_of("gpt2").config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"has a config.json but no weights \(\*.safetensors\). Copy"):
+        load_model(tmp_path)
+
+
+def test_directory_without_tokenizer(tmp_path: Path) -> None:
+    save_model(model_of("gpt2"), None, tmp_path)
+    with pytest.raises(UserError, match="has no tokenizer. Save it there with tokenizer.save_pretrained"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_directory_with_a_broken_file(broken: str, tmp_path: Path) -> None:
+    save_model(model_of("gpt2"), tiny_tokenizer(), tmp_path)
+    (tmp_path / broken).write_bytes((tmp_path / broken).read_bytes()[:50])
+    with pytest.raises(
+        UserError, match=rf"model directory '{tmp_path}' cannot be loaded \(.+\). Save the model again"
+    ):
+        load_model(tmp_path)
+
+
+def test_adapter_with_a_broken_file(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model(tmp_path)
+    save_model(model_of("gpt2"), tiny_tokenizer(), tmp_path / "base")
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tmp_path / "base"), "peft_type": "LORA", "task_type": "CAUSAL_LM"})
+    )
+    with pytest.raises(UserError, match=rf"model directory '{tmp_path}' cannot be loaded"):  # it has no weights
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["someone/no-such-model", "no-such-model", "some one/bad id"])
+def test_hub_id_without_network(name: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"model '{name}' could not be loaded from the Hugging Face hub \(.+\). Check"
+    ):
+        load_model(name)
+
+
+def test_hub_error_without_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(UserError, match=r"from the Hugging Face hub \(OSError\)"):
+        load_model("someone/model")
+
+
+def test_hub_id_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def found(name: str, **kwargs: Any) -> Any:
+        asked.append((name, kwargs["revision"], kwargs["trust_remote_code"]))  # None would ask at the terminal
+        whole = {"missing_keys": set(), "unexpected_keys": set()}
+        return (tiny_model("gpt2"), whole) if "output_loading_info" in kwargs else tiny_tokenizer()
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", found)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", found)
+    load_model("someone/model", revision="v2")
+    assert asked == [("someone/model", "v2", False)] * 2

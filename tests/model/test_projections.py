@@ -66,7 +66,7 @@ def test_the_weight_is_out_by_in_and_no_copy(family: str, find: object) -> None:
 
 
 def test_blocks_without_exactly_one_projection() -> None:
-    with pytest.raises(UserError, match=r"Identity has 0 MLP output projections .*down_proj.*projections.MLP_OUTPUTS"):
+    with pytest.raises(UserError, match=r"Identity has 0 MLP output projections .*down_proj.*families.MLP_OUTPUTS"):
         mlp_output_projection(nn.Identity())
     with pytest.raises(UserError, match=r"Identity has 0 attention output projections .*o_proj.*ATTENTION_OUTPUTS"):
         attention_output_projection(nn.Identity())

@@ -1,12 +1,14 @@
-"""Is a model never lost at its save? What its generation_config holds, and what the disk says."""
+"""Is a model saved as an ordinary checkpoint, also for transformers 4, and never lost at its save?"""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_model, tiny_tokenizer
-from transformers import GenerationConfig
+import torch
+from forwards import TEXT, batch, model_of, plain_logits
+from tiny import FAMILIES, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from efface.errors import RunError, UserError
 from efface.model.load import load_model
@@ -96,3 +98,78 @@ def test_whatever_a_save_raises_is_one_line(error: Exception, tmp_path: Path, mo
     ):
         save_model(tiny_model("llama"), tokenizer, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_model_is_an_ordinary_checkpoint(family: str, tmp_path: Path) -> None:
+    model, tokenizer = model_of(family), tiny_tokenizer()
+    save_model(model, tokenizer, tmp_path)
+    input_ids, _ = batch((9,))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(plain_logits(loaded, input_ids[0]), plain_logits(model, input_ids[0]), rtol=0, atol=0)
+    assert AutoTokenizer.from_pretrained(tmp_path)(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
+    ours, our_tokenizer = load_model(tmp_path, device="cpu")
+    assert not ours.training and our_tokenizer.chat_template == tokenizer.chat_template
+    torch.testing.assert_close(plain_logits(ours, input_ids[0]), plain_logits(model, input_ids[0]), rtol=0, atol=0)
+    assert ours.config.architectures == [type(model).__name__]
+
+
+# What transformers 4 reads at the top level of config.json. Without it, it silently takes base 10,000.
+ROTARY_OF_TRANSFORMERS_4: dict[str, dict[str, Any]] = {
+    "llama": {"rope_theta": 54321.0},
+    "gemma": {"rope_theta": 54321.0},
+    "gemma2": {"rope_theta": 54321.0},
+    "qwen2": {"rope_theta": 54321.0},
+    "qwen3": {"rope_theta": 54321.0},
+    "mistral": {"rope_theta": 54321.0},
+    "phi": {"rope_theta": 54321.0, "partial_rotary_factor": 0.5},
+    "gpt_neox": {"rotary_emb_base": 54321.0, "rotary_pct": 0.5},
+    "gemma3": {"rope_theta": 54321.0, "rope_local_base_freq": 1234.0},
+}
+
+
+def rope_parameters(family: str) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 54321.0}
+    if family == "gemma3":
+        return {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 1234.0}}
+    return rope | ({"partial_rotary_factor": 0.5} if family in ("phi", "gpt_neox") else {})
+
+
+@pytest.mark.parametrize("family", ROTARY_OF_TRANSFORMERS_4)
+def test_transformers_4_finds_the_rotary_base(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family, rope_parameters=rope_parameters(family))
+    save_model(model, tiny_tokenizer(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert {name: config[name] for name in ROTARY_OF_TRANSFORMERS_4[family]} == ROTARY_OF_TRANSFORMERS_4[family]
+    assert "rope_scaling" not in config and config["torch_dtype"] == "float32"
+    # transformers 5 is not confused by the additional names, and the base matters.
+    row = batch((30,))[0][0]
+    expected = plain_logits(model, row)
+    torch.testing.assert_close(plain_logits(load_model(tmp_path)[0], row), expected, rtol=0, atol=0)
+    assert not torch.allclose(plain_logits(tiny_model(family), row), expected, atol=1e-3)
+
+
+def test_transformers_4_finds_a_scaled_rotary_embedding(tmp_path: Path) -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    model = tiny_model("llama", rope_parameters={"rope_theta": 54321.0, **scaling})
+    save_model(model, None, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["rope_scaling"] == scaling and config["rope_theta"] == 54321.0
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    row = batch((30,))[0][0]
+    torch.testing.assert_close(plain_logits(loaded, row), plain_logits(model, row), rtol=0, atol=0)
+    assert not (tmp_path / "tokenizer_config.json").exists()
+
+
+def test_transformers_4_finds_the_tokenizer_class(tmp_path: Path) -> None:
+    save_model(model_of("gpt2"), tiny_tokenizer(), tmp_path)
+    save_model(model_of("gpt2"), AutoTokenizer.from_pretrained(tmp_path), tmp_path / "again")
+    for directory in (tmp_path, tmp_path / "again"):
+        config = json.loads((directory / "tokenizer_config.json").read_text())
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 5 writes TokenizersBackend

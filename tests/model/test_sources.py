@@ -205,16 +205,6 @@ def test_a_faster_process_wins(gguf_file: Path, model_cache: Path, monkeypatch: 
     assert (directory / "config.json").read_text() == directory.name  # the other process's, untouched
 
 
-def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
-    assert sources.cache_dir() == tmp_path
-    monkeypatch.delenv("EFFACE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert sources.cache_dir() == tmp_path / "x" / "efface"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert sources.cache_dir() == Path.home() / ".cache" / "efface"
-
-
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

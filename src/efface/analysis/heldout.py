@@ -91,9 +91,3 @@ class HeldOut:
         holds = np.zeros((2, self.n_groups), dtype=int)
         holds[labels, self.groups] = 1
         return 1 + holds[1] - holds[0]
-
-
-def interval(resampled: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of resampled figures; resamples without a figure (NaN) are left out."""
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
-    return float(low), float(high)

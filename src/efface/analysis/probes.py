@@ -17,13 +17,14 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from efface.analysis.heldout import HeldOut, interval
+from efface.analysis.heldout import HeldOut
 from efface.analysis.states import TokenStates, check_binary
 from efface.errors import UserError
 from efface.files.io import is_regular_file, renamed_when_whole
 from efface.files.results import parse_json
 from efface.files.shapes import INTERVAL, check_shape
 from efface.progress import track
+from efface.resampling import interval
 
 RESAMPLES = 1000
 QUALITY: dict[str, Any] = dict.fromkeys(("balanced_accuracy", "auc", "shuffled", "shuffled_auc"), float)

@@ -18,7 +18,7 @@ from efface.model.blocks import accepted, capture_residuals, decoder_blocks, par
 from efface.model.copies import eval_mode
 from efface.model.forward import forward
 from efface.model.layout import plain_layout
-from efface.model.padding import max_positions, pad_batch, position_ids
+from efface.model.padding import batches_by_length, max_positions, pad_batch, position_ids
 from efface.model.vocabulary import pad_id
 from efface.progress import track
 
@@ -121,11 +121,10 @@ def pooled_states(
     bos, limit = bos_prefix(processing_class), max_positions(model)
     max_tokens = max_tokens if limit is None else min(max_tokens, limit - len(bos))
     own = text_token_ids(processing_class, texts, max_tokens=max_tokens)
-    by_length = sorted(range(len(own)), key=lambda number: len(own[number]))
+    batches = batches_by_length(range(len(own)), lambda number: len(own[number]), batch_size, longest_first=False)
     pooled: dict[int, np.ndarray] = {}
     with eval_mode(model):
-        for start in track(range(0, len(own), batch_size), "hidden states", show=progress):
-            chunk = by_length[start : start + batch_size]
+        for chunk in track(batches, "hidden states", show=progress):
             ids, mask = pad_batch(
                 [bos + own[number] for number in chunk], pad_id(processing_class, model), model.device, left=False
             )  # (B, T)

@@ -14,8 +14,8 @@ import numpy as np
 from efface.attacks.points import worst
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
-from efface.data.tokens import bos_prefix, encode_prompt, token_ids
-from efface.generation.prompts import as_message, cut_message
+from efface.data.conversation import as_message
+from efface.data.tokens import bos_prefix, cut_message, encode_prompt, token_ids
 from efface.model.padding import max_positions
 from efface.scoring.scorer import THRESHOLD
 

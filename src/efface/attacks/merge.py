@@ -19,9 +19,9 @@ from efface.attacks.points import counting, left_out, numbers, utility_budget, w
 from efface.attacks.recovery import half, recovery
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
-from efface.attacks.weights import merged_copy, without_adapter
 from efface.checks import not_negative
 from efface.errors import UserError
+from efface.model.copies import merged_copy, without_adapter
 from efface.model.interventions import attach_, attached, detach_
 
 if TYPE_CHECKING:

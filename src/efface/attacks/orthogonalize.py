@@ -17,10 +17,10 @@ from efface.attacks.directions import KINDS, centre, direction, states_of
 from efface.attacks.points import counting, left_out, utility_budget, words, worst
 from efface.attacks.result import AttackResult, Record, recorded, title
 from efface.attacks.target import Target
-from efface.attacks.weights import merged_copy
 from efface.checks import at_least_one, not_negative, one_of
 from efface.errors import UserError
 from efface.model.blocks import decoder_blocks, parse_layers
+from efface.model.copies import merged_copy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

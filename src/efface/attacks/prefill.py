@@ -18,10 +18,11 @@ from efface.attacks.altered import altered_to_fit, attack_altered, prompts_as_re
 from efface.attacks.points import numbers
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
+from efface.data.conversation import as_message
 from efface.data.preferences import text_of
 from efface.data.tokens import tokens_of
 from efface.errors import UserError
-from efface.generation.prompts import as_message, encode_prompts
+from efface.generation.prompts import encode_prompts
 
 
 @dataclass(frozen=True)

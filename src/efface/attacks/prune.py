@@ -22,12 +22,11 @@ from efface.attacks.points import counting, left_out, numbers, utility_budget, w
 from efface.attacks.relearn import pieces
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
-from efface.attacks.weights import merged_copy, without_adapter
 from efface.checks import at_least_one, not_negative
 from efface.data.pair_tokens import tokenize_pairs
 from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
-from efface.model.copies import eval_mode
+from efface.model.copies import eval_mode, merged_copy, without_adapter
 from efface.model.forward import forward
 from efface.model.layout import plain_layout
 from efface.model.padding import max_positions, pad_batch

@@ -21,9 +21,9 @@ from torch import Tensor
 from efface.attacks.points import counting, left_out, numbers, utility_budget, worst
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
-from efface.attacks.weights import merged_copy, without_adapter
 from efface.checks import not_negative, one_of
 from efface.errors import UserError
+from efface.model.copies import merged_copy, without_adapter
 from efface.model.projections import linear_maps, output_weight
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from efface.attacks.directions import states_of
 from efface.attacks.points import counting, left_out, numbers, utility_budget, worst
 from efface.attacks.result import AttackResult, recorded
 from efface.attacks.target import Target
-from efface.attacks.weights import merged_copy
 from efface.checks import at_least_one, not_negative, one_of
 from efface.errors import UserError
 from efface.model.blocks import decoder_blocks, parse_layers
+from efface.model.copies import merged_copy
 from efface.model.projections import gain_after, mlp_input_projection, mlp_output_projection, output_weight
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from typing import Any
 from efface.attacks.target import FIGURES, Measurement, Target
 from efface.audit.battery import BUDGETS, Entry, entries, folder_of
 from efface.audit.table import base_share, summary
-from efface.errors import RunError, UserError, out_of_memory
+from efface.errors import RunError, UserError, out_of_memory, reason_of
 from efface.files.jsonl import Row
 from efface.files.results import MARKER, RESULTS, environment, prepare_output_dir, read_json, write_json
 from efface.files.shapes import Maybe, Missing, check_shape
@@ -275,5 +275,4 @@ def _told(error: BaseException) -> str:
         return str(error)
     if isinstance(error, SystemExit):
         return f"its code ended the program (sys.exit({error.code!r}))."
-    first = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {first} (`efface -v` shows where)"
+    return f"{reason_of(error, named=True)} (`efface -v` shows where)"

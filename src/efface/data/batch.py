@@ -1,7 +1,6 @@
-"""How does a preference row become a batch? checked rows -> token ids -> PairBatch.
+"""Which row and position of a batch is what? Token ids -> PairBatch, right-padded, chosen rows first.
 
-The format is TRL's: `{"prompt", "chosen", "rejected"}`, plain text or lists of chat messages; other columns are kept.
-What a row may look like is in `preferences.py`, how it becomes token ids in `pair_tokens.py`.
+How a row becomes token ids is in `pair_tokens.py`.
 """
 
 from collections.abc import Sequence
@@ -116,16 +115,6 @@ def with_passages(
     return whole
 
 
-def _joined(states: Sequence[ReferenceStates], normed: Sequence[ReferenceStates]) -> ReferenceStates:
-    return ReferenceStates(
-        hidden=torch.cat([one["hidden"] for one in states]), norms=torch.cat([one["norms"] for one in normed])
-    )
-
-
-def _on(device: torch.device, states: ReferenceStates) -> ReferenceStates:
-    return ReferenceStates(hidden=states["hidden"].to(device), norms=states["norms"].to(device))
-
-
 def side_of(pair: TokenizedPair, side: str) -> Item:
     """The prompt and one of the continuations."""
     return pair.prompt_ids, pair.chosen_ids if side == "chosen" else pair.rejected_ids
@@ -138,16 +127,23 @@ def passage_item(ids: list[int]) -> Item:
 
 def collate_rows(items: Sequence[Item], pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """input_ids, attention_mask and continuation_mask, each (rows, T), right-padded."""
-    shape = (len(items), max(len(context) + len(continuation) for context, continuation in items))
-    input_ids = torch.full(shape, pad_token_id)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    continuation_mask = torch.zeros(shape, dtype=torch.bool)
+    input_ids, attention_mask = pad_rows([context + continuation for context, continuation in items], pad_token_id)
+    continuation_mask = torch.zeros(input_ids.shape, dtype=torch.bool)
     for i, (context, continuation) in enumerate(items):
-        end = len(context) + len(continuation)
-        input_ids[i, :end] = torch.tensor(context + continuation)
-        attention_mask[i, :end] = 1
-        continuation_mask[i, len(context) : end] = True
+        continuation_mask[i, len(context) : len(context) + len(continuation)] = True
     return input_ids, attention_mask, continuation_mask
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """input_ids and attention_mask, both (rows, T) long, of ragged rows; padded on the right, or on the left."""
+    longest = max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), longest), pad)
+    attention_mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(longest - len(row), longest) if left else slice(0, len(row))
+        input_ids[i, place] = torch.tensor(row)
+        attention_mask[i, place] = 1
+    return input_ids, attention_mask
 
 
 def predicting_positions(continuation_mask: Tensor) -> Tensor:
@@ -163,3 +159,13 @@ def predicting_positions(continuation_mask: Tensor) -> Tensor:
         continuation_mask: (batch, T) bool; its first column must be False, as nothing predicts the first token.
     """
     return F.pad(continuation_mask[:, 1:], (0, 1), value=False)
+
+
+def _joined(states: Sequence[ReferenceStates], normed: Sequence[ReferenceStates]) -> ReferenceStates:
+    return ReferenceStates(
+        hidden=torch.cat([one["hidden"] for one in states]), norms=torch.cat([one["norms"] for one in normed])
+    )
+
+
+def _on(device: torch.device, states: ReferenceStates) -> ReferenceStates:
+    return ReferenceStates(hidden=states["hidden"].to(device), norms=states["norms"].to(device))

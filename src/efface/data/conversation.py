@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from efface.data.preferences import Turn
 from efface.data.tokens import decode_continuation, token_ids
-from efface.errors import UserError
+from efface.errors import UserError, reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Turn = dict[str, Any]
 SYSTEM = ("system", "developer")
 
 
@@ -39,12 +39,27 @@ def in_template(
             turns, add_generation_prompt=answer, tokenize=False, **(settings or {})
         )
     except Exception as error:  # a template is a program, and raises what it likes
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the chat template does not take the conversation ({reason}). Change its turns (a system turn, say, is "
-            "not for every model), or give plain text."
+            f"the chat template does not take the conversation ({reason_of(error)}). Change its turns (a system "
+            "turn, say, is not for every model), or give plain text."
         ) from error
     return str(text)
+
+
+def as_message(processing_class: "PreTrainedTokenizerBase", message: str) -> str:
+    """What the chat template makes of a user's message, up to where the answer begins; raises as `in_template`."""
+    return in_template(processing_class, [{"role": "user", "content": message}], answer=True)
+
+
+def check_template(processing_class: "PreTrainedTokenizerBase", what: str, hint: str) -> None:
+    """Refuse a tokenizer without chat template.
+
+    Args:
+        what: needs one, for the error: "the pairs are conversations".
+        hint: what to do about it.
+    """
+    if not processing_class.chat_template:
+        raise UserError(f"{what} but the tokenizer has no chat template. {hint}")
 
 
 def fitting(

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from efface.data.conversation import fitting, in_template
+from efface.data.conversation import check_template, fitting, in_template
 from efface.data.preferences import SIDES
-from efface.data.tokens import encode_continuation, encode_prompt
+from efface.data.tokens import cut_ids, encode_continuation, encode_prompt
 from efface.errors import UserError
 from efface.files.jsonl import Row
 
@@ -70,8 +70,7 @@ def tokenize_pair(
         template = True  # which writes its own BOS
     prompt_ids = encode_prompt(processing_class, before, template=template)
     if len(prompt_ids) > max_prompt_length:  # of a conversation only by a BOS that stands in for no tokens
-        bos = prompt_ids[:1] if prompt_ids[:1] == [processing_class.bos_token_id] else []
-        prompt_ids = bos + prompt_ids[len(prompt_ids) - max_prompt_length + len(bos) :]
+        prompt_ids = cut_ids(prompt_ids, max_prompt_length, processing_class.bos_token_id)
         here.prompts = 1
     ids = []
     for side, text in zip(SIDES, sides, strict=True):
@@ -114,11 +113,7 @@ def _apply_chat_template(
     row: Row, processing_class: "PreTrainedTokenizerBase", max_prompt_length: int
 ) -> tuple[str, list[str], int]:
     """The prompt's text, those of both continuations, and 1 if the prompt was cut."""
-    if not processing_class.chat_template:
-        raise UserError(
-            "the pairs are conversations but the tokenizer has no chat template. "
-            "Pass plain text, or an instruct model."
-        )
+    check_template(processing_class, "the pairs are conversations", "Pass plain text, or an instruct model.")
     settings = {**(row.get("chat_template_kwargs") or {})}
     if row.get("tools"):
         settings["tools"] = row["tools"]

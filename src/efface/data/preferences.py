@@ -19,7 +19,13 @@ PAIR_TOXICITY = {"prompt_text": "prompt", "unpert_gen_text": "chosen", "pert_gen
 OTHERS = ("user", "human", "system", "developer", "tool", "function", "ipython")
 """Roles that write no answers: their turns are no continuation."""
 
+_IDENTICAL = (
+    "chosen and rejected are identical, so nothing can be learned from them. Drop the row or train with "
+    "--skip-bad-rows."
+)
+
 Turn = dict[str, Any]
+"""A chat message."""
 
 
 def check_row(raw: Any, where: str) -> Row:
@@ -47,12 +53,6 @@ def check_row(raw: Any, where: str) -> Row:
     except UserError as error:
         raise UserError(f"{where}: {error}") from error.__cause__
     return row
-
-
-_IDENTICAL = (
-    "chosen and rejected are identical, so nothing can be learned from them. Drop the row or train with "
-    "--skip-bad-rows."
-)
 
 
 def text_of(value: str | list[Turn]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.data.tables import is_saved, saved, table_rows
-from efface.errors import UserError
+from efface.errors import UserError, reason_of
 from efface.files.io import is_regular_file
 from efface.files.jsonl import Row, json_lines, objects, unreadable
 from efface.files.shapes import shown
@@ -41,6 +41,51 @@ def raw_rows(source: Any, hint: str = "") -> Iterator[tuple[str, Any]]:
         raise UserError(f"{what}file {name!r} does not exist or is no file. {hint}")
     else:
         yield from _hub_rows(name)
+
+
+def labelled_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
+    """(where it stands, the row) for each JSON object of a file; a `UserError` at the first bad line."""
+    return objects(raw_rows(source, "Name an existing file of JSON lines."))
+
+
+def load_texts(source: Sequence[str] | str | os.PathLike[str], field: str = "text") -> list[str]:
+    """The `field` of every row of a JSON-lines file (or `shipped:NAME`), or the texts of a list.
+
+    A field may also hold `{"text": ...}`, which is how RealToxicityPrompts stores a prompt with its scores.
+
+    Raises:
+        UserError: naming the file and line (or the place in the list) of what is no text.
+    """
+    if isinstance(source, str | os.PathLike):
+        name, found = name_of(source), [(where, row.get(field)) for where, row in labelled_rows(source)]
+    else:
+        name, found = f"the list of {field}s", [(f"{field} {number}", value) for number, value in enumerate(source)]
+    texts = []
+    for where, value in found:
+        text = value.get("text") if isinstance(value, dict) else value
+        if not isinstance(text, str):
+            raise UserError(f"{where}: {field!r} must be a text, but it is {shown(value)}.")
+        problem = unreadable(text)
+        if problem is not None:
+            raise UserError(f"{where}: {field!r} {problem}. Repair the text.")
+        texts.append(text)
+    if not texts:
+        raise UserError(f"{name} is empty: pass at least one {field}.")
+    return texts
+
+
+def shipped(name: str) -> Path:
+    """Path of a data file in the package: `train`, `heldout` (pairs), `prompts`, `passages`, `text`, `injections`."""
+    path = Path(__file__).parent / "shipped" / f"{name}.jsonl"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.jsonl")))
+        raise UserError(f"shipped:{name} does not exist. Shipped with the package: {known}.")
+    return path
+
+
+def name_of(source: Any) -> str:
+    """What to call a source in a message."""
+    return repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else f"the given {type(source).__name__}"
 
 
 def _rows_of_object(source: Any) -> Iterable[Any]:
@@ -81,55 +126,9 @@ def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
     try:
         dataset = load_dataset(name, split="train")
     except Exception as error:  # the hub client raises a dozen unrelated types; all mean that there is no data
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"pairs {name!r} is no local file and could not be loaded as a Hugging Face dataset "
-            f"({reason}). Check the name and the network, or pass a JSON-lines file."
+            f"({reason_of(error)}). Check the name and the network, or pass a JSON-lines file."
         ) from error
     for number, row in enumerate(_rows_of_object(dataset)):
         yield f"{name} row {number}", row
-
-
-def shipped(name: str) -> Path:
-    """Path of a data file in the package: `train`, `heldout` (pairs), `prompts`, `passages`, `text`, `injections`."""
-    path = Path(__file__).parent / "shipped" / f"{name}.jsonl"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.jsonl")))
-        raise UserError(f"shipped:{name} does not exist. Shipped with the package: {known}.")
-    return path
-
-
-def labelled_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
-    """(where it stands, the row) for each JSON object of a file; a `UserError` at the first bad line."""
-    return objects(raw_rows(source, "Name an existing file of JSON lines."))
-
-
-def load_texts(source: Sequence[str] | str | os.PathLike[str], field: str = "text") -> list[str]:
-    """The `field` of every row of a JSON-lines file (or `shipped:NAME`), or the texts of a list.
-
-    A field may also hold `{"text": ...}`, which is how RealToxicityPrompts stores a prompt with its scores.
-
-    Raises:
-        UserError: naming the file and line (or the place in the list) of what is no text.
-    """
-    if isinstance(source, str | os.PathLike):
-        name, found = name_of(source), [(where, row.get(field)) for where, row in labelled_rows(source)]
-    else:
-        name, found = f"the list of {field}s", [(f"{field} {number}", value) for number, value in enumerate(source)]
-    texts = []
-    for where, value in found:
-        text = value.get("text") if isinstance(value, dict) else value
-        if not isinstance(text, str):
-            raise UserError(f"{where}: {field!r} must be a text, but it is {shown(value)}.")
-        problem = unreadable(text)
-        if problem is not None:
-            raise UserError(f"{where}: {field!r} {problem}. Repair the text.")
-        texts.append(text)
-    if not texts:
-        raise UserError(f"{name} is empty: pass at least one {field}.")
-    return texts
-
-
-def name_of(source: Any) -> str:
-    """What to call a source in a message."""
-    return repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else f"the given {type(source).__name__}"

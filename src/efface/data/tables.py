@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from efface.errors import UserError
+from efface.errors import UserError, reason_of
 from efface.files.io import opened
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -40,7 +40,7 @@ def saved(folder: Path) -> Any:
     try:
         return load_from_disk(str(folder))
     except Exception as error:  # of a dozen unrelated types; all mean that the folder is not whole
-        raise UserError(f"folder {str(folder)!r} is no whole saved dataset ({_first_line(error)}).") from error
+        raise UserError(f"folder {str(folder)!r} is no whole saved dataset ({reason_of(error)}).") from error
 
 
 def table_rows(path: Path) -> Iterator[tuple[str, Any]] | None:
@@ -60,7 +60,7 @@ def table_rows(path: Path) -> Iterator[tuple[str, Any]] | None:
             with gzip.open(path) as unpacked:
                 head = unpacked.read(HEAD)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"file {str(path)!r} is no whole gzip file ({_first_line(error)}).") from error
+            raise UserError(f"file {str(path)!r} is no whole gzip file ({reason_of(error)}).") from error
     for magic, what in UNREAD.items():
         if head.startswith(magic):
             raise UserError(
@@ -94,7 +94,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
                     yield f"{path} row {number}", row
                     number += 1
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"file {str(path)!r} is no whole parquet file ({_first_line(error)}).") from error
+        raise UserError(f"file {str(path)!r} is no whole parquet file ({reason_of(error)}).") from error
 
 
 def _arrow(path: Path) -> Iterator[tuple[str, Any]]:
@@ -103,7 +103,7 @@ def _arrow(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         dataset = Dataset.from_file(str(path))
     except Exception as error:  # pyarrow's own types, and those of `datasets`
-        raise UserError(f"file {str(path)!r} is no whole arrow file ({_first_line(error)}).") from error
+        raise UserError(f"file {str(path)!r} is no whole arrow file ({reason_of(error)}).") from error
     for number, row in enumerate(dataset):
         yield f"{path} row {number}", row
 
@@ -130,7 +130,7 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         raise UserError(f"file {str(path)!r} is not valid UTF-8 (byte {error.start}). Re-encode it.") from error
     except (csv.Error, EOFError, zlib.error) as error:
-        raise UserError(f"file {str(path)!r} is no whole table ({_first_line(error)}).") from error
+        raise UserError(f"file {str(path)!r} is no whole table ({reason_of(error)}).") from error
 
 
 def _array(path: Path, *, is_json: bool) -> Iterator[tuple[str, Any]] | None:
@@ -151,7 +151,3 @@ def _array(path: Path, *, is_json: bool) -> Iterator[tuple[str, Any]] | None:
     if not rows or not all(isinstance(row, dict) for row in rows):
         return None
     return ((f"{path} row {number}", row) for number, row in enumerate(rows))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

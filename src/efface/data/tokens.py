@@ -1,4 +1,5 @@
-"""Which token ids does a text become, alone or after another, and which text do ids become that follow others?
+"""Which token ids does a text become, alone or after another, and what stays of one that is too long? Which text do
+ids become that follow others?
 
 The ids of a prompt and of what follows are those of the whole text, wherever the tokenizer does not merge across the
 boundary. Neither part may be tokenised, or decoded, as if it stood alone: many tokenizers put a space before a text
@@ -7,7 +8,7 @@ that starts a sequence (Llama 2's, with SentencePiece's dummy prefix) and take o
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from efface.errors import UserError
 from efface.files.jsonl import unreadable
@@ -15,6 +16,8 @@ from efface.files.jsonl import unreadable
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Truncation = Literal["last", "first"]
+"""Which end of a prompt that is cut stays."""
 ANCHORS = ("\n", "a", ".", "0")
 """What a continuation is put behind where the text before it is not known, or is merged with it. Several, since the
 first characters of a continuation may merge with some of them ("\\n" with "\\n")."""
@@ -78,6 +81,35 @@ def encode_prompt(processing_class: "PreTrainedTokenizerBase", text: str, *, tem
             raise UserError("the prompt has no tokens and the tokenizer no BOS or EOS to stand in. Give a prompt.")
         ids = [start]
     return ids
+
+
+def cut_ids(
+    ids: list[int], limit: int | None, bos: int | None, *, keep: Truncation = "last", least: int = 0
+) -> list[int]:
+    """Those of a prompt's ids that stay within `limit` (None: all), its BOS in any case.
+
+    Args:
+        bos: the tokenizer's.
+        least: tokens beside the BOS that stay even where there is no room for them.
+    """
+    if limit is None or len(ids) <= limit:
+        return ids
+    start = 1 if ids[0] == bos else 0
+    room = max(limit - start, least)
+    return ids[:start] + (ids[len(ids) - room :] if keep == "last" else ids[start : start + room])
+
+
+def cut_message(
+    processing_class: "PreTrainedTokenizerBase", message: str, max_tokens: int | None, truncation: Truncation
+) -> str:
+    """The part of a message that has at most `max_tokens` tokens, without a BOS; all of it for None."""
+    if max_tokens is None:
+        return message
+    ids = token_ids(processing_class, message)
+    if len(ids) <= max_tokens:
+        return message
+    kept = cut_ids(ids, max_tokens, None, keep=truncation)
+    return str(processing_class.decode(kept, clean_up_tokenization_spaces=False))
 
 
 def encode_continuation(

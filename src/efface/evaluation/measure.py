@@ -27,7 +27,7 @@ from efface.scoring.scorer import Scorer, score
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from efface.generation.prompts import Truncation
+    from efface.data.tokens import Truncation
 
 Texts = Sequence[str] | str | os.PathLike[str]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from efface.data.rows import labelled_rows, load_texts
-from efface.errors import UserError
+from efface.errors import UserError, reason_of
 from efface.files.jsonl import Row
 from efface.scoring.scorer import THRESHOLD
 
@@ -47,10 +47,10 @@ def _hub_rows(source: str) -> list[tuple[str, Row]]:
     try:
         return list(labelled_rows(HUB))
     except UserError as error:
-        reason = (str(error.__cause__ or error).strip() or "no reason was given").splitlines()[0]
         raise UserError(
-            f"{source} needs the dataset {HUB} of the Hugging Face hub, which could not be loaded ({reason}). "
-            f"Pass {source}@FILE to take the same part of a local copy (JSON lines)."
+            f"{source} needs the dataset {HUB} of the Hugging Face hub, which could not be loaded "
+            f"({reason_of(error.__cause__ or error)}). Pass {source}@FILE to take the same part of a local copy (JSON "
+            "lines)."
         ) from error
 
 

@@ -118,6 +118,13 @@ def sweep(folder: Path) -> None:
                     os.unlink(entry.path)
 
 
+def opened(path: Path) -> IO[bytes]:
+    """The bytes of a file, unpacked if it is packed with gzip."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]
+
+
 def _new_beside(path: Path) -> Path:
     """A new file under a temporary name in the same folder, so that the rename stays on one file system.
 
@@ -143,10 +150,3 @@ def _kind(status: os.stat_result) -> str:
     if stat.S_ISDIR(status.st_mode):
         return "a directory"
     return "a pipe" if stat.S_ISFIFO(status.st_mode) else "a device"
-
-
-def opened(path: Path) -> IO[bytes]:
-    """The bytes of a file, unpacked if it is packed with gzip."""
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]

@@ -11,9 +11,17 @@ from efface.errors import UserError
 from efface.files.io import is_regular_file, opened
 
 Row = dict[str, Any]
+"""A JSON object, as a line of a file holds one."""
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(file:line, the JSON value or a `UserError`) for each line of a file, also one packed with gzip, that is not
+    blank.
+
+    Raises:
+        UserError: if what is packed is cut short.
+        OSError: if the file cannot be read.
+    """
     try:
         with opened(path) as file:
             # Bytes, which split at newlines alone: text would also split inside a JSON string at U+2028.

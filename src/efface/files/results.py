@@ -1,7 +1,7 @@
 """How do results reach the disk and come back? Strict JSON, the environment stamp, atomic writes, run directories.
 
-A file is either there and whole or not there (`files.py`). What is read may be anything: whatever is wrong with it
-is a `UserError` that names file and place.
+A file is either there and whole or not there (`io.py`). What is read may be anything: whatever is wrong with it is a
+`UserError` that names file and place.
 """
 
 import errno
@@ -22,8 +22,7 @@ from efface.files.shapes import check_shape
 if TYPE_CHECKING:
     from torch import nn
 
-RESULTS = "results.json"
-MARKER = "efface.json"
+RESULTS, MARKER = "results.json", "efface.json"
 WHAT = "a run directory of efface"
 """What the marker says."""
 

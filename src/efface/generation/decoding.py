@@ -20,7 +20,7 @@ from efface.checks import all_finite
 from efface.errors import UserError
 
 if TYPE_CHECKING:
-    from efface.generation.prompts import Truncation
+    from efface.data.tokens import Truncation
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "lee": {"samples": 1, "max_new_tokens": 20, "max_prompt_tokens": 32, "truncation": "first"},

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from efface.data.tokens import decode_continuation
+from efface.data.tokens import Truncation, decode_continuation
 from efface.errors import UserError
 from efface.generation.decoder import Decoder, end_ids
 from efface.generation.likelihood import MAX_LOGITS
-from efface.generation.prompts import Truncation, encode_prompts
+from efface.generation.prompts import encode_prompts
 from efface.generation.warp import GREEDY, Warp, uniforms
 from efface.model.copies import eval_mode
+from efface.model.padding import batches_by_length
 from efface.model.vocabulary import pad_id
 from efface.progress import track
 
@@ -146,10 +147,10 @@ def generate_ids(
         chat=chat,
     )
     rows = MAX_LOGITS // model.config.get_text_config(decoder=True).vocab_size
-    batches = _plan(
-        [len(ids) + max_new_tokens for ids in encoded],
-        samples,
-        max_rows=rows if batch_size is None else min(rows, batch_size),
+    batches = batches_by_length(
+        [(number, sample) for number in range(len(encoded)) for sample in range(samples)],
+        lambda sequence: len(encoded[sequence[0]]) + max_new_tokens,
+        rows if batch_size is None else min(rows, batch_size),
         max_tokens=max_batch_tokens,
     )
     warp = replace(Warp(temperature, top_k, top_p) if sampled else GREEDY, without=tuple(without))
@@ -168,19 +169,3 @@ def generate_ids(
                 text = decode_continuation(processing_class, encoded[sequence[0]], ids)
                 done[sequence] = Continuation(text, ids)
     return [[done[number, sample] for sample in range(samples)] for number in range(len(encoded))]
-
-
-def _plan(lengths: list[int], samples: int, *, max_rows: int, max_tokens: int | None) -> list[list[tuple[int, int]]]:
-    """Batches of (prompt number, sample number) within the bounds; `lengths` are whole, with the new tokens.
-
-    The longest first: padding is small, memory runs out at once or never, and the progress bar's estimate is safe.
-    """
-    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-    sequences = [(number, sample) for number in order for sample in range(samples)]
-    batches, start = [], 0
-    while start < len(sequences):
-        longest = lengths[sequences[start][0]]
-        rows = max(max_rows if max_tokens is None else min(max_rows, max_tokens // longest), 1)
-        batches.append(sequences[start : start + rows])
-        start += rows
-    return batches

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from efface.data.tokens import encode_continuation
+from efface.data.tokens import Truncation, encode_continuation
 from efface.errors import NotFinite, UserError
-from efface.generation.prompts import Truncation, encode_contexts
+from efface.generation.prompts import encode_contexts
 from efface.model.copies import eval_mode
 from efface.model.forward import Head, forward
 from efface.model.head_check import check_head_once
 from efface.model.layout import plain_layout
-from efface.model.padding import max_positions, pad_batch
+from efface.model.padding import batches_by_length, max_positions, pad_batch
 from efface.model.vocabulary import pad_id
 from efface.progress import track
 
@@ -69,8 +69,8 @@ def continuation_nll(
         ends = [end[:room] for end, room in zip(ends, rooms, strict=True)]
     check_head_once(model)
     results = [(0.0, 0)] * len(starts)
-    order = sorted((i for i in range(len(starts)) if ends[i]), key=lambda i: -len(starts[i]) - len(ends[i]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    counted = [i for i in range(len(starts)) if ends[i]]
+    batches = batches_by_length(counted, lambda i: len(starts[i]) + len(ends[i]), batch_size)
     pad = pad_id(processing_class, model)
     with eval_mode(model):
         for batch in track(batches, "likelihood", show=progress):

@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from efface.data.conversation import in_template
-from efface.data.tokens import encode_prompt, token_ids
+from efface.data.conversation import as_message, check_template
+from efface.data.tokens import Truncation, cut_ids, cut_message, encode_prompt
 from efface.errors import UserError
 from efface.model.padding import max_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Truncation = Literal["last", "first"]
 
 
 @dataclass(frozen=True)
@@ -76,10 +74,11 @@ def encode_contexts(
         raise UserError(f"truncation={truncation!r}: it is which end of a long prompt stays, 'last' or 'first'.")
     if max_prompt_tokens is not None and max_prompt_tokens < 1:
         raise UserError(f"max_prompt_tokens={max_prompt_tokens}: it must be at least 1, or None for no limit.")
-    if chat and not processing_class.chat_template:
-        raise UserError(
-            "the prompts are to be messages (chat=True), but the tokenizer has no chat template. Take an instruct "
-            "model, or give the prompts as they stand."
+    if chat:
+        check_template(
+            processing_class,
+            "the prompts are to be messages (chat=True),",
+            "Take an instruct model, or give the prompts as they stand.",
         )
     limit = max_positions(model)
     encoded = []
@@ -91,7 +90,7 @@ def encode_contexts(
                 context = Context(encode_prompt(processing_class, text, template=True), text, True)
             else:
                 ids = encode_prompt(processing_class, prompt)
-                kept = _cut(ids, max_prompt_tokens, truncation, processing_class.bos_token_id)
+                kept = cut_ids(ids, max_prompt_tokens, processing_class.bos_token_id, keep=truncation, least=1)
                 ends_as_it_did = truncation == "last" or len(kept) == len(ids)
                 context = Context(kept, prompt if ends_as_it_did else None, False)
         except UserError as error:
@@ -103,29 +102,3 @@ def encode_contexts(
             )
         encoded.append(context)
     return encoded
-
-
-def as_message(processing_class: "PreTrainedTokenizerBase", message: str) -> str:
-    """What the chat template makes of a user's message, up to where the answer begins."""
-    return in_template(processing_class, [{"role": "user", "content": message}], answer=True)
-
-
-def cut_message(
-    processing_class: "PreTrainedTokenizerBase", message: str, max_tokens: int | None, truncation: Truncation
-) -> str:
-    """The part of a message that has at most `max_tokens` tokens, without a BOS; all of it for None."""
-    if max_tokens is None:
-        return message
-    ids = token_ids(processing_class, message)
-    if len(ids) <= max_tokens:
-        return message
-    kept = ids[:max_tokens] if truncation == "first" else ids[-max_tokens:]
-    return str(processing_class.decode(kept, clean_up_tokenization_spaces=False))
-
-
-def _cut(ids: list[int], limit: int | None, truncation: Truncation, bos: int | None) -> list[int]:
-    if limit is None or len(ids) <= limit:
-        return ids
-    start = 1 if ids[0] == bos else 0
-    room = max(limit - start, 1)
-    return ids[:start] + (ids[-room:] if truncation == "last" else ids[start : start + room])

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from efface.checks import at_least, at_least_one, one_of, positive
 from efface.data.batch import PairBatch, ReferenceStates
 from efface.errors import UserError
-from efface.methods.adversary import SIDES, Adversaries
+from efface.methods.adversary import ERASED_SIDES, Adversaries
 from efface.methods.discriminators import KINDS, OBJECTIVES, Domains
 from efface.methods.functional import LN2, dann_ramp, pool_rows
 from efface.methods.npo import log_ratios, npo_loss
@@ -100,7 +100,7 @@ class REPOConfig(PairConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("erase_side", self.erase_side, SIDES)
+        one_of("erase_side", self.erase_side, ERASED_SIDES)
         one_of("erase_unit", self.erase_unit, ("token", "sequence"))
         one_of("erase_schedule", self.erase_schedule, SCHEDULES)
         one_of("adversary", self.adversary, tuple(OBJECTIVES))

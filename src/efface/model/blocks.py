@@ -1,8 +1,6 @@
-"""Where are a model's decoder blocks and residual stream, and what does its tokenizer put before a text?
+"""Where are a model's decoder blocks and its residual stream, and which arguments does its forward take?
 
-`decoder_blocks` and `capture_residuals` (with `forward.py`) are the only places that know how a decoder is built.
-`load_model` takes whatever the user calls a model (`loading.py`), `save_model` writes an ordinary checkpoint
-(`saving.py`).
+With `forward.py` this is the only place that knows how a decoder is built; exceptions are in `families.py`.
 """
 
 import contextlib
@@ -14,9 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from efface.errors import UserError
-
-# model_type -> attribute path, where the blocks are not the outermost ModuleList of length `num_hidden_layers`.
-BLOCK_OVERRIDES: dict[str, str] = {}
+from efface.model.families import BLOCK_OVERRIDES
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
@@ -33,7 +29,7 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     if not found:
         raise UserError(
             f"{type(model).__name__} has no nn.ModuleList of {config.num_hidden_layers} decoder blocks. "
-            "Add its path to efface.model.blocks.BLOCK_OVERRIDES."
+            "Add its path to efface.model.families.BLOCK_OVERRIDES."
         )
     return min(found, key=lambda entry: entry[0])[2]
 

@@ -1,6 +1,9 @@
-"""How does an adapter become part of the weights? Merged, so that an edit of the weights is not lost under it."""
+"""Whose weights are changed, and whose stay? A copy's, with its adapter merged, so that an edit is not lost under it;
+and what holds for a model while something looks at it: no dropout, no gradients of weights.
+"""
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +31,50 @@ def merged(model: Any) -> PreTrainedModel:
     return model.merge_and_unload().requires_grad_(True)
 
 
+def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of `model` in its own precision, with its adapter merged and its interventions still attached.
+
+    Raises:
+        UserError: if the weights are packed (quantised), or the adapter cannot be merged.
+    """
+    student = merged(copy.deepcopy(model))
+    if not _is_whole(student):
+        raise UserError("the model's weights are quantised: they cannot be edited. Load them whole.")
+    return student
+
+
+def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` itself, or if it has an adapter `merged_copy`: to be read, not changed."""
+    from peft import PeftModel  # on use: it costs a second
+
+    adapted = isinstance(model, PeftModel)
+    return merged_copy(model) if adapted else model
+
+
+def trainable_copy(model: PreTrainedModel, lora_r: int | None = None) -> PreTrainedModel:
+    """A copy of `model` with its adapter merged, whose weights are all trained, in float32, or a new adapter's alone.
+
+    The random start of a new adapter is drawn from the global random state.
+
+    Raises:
+        UserError: if it cannot be trained: quantised weights without `lora_r`, an adapter that cannot be merged.
+    """
+    student = merged(copy.deepcopy(model))
+    if lora_r is not None:
+        from peft import LoraConfig, get_peft_model
+
+        settings = LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules="all-linear", task_type="CAUSAL_LM")
+        return get_peft_model(student, settings)  # type: ignore[return-value]
+    if not _is_whole(student):
+        raise UserError("the model's weights are quantised: they cannot be trained. Load them whole, or set lora_r.")
+    return student.float().requires_grad_(True)
+
+
+def _is_whole(model: nn.Module) -> bool:
+    """Whether no weight is packed into integers."""
+    return all(parameter.is_floating_point() for parameter in model.parameters())
+
+
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Dropout off inside; every module's own mode, which need not be the same for all, is restored at the end."""
@@ -38,3 +85,16 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No weight wants a gradient inside, so that a graph keeps nothing for one; afterwards those do that did."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

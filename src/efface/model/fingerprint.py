@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from efface.model.families import GROWING_ROPE, ROPE_OF_TRANSFORMERS_4, attention_of
 from efface.model.interventions import TENSORS, attached
 
 # Of a configuration: where it came from, how it is stored, what is returned beside the logits. No logit depends on it.
@@ -20,11 +21,7 @@ VOLATILE = {
     "use_cache", "return_dict", "output_attentions", "output_hidden_states", "output_router_logits",
     "_from_model_config",
 }  # fmt: skip
-# What `save_model` writes for transformers 4; version 5 reads `rope_parameters`, if there are any.
-ROPE_OF_TRANSFORMERS_4 = {
-    "rope_theta", "rope_local_base_freq", "rope_scaling", "partial_rotary_factor", "rotary_emb_base", "rotary_pct",
-}  # fmt: skip
-# Of generation settings, what the decoder sets itself (`evaluation.decoding`).
+# Of generation settings, what the decoder sets itself (`efface.generation.decoder`).
 DECODED = {
     "max_length", "max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty",
     "no_repeat_ngram_size", "min_new_tokens", "min_length", "pad_token_id", "early_stopping",
@@ -101,12 +98,13 @@ def _computed(config: Any) -> Any:
         return [_computed(value) for value in config]
     if not isinstance(config, dict):
         return config
+    # `save_model` adds them for transformers 4; version 5 reads `rope_parameters`, if there are any.
     left_out = VOLATILE | (ROPE_OF_TRANSFORMERS_4 if config.get("rope_parameters") else set())
     return {str(name): _computed(value) for name, value in config.items() if name not in left_out}
 
 
 def _attention(config: Any) -> Iterator[str | None]:
-    yield getattr(config, "_attn_implementation", None)
+    yield attention_of(config)
     for name in getattr(config, "sub_configs", {}):
         yield from _attention(getattr(config, name, None))
 
@@ -115,7 +113,7 @@ def _other_buffers(model: nn.Module, known: set[str]) -> Iterator[tuple[str, tor
     """Those that no checkpoint holds, such as rotary frequencies; not what a forward changes by the text's length."""
     for prefix, module in model.named_modules():
         kind = getattr(module, "rope_type", "default")
-        grows = {"dynamic", "longrope"} & set(kind.values() if isinstance(kind, dict) else [kind])
+        grows = GROWING_ROPE & set(kind.values() if isinstance(kind, dict) else [kind])
         for name, buffer in module.named_buffers(prefix=prefix, recurse=False):
             if name not in known and not (grows and name.endswith("inv_freq") and "original" not in name):
                 yield name, buffer

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from efface.errors import UserError
 from efface.model.blocks import accepted, capture_residuals, decoder_blocks, states_in, unwrap
+from efface.model.families import AnyOutput, StandIn
 from efface.model.layout import Layout
 
 
@@ -145,14 +145,14 @@ class Head:
         width = inner.config.get_text_config(decoder=True).hidden_size
         # A shallow copy that skips the body and gives the scores as those of the output embedding: what is left is
         # the model's own code around both.
-        scores_of = _Gives()
+        scores_of = StandIn()
         shell = _replaced(inner, _path_of(inner, linear), scores_of)
         scores_of.weight, scores_of.bias = linear.weight, linear.bias  # some models look at their type
-        body = shell._modules[_path_of(inner, decoder_blocks(inner))[0]] = _Gives()
+        body = shell._modules[_path_of(inner, decoder_blocks(inner))[0]] = StandIn()
 
         def finish(scores: Tensor) -> Tensor:
             states = linear.weight.new_zeros(()).expand(1, len(scores), width)
-            body.output, scores_of.output = _AnyOutput(last_hidden_state=states), scores.unsqueeze(0)
+            body.output, scores_of.output = AnyOutput(last_hidden_state=states), scores.unsqueeze(0)
             try:
                 return shell(**accepted(inner, inputs_embeds=states)).logits.squeeze(0)
             finally:
@@ -186,25 +186,3 @@ def _replaced(module: Any, path: list[str], stub: nn.Module) -> Any:
     first, *rest = path
     shell._modules[first] = _replaced(module._modules[first], rest, stub) if rest else stub
     return shell
-
-
-@dataclass
-class _AnyOutput(BaseModelOutputWithPastAndCrossAttentions):
-    """The output of any body: what it does not have is None (`router_logits`, `image_hidden_states`, `state`)."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
-class _Gives(nn.Module):
-    """Gives what it is told to, whatever it gets: in place of a body or of an output embedding."""
-
-    output: Any = None
-
-    @property
-    def decoder(self) -> "_Gives":  # OPT calls the decoder inside its body
-        return self
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.output

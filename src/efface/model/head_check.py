@@ -12,7 +12,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from efface.errors import RunError, UserError
+from efface.errors import RunError, UserError, reason_of
 from efface.model.blocks import accepted, capture_residuals, unwrap
 from efface.model.copies import eval_mode
 from efface.model.forward import Head, forward
@@ -57,9 +57,8 @@ def check_head(model: nn.Module, head: Head | None = None, layers: Sequence[int]
     except (UserError, RunError):
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{name} cannot be run the way efface runs models ({type(error).__name__}: {reason}). "
+            f"{name} cannot be run the way efface runs models ({reason_of(error, named=True)}). "
             "See the model families in README."
         ) from error
     for layer, states in residuals.items():

@@ -20,9 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efface.data.batch import PairBatch
+from efface.model.families import FULL, SHARING_ATTENTION, SLIDING, attention_of, kinds_of_layers, sliding_window
 from efface.model.padding import position_ids
 
-SHARING_ATTENTION = ("sdpa", "eager")  # the implementations of transformers that take a mask of one's own
+STEADY = 32  # tokens: in shorter rows the fused attention of a CPU takes other paths, that round otherwise
+WORTH_PACKING = 0.8  # rows that remain: above it the bits of the plain layout are worth more
+
+Segment = tuple[int, int, int]
+"""(logical row, first column, end column)"""
 
 
 @dataclass
@@ -113,13 +118,6 @@ def shared_layout(batch: PairBatch, model: Any, rejected: bool = True, exact: bo
     return Layout(ids, masks, positions.to(device), place.to(device))
 
 
-STEADY = 32  # tokens: in shorter rows the fused attention of a CPU takes other paths, that round otherwise
-WORTH_PACKING = 0.8  # rows that remain: above it the bits of the plain layout are worth more
-
-Segment = tuple[int, int, int]
-"""(logical row, first column, end column)"""
-
-
 def _length(segment: Segment) -> int:
     return segment[2] - segment[1]
 
@@ -174,32 +172,25 @@ def as_the_model_takes_it(
 
     def finished(mask: Tensor) -> Tensor:
         mask = mask.unsqueeze(1)
-        if config._attn_implementation == "sdpa":
+        if attention_of(config) == "sdpa":
             return mask
         bias = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
         return bias.masked_fill(~mask, torch.finfo(model.dtype).min)  # `eager` adds it
 
-    window = _window(config)
+    window = sliding_window(config)
     if window is None or int(positions.max()) < window:
         return finished(sees)
     near = sees & (positions.unsqueeze(2) - seen.unsqueeze(1) < window)
-    if "full_attention" not in (getattr(config, "layer_types", None) or []):
+    if FULL not in kinds_of_layers(config):
         return finished(near)
-    return {"full_attention": finished(sees), "sliding_attention": finished(near)}
-
-
-def _window(config: Any) -> int | None:
-    """Tokens that a sliding-window layer sees (its own included), or None if there is no such layer."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and "sliding_attention" not in kinds:
-        return None
-    return getattr(config, "sliding_window", None)
+    return {FULL: finished(sees), SLIDING: finished(near)}
 
 
 def why_not_shared(model: Any) -> str | None:
     """Why the shared layout does not fit `model`, or None if it does, as far as its configuration tells."""
     config = model.config.get_text_config(decoder=True)
-    if config._attn_implementation not in SHARING_ATTENTION:
-        return f"its attention is {config._attn_implementation!r}; {' or '.join(SHARING_ATTENTION)} take such a mask"
-    others = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    attention = attention_of(config)
+    if attention not in SHARING_ATTENTION:
+        return f"its attention is {attention!r}; {' or '.join(SHARING_ATTENTION)} take such a mask"
+    others = kinds_of_layers(config) - {FULL, SLIDING}
     return f"it has layers of kind {', '.join(sorted(others))}" if others else None

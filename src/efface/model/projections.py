@@ -12,15 +12,13 @@ from transformers.pytorch_utils import Conv1D
 
 from efface.errors import UserError
 from efface.model.blocks import decoder_blocks
-
-MLP_OUTPUTS = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out")
-ATTENTION_OUTPUTS = ("o_proj", "c_proj", "out_proj", "dense")
-# Of a gated MLP the gate; in `gate_up_proj` (Phi 3, GLM 4) its rows come first.
-MLP_INPUTS = ("gate_proj", "gate_up_proj", "c_fc", "dense_h_to_4h", "fc1", "fc_in")
-# RMS norms between a part of a block and the residual stream (Gemma 2 and 3, OLMo 2; GLM 4). A block that has none
-# after its MLP has none after its attention: Llama's `post_attention_layernorm` stands before the MLP.
-NORMS_AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
-NORMS_AFTER_ATTENTION = ("post_self_attn_layernorm", "post_attention_layernorm")
+from efface.model.families import (
+    ATTENTION_OUTPUTS,
+    MLP_INPUTS,
+    MLP_OUTPUTS,
+    NORMS_AFTER_ATTENTION,
+    NORMS_AFTER_MLP,
+)
 
 
 def mlp_output_projection(block: nn.Module) -> nn.Linear | Conv1D:
@@ -126,6 +124,6 @@ def _only(
         raise UserError(
             f"{type(block).__name__} has {len(found)} {part} {side} projections under a known name "
             f"({', '.join(names)}), where one is needed. Merge an adapter first; add a new family's name to "
-            f"efface.model.projections.{table}."
+            f"efface.model.families.{table}."
         )
     return found[0]

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import RunError, UserError, reason_of
+from efface.files.results import write_json
+from efface.model import interventions
+from efface.model.families import rope_of_transformers_4
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -37,8 +40,6 @@ def save_model(
     Raises:
         RunError: if the disk is full or not writable, or the model cannot be saved; nothing half-written remains.
     """
-    from efface.model import interventions
-
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -124,35 +125,11 @@ def _make_readable_by_transformers_4(directory: Path) -> None:
     config_file, tokenizer_file = directory / "config.json", directory / "tokenizer_config.json"
     if config_file.exists():
         config = json.loads(config_file.read_text(encoding="utf-8"))
-        config.update(_rope_of_transformers_4(config))
+        config.update(rope_of_transformers_4(config))
         config.setdefault("torch_dtype", config.get("dtype"))
-        _rewrite(config_file, config)
+        write_json(config_file, config)
     if tokenizer_file.exists():
         tokenizer = json.loads(tokenizer_file.read_text(encoding="utf-8"))
         if tokenizer.get("tokenizer_class") == "TokenizersBackend":
             tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
-            _rewrite(tokenizer_file, tokenizer)
-
-
-def _rope_of_transformers_4(config: dict[str, Any]) -> dict[str, Any]:
-    rope = config.get("rope_parameters")
-    if not rope:
-        return {}
-    names: dict[str, Any] = {}
-    if "full_attention" in rope:  # Gemma 3: one set of parameters per kind of layer
-        names["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
-        rope = rope["full_attention"]
-    is_neox = config["model_type"] == "gpt_neox"
-    if "rope_theta" in rope:
-        names["rotary_emb_base" if is_neox else "rope_theta"] = rope["rope_theta"]
-    if "partial_rotary_factor" in rope:
-        names["rotary_pct" if is_neox else "partial_rotary_factor"] = rope["partial_rotary_factor"]
-    if rope.get("rope_type", "default") != "default":
-        names["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
-    return names
-
-
-def _rewrite(path: Path, content: dict[str, Any]) -> None:
-    from efface.files.results import write_json
-
-    write_json(path, content)
+            write_json(tokenizer_file, tokenizer)

@@ -20,8 +20,10 @@ from pathlib import Path
 
 import torch
 
-from efface.errors import RunError, UserError, out_of_memory
+from efface.errors import RunError, UserError, explained, out_of_memory
 from efface.files.results import cache_dir, read_json, write_json
+from efface.model.save import save_model
+from efface.model.whole import load_whole
 
 logger = logging.getLogger(__name__)
 
@@ -165,8 +167,6 @@ def _check_gguf(gguf: Path) -> None:
     """Refuse what transformers would read wrongly: one part of several, or a header that its tensors contradict."""
     from gguf import GGUFReader
 
-    from efface.errors import explained
-
     what = f"model {gguf.name!r}"
     with explained(what, "Is the file cut short? Fetch it again."):
         reader = GGUFReader(gguf)
@@ -197,10 +197,6 @@ def _check_gguf(gguf: Path) -> None:
 def _convert_gguf(gguf: Path, directory: Path) -> None:
     """De-quantise into a fresh model of the same config: transformers refuses to save the one it loaded from GGUF."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from efface.errors import explained
-    from efface.model.save import save_model
-    from efface.model.whole import load_whole
 
     _check_gguf(gguf)
     logger.info("de-quantising %s (about half a minute for 135M parameters, once)", gguf.name)

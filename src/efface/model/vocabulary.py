@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from efface.data.conversation import as_message
+from efface.data.tokens import token_ids
 from efface.errors import UserError
 
 
@@ -55,9 +57,7 @@ def _put_in(tokenizer: Any) -> set[int]:
     ids = set(tokenizer("a")["input_ids"])
     if tokenizer.chat_template:
         try:
-            message = [{"role": "user", "content": "a"}]
-            text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-            ids |= set(tokenizer(text, add_special_tokens=False)["input_ids"])
-        except Exception:  # a template that does not take this is reported where it is used
+            ids |= set(token_ids(tokenizer, as_message(tokenizer, "a")))
+        except UserError:  # a template that does not take this is reported where it is used
             pass
     return ids

@@ -13,7 +13,6 @@ from efface.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
 WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
 """Prefix of the names in a state dict -> what puts it there when its own is saved instead of the model's."""
 
@@ -37,29 +36,30 @@ def load_whole(auto_class: Any, name: str | os.PathLike[str], what: str, **setti
     mismatched = [key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ())]
     missing = sorted({*info["missing_keys"], *mismatched})
     if missing:
-        raise UserError(_incomplete(what, missing, sorted(info["unexpected_keys"]), len(model.state_dict())))
+        raise UserError(incomplete(what, missing, sorted(info["unexpected_keys"]), len(model.state_dict())))
     known = model.state_dict().keys()
     beyond = sorted(key for key in info["unexpected_keys"] if re.sub(r"\.\d+\.", ".0.", key, count=1) in known)
     if beyond:
         raise UserError(
-            f"{what} has weights of more blocks than its config.json says ({_listed(beyond)}): the model would end "
+            f"{what} has weights of more blocks than its config.json says ({listed(beyond)}): the model would end "
             "before them. Correct num_hidden_layers."
         )
     return model
 
 
-def _incomplete(what: str, missing: list[str], unexpected: list[str], n: int) -> str:
+def incomplete(what: str, missing: list[str], unexpected: list[str], n: int) -> str:
+    """What is wrong with a checkpoint of `n` weights that lacks some and has others, and what to do."""
     prefix = _common_prefix(missing, unexpected)
     if prefix is not None:
         made = f", as {WRAPPERS[prefix]} leaves them" if prefix in WRAPPERS else ""
         reason = f"Its names begin with {prefix!r}{made}: take that off the names and save again."
     elif unexpected:
         reason = (
-            f"It holds {len(unexpected)} other tensors ({_listed(unexpected)}): is config.json that of another model?"
+            f"It holds {len(unexpected)} other tensors ({listed(unexpected)}): is config.json that of another model?"
         )
     else:
         reason = "Pass the whole checkpoint, with the config.json that belongs to it."
-    return f"{what} lacks {len(missing)} of {n} weights ({_listed(missing)}): they would be random numbers. {reason}"
+    return f"{what} lacks {len(missing)} of {n} weights ({listed(missing)}): they would be random numbers. {reason}"
 
 
 def _common_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
@@ -72,5 +72,6 @@ def _common_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | N
     return None
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -9,12 +9,11 @@ with it: the attribute model is a linear toxicity probe. At every step the keys 
 of the distributions with and without the push. The push stays in the keys and values for the steps that follow.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from efface.analysis.probes import LinearProbe
 from efface.data.tokens import decode_continuation
@@ -23,7 +22,8 @@ from efface.generation.decoder import end_ids
 from efface.generation.generate import Continuation
 from efface.generation.prompts import encode_prompts
 from efface.generation.warp import Warp, uniforms
-from efface.model.copies import eval_mode
+from efface.model.copies import eval_mode, frozen
+from efface.model.padding import batches_by_length
 from efface.pairs.config import Source
 from efface.pairs.perturbation import Perturbation, PPLMSettings, fuse
 from efface.progress import track
@@ -109,9 +109,8 @@ def pplm_generate(
         )
     room = max_new_tokens + settings.horizon_length
     encoded = encode_prompts(model, processing_class, prompts, max_new_tokens=room)
-    order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]))
-    sequences = [(number, sample) for number in order for sample in range(samples)]
-    batches = [sequences[start : start + batch_size] for start in range(0, len(sequences), batch_size)]
+    sequences = [(number, sample) for number in range(len(encoded)) for sample in range(samples)]
+    batches = batches_by_length(sequences, lambda sequence: len(encoded[sequence[0]]), batch_size)
     done: dict[tuple[int, int], Continuation] = {}
     with eval_mode(model), frozen(model):
         perturbation = Perturbation(model, processing_class, probe, settings)
@@ -151,16 +150,3 @@ def _decode(
             running = running[going]
             batch.keep(going.nonzero()[:, 0].to(chosen.device))
     return rows
-
-
-@contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient inside; afterwards those do that did."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

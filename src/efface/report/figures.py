@@ -9,7 +9,8 @@ from efface.files.io import renamed_when_whole
 from efface.registry import resolve
 from efface.report import FIGURES, Drawing
 
-Row = Mapping[str, Any]
+Logged = Mapping[str, Any]
+"""A row of `trainer.state.log_history`."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,7 @@ class Findings:
     """What `efface evaluate` writes of the model before."""
     edited: Mapping[str, Any]
     """And after."""
-    history: Sequence[Row]
-    """Rows of `trainer.state.log_history`."""
+    history: Sequence[Logged]
 
 
 @dataclass(frozen=True)

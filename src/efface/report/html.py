@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from efface.files.results import write_text
-from efface.report.figures import Drawn, Row
+from efface.report.figures import Drawn, Logged
 from efface.report.masking import WordScorer, mask_or_withhold
 from efface.report.plots import keys_starting
 
@@ -56,7 +56,7 @@ def write_report(
     title: str,
     base: Mapping[str, Any],
     edited: Mapping[str, Any],
-    history: Sequence[Row],
+    history: Sequence[Logged],
     figures: Iterable[Drawn],
     comparison: Mapping[str, Any],
     examples: Iterable[Mapping[str, Any]],
@@ -161,7 +161,7 @@ def _verdict(side: Mapping[str, Any]) -> str:
     return str(side.get("degeneration", {}).get("verdict", "–"))
 
 
-def _training_table(history: Sequence[Row]) -> dict[str, list[list[str]] | list[str]]:
+def _training_table(history: Sequence[Logged]) -> dict[str, list[list[str]] | list[str]]:
     """At most TRAINING_ROWS rows of the log, evenly spread, first and last included; only columns that were logged."""
     columns = [key for key in TRAINING_KEYS if any(key in row for row in history)]
     for prefix in TRAINING_PREFIXES:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from efface.report.figures import Findings, Row
+from efface.report.figures import Findings, Logged
 
 GREY, BLUE, ORANGE, GREEN = "#8a9099", "#0072b2", "#c8500a", "#00805f"
 INK = "#2b2f36"
@@ -34,13 +34,13 @@ def training_figure(findings: Findings) -> Figure:
     return figure
 
 
-def series(history: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
+def series(history: Sequence[Logged], key: str) -> tuple[list[float], list[float]]:
     """The steps and values of the rows that hold a finite number under `key`."""
     pairs = [(row["step"], row[key]) for row in history if "step" in row and _is_number(row.get(key))]
     return [float(step) for step, _ in pairs], [float(value) for _, value in pairs]
 
 
-def keys_starting(history: Sequence[Row], prefix: str) -> list[str]:
+def keys_starting(history: Sequence[Logged], prefix: str) -> list[str]:
     """The keys with `prefix` that occur in `history`, by layer number: bce/8 before bce/16."""
     keys = {key for row in history for key in row if key.startswith(prefix)}
     return sorted(keys, key=lambda key: (len(key), key))
@@ -81,7 +81,7 @@ def _bars(axes: Axes, heights: list[float], title: str, labels: list[str], top: 
     _plain(axes)
 
 
-def _training_panels(upper: Axes, lower: Axes, history: Sequence[Row]) -> None:
+def _training_panels(upper: Axes, lower: Axes, history: Sequence[Logged]) -> None:
     keys = [key for key in keys_starting(history, BCE) if series(history, key)[0]]
     for i, key in enumerate(keys):
         label = f"layer {key.removeprefix(BCE)}"
@@ -100,7 +100,7 @@ def _training_panels(upper: Axes, lower: Axes, history: Sequence[Row]) -> None:
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _line_or_note(axes: Axes, history: Sequence[Row], keys: list[str], title: str, label: str, color: str) -> None:
+def _line_or_note(axes: Axes, history: Sequence[Logged], keys: list[str], title: str, label: str, color: str) -> None:
     """Plot the first of `keys` that was logged, or write that none was."""
     found = next((key for key in keys if series(history, key)[0]), None)
     if found is None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from efface.errors import UserError
-from efface.resampling import Ranking, drawn
+from efface.resampling import Ranking, drawn, interval
 from efface.scoring import load_scorer
 from efface.scoring.cache import cached
 from efface.scoring.labelled import LabelledText, load_labelled
@@ -104,7 +104,7 @@ def measure(texts: Sequence[LabelledText], scores: np.ndarray, *, seed: int = 0)
         toxic=int(toxic.sum()),
         auc=None if aucs is None else float(aucs[0]),
         # A resample of few groups may hold one class alone and then has no AUC.
-        ci95=None if aucs is None else np.nanquantile(aucs[1:], [0.025, 0.975]).tolist(),
+        ci95=None if aucs is None else list(interval(aucs[1:])),
         thresholds=[_at(threshold, toxic, scores) for threshold in THRESHOLDS],
     )
 

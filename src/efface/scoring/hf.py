@@ -14,6 +14,7 @@ from torch import nn
 
 from efface.errors import UserError, explained
 from efface.files.results import versions
+from efface.model.padding import batches_by_length
 from efface.model.vocabulary import check_vocabulary, embedding_rows
 from efface.model.whole import load_whole
 
@@ -88,10 +89,8 @@ class HFScorer:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         # An empty text scores 0, as with the other scorers; some tokenizers would make no token of it at all.
         filled = [index for index, text in enumerate(texts) if text.strip()]
-        order = sorted(filled, key=lambda index: -len(texts[index]))
         scores = np.zeros(len(texts))
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
+        for batch in batches_by_length(filled, lambda index: len(texts[index]), self.batch_size):
             scores[batch] = self._score_batch([texts[index] for index in batch])
         return scores
 

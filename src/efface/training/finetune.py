@@ -4,7 +4,6 @@ One function for every throw-away toxic copy: anti-expert, task vector, relearni
 all of them, so the copy is trainable whatever the model's own flags say.
 """
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -16,8 +15,8 @@ from efface.checks import positive
 from efface.data.tokens import tokens_of
 from efface.errors import RunError, UserError
 from efface.model.blocks import accepted
-from efface.model.copies import eval_mode, merged
-from efface.model.padding import max_positions, position_ids
+from efface.model.copies import eval_mode, trainable_copy
+from efface.model.padding import max_positions, pad_batch, position_ids
 from efface.progress import track
 
 if TYPE_CHECKING:
@@ -107,29 +106,8 @@ def raise_if_diverged(model: "PreTrainedModel", text: list[int], step: int, lear
         )
 
 
-def trainable_copy(model: "PreTrainedModel", lora_r: int | None = None) -> "PreTrainedModel":
-    """A copy of `model`, without its adapter (which is merged), all of whose weights, or a new adapter's, are trained.
-
-    The random start of a new adapter is drawn from the global random state.
-
-    Raises:
-        UserError: if it cannot be trained: quantised weights without `lora_r`, an adapter that cannot be merged.
-    """
-    student = merged(copy.deepcopy(model))
-    if lora_r is not None:
-        from peft import LoraConfig, get_peft_model
-
-        settings = LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules="all-linear", task_type="CAUSAL_LM")
-        return get_peft_model(student, settings)  # type: ignore[return-value]
-    if not all(parameter.is_floating_point() for parameter in student.parameters()):
-        raise UserError("the model's weights are quantised: they cannot be trained. Load them whole, or set lora_r.")
-    return student.float().requires_grad_(True)
-
-
 def _next_token_loss(model: "PreTrainedModel", rows: list[list[int]]) -> torch.Tensor:
-    width = max(map(len, rows))
-    input_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)  # (batch, T)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    input_ids, mask = pad_batch(rows, 0, model.device, left=False)  # (batch, T)
     inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids(mask), "use_cache": False}
     logits = model(**accepted(model, **inputs)).logits
     predicted = mask[:, 1:].bool()

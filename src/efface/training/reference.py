@@ -31,7 +31,7 @@ from efface.model.chunked import weighted_kl
 from efface.model.copies import eval_mode
 from efface.model.forward import Forward, Head, forward
 from efface.model.layout import Layout, plain_layout
-from efface.model.padding import most_columns
+from efface.model.padding import batches_by_length, most_columns
 from efface.progress import track
 from efface.training.passes import policy_forward
 
@@ -242,10 +242,8 @@ def compute_states(
     batch_size: int,
 ) -> dict[str, Tensor]:
     """hidden (tokens, d) and norms (tokens, layers) of some of the items, in their order; batched by length."""
-    order = sorted(numbers, key=lambda i: sum(map(len, items[i])))
     found: dict[int, ReferenceStates] = {}
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
+    for chunk in batches_by_length(numbers, lambda i: sum(map(len, items[i])), batch_size, longest_first=False):
         input_ids, attention_mask, continuation = (
             tensor.to(device) for tensor in collate_rows([items[i] for i in chunk], pad_token_id=0)
         )

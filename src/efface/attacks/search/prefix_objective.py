@@ -14,7 +14,7 @@ arXiv 2407.17447.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,12 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efface.attacks.search.slot import Slot
-from efface.attacks.search.slot_loss import frozen, leaf_embeddings
+from efface.attacks.search.slot_loss import leaf_embeddings
 from efface.errors import RunError
 from efface.generation.likelihood import token_nll
+from efface.model.copies import frozen
 from efface.model.forward import Forward, Head, forward
 from efface.model.layout import plain_layout
-from efface.model.padding import pad_batch
+from efface.model.padding import batches_by_length, pad_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -216,11 +217,6 @@ class PrefixObjective:
     def _length(self, ids: Ids, k: int) -> int:
         return len(self.slots[k].prompt(ids)) + len(self.slots[k].target)
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
         """Numbers of the rows that go through a model together, the longest first: so many tokens, or one row."""
-        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        start = 0
-        while start < len(order):
-            rows = max(self.max_batch_tokens // lengths[order[start]], 1)
-            yield order[start : start + rows]
-            start += rows
+        return batches_by_length(range(len(lengths)), lengths.__getitem__, max_tokens=self.max_batch_tokens)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from efface.attacks.altered import altered_to_fit, prompts_as_read
 from efface.attacks.draw import drawn
 from efface.attacks.target import Target
-from efface.data.conversation import in_template
+from efface.data.conversation import check_template, in_template
 from efface.data.pair_tokens import tokenize_pair
 from efface.data.tokens import bos_prefix, encode_continuation, token_ids, tokens_of
 from efface.errors import UserError
@@ -67,10 +67,8 @@ def slot_in(
     """
     prompt, rejected = row["prompt"], row["rejected"]
     template = chat or not isinstance(prompt, str)
-    if template and not processing_class.chat_template:
-        raise UserError(
-            "the prompts are messages, but the tokenizer has no chat template. Take an instruct model, or plain text."
-        )
+    if template:
+        check_template(processing_class, "the prompts are messages,", "Take an instruct model, or plain text.")
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
     turns[-1]["content"] = put(turns[-1]["content"], MARK, place)
     if template:

@@ -30,6 +30,7 @@ from efface.generation.decoder import Decoder
 from efface.generation.warp import Warp
 from efface.model.blocks import accepted, unwrap
 from efface.model.chunked import token_log_probabilities
+from efface.model.copies import frozen
 from efface.model.forward import Head, final_states
 from efface.model.head_check import check_head_once
 from efface.model.layout import as_the_model_takes_it, pack, why_not_shared
@@ -225,19 +226,6 @@ def _cache(states: KeysValues, length: int, kind: type[_Kept]) -> Cache:
     if not states:
         return DynamicCache()
     return Cache(layers=[kind(keys[:, :, :length], values[:, :, :length]) for keys, values in states])
-
-
-@contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Within the context no weight wants a gradient, so that a graph keeps nothing for one."""
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
 
 
 @contextlib.contextmanager

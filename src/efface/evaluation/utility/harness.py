@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from efface.errors import RunError, UserError
+from efface.errors import RunError, UserError, reason_of
 from efface.evaluation.utility.task_files import TaskFile
 from efface.progress import track
 
@@ -108,10 +108,9 @@ def _own_task(manager: Any, name: str) -> dict[str, Any]:
     try:
         return manager.load(name)
     except Exception as error:  # the hub client raises a dozen unrelated types; all mean that there is no data
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"task {name!r}: lm-eval could not load its data ({reason}). Check the network, or pass rows of your own "
-            "as a file of JSON lines."
+            f"task {name!r}: lm-eval could not load its data ({reason_of(error)}). Check the network, or pass rows of "
+            "your own as a file of JSON lines."
         ) from error
 
 
@@ -143,6 +142,7 @@ def _in_memory(
     from lm_eval.models.huggingface import HFLM
 
     from efface.generation.likelihood import MAX_LOGITS
+    from efface.model.padding import batches_by_length
 
     budget = MAX_LOGITS // model.config.get_text_config(decoder=True).vocab_size  # tokens
 
@@ -160,12 +160,8 @@ def _in_memory(
                     self.max_length,
                 )
             # As HFLM sorts: continuations of one token that share their context are neighbours and cost one forward.
-            order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i]), tokens[i]))
-            batches: list[list[int]] = []
-            for i in order:
-                if not batches or len(batches[-1]) >= min(batch_size, budget // len(tokens[batches[-1][0]])):
-                    batches.append([])
-                batches[-1].append(i)
+            order = sorted(range(len(tokens)), key=tokens.__getitem__)
+            batches = batches_by_length(order, lambda i: len(tokens[i]), batch_size, max_tokens=budget)
             answers: dict[int, tuple[float, bool]] = {}
             for batch in track(batches, "utility", show=progress):
                 found = super()._loglikelihood_tokens([requests[i] for i in batch], disable_tqdm=True)
