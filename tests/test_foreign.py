@@ -45,7 +45,7 @@ from efface.pairs.builder import OUTCOME
 from efface.pairs.sources import toxic_texts
 from efface.report.table import evaluation_table, versus_lines
 from efface.scoring import judge as scorer_judge
-from efface.scoring.cache import cached
+from efface.scoring.cache import cache_scores
 from efface.scoring.judge import META, Judge
 from efface.scoring.labelled import load_labelled
 from efface.scoring.scorer import NamedScorer
@@ -308,13 +308,13 @@ def test_kept_generations_are_made_again_if_they_are_none(tmp_path: Path) -> Non
     right = [{"prompt": "p", "continuation": " c", "token_ids": [3, 4], "made_by": "m"}]
     for rows in [right, *changed(right)]:
         (tmp_path / "g").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        found = kept._recalled(tmp_path / "g", "m", 1)
+        found = kept._recall(tmp_path / "g", "m", 1)
         assert found == rows or (found is None and rows != right)
         assert found is None or all(isinstance(row["prompt"] + row["continuation"], str) for row in found)
     for content in NO_JSON.values():
         (tmp_path / "g").write_bytes(content)
-        assert kept._recalled(tmp_path / "g", "m", 1) is None
-    assert kept._recalled(tmp_path / ("x" * 300), "m", 1) is None
+        assert kept._recall(tmp_path / "g", "m", 1) is None
+    assert kept._recall(tmp_path / ("x" * 300), "m", 1) is None
 
 
 ROWS: dict[str, tuple[Callable[[Path], object], Row]] = {
@@ -386,7 +386,7 @@ def test_a_score_cache_of_another_make_is_not_believed(tmp_path: Path) -> None:
     path = tmp_path / "scores.sqlite"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE scores (key BLOB PRIMARY KEY, score)")
-        keys = [cached(named, path)._key(text) for text in "abc"]  # type: ignore[attr-defined]
+        keys = [cache_scores(named, path)._key(text) for text in "abc"]  # type: ignore[attr-defined]
         rows = list(zip(keys, ["high", None, 7.5], strict=True))
         connection.executemany("INSERT INTO scores VALUES (?, ?)", rows)
-    assert list(cached(named, path)(list("abc"))) == [0.25] * 3 and asked == list("abc")
+    assert list(cache_scores(named, path)(list("abc"))) == [0.25] * 3 and asked == list("abc")

@@ -17,6 +17,8 @@ from efface.errors import UserError
 from efface.evaluation.baseline import compare_with_baseline, read_baseline
 from efface.evaluation.comparison import EXACT, Versus, compare, sign_flip_p
 from efface.evaluation.measure import evaluate
+from efface.evaluation.settings import OrdinaryText
+from efface.generation.decoding import Decoding
 from efface.report.table import versus_lines
 from efface.scoring.scorer import NamedScorer
 
@@ -92,9 +94,9 @@ def run(model: PreTrainedModel, value: float = 0.9, names: str = "ab", **changes
 
 
 def test_versus_baseline(tmp_path: Path, gpt2: PreTrainedModel) -> None:
-    base = run(gpt2, text=TEXT)
+    base = run(gpt2, text=OrdinaryText(TEXT))
     base.save(tmp_path / "base.json")
-    edited = run(tiny_model("gpt2", seed=1), 0.2, text=TEXT, baseline=tmp_path / "base.json")
+    edited = run(tiny_model("gpt2", seed=1), 0.2, text=OrdinaryText(TEXT), baseline=tmp_path / "base.json")
     found = edited.versus_baseline.to_dict()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert list(found["judges"]) == ["a", "b"] and found["not_compared"] == []
@@ -113,10 +115,10 @@ def test_versus_baseline(tmp_path: Path, gpt2: PreTrainedModel) -> None:
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path, gpt2: PreTrainedModel) -> None:
-    base = run(gpt2, text=TEXT)
+    base = run(gpt2, text=OrdinaryText(TEXT))
     for changes, reason in (
-        ({"samples": 2}, "toxicity: samples is 2 here and 1 in the baseline"),
-        ({"max_new_tokens": 5}, "toxicity: max_new_tokens is 5 here and 20 in the baseline"),
+        ({"decoding": Decoding(samples=2)}, "toxicity: samples is 2 here and 1 in the baseline"),
+        ({"decoding": Decoding(max_new_tokens=5)}, "toxicity: max_new_tokens is 5 here and 20 in the baseline"),
         ({"prompts": PROMPTS[::-1]}, "toxicity: the prompts are not the same"),
     ):
         result = run(gpt2, baseline=base, **changes)
@@ -124,8 +126,9 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, gpt2: PreTrainedModel) 
         assert found.judges == {} and reason in found.not_compared, found
         assert found.perplexity_ratio is None
         assert f"not compared: {reason}" in versus_lines(result.to_dict())
-    assert run(gpt2, seed=5, baseline=base).versus_baseline.not_compared == []  # greedy: the seed changes nothing
-    partly = run(gpt2, names="bc", baseline=base, text=TEXT, max_text_tokens=5).versus_baseline
+    reseeded = run(gpt2, decoding=Decoding(seed=5), baseline=base).versus_baseline
+    assert reseeded.not_compared == []  # greedy: the seed changes nothing
+    partly = run(gpt2, names="bc", baseline=base, text=OrdinaryText(TEXT, max_tokens=5)).versus_baseline
     assert list(partly.judges) == ["b"] and partly.perplexity_ratio is None
     assert partly.not_compared == ["toxicity: the baseline has no scores of c"]
     # The result alone, and one of an older version.

@@ -10,6 +10,7 @@ from tiny import tiny_model, tiny_tokenizer
 from efface.errors import UserError
 from efface.evaluation.measure import evaluate
 from efface.evaluation.result import Evaluation, Figures
+from efface.evaluation.settings import OrdinaryText
 from efface.files.results import read_json
 from efface.scoring.scorer import NamedScorer
 
@@ -26,7 +27,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, seed, baseline in (("base", 0, None), ("edited", 1, folder / "base.json")):
         model = tiny_model("gpt2", seed=seed)
         run: dict[str, Any] = {"processing_class": tiny_tokenizer(), "scorer": HALF, "reference": base}
-        evaluate(model, PROMPTS, text=TEXT, identity=True, baseline=baseline, **run).save(folder / f"{name}.json")
+        found = evaluate(model, PROMPTS, text=OrdinaryText(TEXT), identity=True, baseline=baseline, **run)
+        found.save(folder / f"{name}.json")
     return folder
 
 

@@ -68,7 +68,7 @@ class HeldOut:
         """(1 + resamples, 2): balanced accuracy and AUC, of the data and then of groups drawn with replacement.
 
         The draws are the same at every call, so that rows of two probes can be subtracted. NaN where a class is not
-        draw_resamples at all.
+        drawn at all.
         """
         right = (scores > 0) == labels
         # (2, 2, groups): right ones and all, by class

@@ -6,7 +6,7 @@ attacked model, or its altered prompts, to `measure`.
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,10 @@ from efface.data.rows import load_texts
 from efface.errors import UserError
 from efface.evaluation.comparison import Comparisons, compare, read_comparisons
 from efface.evaluation.degeneration import Degeneration
-from efface.evaluation.measure import Texts, evaluate
+from efface.evaluation.measure import evaluate
 from efface.evaluation.prompt_sets import load_prompts
 from efface.evaluation.result import EVALUATION, TOXICITY
+from efface.evaluation.settings import OrdinaryText, RunSettings, Texts
 from efface.evaluation.toxicity import ToxicitySummary
 from efface.files.jsonl import Row
 from efface.files.part import digest
@@ -145,7 +146,7 @@ class Target:
     text: list[str] | None = None
     """Ordinary documents for perplexity; None leaves it out."""
     max_text_tokens: int | None = 20_000
-    max_batch_tokens: int | None = None
+    max_tokens_at_once: int | None = None
     """Of the generation, see `generate_ids`; None leaves its default."""
     seed: int = 0
     """Of the attack; that of the generations is in `decoding`."""
@@ -172,17 +173,17 @@ class Target:
         limit: int | None = None,
         rows: Any = "shipped:heldout",
         scorer: str | Scorer | Sequence[str | Scorer] = DEFAULT_SCORER,
-        decoding: Decoding | None = None,
+        decoding: Decoding = Decoding(),
         text: Texts | None = None,
         max_text_tokens: int | None = 20_000,
-        max_batch_tokens: int | None = None,
+        max_tokens_at_once: int | None = None,
         seed: int = 0,
         output: str | os.PathLike[str] | None = None,
         resume: bool = False,
         command: str | None = None,
         progress: bool = False,
     ) -> "Target":
-        """A target from names or from the things themselves: `prompts`, `scorer` and `text` as `evaluate` takes them.
+        """A target from names or from the things themselves: `prompts` and `scorer` as `evaluate` takes them.
 
         Args:
             limit: use only the first so many prompts.
@@ -213,9 +214,9 @@ class Target:
             found["base"], _ = model_and_tokenizer(_path(base), found["processing_class"], use_cpu=False)
         return cls(
             **found,
-            decoding=decoding or Decoding(),
+            decoding=decoding,
             max_text_tokens=max_text_tokens,
-            max_batch_tokens=max_batch_tokens,
+            max_tokens_at_once=max_tokens_at_once,
             seed=seed,
             names=names,
             output=None if output is None else Path(output),
@@ -251,12 +252,11 @@ class Target:
             self.prompts if prompts is None else prompts,
             processing_class=self.processing_class,
             scorer=self.scorers,
-            **asdict(decoding or self.decoding),
-            max_batch_tokens=self.max_batch_tokens,
-            text=self.text if with_text else None,
-            max_text_tokens=self.max_text_tokens,
+            decoding=decoding or self.decoding,
+            text=OrdinaryText(self.text if with_text else None, max_tokens=self.max_text_tokens),
             reference=self.base,
             baseline=None if yardstick is None else yardstick.figures,
+            run=RunSettings(max_tokens_at_once=self.max_tokens_at_once),
             progress=self.progress,
         )
         result = evaluation.to_dict()

@@ -131,9 +131,9 @@ def _find_obstacles(evaluation: Evaluation, baseline: Baseline) -> list[str]:
     if not baseline.generations or "scores" not in baseline.generations[0]:
         return ["the generations of the baseline, with their scores, are not beside it"]
     differs = [
-        f"{key} is {value} here and {there.get(key)} in the baseline"
-        for key, value in here.items()
-        if value != there.get(key)
+        f"{key} is {here.get(key)} here and {there.get(key)} in the baseline"
+        for key in dict.fromkeys([*here, *there])
+        if here.get(key) != there.get(key)
     ]
     if [row["prompt"] for row in evaluation.generations] != [row.get("prompt") for row in baseline.generations]:
         differs.append("the prompts are not the same")

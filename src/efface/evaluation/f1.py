@@ -19,6 +19,7 @@ import numpy as np
 from efface.data.tokens import tokens_of
 from efface.errors import UserError
 from efface.files.shapes import fill
+from efface.generation.decoding import Decoding
 from efface.generation.generate import generate_ids
 from efface.resampling import interval
 
@@ -88,10 +89,8 @@ def continuation_f1(
         model,
         processing_class,
         [text for text, _ in chosen],
-        max_new_tokens=max_new_tokens,
+        Decoding(max_new_tokens=max_new_tokens, max_prompt_tokens=prompt_tokens, truncation="first"),
         batch_size=batch_size,
-        max_prompt_tokens=prompt_tokens,
-        truncation="first",
         progress=progress,
     )
     special = set(processing_class.all_special_ids)

@@ -22,7 +22,7 @@ from efface.errors import UserError
 from efface.generation.decoder import end_ids
 from efface.generation.generate import Continuation
 from efface.generation.prompts import encode_prompts
-from efface.generation.warp import Warp, uniforms
+from efface.generation.warp import Warp, draw_uniforms
 from efface.model.copies import eval_mode
 from efface.pairs.config import Source
 from efface.pairs.perturbation import Perturbation, PPLMSettings, fuse
@@ -108,7 +108,7 @@ def pplm_generate(
             "on another model. Train one on this model (toxicity_probe)."
         )
     room = max_new_tokens + settings.horizon_length
-    encoded = encode_prompts(model, processing_class, prompts, max_new_tokens=room)
+    encoded = encode_prompts(model, processing_class, prompts, room=room)
     order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]))
     sequences = [(number, sample) for number in order for sample in range(samples)]
     batches = [sequences[start : start + batch_size] for start in range(0, len(sequences), batch_size)]
@@ -117,7 +117,7 @@ def pplm_generate(
         perturbation = Perturbation(model, processing_class, probe, settings)
         ends = end_ids(model, processing_class)
         for batch in track(batches, "PPLM", show=progress):
-            draws = uniforms(seed, batch, max_new_tokens)
+            draws = draw_uniforms(seed, batch, max_new_tokens)
             new = _decode(perturbation, [encoded[number] for number, _ in batch], draws, ends, without)
             for sequence, ids in zip(batch, new, strict=True):
                 text = decode_continuation(processing_class, encoded[sequence[0]], ids)

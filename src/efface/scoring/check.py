@@ -13,7 +13,7 @@ import numpy as np
 from efface.errors import UserError
 from efface.resampling import Ranking, draw_resamples
 from efface.scoring import load_scorer
-from efface.scoring.cache import cached
+from efface.scoring.cache import cache_scores
 from efface.scoring.labelled import LabelledText, load_labelled
 from efface.scoring.scorer import Scorer, score
 
@@ -78,7 +78,7 @@ def check_scorers(
         if not texts:
             raise UserError(f"a scorer was trained on all {len(source.texts)} texts of {source.name}: check others.")
         for judge in judges:
-            scores = score(cached(judge), [text.text for text in texts], progress=progress)
+            scores = score(cache_scores(judge), [text.text for text in texts], progress=progress)
             checks.append(
                 Check(
                     scorer=judge.name,
