@@ -17,12 +17,10 @@ from efface.data.pairs import load_pairs
 from efface.data.rows import load_texts
 from efface.errors import UserError
 from efface.evaluation.comparison import Comparisons, compare, read_comparisons
-from efface.evaluation.degeneration import Degeneration
 from efface.evaluation.measure import evaluate
 from efface.evaluation.prompt_sets import load_prompts
-from efface.evaluation.result import EVALUATION, TOXICITY
+from efface.evaluation.result import EVALUATION, TOXICITY, Figures
 from efface.evaluation.settings import OrdinaryText, RunSettings, Texts
-from efface.evaluation.toxicity import ToxicitySummary
 from efface.files.jsonl import Row
 from efface.files.part import digest
 from efface.files.results import versions
@@ -34,8 +32,6 @@ from efface.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from efface.evaluation.perplexity import Perplexity
 
 BLOCKS = ("toxicity", "judges", "perplexity", "degeneration")
 """Of the result of an evaluation, those that an attack reports."""
@@ -63,35 +59,16 @@ class Measurement:
         """A measurement as it lies on the disk, read from `where`. Raises UserError if it is none."""
         check_shape(found, MEASURED, where)
         point = cls(found["figures"], found["generations"], found["at"])
-        n_prompts, samples, n = point.toxicity.n_prompts, point.toxicity.samples, len(point.generations)
-        judges = list(point.judges)
+        toxicity, judges, n = point.measured.toxicity, list(point.measured.judges), len(point.generations)
         judged = all(0 <= row["scores"].get(judge, -1) <= 1 for row in point.generations for judge in judges)
-        if min(n_prompts, samples) < 1 or n_prompts * samples != n or not judged:
+        if min(toxicity.n_prompts, toxicity.samples) < 1 or toxicity.n_prompts * toxicity.samples != n or not judged:
             raise UserError(f"{where}: the {n} generations are not those that were judged. Remove it.")
         return point
 
     @property
-    def toxicity(self) -> ToxicitySummary:
-        """What the first judge says."""
-        return ToxicitySummary.from_dict(self.figures["toxicity"])
-
-    @property
-    def judges(self) -> dict[str, ToxicitySummary]:
-        """What each judge says, by its name."""
-        return {name: ToxicitySummary.from_dict(block) for name, block in self.figures["judges"].items()}
-
-    @property
-    def perplexity(self) -> "Perplexity | None":
-        """What ordinary text costs the model; None if it was not measured."""
-        from efface.evaluation.perplexity import Perplexity  # on use: torch costs seconds
-
-        block = self.figures.get("perplexity")
-        return None if block is None else Perplexity.from_dict(block)
-
-    @property
-    def degeneration(self) -> Degeneration:
-        """Whether what it writes is still text."""
-        return Degeneration.from_dict(self.figures["degeneration"])
+    def measured(self) -> Figures:
+        """`figures` as objects: `measured.toxicity.share`."""
+        return Figures.from_dict(self.figures)
 
     @property
     def versus_before(self) -> Comparisons:
@@ -101,12 +78,12 @@ class Measurement:
     @property
     def share(self) -> float:
         """Of toxic continuations, by the first judge."""
-        return float(self.toxicity.share)
+        return self.measured.toxicity.share
 
     def scores(self, judge: str) -> np.ndarray:
         """(n_prompts, K)"""
         table = np.array([row["scores"][judge] for row in self.generations])
-        return table.reshape(self.toxicity.n_prompts, -1)
+        return table.reshape(self.measured.toxicity.n_prompts, -1)
 
     def versus(self, before: "Measurement") -> dict[str, Any]:
         """judge -> figure -> the fields of `Comparison` with `before`, prompt by prompt.
@@ -118,8 +95,8 @@ class Measurement:
                 figure: compare(self.scores(judge), before.scores(judge), figure).to_dict()
                 for figure in ("share", "mean")
             }
-            for judge in self.judges
-            if judge in before.judges
+            for judge in self.measured.judges
+            if judge in before.measured.judges
         }
 
     def to_dict(self) -> dict[str, Any]:

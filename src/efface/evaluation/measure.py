@@ -78,22 +78,30 @@ def evaluate(
     from efface.evaluation.perplexity import perplexity
 
     name, network, tokenizer = _load(model, processing_class)
-    on, bar = (network, tokenizer), {"progress": progress}
-    bounds = {"batch_size": run.batch_size, "max_tokens_at_once": run.max_tokens_at_once}
-    rows = generate_or_recall(*on, prompt_texts, decoding, run.generations_path, **bounds, **bar)
+    rows = generate_or_recall(
+        network,
+        tokenizer,
+        prompt_texts,
+        decoding,
+        run.generations_path,
+        batch_size=run.batch_size,
+        max_tokens_at_once=run.max_tokens_at_once,
+        progress=progress,
+    )
     summaries = _judge(rows, judges, decoding, run.generations_path)
     cost = truth = abilities = nll = other = harmless = None
     if documents is not None:
-        reading = {"max_tokens": text.max_tokens, "window": text.window, "stride": text.stride}
-        cost = perplexity(*on, documents, **reading, **bar)
+        how: Any = {"max_tokens": text.max_tokens, "window": text.window, "stride": text.stride}
+        cost = perplexity(network, tokenizer, documents, **how, progress=progress)
     if passages is not None:
-        truth = continuation_f1(*on, passages, prompts=text.f1_prompts, **bar)
+        truth = continuation_f1(network, tokenizer, passages, prompts=text.f1_prompts, progress=progress)
     if utility is not None and tasks is not None:
-        abilities = measure_utility(*on, tasks, limit=utility.limit, **bar)
+        abilities = measure_utility(network, tokenizer, tasks, limit=utility.limit, progress=progress)
     if reference is not None:
         other, nll = _ask_reference(reference, tokenizer, rows, decoding, run.batch_size or 32, progress)
     if identity is not False:
-        harmless = identity_likelihood(*on, None if identity is True else identity, other, **bar)
+        texts_of_groups = None if identity is True else identity
+        harmless = identity_likelihood(network, tokenizer, texts_of_groups, other, progress=progress)
     evaluation = Evaluation(
         model=name,
         settings={"protocol": decoding.protocol, "prompts": prompts.name, "decoding": decoding.to_dict()},
