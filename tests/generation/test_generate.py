@@ -23,13 +23,12 @@ from transformers import (
 from efface.errors import RunError, UserError
 from efface.evaluation.perplexity import Perplexity, perplexity
 from efface.generation import generate as generation
-from efface.generation import warp
+from efface.generation import likelihood, warp
 from efface.generation.decoding import Decoding
 from efface.generation.generate import generate, generate_ids
 from efface.generation.likelihood import continuation_nll
 from efface.generation.prompts import encode_prompts
 from efface.generation.warp import GREEDY, Warp, draw_uniforms
-from efface.model import padding as batching
 
 PROMPTS = ["The weather in the old town", "You", "She went to the market and bought bread, apples and", "He is an"]
 TEXT = ["The history of the town is the history of its river and its people.", "They said that nothing is better."] * 3
@@ -453,7 +452,7 @@ def test_continuation_nll(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = continuation_nll(model, tokenizer, PROMPTS, continuations, batch_size=1)
     np.testing.assert_allclose(found, alone, atol=1e-3)
     # Split by memory instead of by batch_size.
-    monkeypatch.setattr(batching, "MAX_LOGITS", 10 * VOCAB_SIZE)
+    monkeypatch.setattr(likelihood, "MAX_LOGITS", 10 * VOCAB_SIZE)
     np.testing.assert_allclose(found, continuation_nll(model, tokenizer, PROMPTS, continuations), atol=1e-3)
 
 
