@@ -1,6 +1,7 @@
 """Are the figures right, is degenerate text caught, and does `evaluate` write what the design says?"""
 
 import copy
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from efface.evaluation.comparison import Ratio, ratio_ci
 from efface.evaluation.degeneration import Degeneration, measure
 from efface.evaluation.measure import evaluate
 from efface.evaluation.perplexity import perplexity
+from efface.evaluation.prompt_sets import load_prompts
 from efface.evaluation.result import Evaluation, generations_path
 from efface.evaluation.settings import OrdinaryText, PromptSet, RunSettings, UtilityTasks
 from efface.evaluation.toxicity import summarize
@@ -338,6 +340,13 @@ def test_evaluate_from_files(tmp_path: Path, gpt2: PreTrainedModel) -> None:
         evaluate(model, ["a"], text=OrdinaryText([]), scorer=SCORER)
     with pytest.raises(UserError, match="prompt 1: 'prompt' must be a text, but it is 3"):
         evaluate(model, ["a", 3], scorer=SCORER)  # type: ignore[list-item]
+
+
+def test_the_prompts_are_the_shipped_ones_unless_others_are_named(gpt2: PreTrainedModel) -> None:
+    found = evaluate(gpt2, PromptSet(limit=2), processing_class=tiny_tokenizer(), scorer=SCORER)
+    assert found.settings["prompts"] == "shipped:prompts"
+    assert [row["prompt"] for row in found.generations] == load_prompts("shipped:prompts")[:2]
+    assert len(inspect.signature(evaluate).parameters) <= 12
 
 
 def test_evaluate_without_a_tokenizer(gpt2: PreTrainedModel) -> None:

@@ -48,6 +48,7 @@ def evaluate(
 
     Args:
         model: a model, or the name of one as `load_model` takes it.
+        prompts: texts, or what `load_prompts` takes; `PromptSet(prompts, limit=100)` for the first of them.
         processing_class: the tokenizer; None takes the one that belongs to the model.
         scorer: one or several judges, see `load_scorer`; the first gives the headline figures.
         decoding: how the continuations are written; `Decoding.by_protocol("lee")` for a named protocol.
@@ -59,6 +60,8 @@ def evaluate(
         baseline: the evaluation of the base model, its JSON file, or what `read_baseline` made of either. The verdict
             on degeneration is relative to it; where its generations are known and were made alike, the figures are
             compared by prompt.
+        run: how much goes through the model at once, and where the continuations are kept.
+        progress: show progress bars.
 
     Raises:
         UserError: for input that cannot work, as far as possible before the model is loaded.

@@ -117,7 +117,7 @@ def token_nll(
 def states_nll(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
     """-log p of each target, (N,), given the state that predicts it, (N, d).
 
-    In pieces, as a float32 copy of all logits would double the memory: for figures, not for a gradient.
+    In pieces: a float32 copy of all logits would double the memory.
     """
     pieces = zip(hidden.split(256), targets.split(256), strict=True)
     return torch.cat([F.cross_entropy(head(piece).float(), target, reduction="none") for piece, target in pieces])
