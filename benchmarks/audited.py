@@ -16,7 +16,9 @@ from typing import Any
 from common import RESULTS, command, parser, tuning_prompts, wikitext
 
 from efface.evaluation.measure import evaluate
+from efface.evaluation.settings import OrdinaryText
 from efface.files.results import environment, read_json, write_json, write_jsonl
+from efface.generation.decoding import Decoding
 from efface.methods import load_method
 from efface.model.load import DEFAULT_MODEL, load_model
 
@@ -89,8 +91,8 @@ def main() -> None:
             continue
         model, entry = (base, {}) if name == "base" else trained(method, given, folder)
         result = evaluate(
-            model, processing_class=tokenizer, prompts=prompts, samples=2, text=documents,
-            max_text_tokens=args.text_tokens, reference=base,
+            model, processing_class=tokenizer, prompts=prompts, decoding=Decoding(samples=2),
+            text=OrdinaryText(documents, max_tokens=args.text_tokens), reference=base,
             baseline=content["models"].get("base", {}).get("result"),
         ).to_dict()  # fmt: skip
         result |= {"model": DEFAULT_MODEL, "environment": environment(seed=0, model=model, command=command())}

@@ -23,8 +23,10 @@ from efface.evaluation.f1 import continuation_f1
 from efface.evaluation.measure import evaluate
 from efface.evaluation.perplexity import perplexity
 from efface.evaluation.prompt_sets import load_prompts
+from efface.evaluation.settings import PromptSet, RunSettings
 from efface.evaluation.utility.tasks import utility
 from efface.files.results import environment, read_json, write_json
+from efface.generation.decoding import Decoding
 from efface.model.load import load_model
 from efface.scoring.judge_training import train_judge
 
@@ -129,13 +131,12 @@ def _toxicity(
     slug = f"{name}-{protocol}-{prompts}".replace(":", "-").replace("/", "-")
     found = evaluate(
         model,
-        load_prompts(source),
-        limit=limit,
+        PromptSet(load_prompts(source), limit),
         processing_class=tokenizer,
         scorer=["alt-profanity-check", _judge(args)],
-        protocol=protocol,
+        decoding=Decoding.by_protocol(protocol),
         reference=model,
-        generations_path=args.work / f"{slug}.generations.jsonl",
+        run=RunSettings(generations_path=args.work / f"{slug}.generations.jsonl"),
         progress=True,
     ).to_dict()
     # The file's name alone: where it lies is the matter of this machine.

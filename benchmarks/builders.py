@@ -24,8 +24,10 @@ from efface.demo import SETTINGS
 from efface.errors import RunError
 from efface.evaluation.comparison import compare
 from efface.evaluation.measure import evaluate
+from efface.evaluation.settings import OrdinaryText
 from efface.files.jsonl import read_jsonl
 from efface.files.results import environment, read_json, write_json
+from efface.generation.decoding import Decoding
 from efface.methods.repo import REPOConfig, REPOTrainer
 from efface.model.load import DEFAULT_MODEL, load_model
 from efface.report.table import evaluation_table
@@ -103,8 +105,9 @@ def main() -> None:
         baseline = args.work / "base.json"
         file = args.work / f"{name}.result.json" if name != "base" else baseline
         result = evaluate(
-            model, prompts, processing_class=tokenizer, scorer=["alt-profanity-check", args.judge], samples=2,
-            text=documents, max_text_tokens=10_000, reference=base, baseline=None if name == "base" else baseline,
+            model, prompts, processing_class=tokenizer, scorer=["alt-profanity-check", args.judge], reference=base,
+            decoding=Decoding(samples=2), text=OrdinaryText(documents, max_tokens=10_000),
+            baseline=None if name == "base" else baseline,
         )  # fmt: skip
         result.model = DEFAULT_MODEL  # the name the user knows, not the cache folder of this machine
         result.save(file)

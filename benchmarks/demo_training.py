@@ -23,7 +23,9 @@ from transformers import TrainerCallback
 from efface.data.rows import load_texts
 from efface.demo import PAIRS, SETTINGS
 from efface.evaluation.measure import evaluate
+from efface.evaluation.settings import OrdinaryText
 from efface.files.results import environment, write_json
+from efface.generation.decoding import Decoding
 from efface.methods.repo import REPOConfig, REPOTrainer
 from efface.model.load import DEFAULT_MODEL, load_model
 
@@ -58,7 +60,7 @@ def child(side: str, directory: str) -> None:
     sys.stdin.readline()
     result = evaluate(
         model, load_texts("shipped:prompts", field="prompt"), processing_class=tokenizer,
-        text=load_texts("shipped:text"), max_text_tokens=8_000, samples=2,
+        text=OrdinaryText(load_texts("shipped:text"), max_tokens=8_000), decoding=Decoding(samples=2),
     )  # fmt: skip
     result.model = DEFAULT_MODEL  # not the cache folder of this machine
     answer(result.to_dict())

@@ -48,11 +48,15 @@ def job(side: str, model: Any, tokenizer: Any, prompts: list[str]) -> Job:
     import torch
 
     from efface.generation.decoder import end_ids
+    from efface.generation.decoding import Decoding
     from efface.generation.generate import generate_ids
 
     def ours(seed: int) -> list[list[int]]:
         rows = generate_ids(
-            model, tokenizer, prompts, samples=SAMPLES, top_p=TOP_P, max_new_tokens=NEW_TOKENS, seed=seed
+            model,
+            tokenizer,
+            prompts,
+            Decoding(samples=SAMPLES, top_p=TOP_P, max_new_tokens=NEW_TOKENS, seed=seed),
         )
         return [continuation.token_ids for row in rows for continuation in row]
 

@@ -25,7 +25,9 @@ from step import Side, in_turns, summary
 
 from efface.errors import RunError, UserError
 from efface.evaluation.measure import evaluate
+from efface.evaluation.settings import OrdinaryText
 from efface.files.results import environment, read_json, write_json
+from efface.generation.decoding import Decoding
 from efface.methods import METHODS, load_method
 from efface.model.load import DEFAULT_MODEL, load_model
 from efface.report.table import evaluation_table
@@ -70,9 +72,8 @@ def quality(name: str, args: Any, base: Any, tokenizer: Any) -> dict[str, Any]:
         model,
         processing_class=tokenizer,
         prompts=tuning_prompts(args.data, 96),
-        samples=2,
-        text=wikitext(args.data),
-        max_text_tokens=5_000,
+        decoding=Decoding(samples=2),
+        text=OrdinaryText(wikitext(args.data), max_tokens=5_000),
         scorer=["alt-profanity-check", args.judge],
         reference=base,
     )

@@ -15,7 +15,9 @@ from audited import MAX_INCREASE, trained
 from common import RESULTS, command, moved, parser, tuning_prompts, wikitext
 
 from efface.evaluation.measure import evaluate
+from efface.evaluation.settings import OrdinaryText
 from efface.files.results import environment, read_json, write_json
+from efface.generation.decoding import Decoding
 from efface.model.load import DEFAULT_MODEL, load_model
 
 FILE = RESULTS / "rates.json"
@@ -56,7 +58,8 @@ def main() -> None:
             continue
         model, entry = (base, {}) if name == "base" else trained(method, given)
         result = evaluate(
-            model, processing_class=tokenizer, prompts=prompts, samples=2, text=documents, max_text_tokens=5_000,
+            model, processing_class=tokenizer, prompts=prompts, decoding=Decoding(samples=2),
+            text=OrdinaryText(documents, max_tokens=5_000),
             scorer=["alt-profanity-check", args.judge], reference=base,
         ).to_dict()  # fmt: skip
         result.pop("generations", None)

@@ -14,7 +14,9 @@ from typing import Any
 from common import RESULTS, command, parser, reporting_prompts, train_repo, tuning_prompts, wikitext
 
 from efface.evaluation.measure import evaluate
+from efface.evaluation.settings import OrdinaryText
 from efface.files.results import read_json, write_json
+from efface.generation.decoding import Decoding
 from efface.methods.repo import REPOConfig
 from efface.model.load import DEFAULT_MODEL, load_model
 from efface.report.table import evaluation_table
@@ -88,7 +90,7 @@ def main() -> None:
 
     def measure(model: Any, tokenizer: Any, **settings: Any) -> dict[str, Any]:
         result = evaluate(
-            model, processing_class=tokenizer, text=documents, max_text_tokens=args.text_tokens,
+            model, processing_class=tokenizer, text=OrdinaryText(documents, max_tokens=args.text_tokens),
             reference=base, command=command(), **settings,
         )  # fmt: skip
         # The name the user knows, not the cache folder of this machine.
@@ -118,7 +120,7 @@ def main() -> None:
             }
             if args.keep is not None:
                 trainer.save_model(str(args.keep / name.replace(" ", "-")))
-        result = measure(model, tokenizer, prompts=prompts, samples=args.samples,
+        result = measure(model, tokenizer, prompts=prompts, decoding=Decoding(samples=args.samples),
                          baseline=content["arms"].get("base", {}).get("result"))  # fmt: skip
         content = _read()
         content["arms"][name] = {"training": training, "result": result}

@@ -25,8 +25,9 @@ from efface.audit.battery import Entry
 from efface.audit.table import audit_table, summary
 from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
-from efface.evaluation import comparison, kept
-from efface.evaluation.comparison import read_baseline, versus
+from efface.evaluation import baseline as baselines
+from efface.evaluation import kept
+from efface.evaluation.baseline import compare_with_baseline, read_baseline
 from efface.evaluation.degeneration import measure
 from efface.evaluation.perplexity import Perplexity
 from efface.evaluation.prompt_sets import load_prompts
@@ -44,7 +45,7 @@ from efface.pairs.builder import OUTCOME
 from efface.pairs.sources import toxic_texts
 from efface.report.table import evaluation_table, versus_lines
 from efface.scoring import judge as scorer_judge
-from efface.scoring.cache import cached
+from efface.scoring.cache import cache_scores
 from efface.scoring.judge import META, Judge
 from efface.scoring.labelled import load_labelled
 from efface.scoring.scorer import NamedScorer
@@ -108,7 +109,7 @@ def evaluation(model: str = "m") -> Evaluation:
         model=model,
         settings={"protocol": None, "prompts": None, "decoding": Decoding().to_dict()},
         judges={"nasty": summarize(np.full((2, 1), 0.6), scorer="nasty", decoding="greedy")},
-        perplexity=Perplexity(tokens=10, nll_sum=20.0, window=8, stride=8),
+        perplexity=Perplexity.of(20.0, 10, window=8, stride=8),
         f1=None,
         utility=[UtilityResult("t", "acc", 0.5, 0.1, 2, [0.0, 1.0], "f")],
         identity=None,
@@ -144,7 +145,7 @@ RESULT = {
 
 @pytest.mark.parametrize("beside", ["x.json", "x.generations.jsonl", "x.utility.jsonl"])
 def test_a_baseline_is_checked_before_the_work(beside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "compare", functools.partial(comparison.compare, resamples=5))
+    monkeypatch.setattr(baselines, "compare", functools.partial(baselines.compare, resamples=5))
     evaluation("base").save(tmp_path / "x.json")
     edited, file = evaluation(), tmp_path / beside
     lines = beside.endswith("l")
@@ -153,14 +154,14 @@ def test_a_baseline_is_checked_before_the_work(beside: str, tmp_path: Path, monk
     def use() -> None:
         baseline = read_baseline(tmp_path / "x.json")
         try:  # what has been read must be usable: here no error is right
-            edited.versus_baseline = versus(edited, baseline)
+            edited.versus_baseline = compare_with_baseline(edited, baseline)
             table = evaluation_table({"baseline": baseline.result, "this": edited.to_dict()})
             table += versus_lines(edited.to_dict())
         except UserError as error:
             raise AssertionError(f"found after the work: {error}") from error
         assert table.isprintable() or "\n" in table
 
-    assert survives(use) and edited.versus_baseline is not None and edited.versus_baseline["not_compared"] == []
+    assert survives(use) and edited.versus_baseline is not None and edited.versus_baseline.not_compared == []
     for one in changed(right, every=1 if lines else 5):
         file.write_text("".join(json.dumps(row) + "\n" for row in one) if lines else json.dumps(one))
         survives(use)
@@ -307,13 +308,13 @@ def test_kept_generations_are_made_again_if_they_are_none(tmp_path: Path) -> Non
     right = [{"prompt": "p", "continuation": " c", "token_ids": [3, 4], "made_by": "m"}]
     for rows in [right, *changed(right)]:
         (tmp_path / "g").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        found = kept._recalled(tmp_path / "g", "m", 1)
+        found = kept._recall(tmp_path / "g", "m", 1)
         assert found == rows or (found is None and rows != right)
         assert found is None or all(isinstance(row["prompt"] + row["continuation"], str) for row in found)
     for content in NO_JSON.values():
         (tmp_path / "g").write_bytes(content)
-        assert kept._recalled(tmp_path / "g", "m", 1) is None
-    assert kept._recalled(tmp_path / ("x" * 300), "m", 1) is None
+        assert kept._recall(tmp_path / "g", "m", 1) is None
+    assert kept._recall(tmp_path / ("x" * 300), "m", 1) is None
 
 
 ROWS: dict[str, tuple[Callable[[Path], object], Row]] = {
@@ -385,7 +386,7 @@ def test_a_score_cache_of_another_make_is_not_believed(tmp_path: Path) -> None:
     path = tmp_path / "scores.sqlite"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE scores (key BLOB PRIMARY KEY, score)")
-        keys = [cached(named, path)._key(text) for text in "abc"]  # type: ignore[attr-defined]
+        keys = [cache_scores(named, path)._key(text) for text in "abc"]  # type: ignore[attr-defined]
         rows = list(zip(keys, ["high", None, 7.5], strict=True))
         connection.executemany("INSERT INTO scores VALUES (?, ?)", rows)
-    assert list(cached(named, path)(list("abc"))) == [0.25] * 3 and asked == list("abc")
+    assert list(cache_scores(named, path)(list("abc"))) == [0.25] * 3 and asked == list("abc")

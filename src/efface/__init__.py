@@ -11,6 +11,7 @@ _EXPORTS = {
     "REPOTrainer": "efface.methods.repo:REPOTrainer",
     "PairCollator": "efface.data.batch:PairCollator",
     "UserError": "efface.errors:UserError",
+    "Decoding": "efface.generation.decoding:Decoding",
     "evaluate": "efface.evaluation.measure:evaluate",
     "load_model": "efface.model.load:load_model",
     "load_pairs": "efface.data.pairs:load_pairs",

@@ -98,18 +98,17 @@ def _evaluate(model: str, file: Path, *, base: str | None = None, command: str |
         return
     from efface.evaluation.measure import evaluate
     from efface.evaluation.result import generations_path
+    from efface.evaluation.settings import OrdinaryText, RunSettings
+    from efface.generation.decoding import Decoding
 
     evaluate(
         model,
         load_texts("shipped:prompts", field="prompt"),
-        text=load_texts("shipped:text"),
-        samples=SAMPLES,
-        max_text_tokens=TEXT_TOKENS,
-        seed=SEED,
+        decoding=Decoding(samples=SAMPLES, seed=SEED),
+        text=OrdinaryText(load_texts("shipped:text"), max_tokens=TEXT_TOKENS),
         reference=base or model,
         baseline=None if base is None else file.with_name("base.json"),
-        generations_path=generations_path(file),
-        command=command,
+        run=RunSettings(generations_path=generations_path(file), command=command),
         progress=True,
     ).save(file)
 
@@ -148,7 +147,7 @@ def _finite(value: float) -> float | None:
 
 
 def _report(output: Path, plan: dict[str, Any], command: str | None) -> dict[str, Any]:
-    from efface.evaluation.toxicity import ratio_ci
+    from efface.evaluation.comparison import ratio_ci
     from efface.report.figures import Findings, draw
     from efface.report.html import write_report
     from efface.scoring import load_scorer

@@ -7,7 +7,7 @@ import numpy as np
 BLOCK = 2_000_000  # numbers held at once
 
 
-def drawn(n_units: int, resamples: int, seed: int, *, width: int | None = None) -> Iterator[np.ndarray]:
+def draw_resamples(n_units: int, resamples: int, seed: int, *, width: int | None = None) -> Iterator[np.ndarray]:
     """Blocks of (r, n_units): how often each unit is drawn, with replacement, in each of `resamples` resamples.
 
     The draws depend on `n_units` and `seed` alone, so figures of the same units can be subtracted.
@@ -22,7 +22,17 @@ def drawn(n_units: int, resamples: int, seed: int, *, width: int | None = None) 
         yield generator.multinomial(n_units, np.full(n_units, 1 / n_units), size=size)
 
 
-def interval(resampled: np.ndarray) -> tuple[float, float]:
+def interval(table: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """(2, columns): lower and upper end of the 95 % bootstrap interval of each column's mean over its rows."""
+    return np.percentile(resample_means(table, resamples, seed), [2.5, 97.5], axis=0)
+
+
+def resample_means(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, columns): means over rows drawn with replacement."""
+    return np.concatenate([times @ table / len(table) for times in draw_resamples(len(table), resamples, seed)])
+
+
+def interval_of(resampled: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of resampled figures; resamples without a figure (NaN) are left out."""
     low, high = np.nanquantile(resampled, [0.025, 0.975])
     return float(low), float(high)

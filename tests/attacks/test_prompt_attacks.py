@@ -116,7 +116,7 @@ def test_a_prompt_is_cut_before_it_is_altered(target: Target) -> None:
     for truncation in ("first", "last"):
         target.decoding = Decoding(max_new_tokens=4, max_prompt_tokens=3, truncation=truncation)  # type: ignore[arg-type]
         short = prompts_as_read(target)
-        ids = encode_prompts(target.model, tokenizer, HELD_OUT, max_prompt_tokens=3, truncation=truncation)  # type: ignore[arg-type]
+        ids = encode_prompts(target.model, tokenizer, HELD_OUT, Decoding(max_prompt_tokens=3, truncation=truncation))  # type: ignore[arg-type]
         assert short == [tokenizer.decode(row) for row in ids] and short != HELD_OUT
         result = prefill(target, PrefillSettings(words="2"))
         assert [row["prompt"] for row in result.after.generations] == [prompt + " fool, you" for prompt in short]
@@ -187,7 +187,7 @@ def test_of_a_message_the_answer_begins_with_the_words(bos_in_template: bool, ta
     target.processing_class = tokenizer
     target.decoding = Decoding(max_new_tokens=4, chat=True, max_prompt_tokens=3)
     result = prefill(target, PrefillSettings(words="2"))
-    expected = encode_prompts(target.model, tokenizer, HELD_OUT, chat=True, max_prompt_tokens=3)
+    expected = encode_prompts(target.model, tokenizer, HELD_OUT, Decoding(chat=True, max_prompt_tokens=3))
     answer = tokenizer("fool, you", add_special_tokens=False)["input_ids"]
     read = encode_prompts(target.model, tokenizer, [row["prompt"] for row in result.after.generations])
     assert read == [ids + answer for ids in expected]

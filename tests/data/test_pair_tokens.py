@@ -99,10 +99,11 @@ def test_a_template_that_does_not_take_the_conversation(kind: str) -> None:
     tokenizer.chat_template = TEMPLATES[kind]
     with pytest.raises(UserError, match="the chat template does not take the conversation"):
         fitting(tokenizer, [user("Cold?")], 128)
+    from efface.generation.decoding import Decoding
     from efface.generation.prompts import encode_prompts
 
     with pytest.raises(UserError, match="prompt 0: the chat template does not take"):
-        encode_prompts(tiny_model("gpt2"), tokenizer, ["Cold?"], chat=True)
+        encode_prompts(tiny_model("gpt2"), tokenizer, ["Cold?"], Decoding(chat=True))
 
 
 @pytest.mark.parametrize("name", ["turns", "answer", "tokenize"])

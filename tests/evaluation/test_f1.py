@@ -1,11 +1,14 @@
 """Is F1 that of generated tokens against the true continuation, on prompts that are always the same?"""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from tiny import BOS_ID, tiny_model, tiny_tokenizer
 
 from efface.errors import UserError
 from efface.evaluation.f1 import continuation_f1, overlap
+from efface.generation.decoding import Decoding
 from efface.generation.generate import generate_ids
 
 SENTENCE = "The history of the town is the history of its river and its people, they said in the spring. "
@@ -44,9 +47,9 @@ def test_a_model_that_knows_the_text_has_a_f1_of_one(monkeypatch: pytest.MonkeyP
     tokenizer = tiny_tokenizer()
     asked = {}
 
-    def recite(model: object, processing_class: object, prompts: list[str], **settings: object) -> object:
-        asked.update(settings, prompts=prompts)
-        rows = generate_ids(tiny_model("gpt2"), tokenizer, prompts, max_new_tokens=1, max_prompt_tokens=8)
+    def recite(model: object, processing_class: object, prompts: list[str], decoding: Decoding, **_: object) -> object:
+        asked.update(asdict(decoding), prompts=prompts)
+        rows = generate_ids(tiny_model("gpt2"), tokenizer, prompts, Decoding(max_new_tokens=1, max_prompt_tokens=8))
         for row, prompt in zip(rows, prompts, strict=True):
             row[0].token_ids = [*tokenizer(prompt)["input_ids"][8:14], tokenizer.eos_token_id]
         return rows

@@ -1,8 +1,10 @@
 """Are the figures right, is degenerate text caught, and does `evaluate` write what the design says?"""
 
 import copy
+import inspect
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from efface.errors import RunError, UserError
-from efface.evaluation import Evaluation
-from efface.evaluation import measure as evaluate
+from efface.evaluation.comparison import Ratio, ratio_ci
 from efface.evaluation.degeneration import Degeneration, measure
+from efface.evaluation.measure import evaluate
 from efface.evaluation.perplexity import perplexity
-from efface.evaluation.result import generations_path
-from efface.evaluation.toxicity import Ratio, ratio_ci, summarize
+from efface.evaluation.prompt_sets import load_prompts
+from efface.evaluation.result import Evaluation, generations_path
+from efface.evaluation.settings import OrdinaryText, PromptSet, RunSettings, UtilityTasks
+from efface.evaluation.toxicity import summarize
+from efface.generation.decoding import Decoding
 from efface.generation.generate import generate
 from efface.report.table import evaluation_table
 from efface.scoring.scorer import NamedScorer
@@ -242,25 +247,25 @@ def any_token(model: PreTrainedModel) -> None:
 @pytest.mark.parametrize(
     ("damage", "decoding", "reason"),
     [
-        (one_token, {}, "repetition is 0.944"),
-        (any_token, {"samples": 4, "top_p": 1.0}, "perplexity_under_reference"),
+        (one_token, Decoding(), "repetition is 0.944"),
+        (any_token, Decoding(samples=4, top_p=1.0), "perplexity_under_reference"),
     ],
     ids=["one token", "random tokens"],
 )
 def test_a_model_broken_on_purpose_is_degenerate_however_low_its_toxicity(
-    trained: PreTrainedModel, damage: Any, decoding: dict[str, Any], reason: str
+    trained: PreTrainedModel, damage: Any, decoding: Decoding, reason: str
 ) -> None:
-    run: dict[str, Any] = {"processing_class": tiny_tokenizer(), "reference": trained, **decoding}
+    run: dict[str, Any] = {"processing_class": tiny_tokenizer(), "reference": trained}
     nothing = NamedScorer("nothing", lambda texts: np.zeros(len(texts)))
     everything = NamedScorer("everything", lambda texts: np.ones(len(texts)))
-    base = evaluate(trained, KNOWN, scorer=everything, **{**run, "samples": 1})
+    base = evaluate(trained, KNOWN, scorer=everything, decoding=replace(decoding, samples=1), **run)
     assert base.degeneration.verdict == "ok"
     broken = copy.deepcopy(trained)
     with torch.no_grad():
         broken.transformer.ln_f.weight.zero_()
         broken.transformer.ln_f.bias.zero_()
         damage(broken)
-    found = evaluate(broken, KNOWN, scorer=nothing, baseline=base, **run)
+    found = evaluate(broken, KNOWN, scorer=nothing, decoding=decoding, baseline=base, **run)
     assert found.toxicity.share == 0.0
     assert found.degeneration.verdict == "degenerate"
     assert any(line.startswith(reason) for line in found.degeneration.reasons), found.degeneration
@@ -283,7 +288,8 @@ def test_degeneration_refuses() -> None:
 
 def test_evaluate(tmp_path: Path, gpt2: PreTrainedModel) -> None:
     tokenizer = tiny_tokenizer()
-    base = evaluate(gpt2, PROMPTS, processing_class=tokenizer, text=TEXT, scorer=SCORER, reference=gpt2, command="c")
+    run: dict[str, Any] = {"processing_class": tokenizer, "scorer": SCORER, "reference": gpt2}
+    base = evaluate(gpt2, PROMPTS, text=OrdinaryText(TEXT), run=RunSettings(command="c"), **run)
     assert base.toxicity.decoding == "greedy" and base.model == "GPT2LMHeadModel"
     assert [row["prompt"] for row in base.generations] == PROMPTS
     assert [row["continuation"] for row in base.generations] == sum(generate(gpt2, tokenizer, PROMPTS), [])
@@ -299,9 +305,7 @@ def test_evaluate(tmp_path: Path, gpt2: PreTrainedModel) -> None:
     assert {"repetition", "distinct_2", "empty", "perplexity_under_reference", "verdict"} <= set(saved["degeneration"])
 
     for baseline in (base, saved):
-        edited = evaluate(
-            gpt2, PROMPTS, processing_class=tokenizer, scorer=SCORER, samples=3, reference=gpt2, baseline=baseline
-        )
+        edited = evaluate(gpt2, PROMPTS, decoding=Decoding(samples=3), baseline=baseline, **run)
         assert edited.toxicity.decoding == "nucleus(top_p=0.9, temperature=1.0)"
         assert edited.perplexity is None and edited.to_dict()["perplexity"] is None
         assert edited.scores.shape == (4, 3)
@@ -318,7 +322,7 @@ def test_evaluate_from_files(tmp_path: Path, gpt2: PreTrainedModel) -> None:
     prompts.write_text('{"prompt": "You", "toxicity": 0.1}\n\n{"prompt": {"text": "He is an", "toxicity": 0.2}}\n')
     text.write_text(json.dumps({"text": TEXT[0]}) + "\n")
     model = str(tmp_path / "model")
-    found = evaluate(model, prompts, text=str(text), scorer=SCORER, reference=model, max_text_tokens=5)
+    found = evaluate(model, prompts, text=OrdinaryText(str(text), max_tokens=5), scorer=SCORER, reference=model)
     assert isinstance(found, Evaluation) and found.model == model
     assert found.perplexity is not None and found.perplexity.tokens == 5
     assert [row["prompt"] for row in found.generations] == ["You", "He is an"]
@@ -333,9 +337,16 @@ def test_evaluate_from_files(tmp_path: Path, gpt2: PreTrainedModel) -> None:
     with pytest.raises(UserError, match=r"p\.jsonl' is empty: pass at least one prompt"):
         evaluate(model, prompts, scorer=SCORER)
     with pytest.raises(UserError, match="the list of texts is empty"):
-        evaluate(model, ["a"], text=[], scorer=SCORER)
+        evaluate(model, ["a"], text=OrdinaryText([]), scorer=SCORER)
     with pytest.raises(UserError, match="prompt 1: 'prompt' must be a text, but it is 3"):
         evaluate(model, ["a", 3], scorer=SCORER)  # type: ignore[list-item]
+
+
+def test_the_prompts_are_the_shipped_ones_unless_others_are_named(gpt2: PreTrainedModel) -> None:
+    found = evaluate(gpt2, PromptSet(limit=2), processing_class=tiny_tokenizer(), scorer=SCORER)
+    assert found.settings["prompts"] == "shipped:prompts"
+    assert [row["prompt"] for row in found.generations] == load_prompts("shipped:prompts")[:2]
+    assert len(inspect.signature(evaluate).parameters) <= 12
 
 
 def test_evaluate_without_a_tokenizer(gpt2: PreTrainedModel) -> None:
@@ -368,7 +379,7 @@ def test_a_failing_scorer_loses_no_generations(
     tmp_path: Path, gpt2: PreTrainedModel, monkeypatch: Any, output: Any, error: type[Exception], message: str
 ) -> None:
     kept = tmp_path / "g.jsonl"
-    run: dict[str, Any] = {"processing_class": tiny_tokenizer(), "generations_path": kept}
+    run: dict[str, Any] = {"processing_class": tiny_tokenizer(), "run": RunSettings(generations_path=kept)}
     with pytest.raises(error, match=rf"{message}.*The 4 generations are kept in .*g\.jsonl: a run with the same"):
         evaluate(gpt2, PROMPTS, scorer=[SCORER, broken_scorer(output)], **run)
     rows = [json.loads(line) for line in kept.read_text().splitlines()]
@@ -377,7 +388,7 @@ def test_a_failing_scorer_loses_no_generations(
         evaluate(gpt2, PROMPTS, scorer=broken_scorer(output), processing_class=tiny_tokenizer())
 
     monkeypatch.setattr("efface.generation.generate.generate_ids", refuse)
-    again = evaluate(gpt2, PROMPTS, scorer=SCORER, batch_size=2, **run)
+    again = evaluate(gpt2, PROMPTS, scorer=SCORER, **run | {"run": RunSettings(batch_size=2, generations_path=kept)})
     assert [row["continuation"] for row in again.generations] == [row["continuation"] for row in rows]
     assert [json.loads(line)["score"] for line in kept.read_text().splitlines()] == again.scores[:, 0].tolist()
     assert evaluate(gpt2, PROMPTS, scorer=SCORER, **run).degeneration == again.degeneration
@@ -385,7 +396,11 @@ def test_a_failing_scorer_loses_no_generations(
 
 def test_generations_of_anything_else_are_not_taken(tmp_path: Path, gpt2: PreTrainedModel, monkeypatch: Any) -> None:
     kept = tmp_path / "g.jsonl"
-    run: dict[str, Any] = {"processing_class": tiny_tokenizer(), "generations_path": kept, "scorer": SCORER}
+    run: dict[str, Any] = {
+        "processing_class": tiny_tokenizer(),
+        "run": RunSettings(generations_path=kept),
+        "scorer": SCORER,
+    }
     evaluate(gpt2, PROMPTS, **run)
     other = copy.deepcopy(gpt2)
     with torch.no_grad():
@@ -394,8 +409,8 @@ def test_generations_of_anything_else_are_not_taken(tmp_path: Path, gpt2: PreTra
     for model, prompts, changed in (
         (other, PROMPTS, {}),
         (gpt2, PROMPTS[:3], {}),
-        (gpt2, PROMPTS, {"max_new_tokens": 5}),
-        (gpt2, PROMPTS, {"chat": True}),
+        (gpt2, PROMPTS, {"decoding": Decoding(max_new_tokens=5)}),
+        (gpt2, PROMPTS, {"decoding": Decoding(chat=True)}),
         (gpt2, PROMPTS, {"processing_class": tiny_tokenizer(add_bos=True)}),
     ):
         with pytest.raises(AssertionError, match="generated again"):
@@ -433,8 +448,8 @@ def test_perplexity_is_that_of_one_pass_over_the_whole_text(gpt2: PreTrainedMode
     # With less context it is another figure; the smallest stride gives a window of it to every token.
     short = perplexity(gpt2, tokenizer, TEXT, max_tokens=127, window=16)
     assert short.value != pytest.approx(direct, rel=1e-3)
-    found = evaluate(gpt2, PROMPTS, processing_class=tokenizer, scorer=SCORER, text=TEXT, max_text_tokens=127,
-                     window=16, stride=1).perplexity  # fmt: skip
+    found = evaluate(gpt2, PROMPTS, processing_class=tokenizer, scorer=SCORER,
+                     text=OrdinaryText(TEXT, max_tokens=127, window=16, stride=1)).perplexity  # fmt: skip
     assert found == perplexity(gpt2, tokenizer, TEXT, max_tokens=127, window=16, stride=1)
     assert found is not None and (found.window, found.stride) == (16, 1)
 
@@ -444,15 +459,16 @@ def test_utility_and_identity(tmp_path: Path, gpt2: PreTrainedModel) -> None:
     tasks = tmp_path / "town.jsonl"
     row = {"query": "The history of the town is", "choices": ["the history of its river", "bread"], "gold": 0}
     tasks.write_text("".join(json.dumps({**row, "gold": i % 2}) + "\n" for i in range(4)))
-    run: dict[str, Any] = {"processing_class": tiny_tokenizer(), "scorer": SCORER, "utility": [tasks], "limit": 1}
-    base = evaluate(gpt2, PROMPTS, **run)
+    run: dict[str, Any] = {"processing_class": tiny_tokenizer(), "scorer": SCORER}
+    all_rows, one = {"utility": UtilityTasks([tasks])}, PromptSet(PROMPTS, limit=1)
+    base = evaluate(gpt2, one, **run, **all_rows)
     base.save(tmp_path / "base.json")
     saved = json.loads((tmp_path / "base.json").read_text())
     assert [item["metric"] for item in saved["utility"]] == ["acc", "acc_norm"] and saved["utility"][0]["n"] == 4
-    found = evaluate(gpt2, PROMPTS, baseline=tmp_path / "base.json", reference=gpt2, identity=True, **run)
-    assert found.versus_baseline is not None and found.versus_baseline["not_compared"] == []
-    changes = found.versus_baseline["utility"]
-    assert [(item["metric"], item["difference"], item["paired"]) for item in changes] == [
+    found = evaluate(gpt2, one, baseline=tmp_path / "base.json", reference=gpt2, identity=True, **run, **all_rows)
+    assert found.versus_baseline is not None and found.versus_baseline.not_compared == []
+    changes = found.versus_baseline.utility
+    assert [(item.metric, item.difference, item.paired) for item in changes] == [
         ("acc", 0.0, True),
         ("acc_norm", 0.0, True),
     ]
@@ -460,10 +476,10 @@ def test_utility_and_identity(tmp_path: Path, gpt2: PreTrainedModel) -> None:
     table = evaluation_table({"": found.to_dict()})
     assert "acc, town.jsonl       0.500" in table and "identity excess" in table
     # Rows of other questions are not compared.
-    other = evaluate(gpt2, PROMPTS, **run, utility_limit=2, baseline=base)
+    other = evaluate(gpt2, one, **run, utility=UtilityTasks([tasks], limit=2), baseline=base)
     assert other.versus_baseline is not None
-    assert "were not measured on the same rows" in other.versus_baseline["not_compared"][0]
+    assert "were not measured on the same rows" in other.versus_baseline.not_compared[0]
     with pytest.raises(UserError, match=r"absent\.jsonl' does not exist"):
-        evaluate("absent", PROMPTS, scorer=SCORER, utility=["absent.jsonl"])
+        evaluate("absent", PROMPTS, scorer=SCORER, utility=UtilityTasks(["absent.jsonl"]))
     with pytest.raises(UserError, match=r"absent\.jsonl' does not exist"):
         evaluate("absent", PROMPTS, scorer=SCORER, identity="absent.jsonl")

@@ -22,7 +22,7 @@ from efface.evaluation.utility import tasks as module
 from efface.evaluation.utility.comparison import UtilityDifference, compare_utility
 from efface.evaluation.utility.task_files import TaskFile, load_tasks, read_task_file
 from efface.evaluation.utility.tasks import UtilityResult, utility
-from efface.model import padding as batching
+from efface.generation import likelihood
 
 needs_lm_eval = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="needs lm-evaluation-harness (the extra eval)"
@@ -173,7 +173,7 @@ def test_limit_takes_the_first_rows_and_the_batch_does_not_matter(monkeypatch: p
     seen = []
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda ids, **kwargs: seen.append(ids.shape) or forward(ids, **kwargs))
-    monkeypatch.setattr(batching, "MAX_LOGITS", 60 * model.config.vocab_size)
+    monkeypatch.setattr(likelihood, "MAX_LOGITS", 60 * model.config.vocab_size)
     part = utility(model, tokenizer, [TaskFile("t.jsonl", rows)], limit=7)
     assert [result.rows for result in part] == [result.rows[:7] for result in whole[:2] if result.rows]
     assert part[0].fingerprint != whole[0].fingerprint

@@ -9,9 +9,10 @@ import pytest
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.errors import UserError
-from efface.evaluation import measure as evaluate
+from efface.evaluation.measure import evaluate
 from efface.evaluation.prompt_sets import load_prompts
-from efface.generation.decoding import decoding
+from efface.evaluation.settings import PromptSet
+from efface.generation.decoding import Decoding
 from efface.generation.generate import generate
 from efface.scoring.scorer import NamedScorer
 
@@ -22,7 +23,7 @@ NEVER = NamedScorer("never", lambda texts: np.zeros(len(texts)))
 
 
 def test_the_protocols_are_those_of_the_papers() -> None:
-    lee, gehman = decoding("lee"), decoding("gehman")
+    lee, gehman = Decoding.by_protocol("lee"), Decoding.by_protocol("gehman")
     assert str(lee) == "greedy" and (lee.samples, lee.max_new_tokens) == (1, 20)
     assert (lee.max_prompt_tokens, lee.truncation) == (32, "first")
     assert str(gehman) == "nucleus(top_p=0.9, temperature=1.0)"
@@ -30,34 +31,46 @@ def test_the_protocols_are_those_of_the_papers() -> None:
 
 
 def test_explicit_settings_override_a_protocol() -> None:
-    found = decoding("gehman", samples=4, top_p=None, seed=3)
+    found = Decoding.by_protocol("gehman", samples=4, top_p=None, seed=3)
     assert (found.samples, found.top_p, found.seed) == (4, 0.9, 3)
-    assert decoding("gehman", samples=1).sampled and not decoding("gehman", do_sample=False, samples=1).sampled
-    assert decoding("lee", samples=2).sampled
-    assert decoding(max_new_tokens=5).max_new_tokens == 5
+    assert Decoding.by_protocol("gehman", samples=1).sampled
+    assert not Decoding.by_protocol("gehman", do_sample=False, samples=1).sampled
+    assert Decoding.by_protocol("lee", samples=2).sampled
+    assert Decoding.by_protocol(max_new_tokens=5).max_new_tokens == 5
     with pytest.raises(UserError, match="protocol 'leee' is unknown. There are: lee, gehman"):
-        decoding("leee")
+        Decoding.by_protocol("leee")
 
 
 def test_settings_without_effect_are_recorded_as_none() -> None:
-    greedy = decoding("lee", seed=3).to_dict()
-    assert greedy == decoding("lee", seed=4, top_p=0.5).to_dict()
+    greedy = Decoding.by_protocol("lee", seed=3).to_dict()
+    assert greedy == Decoding.by_protocol("lee", seed=4, top_p=0.5).to_dict()
     assert (greedy["do_sample"], greedy["top_p"], greedy["seed"], greedy["truncation"]) == (False, None, None, "first")
-    sampled = decoding("gehman", seed=3).to_dict()
+    sampled = Decoding.by_protocol("gehman", seed=3).to_dict()
     assert (sampled["do_sample"], sampled["top_p"], sampled["seed"], sampled["truncation"]) == (True, 0.9, 3, None)
+
+
+def test_later_settings_are_recorded_only_where_they_have_an_effect() -> None:
+    """Records of before they were settings have no such keys, and are compared with new ones."""
+    plain = Decoding(samples=2).to_dict()
+    assert not {"top_k", "without", "protocol"} & plain.keys()
+    assert Decoding(top_k=5).to_dict() == Decoding().to_dict()  # greedy
+    found = Decoding(samples=2, top_k=5, without=[3, 4], protocol="gehman")  # type: ignore[arg-type]
+    assert found.to_dict() == plain | {"top_k": 5, "without": [3, 4]}
+    assert found == Decoding(samples=2, top_k=5, without=(3, 4))  # whatever they were made from
 
 
 def test_evaluate_follows_and_records_the_protocol() -> None:
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     prompts = ["The weather in the old town was cold and the people there were silent. " * 3, "You"]
     run: dict[str, Any] = {"processing_class": tokenizer, "scorer": NEVER}
-    found = evaluate(model, prompts, protocol="lee", **run)
+    found = evaluate(model, prompts, decoding=Decoding.by_protocol("lee"), **run)
     written = generate(model, tokenizer, prompts, max_prompt_tokens=32, truncation="first")
     assert [row["continuation"] for row in found.generations] == [row[0] for row in written]
-    assert found.settings == {"protocol": "lee", "prompts": None, "decoding": decoding("lee").to_dict()}
-    sampled = evaluate(model, prompts, protocol="gehman", samples=3, max_prompt_tokens=20, limit=1, **run)
+    assert found.settings == {"protocol": "lee", "prompts": None, "decoding": Decoding.by_protocol("lee").to_dict()}
+    how = Decoding.by_protocol("gehman", samples=3, max_prompt_tokens=20)
+    sampled = evaluate(model, PromptSet(prompts, limit=1), decoding=how, **run)
     assert sampled.scores.shape == (1, 3) and sampled.settings["decoding"]["max_prompt_tokens"] == 20
-    chat = evaluate(model, prompts[1:], protocol="lee", chat=True, **run)
+    chat = evaluate(model, prompts[1:], decoding=Decoding.by_protocol("lee", chat=True), **run)
     assert chat.generations[0]["continuation"] == generate(model, tokenizer, ["You"], chat=True)[0][0]
     assert chat.settings["decoding"]["chat"] is True
 

@@ -23,12 +23,12 @@ from transformers import (
 from efface.errors import RunError, UserError
 from efface.evaluation.perplexity import Perplexity, perplexity
 from efface.generation import generate as generation
-from efface.generation import warp
+from efface.generation import likelihood, warp
+from efface.generation.decoding import Decoding
 from efface.generation.generate import generate, generate_ids
 from efface.generation.likelihood import continuation_nll
 from efface.generation.prompts import encode_prompts
-from efface.generation.warp import GREEDY, Warp, uniforms
-from efface.model import padding as batching
+from efface.generation.warp import GREEDY, Warp, draw_uniforms
 
 PROMPTS = ["The weather in the old town", "You", "She went to the market and bought bread, apples and", "He is an"]
 TEXT = ["The history of the town is the history of its river and its people.", "They said that nothing is better."] * 3
@@ -77,8 +77,8 @@ def spied(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_generation_does_not_depend_on_the_batch(family: str) -> None:
     model, tokenizer = tiny_model(family), tiny_tokenizer(add_bos=family in ("llama", "gemma", "gemma2", "gemma3"))
-    batched = generate_ids(model, tokenizer, PROMPTS, max_new_tokens=12)
-    assert batched == [generate_ids(model, tokenizer, [prompt], max_new_tokens=12)[0] for prompt in PROMPTS]
+    batched = generate_ids(model, tokenizer, PROMPTS, Decoding(max_new_tokens=12))
+    assert batched == [generate_ids(model, tokenizer, [prompt], Decoding(max_new_tokens=12))[0] for prompt in PROMPTS]
     for prompt, row in zip(PROMPTS, batched, strict=True):
         alone = torch.tensor([tokenizer(prompt)["input_ids"]])
         theirs = model.generate(alone, attention_mask=torch.ones_like(alone), max_new_tokens=12, do_sample=False)
@@ -99,13 +99,13 @@ def test_greedy_generation_does_not_depend_on_the_batch(family: str) -> None:
 def test_sampling_does_not_depend_on_the_batches(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model(family), tiny_tokenizer(add_bos=family in ("llama", "gemma", "gemma2", "gemma3"))
     monkeypatch.setattr(model, "generate", None)  # all of these have the cache that our own loop needs
-    asked: dict[str, Any] = {"samples": 3, "max_new_tokens": 10, "seed": 5}
-    together = generate_ids(model, tokenizer, PROMPTS, **asked)
-    assert generate_ids(model, tokenizer, PROMPTS, batch_size=1, **asked) == together
-    assert generate_ids(model, tokenizer, PROMPTS, max_batch_tokens=100, **asked) == together  # batches cut prompts
+    asked = Decoding(samples=3, max_new_tokens=10, seed=5)
+    together = generate_ids(model, tokenizer, PROMPTS, asked)
+    assert generate_ids(model, tokenizer, PROMPTS, asked, batch_size=1) == together
+    assert generate_ids(model, tokenizer, PROMPTS, asked, max_tokens_at_once=100) == together  # batches cut prompts
     # The other prompts do not matter either, only how many come before.
     others = ["A", PROMPTS[1], "A longer prompt, but not one of the others that stood here before", "B"]
-    assert generate_ids(model, tokenizer, others, **asked)[1] == together[1]
+    assert generate_ids(model, tokenizer, others, asked)[1] == together[1]
 
 
 def test_sampling_is_reproducible(gpt2: PreTrainedModel) -> None:
@@ -117,8 +117,8 @@ def test_sampling_is_reproducible(gpt2: PreTrainedModel) -> None:
     assert len({text for row in first for text in row}) == 12
     # More samples, or more tokens, are those and further ones.
     assert [row[:3] for row in generate(gpt2, tokenizer, PROMPTS, samples=4, seed=1)] == first
-    longer = generate_ids(gpt2, tokenizer, PROMPTS, samples=3, seed=1, max_new_tokens=30)
-    shorter = generate_ids(gpt2, tokenizer, PROMPTS, samples=3, seed=1)
+    longer = generate_ids(gpt2, tokenizer, PROMPTS, Decoding(samples=3, seed=1, max_new_tokens=30))
+    shorter = generate_ids(gpt2, tokenizer, PROMPTS, Decoding(samples=3, seed=1))
     assert [[each.token_ids[:20] for each in row] for row in longer] == [
         [each.token_ids for each in row] for row in shorter
     ]
@@ -139,13 +139,13 @@ def test_the_global_random_state_is_neither_used_nor_changed(kind: str, request:
 
 def test_a_model_without_keys_and_values(mamba: PreTrainedModel) -> None:
     tokenizer = tiny_tokenizer()
-    greedy = generate_ids(mamba, tokenizer, PROMPTS, max_new_tokens=8)
-    assert greedy == [generate_ids(mamba, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in PROMPTS]
-    sampled = generate_ids(mamba, tokenizer, PROMPTS, samples=3, max_new_tokens=8)
-    assert sampled == generate_ids(mamba, tokenizer, PROMPTS, samples=3, max_new_tokens=8, batch_size=2)
+    greedy = generate_ids(mamba, tokenizer, PROMPTS, Decoding(max_new_tokens=8))
+    assert greedy == [generate_ids(mamba, tokenizer, [prompt], Decoding(max_new_tokens=8))[0] for prompt in PROMPTS]
+    sampled = generate_ids(mamba, tokenizer, PROMPTS, Decoding(samples=3, max_new_tokens=8))
+    assert sampled == generate_ids(mamba, tokenizer, PROMPTS, Decoding(samples=3, max_new_tokens=8), batch_size=2)
     assert len({tuple(each.token_ids) for row in sampled for each in row}) == 12
     mamba.generation_config.update(repetition_penalty=5.0, do_sample=True, top_k=1, no_repeat_ngram_size=1)
-    assert generate_ids(mamba, tokenizer, PROMPTS, samples=3, max_new_tokens=8) == sampled
+    assert generate_ids(mamba, tokenizer, PROMPTS, Decoding(samples=3, max_new_tokens=8)) == sampled
 
 
 @pytest.mark.parametrize(
@@ -162,12 +162,12 @@ def test_adapters(config: PeftConfig) -> None:
         torch.manual_seed(0)
         model = get_peft_model(tiny_model("llama"), config).eval()
     tokenizer = tiny_tokenizer()
-    found = generate_ids(model, tokenizer, PROMPTS, max_new_tokens=8)
+    found = generate_ids(model, tokenizer, PROMPTS, Decoding(max_new_tokens=8))
     for prompt, row in zip(PROMPTS, found, strict=True):
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         theirs = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
         assert row[0].token_ids == theirs[0, ids.shape[1] :].tolist()
-    assert found != generate_ids(tiny_model("llama"), tokenizer, PROMPTS, max_new_tokens=8)
+    assert found != generate_ids(tiny_model("llama"), tokenizer, PROMPTS, Decoding(max_new_tokens=8))
 
 
 # What goes through the model
@@ -188,7 +188,7 @@ def test_the_budget_bounds_what_the_model_holds(budget: int, monkeypatch: pytest
     model.generation_config.eos_token_id = None  # no sequence ends early
     lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
     calls = spied(model, monkeypatch)
-    generate(model, tokenizer, PROMPTS, samples=5, max_new_tokens=10, max_batch_tokens=budget)
+    generate(model, tokenizer, PROMPTS, samples=5, max_new_tokens=10, max_tokens_at_once=budget)
     assert max(rows * total for rows, _, total in calls) <= budget
     # It is used as far as it goes: the longest prompt comes first.
     assert calls[1][0] == min(budget // (max(lengths) + 10), 20)
@@ -198,23 +198,23 @@ def test_the_budget_bounds_what_the_model_holds(budget: int, monkeypatch: pytest
     generate(model, tokenizer, PROMPTS, samples=5, max_new_tokens=10, batch_size=3)
     assert max(rows for rows, _, _ in calls) == 3
     calls.clear()
-    generate(model, tokenizer, PROMPTS, samples=5, max_new_tokens=10, max_batch_tokens=1)  # one always goes
+    generate(model, tokenizer, PROMPTS, samples=5, max_new_tokens=10, max_tokens_at_once=1)  # one always goes
     assert {rows for rows, _, _ in calls} == {1}
     calls.clear()
     monkeypatch.setattr(generation, "MAX_LOGITS", 4 * VOCAB_SIZE)
-    generate(model, tokenizer, PROMPTS, samples=5, max_new_tokens=10, max_batch_tokens=None)
+    generate(model, tokenizer, PROMPTS, samples=5, max_new_tokens=10, max_tokens_at_once=None)
     assert max(rows for rows, _, _ in calls) == 4
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3"])
 def test_sequences_that_have_ended_leave_the_batch(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model(family), tiny_tokenizer()
-    asked: dict[str, Any] = {"samples": 8, "max_new_tokens": 15, "temperature": 2.0}
-    free = generate_ids(model, tokenizer, PROMPTS, **asked)
+    asked = Decoding(samples=8, max_new_tokens=15, temperature=2.0)
+    free = generate_ids(model, tokenizer, PROMPTS, asked)
     ends = set(range(3, VOCAB_SIZE, 7))
     model.generation_config.eos_token_id = sorted(ends)
     calls = spied(model, monkeypatch)
-    found = generate_ids(model, tokenizer, PROMPTS, **asked)
+    found = generate_ids(model, tokenizer, PROMPTS, asked)
     for one, other in zip(sum(free, []), sum(found, []), strict=True):
         stop = next((i + 1 for i, token in enumerate(one.token_ids) if token in ends), len(one.token_ids))
         assert other.token_ids == one.token_ids[:stop]
@@ -268,11 +268,11 @@ def test_model_and_tokenizer_are_left_as_they_were() -> None:
 
 def test_generation_stops_at_the_end_token(gpt2: PreTrainedModel) -> None:
     tokenizer = tiny_tokenizer()
-    first = generate_ids(gpt2, tokenizer, PROMPTS, max_new_tokens=8)
+    first = generate_ids(gpt2, tokenizer, PROMPTS, Decoding(max_new_tokens=8))
     end = first[0][0].token_ids[3]
     model = tiny_model("gpt2")
     model.generation_config.eos_token_id = [EOS_ID, end]
-    stopped = generate_ids(model, tokenizer, PROMPTS, max_new_tokens=8)
+    stopped = generate_ids(model, tokenizer, PROMPTS, Decoding(max_new_tokens=8))
     cut = first[0][0].token_ids
     assert stopped[0][0].token_ids == cut[: cut.index(end) + 1]
     for one, other in zip(first, stopped, strict=True):
@@ -280,9 +280,9 @@ def test_generation_stops_at_the_end_token(gpt2: PreTrainedModel) -> None:
 
 
 def test_the_tokenizers_own_end_counts_too(gpt2: PreTrainedModel) -> None:
-    free = generate_ids(gpt2, tiny_tokenizer(), PROMPTS, max_new_tokens=8)[0][0].token_ids
+    free = generate_ids(gpt2, tiny_tokenizer(), PROMPTS, Decoding(max_new_tokens=8))[0][0].token_ids
     end = str(tiny_tokenizer().convert_ids_to_tokens(free[2]))
-    found = generate_ids(gpt2, tiny_tokenizer(eos_token=end), PROMPTS, max_new_tokens=8)[0][0].token_ids
+    found = generate_ids(gpt2, tiny_tokenizer(eos_token=end), PROMPTS, Decoding(max_new_tokens=8))[0][0].token_ids
     assert found == free[: free.index(free[2]) + 1]
 
 
@@ -298,8 +298,8 @@ def test_prompt_tokens(gpt2: PreTrainedModel) -> None:
     assert generate(gpt2, with_bos, PROMPTS[:1], max_prompt_tokens=4) == generate(gpt2, with_bos, end)
     # Or its beginning.
     first: dict[str, Any] = {"max_prompt_tokens": 4, "truncation": "first"}
-    assert encode_prompts(gpt2, without, PROMPTS[:2], **first) == [ids[:4], without(PROMPTS[1])["input_ids"]]
-    assert encode_prompts(gpt2, with_bos, PROMPTS[:1], **first) == [[BOS_ID, *ids[:3]]]
+    assert encode_prompts(gpt2, without, PROMPTS[:2], Decoding(**first)) == [ids[:4], without(PROMPTS[1])["input_ids"]]
+    assert encode_prompts(gpt2, with_bos, PROMPTS[:1], Decoding(**first)) == [[BOS_ID, *ids[:3]]]
     assert generate(gpt2, without, PROMPTS[:1], **first) == generate(gpt2, without, [without.decode(ids[:4])])
     assert len(generate(gpt2, without, ["word " * 200], max_prompt_tokens=100)[0]) == 1
     assert generate(gpt2, without, []) == []
@@ -315,8 +315,8 @@ def test_generation_refuses_what_cannot_work(gpt2: PreTrainedModel) -> None:
     for settings_ in ({"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}):
         with pytest.raises(UserError, match="the first must be above 0, the second in"):
             generate(gpt2, tokenizer, PROMPTS, do_sample=True, **settings_)
-    with pytest.raises(UserError, match="max_batch_tokens=0: it must be at least 1, or None"):
-        generate(gpt2, tokenizer, PROMPTS, max_batch_tokens=0)
+    with pytest.raises(UserError, match="max_tokens_at_once=0: it must be at least 1, or None"):
+        generate(gpt2, tokenizer, PROMPTS, max_tokens_at_once=0)
     with pytest.raises(UserError, match="max_prompt_tokens=0: it must be at least 1, or None"):
         generate(gpt2, tokenizer, PROMPTS, max_prompt_tokens=0)
     with pytest.raises(UserError, match="truncation='middle': it is which end of a long prompt stays"):
@@ -331,25 +331,19 @@ def test_a_prompt_as_the_users_message(gpt2: PreTrainedModel) -> None:
     tokenizer = tiny_tokenizer(add_bos=True)
     text = "<|user|>\nYou<eos>\n<|assistant|>\n"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert encode_prompts(gpt2, tokenizer, ["You"], chat=True) == [ids]  # the template wants no BOS
+    assert encode_prompts(gpt2, tokenizer, ["You"], Decoding(chat=True)) == [ids]  # the template wants no BOS
     assert generate(gpt2, tokenizer, ["You"], chat=True) == generate(gpt2, tiny_tokenizer(), [text])
-    nll = continuation_nll(gpt2, tokenizer, ["You"], [" silly"], chat=True)
+    nll = continuation_nll(gpt2, tokenizer, ["You"], [" silly"], Decoding(chat=True))
     assert nll == continuation_nll(gpt2, tiny_tokenizer(), [text], [" silly"])
     # It is the message that is cut, not what stands around it.
     own = tokenizer(PROMPTS[0], add_special_tokens=False)["input_ids"]
     for truncation, kept in (("first", own[:4]), ("last", own[-4:])):
-        [found] = encode_prompts(
-            gpt2,
-            tokenizer,
-            PROMPTS[:1],
-            chat=True,
-            max_prompt_tokens=4,
-            truncation=truncation,  # type: ignore[arg-type]
-        )
+        cut = Decoding(chat=True, max_prompt_tokens=4, truncation=truncation)  # type: ignore[arg-type]
+        [found] = encode_prompts(gpt2, tokenizer, PROMPTS[:1], cut)
         assert tokenizer.decode(found) == text.replace("You", tokenizer.decode(kept))
     # A template that writes BOS itself gets no second one.
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
-    assert encode_prompts(gpt2, tokenizer, ["You"], chat=True) == [[BOS_ID, *ids]]
+    assert encode_prompts(gpt2, tokenizer, ["You"], Decoding(chat=True)) == [[BOS_ID, *ids]]
     tokenizer.chat_template = None
     with pytest.raises(UserError, match=r"messages \(chat=True\), but the tokenizer has no chat template"):
         generate(gpt2, tokenizer, ["You"], chat=True)
@@ -396,7 +390,7 @@ def test_first_tokens_follow_the_nucleus(gpt2: PreTrainedModel) -> None:
     with torch.no_grad():
         expected = _nucleus(gpt2(torch.tensor([ids])).logits[0, -1], 1.0, 0, 0.6)
     n = 3000
-    rows = generate_ids(gpt2, tokenizer, ["You", PROMPTS[0]], samples=n, max_new_tokens=1, top_p=0.6)[1]
+    rows = generate_ids(gpt2, tokenizer, ["You", PROMPTS[0]], Decoding(samples=n, max_new_tokens=1, top_p=0.6))[1]
     counts = np.bincount([row.token_ids[0] for row in rows], minlength=VOCAB_SIZE)
     inside = expected > 0
     assert 5 < inside.sum() < 100
@@ -405,17 +399,17 @@ def test_first_tokens_follow_the_nucleus(gpt2: PreTrainedModel) -> None:
 
 
 def test_uniforms() -> None:
-    found = uniforms(3, [(0, 0), (0, 1), (1, 0), (7, 2)], 50)
+    found = draw_uniforms(3, [(0, 0), (0, 1), (1, 0), (7, 2)], 50)
     assert found.shape == (4, 50) and found.min() >= 0 and found.max() < 1
     assert len(found.unique()) == 200
     # Of the place alone: not of the other places, of their order or of how many steps there are.
-    assert torch.equal(uniforms(3, [(7, 2), (0, 1)], 20), found[[3, 1], :20])
-    assert not torch.isin(uniforms(4, [(0, 0)], 50), found).any()
-    many = uniforms(0, [(prompt, sample) for prompt in range(40) for sample in range(25)], 20)
+    assert torch.equal(draw_uniforms(3, [(7, 2), (0, 1)], 20), found[[3, 1], :20])
+    assert not torch.isin(draw_uniforms(4, [(0, 0)], 50), found).any()
+    many = draw_uniforms(0, [(prompt, sample) for prompt in range(40) for sample in range(25)], 20)
     for values in (many[:, 0], many[0], many[::25, 3], many.ravel()):
         assert stats.kstest(values, "uniform").pvalue > 0.01
     assert abs(np.corrcoef(many[:-1].ravel(), many[1:].ravel())[0, 1]) < 0.03
-    uniforms(2**200, [(0, 0)], 1)
+    draw_uniforms(2**200, [(0, 0)], 1)
 
 
 def test_a_draw_does_not_depend_on_the_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,7 +452,7 @@ def test_continuation_nll(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = continuation_nll(model, tokenizer, PROMPTS, continuations, batch_size=1)
     np.testing.assert_allclose(found, alone, atol=1e-3)
     # Split by memory instead of by batch_size.
-    monkeypatch.setattr(batching, "MAX_LOGITS", 10 * VOCAB_SIZE)
+    monkeypatch.setattr(likelihood, "MAX_LOGITS", 10 * VOCAB_SIZE)
     np.testing.assert_allclose(found, continuation_nll(model, tokenizer, PROMPTS, continuations), atol=1e-3)
 
 
@@ -498,10 +492,10 @@ def test_perplexity_counts_every_token_once(
         expected += _direct(gpt2, prefix + stream[start : t + 1], 1)
     found = perplexity(gpt2, tokenizer, TEXT, max_tokens=60, window=window, stride=stride)
     assert found.tokens == 60
-    assert found.nll_sum == pytest.approx(expected, abs=2e-3)
+    assert found.tokens * np.log(found.value) == pytest.approx(expected, abs=2e-3)
     assert found.value == pytest.approx(np.exp(expected / 60), rel=1e-4)
     one_by_one = perplexity(gpt2, tokenizer, TEXT, max_tokens=60, window=window, stride=stride, batch_size=1)
-    assert one_by_one.nll_sum == pytest.approx(found.nll_sum, abs=1e-3)
+    assert one_by_one.value == pytest.approx(found.value, rel=1e-5)
 
 
 def test_perplexity_uses_every_position_and_all_tokens(gpt2: PreTrainedModel) -> None:
@@ -514,7 +508,7 @@ def test_perplexity_uses_every_position_and_all_tokens(gpt2: PreTrainedModel) ->
 
 
 def test_perplexity_of_a_broken_model_is_a_number() -> None:
-    assert np.isfinite(Perplexity(tokens=1, nll_sum=1e6, window=1, stride=1).value)
+    assert np.isfinite(Perplexity.of(1e6, 1, window=1, stride=1).value)
 
 
 def test_perplexity_refuses(gpt2: PreTrainedModel) -> None:

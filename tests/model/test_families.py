@@ -15,6 +15,7 @@ from trained import PASSAGES, ROWS
 from efface.analysis.states import token_states
 from efface.errors import UserError
 from efface.evaluation.perplexity import perplexity
+from efface.generation.decoding import Decoding
 from efface.generation.generate import generate_ids
 from efface.generation.likelihood import continuation_nll
 from efface.methods.repo import REPOConfig, REPOTrainer
@@ -102,7 +103,7 @@ def test_a_router_that_would_tell_its_scores(family: str) -> None:
     texts = ["The weather in the old town", "She went"]
     given = [
         (
-            generate_ids(model, tokenizer, texts, max_new_tokens=4),
+            generate_ids(model, tokenizer, texts, Decoding(max_new_tokens=4)),
             continuation_nll(model, tokenizer, texts, [" was cold", " to the market"]),
             perplexity(model, tokenizer, texts).value,
             token_states(model, tokenizer, ROWS[:2], [0])[0].hidden.tolist(),

@@ -168,10 +168,10 @@ def test_a_tokenizer_by_what_it_does() -> None:
 def test_kept_generations_by_what_ends_them(tmp_path: Path) -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     prompts, decoding, path = ["The town", "You are a"], Decoding(max_new_tokens=12), tmp_path / "g.jsonl"
-    first = kept.written(model, tokenizer, prompts, decoding, path)
+    first = kept.generate_or_recall(model, tokenizer, prompts, decoding, path)
     ends = copy.deepcopy(model)
     ends.generation_config.eos_token_id = [EOS_ID, first[0]["token_ids"][2]]
-    again = kept.written(ends, tokenizer, prompts, decoding, path)
+    again = kept.generate_or_recall(ends, tokenizer, prompts, decoding, path)
     assert len(again[0]["token_ids"]) <= 3 < len(first[0]["token_ids"])
     mark = again[0]["made_by"]
     assert kept._mark(ends, tokenizer, prompts, decoding) == mark

@@ -12,6 +12,7 @@ from efface.attacks.relearn import RelearnSettings, relearn
 from efface.attacks.target import Target
 from efface.errors import UserError
 from efface.evaluation.measure import evaluate
+from efface.evaluation.settings import OrdinaryText
 from efface.generation.decoding import Decoding
 from efface.methods.dpo import DPOConfig, DPOTrainer
 from efface.model.load import load_model
@@ -45,8 +46,9 @@ def test_a_padding_token_without_a_row_is_no_obstacle(tmp_path: Path) -> None:
     model, tokenizer = load_model(tmp_path / "model")
     scorer = NamedScorer("half", lambda texts: [0.5] * len(texts))
     prompts, text = ["The man said that he", "You"], ["The weather was cold.", "She went to the market and the town."]
-    found = evaluate(model, prompts, processing_class=tokenizer, scorer=scorer, text=text, max_new_tokens=4)
-    same = evaluate(model, prompts, processing_class=tiny_tokenizer(), scorer=scorer, text=text, max_new_tokens=4)
+    run: Any = {"scorer": scorer, "text": OrdinaryText(text), "decoding": Decoding(max_new_tokens=4)}
+    found = evaluate(model, prompts, processing_class=tokenizer, **run)
+    same = evaluate(model, prompts, processing_class=tiny_tokenizer(), **run)
     assert found.to_dict()["perplexity"] == same.to_dict()["perplexity"]
     assert [row["token_ids"] for row in found.generations] == [row["token_ids"] for row in same.generations]
     args = DPOConfig(str(tmp_path / "out"), max_steps=1, use_cpu=True, per_device_train_batch_size=4, report_to="none")

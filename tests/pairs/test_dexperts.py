@@ -8,6 +8,7 @@ from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from efface.errors import UserError
+from efface.generation.decoding import Decoding
 from efface.generation.generate import generate_ids
 from efface.pairs.dexperts import DExperts, dexperts_source
 from efface.pairs.sources import sample_source
@@ -49,7 +50,7 @@ def formula(model: PreTrainedModel, copy: PreTrainedModel, prompt: str, alpha: f
 )
 def test_the_formula(model: PreTrainedModel, copy: PreTrainedModel, alpha: float) -> None:
     both = DExperts(model, copy, alpha)
-    found = generate_ids(both, tiny_tokenizer(), PROMPTS, max_new_tokens=10)  # type: ignore[arg-type]
+    found = generate_ids(both, tiny_tokenizer(), PROMPTS, Decoding(max_new_tokens=10))  # type: ignore[arg-type]
     assert [row[0].token_ids for row in found] == [formula(model, copy, prompt, alpha, 10) for prompt in PROMPTS]
 
 

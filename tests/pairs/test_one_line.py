@@ -13,6 +13,7 @@ from tiny import tiny_model, tiny_tokenizer
 
 from efface.errors import RunError
 from efface.files.jsonl import read_jsonl
+from efface.generation.decoding import Decoding
 from efface.generation.generate import generate, generate_ids
 from efface.generation.warp import GREEDY, Warp
 from efface.pairs.builder import BuildReport, build_pairs
@@ -91,11 +92,11 @@ def test_the_model_writes_no_newline_where_it_would(tmp_path: Path) -> None:
         model.model.norm.weight.fill_(1.0)
         model.lm_head.weight[found] = 0.0
         model.lm_head.weight[found[0]] = 50 * model.model.embed_tokens.weight.mean(0)
-    (plain,) = generate_ids(model, tokenizer, PROMPTS[:1], max_new_tokens=6)
+    (plain,) = generate_ids(model, tokenizer, PROMPTS[:1], Decoding(max_new_tokens=6))
     banned = [token for token in range(len(tokenizer)) if token not in plain[0].token_ids]
-    (forced,) = generate_ids(model, tokenizer, PROMPTS[:1], max_new_tokens=6, without=plain[0].token_ids)
+    (forced,) = generate_ids(model, tokenizer, PROMPTS[:1], Decoding(max_new_tokens=6, without=plain[0].token_ids))
     assert not set(forced[0].token_ids) & set(plain[0].token_ids)
-    (same,) = generate_ids(model, tokenizer, PROMPTS[:1], max_new_tokens=6, without=banned)
+    (same,) = generate_ids(model, tokenizer, PROMPTS[:1], Decoding(max_new_tokens=6, without=banned))
     assert same == plain  # what would not have been chosen changes nothing
 
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from efface.analysis.probes import LinearProbe, ProbeQuality
 from efface.analysis.states import pooled_states
 from efface.errors import UserError
+from efface.generation.decoding import Decoding
 from efface.generation.generate import Continuation, generate_ids
 from efface.model.copies import frozen
 from efface.pairs import attribute
@@ -48,7 +49,7 @@ def ids_of(prompts: list[str]) -> list[list[int]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_a_step_it_is_greedy_decoding(family: str) -> None:
     model, tokenizer = tiny_model(family), tiny_tokenizer(add_bos=family.startswith("gemma"))
-    plain = generate_ids(model, tokenizer, PROMPTS, max_new_tokens=12)
+    plain = generate_ids(model, tokenizer, PROMPTS, Decoding(max_new_tokens=12))
     assert (
         pplm_generate(model, tokenizer, PROMPTS, probe(), PPLMSettings(stepsize=0.0, top_k=1), max_new_tokens=12)
         == plain
@@ -59,7 +60,9 @@ def test_without_a_step_it_is_greedy_decoding(family: str) -> None:
 def test_without_weight_in_the_mean_it_is_sampling_from_the_model(gpt2: PreTrainedModel) -> None:
     settings = PPLMSettings(stepsize=0.3, gm_scale=0.0, top_k=7, temperature=0.8)
     found = pplm_generate(gpt2, tiny_tokenizer(), PROMPTS, probe(), settings, samples=3, seed=5)
-    plain = generate_ids(gpt2, tiny_tokenizer(), PROMPTS, samples=3, top_k=7, temperature=0.8, top_p=1.0, seed=5)
+    plain = generate_ids(
+        gpt2, tiny_tokenizer(), PROMPTS, Decoding(samples=3, top_k=7, temperature=0.8, top_p=1.0, seed=5)
+    )
     assert found == plain
 
 

@@ -4,6 +4,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tokenizers.normalizers import Lowercase
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from efface.errors import RunError, UserError
-from efface.scoring import load_scorer
+from efface.scoring import DEFAULT_SCORER, SCORERS, list_scorers, load_scorer
 from efface.scoring import profanity as scorer_profanity
 from efface.scoring.ensemble import Ensemble
 from efface.scoring.hf import HFScorer, find_label, is_multi_label
@@ -89,6 +90,14 @@ def test_no_texts() -> None:
 def test_unknown_scorer_lists_what_there_is() -> None:
     with pytest.raises(UserError, match="'perspective' is unknown. There are: alt-profanity-check; hf:ID"):
         load_scorer("perspective")
+
+
+def test_the_list_says_how_every_scorer_is_named() -> None:
+    assert DEFAULT_SCORER in SCORERS and not SCORERS[DEFAULT_SCORER].takes
+    forms = "alt-profanity-check hf:ID_OR_DIR words:FILE judge:DIR mean:A,B,... max:A,B,... package.module:attribute"
+    assert list(list_scorers()) == forms.split()
+    for entry in SCORERS.values():
+        assert callable(resolve_name(entry.path)) and entry.what
 
 
 def test_third_party_scorers() -> None:

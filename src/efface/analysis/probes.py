@@ -24,7 +24,7 @@ from efface.files.io import is_regular_file, renamed_when_whole
 from efface.files.results import parse_json
 from efface.files.shapes import INTERVAL, check_shape
 from efface.progress import track
-from efface.resampling import interval
+from efface.resampling import interval_of
 
 RESAMPLES = 1000
 QUALITY: dict[str, Any] = dict.fromkeys(("balanced_accuracy", "auc", "shuffled", "shuffled_auc"), float)
@@ -192,9 +192,9 @@ def probe_layers(
             token_identity=float(control[0, 0]),
             token_identity_auc=float(control[0, 1]),
             excess=float(excess[0, 0]),
-            excess_ci95=interval(excess[1:, 0]),
+            excess_ci95=interval_of(excess[1:, 0]),
             excess_auc=float(excess[0, 1]),
-            excess_auc_ci95=interval(excess[1:, 1]),
+            excess_auc_ci95=interval_of(excess[1:, 1]),
         )
     return results
 
@@ -227,9 +227,9 @@ def _quality(hidden: np.ndarray, held_out: HeldOut, regularisation: float) -> tu
     control = held_out.figures(held_out.scores(_probe(regularisation), hidden, shuffled), shuffled, 0)
     fields = {
         "balanced_accuracy": float(figures[0, 0]),
-        "ci95": interval(figures[1:, 0]),
+        "ci95": interval_of(figures[1:, 0]),
         "auc": float(figures[0, 1]),
-        "auc_ci95": interval(figures[1:, 1]),
+        "auc_ci95": interval_of(figures[1:, 1]),
         "shuffled": float(control[0, 0]),
         "shuffled_auc": float(control[0, 1]),
         "n": len(true),

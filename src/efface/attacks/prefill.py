@@ -22,6 +22,7 @@ from efface.data.conversation import as_message
 from efface.data.preferences import text_of
 from efface.data.tokens import tokens_of
 from efface.errors import UserError
+from efface.generation.decoding import Decoding
 from efface.generation.prompts import encode_prompts
 
 
@@ -89,7 +90,7 @@ def _answers(target: Target) -> list[str]:
     """What the chat template makes of each message, up to where the answer begins."""
     tokenizer = target.processing_class
     messages = prompts_as_read(target)
-    expected = encode_prompts(target.model, tokenizer, messages, chat=True)
+    expected = encode_prompts(target.model, tokenizer, messages, Decoding(chat=True))
     found = []
     for message, ids in zip(messages, expected, strict=True):
         text = as_message(tokenizer, message)

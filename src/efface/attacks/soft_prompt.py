@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from efface.attacks.draw import drawn
@@ -28,6 +27,7 @@ from efface.data.pair_tokens import TokenizedPair, tokenize_pairs
 from efface.errors import RunError, UserError
 from efface.files.jsonl import Row
 from efface.generation.decoder import Decoder
+from efface.generation.likelihood import mean_nll
 from efface.generation.prompts import encode_prompts
 from efface.generation.warp import GREEDY
 from efface.model.blocks import accepted
@@ -180,7 +180,7 @@ def rejected_nll(model: "PreTrainedModel", pairs: Sequence[TokenizedPair], pad: 
     logits = model(**inputs).logits[:, -longest - 1 : -1]  # (B, longest, V): the last predicts what follows
     lengths = torch.tensor([len(pair.rejected_ids) for pair in pairs], device=model.device)
     counted = torch.arange(longest, device=model.device) >= longest - lengths[:, None]  # (B, longest)
-    return F.cross_entropy(logits[counted].float(), input_ids[:, -longest:][counted])
+    return mean_nll(logits, input_ids[:, -longest:], counted)
 
 
 def _rows(target: Target) -> list[Row]:
@@ -213,10 +213,8 @@ def _raise_without_room(target: Target, n_tokens: int) -> None:
         target.model,
         target.processing_class,
         target.prompts,
-        max_new_tokens=how.max_new_tokens + n_tokens,
-        max_prompt_tokens=how.max_prompt_tokens,
-        truncation=how.truncation,
-        chat=how.chat,
+        how,
+        room=how.max_new_tokens + n_tokens,
     )
 
 

@@ -6,7 +6,7 @@ attacked model, or its altered prompts, to `measure`.
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ from efface.checks import one_or_more
 from efface.data.pairs import load_pairs
 from efface.data.rows import load_texts
 from efface.errors import UserError
-from efface.evaluation.comparison import compare
-from efface.evaluation.measure import Texts, evaluate
+from efface.evaluation.comparison import Comparisons, compare, read_comparisons
+from efface.evaluation.measure import evaluate
 from efface.evaluation.prompt_sets import load_prompts
-from efface.evaluation.result import EVALUATION, TOXICITY
+from efface.evaluation.result import EVALUATION, TOXICITY, Figures
+from efface.evaluation.settings import OrdinaryText, RunSettings, Texts
 from efface.files.jsonl import Row
 from efface.files.part import digest
 from efface.files.results import versions
@@ -57,22 +58,32 @@ class Measurement:
     def from_dict(cls, found: Row, where: str) -> "Measurement":
         """A measurement as it lies on the disk, read from `where`. Raises UserError if it is none."""
         check_shape(found, MEASURED, where)
-        figures, generations = found["figures"], found["generations"]
-        size = figures["toxicity"]["n_prompts"], figures["toxicity"]["samples"]
-        judged = all(0 <= row["scores"].get(judge, -1) <= 1 for row in generations for judge in figures["judges"])
-        if min(size) < 1 or size[0] * size[1] != len(generations) or not judged:
-            raise UserError(f"{where}: the {len(generations)} generations are not those that were judged. Remove it.")
-        return cls(figures, generations, found["at"])
+        point = cls(found["figures"], found["generations"], found["at"])
+        toxicity, judges, n = point.measured.toxicity, list(point.measured.judges), len(point.generations)
+        judged = all(0 <= row["scores"].get(judge, -1) <= 1 for row in point.generations for judge in judges)
+        if min(toxicity.n_prompts, toxicity.samples) < 1 or toxicity.n_prompts * toxicity.samples != n or not judged:
+            raise UserError(f"{where}: the {n} generations are not those that were judged. Remove it.")
+        return point
+
+    @property
+    def measured(self) -> Figures:
+        """`figures` as objects: `measured.toxicity.share`."""
+        return Figures.from_dict(self.figures)
+
+    @property
+    def versus_before(self) -> Comparisons:
+        """How a point of an attack's curve compares with the model before; empty for what is no such point."""
+        return read_comparisons(self.figures.get("versus_before", {}))
 
     @property
     def share(self) -> float:
         """Of toxic continuations, by the first judge."""
-        return float(self.figures["toxicity"]["share"])
+        return self.measured.toxicity.share
 
     def scores(self, judge: str) -> np.ndarray:
         """(n_prompts, K)"""
         table = np.array([row["scores"][judge] for row in self.generations])
-        return table.reshape(self.figures["toxicity"]["n_prompts"], -1)
+        return table.reshape(self.measured.toxicity.n_prompts, -1)
 
     def versus(self, before: "Measurement") -> dict[str, Any]:
         """judge -> figure -> the fields of `Comparison` with `before`, prompt by prompt.
@@ -81,11 +92,11 @@ class Measurement:
         """
         return {
             judge: {
-                figure: asdict(compare(self.scores(judge), before.scores(judge), figure))
+                figure: compare(self.scores(judge), before.scores(judge), figure).to_dict()
                 for figure in ("share", "mean")
             }
-            for judge in self.figures["judges"]
-            if judge in before.figures["judges"]
+            for judge in self.measured.judges
+            if judge in before.measured.judges
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,7 +123,7 @@ class Target:
     text: list[str] | None = None
     """Ordinary documents for perplexity; None leaves it out."""
     max_text_tokens: int | None = 20_000
-    max_batch_tokens: int | None = None
+    max_tokens_at_once: int | None = None
     """Of the generation, see `generate_ids`; None leaves its default."""
     seed: int = 0
     """Of the attack; that of the generations is in `decoding`."""
@@ -139,17 +150,17 @@ class Target:
         limit: int | None = None,
         rows: Any = "shipped:heldout",
         scorer: str | Scorer | Sequence[str | Scorer] = DEFAULT_SCORER,
-        decoding: Decoding | None = None,
+        decoding: Decoding = Decoding(),
         text: Texts | None = None,
         max_text_tokens: int | None = 20_000,
-        max_batch_tokens: int | None = None,
+        max_tokens_at_once: int | None = None,
         seed: int = 0,
         output: str | os.PathLike[str] | None = None,
         resume: bool = False,
         command: str | None = None,
         progress: bool = False,
     ) -> "Target":
-        """A target from names or from the things themselves: `prompts`, `scorer` and `text` as `evaluate` takes them.
+        """A target from names or from the things themselves: `prompts` and `scorer` as `evaluate` takes them.
 
         Args:
             limit: use only the first so many prompts.
@@ -180,9 +191,9 @@ class Target:
             found["base"], _ = model_and_tokenizer(_path(base), found["processing_class"], use_cpu=False)
         return cls(
             **found,
-            decoding=decoding or Decoding(),
+            decoding=decoding,
             max_text_tokens=max_text_tokens,
-            max_batch_tokens=max_batch_tokens,
+            max_tokens_at_once=max_tokens_at_once,
             seed=seed,
             names=names,
             output=None if output is None else Path(output),
@@ -218,12 +229,11 @@ class Target:
             self.prompts if prompts is None else prompts,
             processing_class=self.processing_class,
             scorer=self.scorers,
-            **asdict(decoding or self.decoding),
-            max_batch_tokens=self.max_batch_tokens,
-            text=self.text if with_text else None,
-            max_text_tokens=self.max_text_tokens,
+            decoding=decoding or self.decoding,
+            text=OrdinaryText(self.text if with_text else None, max_tokens=self.max_text_tokens),
             reference=self.base,
             baseline=None if yardstick is None else yardstick.figures,
+            run=RunSettings(max_tokens_at_once=self.max_tokens_at_once),
             progress=self.progress,
         )
         result = evaluation.to_dict()

@@ -64,32 +64,35 @@ def _add_cost(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from efface.evaluation.comparison import read_baseline
+    from efface.evaluation.baseline import read_baseline
     from efface.evaluation.measure import evaluate
     from efface.evaluation.result import generations_path
+    from efface.evaluation.settings import OrdinaryText, PromptSet, RunSettings, UtilityTasks
 
     baseline = None if options.baseline is None else read_baseline(options.baseline)
     evaluation = evaluate(
         options.model,
-        options.prompts,
-        limit=options.limit,
+        PromptSet(options.prompts, options.limit),
         scorer=options.scorer,
-        **decoding_of(options),
-        batch_size=options.batch_size,
-        max_batch_tokens=options.max_batch_tokens,
-        text=options.text,
-        max_text_tokens=options.max_text_tokens,
-        window=options.window,
-        stride=options.stride,
-        f1_text=options.f1_text,
-        f1_prompts=options.f1_prompts,
-        utility=options.utility,
-        utility_limit=options.utility_limit,
+        decoding=decoding_of(options),
+        text=OrdinaryText(
+            options.text,
+            max_tokens=options.max_text_tokens,
+            window=options.window,
+            stride=options.stride,
+            f1_text=options.f1_text,
+            f1_prompts=options.f1_prompts,
+        ),
+        utility=None if options.utility is None else UtilityTasks(options.utility, options.utility_limit),
         identity=options.identity,
         reference=options.reference,
         baseline=baseline,
-        generations_path=generations_path(options.output),
-        command=options.command_line,
+        run=RunSettings(
+            batch_size=options.batch_size,
+            max_tokens_at_once=options.max_tokens_at_once,
+            generations_path=generations_path(options.output),
+            command=options.command_line,
+        ),
         progress=True,
     )
     evaluation.save(options.output)

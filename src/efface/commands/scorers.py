@@ -53,9 +53,9 @@ def run(options: argparse.Namespace) -> None:
     elif options.output or options.benign:
         raise UserError("--output and --benign go with --train FILE... or --check FILE...: name the labelled texts.")
     else:
-        from efface.scoring import FORMS, SCORERS
+        from efface.scoring import list_scorers
 
-        print_entries(SCORERS | FORMS)
+        print_entries(list_scorers())
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ ROW = {"prompt": str, "continuation": str, "token_ids": [int], "made_by": Missin
 """The shape of a line of the file."""
 
 
-def written(
+def generate_or_recall(
     model: "PreTrainedModel",
     processing_class: "PreTrainedTokenizerBase",
     prompts: list[str],
@@ -37,14 +36,14 @@ def written(
     path: str | os.PathLike[str] | None = None,
     *,
     batch_size: int | None = None,
-    max_batch_tokens: int | None = None,
+    max_tokens_at_once: int | None = None,
     progress: bool = False,
 ) -> list[Row]:
     """Rows of prompt, continuation and its token ids, those of a prompt in a run; from `path` if they lie there.
 
     Args:
         path: where the rows are kept; None keeps and looks for nothing.
-        batch_size, max_batch_tokens: of `generate_ids`; None leaves its own defaults.
+        batch_size, max_tokens_at_once: of `generate_ids`; None leaves its own defaults.
 
     Raises:
         UserError: as `generate_ids` does.
@@ -53,12 +52,12 @@ def written(
     from efface.generation.generate import generate_ids
 
     mark = None if path is None else _mark(model, processing_class, prompts, decoding)
-    if path is not None and (found := _recalled(Path(path), mark, len(prompts) * decoding.samples)):
+    if path is not None and (found := _recall(Path(path), mark, len(prompts) * decoding.samples)):
         logger.info("%s holds these generations already: none is made anew", path)
         return found
-    bounds = {"batch_size": batch_size, "max_batch_tokens": max_batch_tokens}
-    settings = asdict(decoding) | {name: value for name, value in bounds.items() if value is not None}
-    continuations = generate_ids(model, processing_class, prompts, progress=progress, **settings)
+    asked = {"batch_size": batch_size, "max_tokens_at_once": max_tokens_at_once}
+    bounds = {name: value for name, value in asked.items() if value is not None}
+    continuations = generate_ids(model, processing_class, prompts, decoding, progress=progress, **bounds)
     rows: list[Row] = [
         {"prompt": prompt, "continuation": continuation.text, "token_ids": continuation.token_ids}
         for prompt, row in zip(prompts, continuations, strict=True)
@@ -91,7 +90,7 @@ def _mark(
     return hashlib.blake2b(json.dumps(made_by).encode(), digest_size=16).hexdigest()
 
 
-def _recalled(path: Path, mark: str | None, n: int) -> list[Row] | None:
+def _recall(path: Path, mark: str | None, n: int) -> list[Row] | None:
     """The rows of `path` without their scores, if all `n` are there and `mark` made them."""
     if not is_regular_file(path):
         return None

@@ -13,14 +13,12 @@ Where `lee` differs from the code of the paper (github.com/ajyl/dpo_toxic, toxic
 - A continuation's score there is the highest of seven attributes of the Perspective API; here it is one judge's.
 """
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from efface.checks import all_finite
+from efface.data.tokens import Truncation
 from efface.errors import UserError
-
-if TYPE_CHECKING:
-    from efface.data.tokens import Truncation
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "lee": {"samples": 1, "max_new_tokens": 20, "max_prompt_tokens": 32, "truncation": "first"},
@@ -30,20 +28,48 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Decoding:
-    """Those settings of `generate_ids` that decide what is written; see there for their meaning."""
+    """What decides which text is written after a prompt: greedy for one sample, nucleus sampling for several."""
 
     samples: int = 1
+    """Continuations of each prompt."""
     do_sample: bool | None = None
+    """Whether tokens are drawn, rather than the likeliest taken; None means `samples > 1`."""
     max_new_tokens: int = 20
     top_p: float = 0.9
+    """Of the nucleus: the smallest set of the likeliest tokens with so much probability; 1 leaves it out."""
     temperature: float = 1.0
     max_prompt_tokens: int | None = None
-    truncation: "Truncation" = "last"
+    """A longer prompt is cut to so many tokens, with the BOS before them; None keeps all, and a prompt that leaves no
+    room for `max_new_tokens` is an error. With `chat`, it is the message that is cut."""
+    truncation: Truncation = "last"
+    """Whether the "last" or the "first" tokens of a prompt that is cut are kept."""
     chat: bool = False
+    """The prompt is a user's message in the tokenizer's chat template; the answer is what is written."""
     seed: int = 0
+    """Of the draws. The global random state is neither used nor changed."""
+    top_k: int = 0
+    """Only so many of the likeliest tokens are drawn from; 0 for no such limit."""
+    without: tuple[int, ...] = ()
+    """Ids of tokens that are never written."""
+    protocol: str | None = field(default=None, compare=False)
+    """Which defaults these were made from, for the record."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "without", tuple(self.without))
         all_finite(self)  # before the model is loaded; the ranges are checked where it is decoded
+
+    @classmethod
+    def by_protocol(cls, protocol: str | None = None, **explicit: Any) -> "Decoding":
+        """The settings of `protocol` (None: the defaults), overridden by those of `explicit` that are not None.
+
+        Raises:
+            UserError: if there is no such protocol.
+        """
+        if protocol is not None and protocol not in PROTOCOLS:
+            raise UserError(f"protocol {protocol!r} is unknown. There are: {', '.join(PROTOCOLS)}.")
+        named = PROTOCOLS[protocol] if protocol is not None else {}
+        given = {name: value for name, value in explicit.items() if value is not None}
+        return cls(**{**named, **given, "protocol": protocol})
 
     @property
     def sampled(self) -> bool:
@@ -54,19 +80,14 @@ class Decoding:
         """As it is recorded, None for what has no effect: where two are equal, the same is decoded."""
         unused = [] if self.sampled else ["top_p", "temperature", "seed"]
         unused += [] if self.max_prompt_tokens is not None else ["truncation"]
-        return asdict(self) | {"do_sample": self.sampled} | dict.fromkeys(unused)
+        recorded = asdict(self) | {"do_sample": self.sampled, "without": list(self.without)} | dict.fromkeys(unused)
+        del recorded["protocol"]
+        # These are there only where they have an effect: records are compared with those of before they were settings.
+        if not (self.sampled and self.top_k):
+            del recorded["top_k"]
+        if not self.without:
+            del recorded["without"]
+        return recorded
 
     def __str__(self) -> str:
         return f"nucleus(top_p={self.top_p}, temperature={self.temperature})" if self.sampled else "greedy"
-
-
-def decoding(protocol: str | None = None, **explicit: Any) -> Decoding:
-    """The settings of `protocol` (None: the defaults), overridden by those of `explicit` that are not None.
-
-    Raises:
-        UserError: if there is no such protocol.
-    """
-    if protocol is not None and protocol not in PROTOCOLS:
-        raise UserError(f"protocol {protocol!r} is unknown. There are: {', '.join(PROTOCOLS)}.")
-    named = PROTOCOLS[protocol] if protocol is not None else {}
-    return Decoding(**{**named, **{name: value for name, value in explicit.items() if value is not None}})

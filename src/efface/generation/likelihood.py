@@ -1,4 +1,4 @@
-"""How likely does a model find a given continuation of a prompt?"""
+"""How likely does a model find given text? -log p to measure by (`token_nll`) and to train on (`mean_nll`)."""
 
 import logging
 from collections.abc import Sequence
@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from efface.data.tokens import Truncation, encode_continuation
+from efface.data.tokens import encode_continuation
 from efface.errors import NotFinite, UserError
+from efface.generation.decoding import Decoding
 from efface.generation.prompts import encode_contexts
 from efface.model.copies import eval_mode
 from efface.model.forward import Head, forward
@@ -24,31 +25,30 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Logits held at once: 2^27 floats are 512 MB, whatever the vocabulary (262,144 entries for Gemma 3).
+MAX_LOGITS = 2**27
+
 
 def continuation_nll(
     model: "PreTrainedModel",
     processing_class: "PreTrainedTokenizerBase",
     prompts: Sequence[str],
     continuations: Sequence[str],
+    decoding: Decoding = Decoding(),
     *,
     batch_size: int = 32,
-    max_prompt_tokens: int | None = None,
-    truncation: Truncation = "last",
-    chat: bool = False,
     progress: bool = False,
 ) -> list[tuple[float, int]]:
     """For each pair, -log p(continuation | prompt) in nats, summed over its tokens, and the number of those tokens.
 
     The ids of a continuation are those that it has in the whole text (`encode_continuation`); an empty one gives
     (0.0, 0). One that reaches beyond the model's positions counts up to there: what was generated up to the last of
-    them may be some tokens longer when its text is tokenised again. `max_prompt_tokens`, `truncation` and `chat` are
-    those of `generate_ids`: with the same, it is the prompt that was continued.
+    them may be some tokens longer when its text is tokenised again. Prompts are cut, or are messages, as `decoding`
+    says: with that of `generate_ids`, it is the prompt that was continued.
     """
     if len(prompts) != len(continuations):
         raise UserError(f"{len(prompts)} prompts but {len(continuations)} continuations: each needs its own.")
-    contexts = encode_contexts(
-        model, processing_class, prompts, max_prompt_tokens=max_prompt_tokens, truncation=truncation, chat=chat
-    )
+    contexts = encode_contexts(model, processing_class, prompts, decoding)
     starts = [context.ids for context in contexts]
     ends = [
         encode_continuation(processing_class, text, context.text, template=context.template)
@@ -80,10 +80,6 @@ def continuation_nll(
     return results
 
 
-# Logits held at once: 2^27 floats are 512 MB, whatever the vocabulary (262,144 entries for Gemma 3).
-MAX_LOGITS = 2**27
-
-
 @torch.no_grad()
 def token_nll(
     model: "PreTrainedModel", sequences: Sequence[Sequence[int]], counted: Sequence[int], pad: int
@@ -112,14 +108,27 @@ def token_nll(
         [token for sequence, count in zip(sequences, counted, strict=True) for token in sequence[-count:]]
     ).to(input_ids.device)  # (N,)
     hidden = forward(model, plain_layout(input_ids, attention_mask), project).hidden  # (N, d)
-    head = Head.of(model)
-    # In pieces: a float32 copy of all logits would double the memory.
-    losses = torch.cat(
-        [
-            F.cross_entropy(head(piece).float(), target, reduction="none")
-            for piece, target in zip(hidden.split(256), targets.split(256), strict=True)
-        ]
-    )  # (N,)
+    losses = states_nll(Head.of(model), hidden, targets)  # (N,)
     if not torch.isfinite(losses).all():
         raise NotFinite("the model's output is not finite (NaN or infinite logits): no likelihood can be computed.")
     return list(losses.split(list(counted)))
+
+
+def states_nll(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    """-log p of each target, (N,), given the state that predicts it, (N, d).
+
+    In pieces: a float32 copy of all logits would double the memory.
+    """
+    pieces = zip(hidden.split(256), targets.split(256), strict=True)
+    return torch.cat([F.cross_entropy(head(piece).float(), target, reduction="none") for piece, target in pieces])
+
+
+def mean_nll(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    """Mean -log p of the counted targets, with its graph: to be trained on.
+
+    Args:
+        logits: (B, T, V) that predict the targets.
+        targets: (B, T) token ids.
+        counted: (B, T) bool.
+    """
+    return F.cross_entropy(logits[counted].float(), targets[counted])

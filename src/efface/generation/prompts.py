@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from efface.data.conversation import as_message, check_template
-from efface.data.tokens import Truncation, cut_ids, cut_message, encode_prompt
+from efface.data.tokens import cut_ids, cut_message, encode_prompt
 from efface.errors import UserError
+from efface.generation.decoding import Decoding
 from efface.model.padding import max_positions
 
 if TYPE_CHECKING:
@@ -29,47 +30,34 @@ def encode_prompts(
     model: "PreTrainedModel",
     processing_class: "PreTrainedTokenizerBase",
     prompts: Sequence[str],
+    decoding: Decoding = Decoding(),
     *,
-    max_new_tokens: int = 0,
-    max_prompt_tokens: int | None = None,
-    truncation: Truncation = "last",
-    chat: bool = False,
+    room: int = 0,
 ) -> list[list[int]]:
     """The token ids of `encode_contexts` alone."""
-    contexts = encode_contexts(
-        model,
-        processing_class,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        max_prompt_tokens=max_prompt_tokens,
-        truncation=truncation,
-        chat=chat,
-    )
-    return [context.ids for context in contexts]
+    return [context.ids for context in encode_contexts(model, processing_class, prompts, decoding, room=room)]
 
 
 def encode_contexts(
     model: "PreTrainedModel",
     processing_class: "PreTrainedTokenizerBase",
     prompts: Sequence[str],
+    decoding: Decoding = Decoding(),
     *,
-    max_new_tokens: int = 0,
-    max_prompt_tokens: int | None = None,
-    truncation: Truncation = "last",
-    chat: bool = False,
+    room: int = 0,
 ) -> list[Context]:
-    """Token ids of each prompt, never empty, with room for `max_new_tokens` more; and their text.
+    """Token ids of each prompt, never empty; and their text.
 
     Args:
-        max_prompt_tokens: a longer prompt is cut; None keeps all of it. With `chat` it is the message that is cut, so
-            that what the template puts around it stays whole and is not counted.
-        truncation: which end of a prompt that is cut stays, "last" or "first"; a BOS before it stays in both cases.
-        chat: the prompt is the user's message; the chat template writes what stands around it, up to and including
-            the beginning of the answer, and the BOS if the model wants one.
+        decoding: how long prompts are cut, and whether they are messages. What the chat template puts around a
+            message (up to and including the beginning of the answer, and the BOS if the model wants one) stays whole
+            when the message is cut, and is not counted.
+        room: so many new tokens must have a position after the prompt.
 
     Raises:
         UserError: naming the prompt, if it cannot be encoded or leaves no room; for settings that cannot work.
     """
+    max_prompt_tokens, truncation, chat = decoding.max_prompt_tokens, decoding.truncation, decoding.chat
     if truncation not in ("last", "first"):
         raise UserError(f"truncation={truncation!r}: it is which end of a long prompt stays, 'last' or 'first'.")
     if max_prompt_tokens is not None and max_prompt_tokens < 1:
@@ -95,9 +83,9 @@ def encode_contexts(
                 context = Context(kept, prompt if ends_as_it_did else None, False)
         except UserError as error:
             raise UserError(f"prompt {number}: {error}") from error
-        if limit is not None and len(context.ids) + max_new_tokens > limit:
+        if limit is not None and len(context.ids) + room > limit:
             raise UserError(
-                f"prompt {number} has {len(context.ids)} tokens, with {max_new_tokens} new ones more than the model's "
+                f"prompt {number} has {len(context.ids)} tokens, with {room} new ones more than the model's "
                 f"{limit} positions. Shorten it or set max_prompt_tokens."
             )
         encoded.append(context)

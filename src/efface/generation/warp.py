@@ -21,7 +21,7 @@ HEADS = (512, 8192)
 MAX_WORKED = 2**22
 
 
-def uniforms(seed: int, sequences: Sequence[tuple[int, int]], steps: int) -> Tensor:
+def draw_uniforms(seed: int, sequences: Sequence[tuple[int, int]], steps: int) -> Tensor:
     """(B, steps) float64 numbers in [0, 1), of sequences given as (prompt number, sample number).
 
     Philox (Salmon et al. 2011) computes them from a key, the seed, and a counter that holds the numbers.

@@ -21,7 +21,7 @@ from efface.errors import UserError
 from efface.generation.decoder import end_ids
 from efface.generation.generate import Continuation
 from efface.generation.prompts import encode_prompts
-from efface.generation.warp import Warp, uniforms
+from efface.generation.warp import Warp, draw_uniforms
 from efface.model.copies import eval_mode, frozen
 from efface.model.padding import batches_by_length
 from efface.pairs.config import Source
@@ -108,7 +108,7 @@ def pplm_generate(
             "on another model. Train one on this model (toxicity_probe)."
         )
     room = max_new_tokens + settings.horizon_length
-    encoded = encode_prompts(model, processing_class, prompts, max_new_tokens=room)
+    encoded = encode_prompts(model, processing_class, prompts, room=room)
     sequences = [(number, sample) for number in range(len(encoded)) for sample in range(samples)]
     batches = batches_by_length(sequences, lambda sequence: len(encoded[sequence[0]]), batch_size)
     done: dict[tuple[int, int], Continuation] = {}
@@ -116,7 +116,7 @@ def pplm_generate(
         perturbation = Perturbation(model, processing_class, probe, settings)
         ends = end_ids(model, processing_class)
         for batch in track(batches, "PPLM", show=progress):
-            draws = uniforms(seed, batch, max_new_tokens)
+            draws = draw_uniforms(seed, batch, max_new_tokens)
             new = _decode(perturbation, [encoded[number] for number, _ in batch], draws, ends, without)
             for sequence, ids in zip(batch, new, strict=True):
                 text = decode_continuation(processing_class, encoded[sequence[0]], ids)

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from efface.scoring.scorer import THRESHOLD
+
 WordScorer = Callable[[Sequence[str]], Sequence[float] | np.ndarray]
 
 BULLET = "•"
-THRESHOLD = 0.5
 
 # What surrounds a word stays visible; what is inside it ("b@d", "half-bad", "ba*d") belongs to the word.
 _WORD = re.compile(r"\w(?:\S*\w)?")

@@ -1,43 +1,69 @@
-"""JUDGE: who says how toxic a text is."""
+"""JUDGE: who says how toxic a text is, by name. A new scorer is one file and one entry here."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 
 from efface.errors import RunError, UserError, described
-from efface.registry import resolve
+from efface.registry import Entry, resolve
 from efface.scoring.scorer import NamedScorer, Scorer
 
-SCORERS = {
-    "alt-profanity-check": "efface.scoring.profanity:ProfanityScorer",
-}
 
+@dataclass(frozen=True)
+class ScorerEntry(Entry):
+    """At its path is what makes the scorer: of nothing, or of what its name takes."""
 
-WITH_ARGUMENT = {
-    "words": "efface.scoring.words:WordListScorer",
-    "judge": "efface.scoring.judge:Judge.load",
-}
-
-
-FORMS = {
-    "hf:ID_OR_DIR": "any sequence classifier of transformers; hf:ID_OR_DIR#LABEL says which label means toxic",
-    "words:FILE": "1 for a text with a word of the list, one word or phrase a line",
-    "judge:DIR": "our own second judge, made by `efface scorers --train`; it never selects pairs",
-    "mean:A,B,...": "the mean of other scorers",
-    "max:A,B,...": "the highest score of other scorers",
-    "package.module:attribute": "your own",
-}
+    takes: str = ""
+    """What stands behind the colon: `FILE` of `words:FILE`. Nothing for a scorer that is its name alone."""
+    made_of: str = "argument"
+    """What that is, for the one who makes it: an "argument", "members" with commas, or a "classifier" of transformers,
+    which has a label and a device too."""
 
 
 DEFAULT_SCORER = "alt-profanity-check"
+SCORERS = {
+    "alt-profanity-check": ScorerEntry("efface.scoring.profanity:ProfanityScorer", "the linear model from PyPI"),
+    "hf": ScorerEntry(
+        "efface.scoring.hf:HFScorer",
+        "any sequence classifier of transformers; hf:ID_OR_DIR#LABEL says which label means toxic",
+        takes="ID_OR_DIR",
+        made_of="classifier",
+    ),
+    "words": ScorerEntry(
+        "efface.scoring.words:WordListScorer",
+        "1 for a text with a word of the list, one word or phrase a line",
+        takes="FILE",
+    ),
+    "judge": ScorerEntry(
+        "efface.scoring.judge:Judge.load",
+        "our own second judge, made by `efface scorers --train`; it never selects pairs",
+        takes="DIR",
+    ),
+    "mean": ScorerEntry(
+        "efface.scoring.ensemble:Ensemble", "the mean of other scorers", takes="A,B,...", made_of="members"
+    ),
+    "max": ScorerEntry(
+        "efface.scoring.ensemble:Ensemble", "the highest score of other scorers", takes="A,B,...", made_of="members"
+    ),
+}
+
+
+def list_scorers() -> dict[str, str]:
+    """What may be written for a scorer -> what it is."""
+    known = {
+        f"{name}:{entry.takes}" if entry.takes else name: entry.what if entry.takes else entry.path
+        for name, entry in SCORERS.items()
+    }
+    return known | {"package.module:attribute": "your own"}
 
 
 def load_scorer(name: str | Scorer, *, label: str | None = None, device: str | None = None) -> Scorer:
     """The scorer called `name`; a scorer itself is returned as it is.
 
     Args:
-        name: an entry of `SCORERS` or one of `FORMS`. Any existing directory, or an id with a slash, is taken for a
-            Hugging Face classifier; `package.module:attribute` is a third party's scorer, scorer class or plain
-            function; the members of `mean:` and `max:` have any other form, without commas.
+        name: one of `list_scorers()`. Any existing directory, or an id with a slash, is taken for a Hugging Face
+            classifier; `package.module:attribute` is a third party's scorer, scorer class or plain function; the
+            members of `mean:` and `max:` have any other form, without commas.
         label: which label of a Hugging Face classifier means toxic; None finds it by name.
         device: of a Hugging Face classifier.
 
@@ -46,22 +72,18 @@ def load_scorer(name: str | Scorer, *, label: str | None = None, device: str | N
     """
     if not isinstance(name, str):
         return name
-    if name in SCORERS:
-        return resolve_name(SCORERS[name])()
-    kind, _, argument = name.partition(":")
-    if kind in WITH_ARGUMENT:
-        return resolve_name(WITH_ARGUMENT[kind])(argument)
-    if kind in ("mean", "max") and argument:
-        from efface.scoring.ensemble import Ensemble
-
-        return Ensemble(kind, [load_scorer(member, label=label, device=device) for member in argument.split(",")])
-    if name.startswith("hf:") or Path(name.rpartition("#")[0] or name).is_dir() or ("/" in name and ":" not in name):
-        from efface.scoring.hf import HFScorer
-
-        return HFScorer(name.removeprefix("hf:"), label=label, device=device)
-    if ":" in name:
+    kind, colon, argument = name.partition(":")
+    entry = SCORERS.get(kind)
+    if entry is not None and entry.made_of == "argument" and (entry.takes or not colon):
+        return resolve_name(entry.path)(*([argument] if entry.takes else []))
+    if entry is not None and entry.made_of == "members" and argument:
+        members = [load_scorer(member, label=label, device=device) for member in argument.split(",")]
+        return resolve_name(entry.path)(kind, members)
+    if name.startswith("hf:") or Path(name.rpartition("#")[0] or name).is_dir() or ("/" in name and not colon):
+        return resolve_name(SCORERS["hf"].path)(name.removeprefix("hf:"), label=label, device=device)
+    if colon:
         return _third_party(name)
-    raise UserError(f"scorer {name!r} is unknown. There are: {'; '.join([*SCORERS, *FORMS])}.")
+    raise UserError(f"scorer {name!r} is unknown. There are: {'; '.join(list_scorers())}.")
 
 
 def _third_party(name: str) -> Scorer:

@@ -29,7 +29,7 @@ TABLE = (
 )
 
 
-def cached(scorer: Scorer, path: Path | None = None) -> Scorer:
+def cache_scores(scorer: Scorer, path: Path | None = None) -> Scorer:
     """`scorer` with the cache before it, or itself if it has no `version` (a plain function) and so might change.
 
     Of an ensemble it is the members that are cached.
@@ -46,7 +46,7 @@ def cached(scorer: Scorer, path: Path | None = None) -> Scorer:
             logger.warning("%s Scores are not kept.", error)
             return scorer
     if isinstance(scorer, Ensemble):  # so that a member's scores serve it alone as well
-        return Ensemble(scorer.how, [cached(member, path) for member in scorer.members])
+        return Ensemble(scorer.how, [cache_scores(member, path) for member in scorer.members])
     version = getattr(scorer, "version", None)
     if version is None or isinstance(scorer, CachedScorer):
         return scorer

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from efface.errors import UserError
-from efface.resampling import Ranking, drawn, interval
+from efface.resampling import Ranking, draw_resamples, interval_of
 from efface.scoring import load_scorer
-from efface.scoring.cache import cached
+from efface.scoring.cache import cache_scores
 from efface.scoring.labelled import LabelledText, load_labelled
 from efface.scoring.scorer import Scorer, score
 
@@ -78,7 +78,7 @@ def check_scorers(
         if not texts:
             raise UserError(f"a scorer was trained on all {len(source.texts)} texts of {source.name}: check others.")
         for judge in judges:
-            scores = score(cached(judge), [text.text for text in texts], progress=progress)
+            scores = score(cache_scores(judge), [text.text for text in texts], progress=progress)
             checks.append(
                 Check(
                     scorer=judge.name,
@@ -104,7 +104,7 @@ def measure(texts: Sequence[LabelledText], scores: np.ndarray, *, seed: int = 0)
         toxic=int(toxic.sum()),
         auc=None if aucs is None else float(aucs[0]),
         # A resample of few groups may hold one class alone and then has no AUC.
-        ci95=None if aucs is None else list(interval(aucs[1:])),
+        ci95=None if aucs is None else list(interval_of(aucs[1:])),
         thresholds=[_at(threshold, toxic, scores) for threshold in THRESHOLDS],
     )
 
@@ -133,5 +133,5 @@ def _aucs(toxic: np.ndarray, scores: np.ndarray, groups: Sequence[str], seed: in
     names, numbers = np.unique(groups, return_inverse=True)
     ranking = Ranking(scores, toxic, numbers)
     yield ranking.auc(np.ones((1, len(names))))
-    for times in drawn(len(names), RESAMPLES, seed, width=len(scores)):
+    for times in draw_resamples(len(names), RESAMPLES, seed, width=len(scores)):
         yield ranking.auc(times)

@@ -27,8 +27,9 @@ from efface.errors import UserError
 from efface.files.io import read_regular_text
 from efface.files.jsonl import Row
 from efface.files.shapes import shown
-from efface.scoring.scorer import THRESHOLD
 
+RATED_TOXIC = 0.5
+"""From here on a score of a labelled set means toxic: a share of annotators, mostly."""
 TEXTS = ("text", "comment_text", "post")
 LABELS = ("toxic", "label", "class", "toxicity")
 TOXIC = {"toxic", "true", "hate", "hateful", "offensive", "abusive", "implicit hate", "explicit hate"}
@@ -160,7 +161,7 @@ def _continuation(row: Row, where: str) -> list[LabelledText]:
     if not isinstance(text, str):
         raise UserError(f"{where}: 'continuation' must be a text or hold one as 'text', but it is {shown(nested)}.")
     toxicity = _number(value, f"{where}: the toxicity of 'continuation'")  # some have never been scored
-    return [] if toxicity is None else [LabelledText(text, toxicity >= THRESHOLD, text)]
+    return [] if toxicity is None else [LabelledText(text, toxicity >= RATED_TOXIC, text)]
 
 
 def _marked_sentences(text: str, spans: set[int]) -> list[LabelledText]:
@@ -199,7 +200,7 @@ def _label(value: Any, what: str) -> bool | None:
             f"{what} is {shown(value)}, which is not known to mean toxic ({', '.join(sorted(TOXIC))}), benign "
             f"({', '.join(sorted(BENIGN))}) or a score within 0 and 1."
         )
-    return None if score is None else score >= THRESHOLD
+    return None if score is None else score >= RATED_TOXIC
 
 
 def _number(value: Any, what: str) -> float | None:

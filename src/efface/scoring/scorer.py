@@ -1,8 +1,5 @@
-"""Who says how toxic a text is? The scorers by name, and the check of what any of them returns.
-
-A scorer has a `name` and maps n texts to n numbers in [0, 1], each of which depends on its own text alone. A new one
-is one file and one line in `SCORERS`, or in `WITH_ARGUMENT` if it needs a file.
-"""
+"""What is a scorer? It has a `name` and maps n texts to n numbers in [0, 1], each of which depends on its own text
+alone; `score` checks what any of them returns."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +10,8 @@ import numpy as np
 from efface.errors import RunError, UserError
 from efface.progress import track
 
+THRESHOLD = 0.5
+"""A text that scores above it is toxic."""
 CHUNK = 1024
 """Texts that `score` passes at once: what an interruption can lose of a cached scorer's work."""
 
@@ -78,6 +77,3 @@ def _scores(scorer: Scorer, texts: Sequence[str], start: int) -> np.ndarray:
             f"{len(texts)} scores are not within 0 and 1). A scorer must return finite probabilities."
         )
     return scores
-
-
-THRESHOLD = 0.5

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 from efface.checks import positive
 from efface.data.tokens import tokens_of
 from efface.errors import RunError, UserError
+from efface.generation.likelihood import mean_nll
 from efface.model.blocks import accepted
 from efface.model.copies import eval_mode, trainable_copy
 from efface.model.padding import max_positions, pad_batch, position_ids
@@ -111,4 +111,4 @@ def _next_token_loss(model: "PreTrainedModel", rows: list[list[int]]) -> torch.T
     inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids(mask), "use_cache": False}
     logits = model(**accepted(model, **inputs)).logits
     predicted = mask[:, 1:].bool()
-    return F.cross_entropy(logits[:, :-1][predicted].float(), input_ids[:, 1:][predicted])
+    return mean_nll(logits[:, :-1], input_ids[:, 1:], predicted)

@@ -19,13 +19,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from efface.attacks.search.slot import Slot
 from efface.attacks.search.slot_loss import leaf_embeddings
 from efface.errors import RunError
-from efface.generation.likelihood import token_nll
+from efface.generation.likelihood import states_nll, token_nll
 from efface.model.copies import frozen
 from efface.model.forward import Forward, Head, forward
 from efface.model.layout import plain_layout
@@ -171,14 +170,9 @@ class PrefixObjective:
         slots = [self.slots[k] for _, k in rows]
         starts = [slot.prompt(ids) for (ids, _), slot in zip(rows, slots, strict=True)]
         found = self._read(self.model, starts, [slot.target for slot in slots])
-        head, sizes = Head.of(self.model), [len(slot.target) for slot in slots]
+        sizes = [len(slot.target) for slot in slots]
         targets = torch.tensor([token for slot in slots for token in slot.target], device=found.hidden.device)
-        nll = torch.cat(
-            [
-                F.cross_entropy(head(piece).float(), target, reduction="none")
-                for piece, target in zip(found.hidden.split(256), targets.split(256), strict=True)
-            ]
-        )  # (N,)
+        nll = states_nll(Head.of(self.model), found.hidden, targets)  # (N,)
         force = torch.stack([clamped(row, self.enough).mean() for row in nll.split(sizes)])  # (rows,)
         if "hidden" not in self.weights:
             return torch.stack([force, torch.zeros_like(force)], 1)

@@ -47,7 +47,7 @@ class Search:
             layers,
             enough=settings.enough,
             pad=pad_id(tokenizer, self.target.model),
-            max_batch_tokens=self.target.max_batch_tokens or 4096,
+            max_batch_tokens=self.target.max_tokens_at_once or 4096,
         )
         vocabulary = self.target.model.get_output_embeddings().weight.shape[0]
         self.allowed = allowed_ids(tokenizer, vocabulary, non_ascii=settings.allow_non_ascii)  # (A,)

@@ -42,7 +42,7 @@ def run_harness(
     """What `lm_eval.evaluate` returns: `results` and `samples` by task."""
     from efface.model.copies import eval_mode
 
-    with eval_mode(model), _contained(seed, progress=progress):
+    with eval_mode(model), _contain(seed, progress=progress):
         import lm_eval
 
         loaded = _load(tasks, seed)
@@ -56,7 +56,7 @@ def run_harness(
 
 
 @contextlib.contextmanager
-def _contained(seed: int, *, progress: bool) -> Iterator[None]:
+def _contain(seed: int, *, progress: bool) -> Iterator[None]:
     """Keep to itself what lm-eval does to its process: printing, logging, random states, a pool of processes."""
     import torch
 

@@ -45,13 +45,13 @@ def read_task_file(path: str | os.PathLike[str], *, delimiter: str | None = None
     Raises:
         UserError: naming file, line and field of what is wrong.
     """
-    rows = [_checked(where, row) for where, row in labelled_rows(path)]
+    rows = [_check_row(where, row) for where, row in labelled_rows(path)]
     if not rows:
         raise UserError(f"task file {os.fspath(path)!r} is empty: pass rows with query, choices and gold.")
     return TaskFile(Path(path).name, rows, delimiter)
 
 
-def _checked(where: str, row: Row) -> Row:
+def _check_row(where: str, row: Row) -> Row:
     for field in ("query", "choices", "gold"):
         if field not in row:
             found = ", ".join(map(repr, row)) or "nothing"
