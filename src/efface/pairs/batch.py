@@ -183,9 +183,8 @@ class _Likelihood:
         """For each (prompt, continuation), -log p summed over the continuation's tokens, and their number."""
         new = [pair for pair in dict.fromkeys(asked) if pair not in self.known]
         if new:
-            nll = continuation_nll(
-                self.model, self.processing_class, *zip(*new, strict=True), batch_size=self.batch_size
-            )
+            prompts, texts = ([pair[side] for pair in new] for side in (0, 1))
+            nll = continuation_nll(self.model, self.processing_class, prompts, texts, batch_size=self.batch_size)
             self.known.update(zip(new, nll, strict=True))
         return [self.known[pair] for pair in asked]
 
