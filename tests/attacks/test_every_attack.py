@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from efface.attacks import ATTACKS, load_attack, settings_class
 from efface.attacks.relearn import RelearnSettings, relearn
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.result import recorded
 from efface.attacks.target import Target
 from efface.cli import build_parser, main
 from efface.errors import RunError, UserError
@@ -138,14 +138,8 @@ def test_every_attack_has_settings_with_help_whose_flags_are_its_own(name: str) 
         assert not {f"--{field.name}", f"--{field.name.replace('_', '-')}"} & common.keys()
 
 
-def third_party(target: Target, settings: "RelearnSettings") -> AttackResult:
-    with recorded(target, "mine", settings) as record:
-        record.start(strength=0)
-        return record.result(record.curve[0], said="hello")
-
-
 def test_an_attack_of_a_third_party(target: Target) -> None:
-    attack = load_attack("test_attacks:third_party")
+    attack = load_attack("third_party:still")
     assert settings_class(attack) is RelearnSettings
     assert attack(target, RelearnSettings()).to_dict()["found"] == {"said": "hello"}
 
