@@ -25,8 +25,9 @@ from efface.audit.battery import Entry
 from efface.audit.table import audit_table, summary
 from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
-from efface.evaluation import comparison, kept
-from efface.evaluation.comparison import read_baseline, versus
+from efface.evaluation import baseline as baselines
+from efface.evaluation import kept
+from efface.evaluation.baseline import compare_with_baseline, read_baseline
 from efface.evaluation.degeneration import measure
 from efface.evaluation.perplexity import Perplexity
 from efface.evaluation.prompt_sets import load_prompts
@@ -108,7 +109,7 @@ def evaluation(model: str = "m") -> Evaluation:
         model=model,
         settings={"protocol": None, "prompts": None, "decoding": Decoding().to_dict()},
         judges={"nasty": summarize(np.full((2, 1), 0.6), scorer="nasty", decoding="greedy")},
-        perplexity=Perplexity(tokens=10, nll_sum=20.0, window=8, stride=8),
+        perplexity=Perplexity.of(20.0, 10, window=8, stride=8),
         f1=None,
         utility=[UtilityResult("t", "acc", 0.5, 0.1, 2, [0.0, 1.0], "f")],
         identity=None,
@@ -144,7 +145,7 @@ RESULT = {
 
 @pytest.mark.parametrize("beside", ["x.json", "x.generations.jsonl", "x.utility.jsonl"])
 def test_a_baseline_is_checked_before_the_work(beside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "compare", functools.partial(comparison.compare, resamples=5))
+    monkeypatch.setattr(baselines, "compare", functools.partial(baselines.compare, resamples=5))
     evaluation("base").save(tmp_path / "x.json")
     edited, file = evaluation(), tmp_path / beside
     lines = beside.endswith("l")
@@ -153,14 +154,14 @@ def test_a_baseline_is_checked_before_the_work(beside: str, tmp_path: Path, monk
     def use() -> None:
         baseline = read_baseline(tmp_path / "x.json")
         try:  # what has been read must be usable: here no error is right
-            edited.versus_baseline = versus(edited, baseline)
+            edited.versus_baseline = compare_with_baseline(edited, baseline)
             table = evaluation_table({"baseline": baseline.result, "this": edited.to_dict()})
             table += versus_lines(edited.to_dict())
         except UserError as error:
             raise AssertionError(f"found after the work: {error}") from error
         assert table.isprintable() or "\n" in table
 
-    assert survives(use) and edited.versus_baseline is not None and edited.versus_baseline["not_compared"] == []
+    assert survives(use) and edited.versus_baseline is not None and edited.versus_baseline.not_compared == []
     for one in changed(right, every=1 if lines else 5):
         file.write_text("".join(json.dumps(row) + "\n" for row in one) if lines else json.dumps(one))
         survives(use)

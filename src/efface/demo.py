@@ -148,7 +148,7 @@ def _finite(value: float) -> float | None:
 
 
 def _report(output: Path, plan: dict[str, Any], command: str | None) -> dict[str, Any]:
-    from efface.evaluation.toxicity import ratio_ci
+    from efface.evaluation.comparison import ratio_ci
     from efface.report.html import write_report
     from efface.report.plots import demo_figure
     from efface.scoring import load_scorer

@@ -7,7 +7,7 @@ import numpy as np
 BLOCK = 2_000_000  # numbers held at once
 
 
-def drawn(n_units: int, resamples: int, seed: int, *, width: int | None = None) -> Iterator[np.ndarray]:
+def draw_resamples(n_units: int, resamples: int, seed: int, *, width: int | None = None) -> Iterator[np.ndarray]:
     """Blocks of (r, n_units): how often each unit is drawn, with replacement, in each of `resamples` resamples.
 
     The draws depend on `n_units` and `seed` alone, so figures of the same units can be subtracted.
@@ -20,6 +20,16 @@ def drawn(n_units: int, resamples: int, seed: int, *, width: int | None = None) 
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
         yield generator.multinomial(n_units, np.full(n_units, 1 / n_units), size=size)
+
+
+def interval(table: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """(2, columns): lower and upper end of the 95 % bootstrap interval of each column's mean over its rows."""
+    return np.percentile(resample_means(table, resamples, seed), [2.5, 97.5], axis=0)
+
+
+def resample_means(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, columns): means over rows drawn with replacement."""
+    return np.concatenate([times @ table / len(table) for times in draw_resamples(len(table), resamples, seed)])
 
 
 class Ranking:

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from efface.cli import main
 from efface.errors import UserError
-from efface.evaluation import measure as evaluate
-from efface.evaluation.comparison import EXACT, compare, read_baseline, sign_flip_p, versus
+from efface.evaluation.baseline import compare_with_baseline, read_baseline
+from efface.evaluation.comparison import EXACT, Versus, compare, sign_flip_p
+from efface.evaluation.measure import evaluate
 from efface.report.table import versus_lines
 from efface.scoring.scorer import NamedScorer
 
@@ -94,7 +95,7 @@ def test_versus_baseline(tmp_path: Path, gpt2: PreTrainedModel) -> None:
     base = run(gpt2, text=TEXT)
     base.save(tmp_path / "base.json")
     edited = run(tiny_model("gpt2", seed=1), 0.2, text=TEXT, baseline=tmp_path / "base.json")
-    found = edited.versus_baseline
+    found = edited.versus_baseline.to_dict()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert list(found["judges"]) == ["a", "b"] and found["not_compared"] == []
     assert found["judges"]["a"]["mean"] == {
@@ -106,7 +107,7 @@ def test_versus_baseline(tmp_path: Path, gpt2: PreTrainedModel) -> None:
     }
     assert found["judges"]["b"]["share"]["difference"] == -1.0
     assert found["perplexity_ratio"] == pytest.approx(edited.perplexity.value / base.perplexity.value)
-    assert versus(edited, read_baseline(base)) == found
+    assert compare_with_baseline(edited, read_baseline(base)) == edited.versus_baseline == Versus.from_dict(found)
     lines = versus_lines(edited.to_dict())
     assert "mean score, a: -0.700 [-0.700, -0.700], p = 0.12" in lines and "perplexity: " in lines
 
@@ -120,18 +121,18 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, gpt2: PreTrainedModel) 
     ):
         result = run(gpt2, baseline=base, **changes)
         found = result.versus_baseline
-        assert found["judges"] == {} and reason in found["not_compared"], found
-        assert found["perplexity_ratio"] is None
+        assert found.judges == {} and reason in found.not_compared, found
+        assert found.perplexity_ratio is None
         assert f"not compared: {reason}" in versus_lines(result.to_dict())
-    assert run(gpt2, seed=5, baseline=base).versus_baseline["not_compared"] == []  # greedy: the seed changes nothing
+    assert run(gpt2, seed=5, baseline=base).versus_baseline.not_compared == []  # greedy: the seed changes nothing
     partly = run(gpt2, names="bc", baseline=base, text=TEXT, max_text_tokens=5).versus_baseline
-    assert list(partly["judges"]) == ["b"] and partly["perplexity_ratio"] is None
-    assert partly["not_compared"] == ["toxicity: the baseline has no scores of c"]
+    assert list(partly.judges) == ["b"] and partly.perplexity_ratio is None
+    assert partly.not_compared == ["toxicity: the baseline has no scores of c"]
     # The result alone, and one of an older version.
     alone = run(gpt2, baseline=base.to_dict()).versus_baseline
-    assert "the generations of the baseline, with their scores, are not beside it" in alone["not_compared"][0]
+    assert "the generations of the baseline, with their scores, are not beside it" in alone.not_compared[0]
     older = {key: base.to_dict()[key] for key in ("model", "toxicity", "perplexity", "degeneration")}
-    assert "does not say how it decoded" in run(gpt2, baseline=older).versus_baseline["not_compared"][0]
+    assert "does not say how it decoded" in run(gpt2, baseline=older).versus_baseline.not_compared[0]
     with pytest.raises(UserError, match="no 'toxicity' block"):
         run(gpt2, baseline={"degeneration": older["degeneration"]})
     with pytest.raises(UserError, match=r"absent\.json cannot be read"):

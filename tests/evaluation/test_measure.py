@@ -16,12 +16,12 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from efface.errors import RunError, UserError
-from efface.evaluation import Evaluation
-from efface.evaluation import measure as evaluate
+from efface.evaluation.comparison import Ratio, ratio_ci
 from efface.evaluation.degeneration import Degeneration, measure
+from efface.evaluation.measure import evaluate
 from efface.evaluation.perplexity import perplexity
-from efface.evaluation.result import generations_path
-from efface.evaluation.toxicity import Ratio, ratio_ci, summarize
+from efface.evaluation.result import Evaluation, generations_path
+from efface.evaluation.toxicity import summarize
 from efface.generation.generate import generate
 from efface.report.table import evaluation_table
 from efface.scoring.scorer import NamedScorer
@@ -450,9 +450,9 @@ def test_utility_and_identity(tmp_path: Path, gpt2: PreTrainedModel) -> None:
     saved = json.loads((tmp_path / "base.json").read_text())
     assert [item["metric"] for item in saved["utility"]] == ["acc", "acc_norm"] and saved["utility"][0]["n"] == 4
     found = evaluate(gpt2, PROMPTS, baseline=tmp_path / "base.json", reference=gpt2, identity=True, **run)
-    assert found.versus_baseline is not None and found.versus_baseline["not_compared"] == []
-    changes = found.versus_baseline["utility"]
-    assert [(item["metric"], item["difference"], item["paired"]) for item in changes] == [
+    assert found.versus_baseline is not None and found.versus_baseline.not_compared == []
+    changes = found.versus_baseline.utility
+    assert [(item.metric, item.difference, item.paired) for item in changes] == [
         ("acc", 0.0, True),
         ("acc_norm", 0.0, True),
     ]
@@ -462,7 +462,7 @@ def test_utility_and_identity(tmp_path: Path, gpt2: PreTrainedModel) -> None:
     # Rows of other questions are not compared.
     other = evaluate(gpt2, PROMPTS, **run, utility_limit=2, baseline=base)
     assert other.versus_baseline is not None
-    assert "were not measured on the same rows" in other.versus_baseline["not_compared"][0]
+    assert "were not measured on the same rows" in other.versus_baseline.not_compared[0]
     with pytest.raises(UserError, match=r"absent\.jsonl' does not exist"):
         evaluate("absent", PROMPTS, scorer=SCORER, utility=["absent.jsonl"])
     with pytest.raises(UserError, match=r"absent\.jsonl' does not exist"):

@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.errors import UserError
-from efface.evaluation import measure as evaluate
+from efface.evaluation.measure import evaluate
 from efface.evaluation.prompt_sets import load_prompts
 from efface.generation.decoding import decoding
 from efface.generation.generate import generate

@@ -97,7 +97,7 @@ def say_perplexities(monkeypatch: pytest.MonkeyPatch, values: list[float | Excep
         value = values[len(asked) - 1]
         if isinstance(value, Exception):
             raise value
-        return Perplexity(tokens=10, nll_sum=10 * math.log(value), window=8, stride=8)
+        return Perplexity(tokens=10, value=value, window=8, stride=8)
 
     monkeypatch.setattr(task_vector, "perplexity", perplexity)
     return asked

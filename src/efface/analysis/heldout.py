@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from efface.errors import UserError
-from efface.resampling import Ranking, drawn
+from efface.resampling import Ranking, draw_resamples
 
 
 class HeldOut:
@@ -68,7 +68,7 @@ class HeldOut:
         """(1 + resamples, 2): balanced accuracy and AUC, of the data and then of groups drawn with replacement.
 
         The draws are the same at every call, so that rows of two probes can be subtracted. NaN where a class is not
-        drawn at all.
+        draw_resamples at all.
         """
         right = (scores > 0) == labels
         # (2, 2, groups): right ones and all, by class
@@ -80,7 +80,10 @@ class HeldOut:
         )
         ranking = Ranking(scores, labels == 1, self.groups)
         tables = []
-        for times in [np.ones((1, self.n_groups)), *drawn(self.n_groups, resamples, self.seed, width=len(labels))]:
+        for times in [
+            np.ones((1, self.n_groups)),
+            *draw_resamples(self.n_groups, resamples, self.seed, width=len(labels)),
+        ]:
             hits, amount = times @ totals[0].T, times @ totals[1].T  # (r, 2) each
             with np.errstate(invalid="ignore"):  # a class that is not drawn
                 tables.append(np.stack([(hits / amount).mean(1), ranking.auc(times)], axis=1))

@@ -16,10 +16,12 @@ from efface.checks import one_or_more
 from efface.data.pairs import load_pairs
 from efface.data.rows import load_texts
 from efface.errors import UserError
-from efface.evaluation.comparison import compare
+from efface.evaluation.comparison import Comparisons, compare, read_comparisons
+from efface.evaluation.degeneration import Degeneration
 from efface.evaluation.measure import Texts, evaluate
 from efface.evaluation.prompt_sets import load_prompts
 from efface.evaluation.result import EVALUATION, TOXICITY
+from efface.evaluation.toxicity import ToxicitySummary
 from efface.files.jsonl import Row
 from efface.files.part import digest
 from efface.files.results import versions
@@ -31,6 +33,8 @@ from efface.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from efface.evaluation.perplexity import Perplexity
 
 BLOCKS = ("toxicity", "judges", "perplexity", "degeneration")
 """Of the result of an evaluation, those that an attack reports."""
@@ -57,22 +61,51 @@ class Measurement:
     def from_dict(cls, found: Row, where: str) -> "Measurement":
         """A measurement as it lies on the disk, read from `where`. Raises UserError if it is none."""
         check_shape(found, MEASURED, where)
-        figures, generations = found["figures"], found["generations"]
-        size = figures["toxicity"]["n_prompts"], figures["toxicity"]["samples"]
-        judged = all(0 <= row["scores"].get(judge, -1) <= 1 for row in generations for judge in figures["judges"])
-        if min(size) < 1 or size[0] * size[1] != len(generations) or not judged:
-            raise UserError(f"{where}: the {len(generations)} generations are not those that were judged. Remove it.")
-        return cls(figures, generations, found["at"])
+        point = cls(found["figures"], found["generations"], found["at"])
+        n_prompts, samples, n = point.toxicity.n_prompts, point.toxicity.samples, len(point.generations)
+        judges = list(point.judges)
+        judged = all(0 <= row["scores"].get(judge, -1) <= 1 for row in point.generations for judge in judges)
+        if min(n_prompts, samples) < 1 or n_prompts * samples != n or not judged:
+            raise UserError(f"{where}: the {n} generations are not those that were judged. Remove it.")
+        return point
+
+    @property
+    def toxicity(self) -> ToxicitySummary:
+        """What the first judge says."""
+        return ToxicitySummary.from_dict(self.figures["toxicity"])
+
+    @property
+    def judges(self) -> dict[str, ToxicitySummary]:
+        """What each judge says, by its name."""
+        return {name: ToxicitySummary.from_dict(block) for name, block in self.figures["judges"].items()}
+
+    @property
+    def perplexity(self) -> "Perplexity | None":
+        """What ordinary text costs the model; None if it was not measured."""
+        from efface.evaluation.perplexity import Perplexity  # on use: torch costs seconds
+
+        block = self.figures.get("perplexity")
+        return None if block is None else Perplexity.from_dict(block)
+
+    @property
+    def degeneration(self) -> Degeneration:
+        """Whether what it writes is still text."""
+        return Degeneration.from_dict(self.figures["degeneration"])
+
+    @property
+    def versus_before(self) -> Comparisons:
+        """How a point of an attack's curve compares with the model before; empty for what is no such point."""
+        return read_comparisons(self.figures.get("versus_before", {}))
 
     @property
     def share(self) -> float:
         """Of toxic continuations, by the first judge."""
-        return float(self.figures["toxicity"]["share"])
+        return float(self.toxicity.share)
 
     def scores(self, judge: str) -> np.ndarray:
         """(n_prompts, K)"""
         table = np.array([row["scores"][judge] for row in self.generations])
-        return table.reshape(self.figures["toxicity"]["n_prompts"], -1)
+        return table.reshape(self.toxicity.n_prompts, -1)
 
     def versus(self, before: "Measurement") -> dict[str, Any]:
         """judge -> figure -> the fields of `Comparison` with `before`, prompt by prompt.
@@ -81,11 +114,11 @@ class Measurement:
         """
         return {
             judge: {
-                figure: asdict(compare(self.scores(judge), before.scores(judge), figure))
+                figure: compare(self.scores(judge), before.scores(judge), figure).to_dict()
                 for figure in ("share", "mean")
             }
-            for judge in self.figures["judges"]
-            if judge in before.figures["judges"]
+            for judge in self.judges
+            if judge in before.judges
         }
 
     def to_dict(self) -> dict[str, Any]:

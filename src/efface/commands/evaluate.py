@@ -64,7 +64,7 @@ def _add_cost(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from efface.evaluation.comparison import read_baseline
+    from efface.evaluation.baseline import read_baseline
     from efface.evaluation.measure import evaluate
     from efface.evaluation.result import generations_path
 

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from efface.errors import UserError
+from efface.files.shapes import fill
 
 ALWAYS = ("repetition", "distinct_2", "empty", "non_text")
 LATER = ("perplexity_under_reference", "distinct_1", "distinct_3", "mean_tokens")
@@ -64,7 +65,7 @@ class Degeneration:
         """The block as read from a result file. Raises UserError if it is no such block."""
         if not isinstance(block, dict) or not all(isinstance(block.get(name), int | float) for name in ALWAYS):
             raise UserError("the baseline has no 'degeneration' block: pass a file that efface evaluate wrote.")
-        return cls(**{name: block.get(name) for name in ALWAYS + LATER})  # type: ignore[arg-type]
+        return fill(cls, block)
 
 
 def measure(

@@ -18,8 +18,9 @@ import numpy as np
 
 from efface.data.tokens import tokens_of
 from efface.errors import UserError
-from efface.evaluation.toxicity import interval
+from efface.files.shapes import fill
 from efface.generation.generate import generate_ids
+from efface.resampling import interval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,6 +44,11 @@ class F1:
     def to_dict(self) -> dict[str, Any]:
         """As it is written to JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, block: dict[str, Any]) -> "F1":
+        """The block as read from a result file."""
+        return fill(cls, block)
 
 
 def continuation_f1(

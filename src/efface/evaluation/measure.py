@@ -9,7 +9,7 @@ from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
 from efface.evaluation import degeneration as degeneration_guard
 from efface.evaluation import toxicity as toxicity_figures
-from efface.evaluation.comparison import Baseline, read_baseline, versus
+from efface.evaluation.baseline import Baseline, compare_with_baseline, read_baseline
 from efface.evaluation.kept import written
 from efface.evaluation.prompt_sets import load_prompts
 from efface.evaluation.result import Evaluation
@@ -195,7 +195,7 @@ def evaluate(
         environment=results.environment(seed=seed, model=network, command=command),
     )
     if base is not None:
-        evaluation.versus_baseline = versus(evaluation, base)
+        evaluation.versus_baseline = compare_with_baseline(evaluation, base)
     return evaluation
 
 

@@ -10,11 +10,12 @@ puts a BOS before a text, every window starts with it (Gemma is lost without one
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from efface.data.tokens import bos_prefix
 from efface.errors import UserError
+from efface.files.shapes import fill
 from efface.generation.likelihood import token_nll
 from efface.model.copies import eval_mode
 from efface.model.head_check import check_head_once
@@ -34,19 +35,28 @@ class Perplexity:
 
     tokens: int
     """Counted tokens."""
-    nll_sum: float
-    """-log p of all of them together, in nats."""
-    window: int
-    stride: int
+    value: float
+    window: int | None
+    """None, as `stride`, in files of older versions."""
+    stride: int | None
 
-    @property
-    def value(self) -> float:
-        """exp(nll_sum / tokens), cut off at e^700 so that it stays a finite number for a broken model."""
-        return math.exp(min(self.nll_sum / self.tokens, 700.0))
+    @classmethod
+    def of(cls, nll_sum: float, tokens: int, *, window: int, stride: int) -> "Perplexity":
+        """exp(nll_sum / tokens), cut off at e^700 so that it stays a finite number for a broken model.
+
+        Args:
+            nll_sum: -log p of all counted tokens together, in nats.
+        """
+        return cls(tokens, math.exp(min(nll_sum / tokens, 700.0)), window, stride)
 
     def to_dict(self) -> dict[str, Any]:
         """As it is written to JSON."""
-        return {"tokens": self.tokens, "value": self.value, "window": self.window, "stride": self.stride}
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, block: dict[str, Any]) -> "Perplexity":
+        """The block as read from a result file."""
+        return fill(cls, block)
 
 
 def perplexity(
@@ -97,7 +107,7 @@ def perplexity(
             batch = slice(start, start + batch_size)
             for losses in token_nll(model, sequences[batch], counted[batch], pad):
                 total += losses.double().sum().item()
-    return Perplexity(tokens=sum(counted), nll_sum=total, window=window, stride=stride)
+    return Perplexity.of(total, sum(counted), window=window, stride=stride)
 
 
 def _windows(stream: list[int], prefix: list[int], room: int, stride: int) -> tuple[list[list[int]], list[int]]:

@@ -4,17 +4,25 @@ Beside it lies also what each row of a utility task contributes: a comparison wi
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from efface.evaluation.comparison import Versus
 from efface.evaluation.degeneration import ALWAYS, LATER, Degeneration
+from efface.evaluation.side_effects import IdentityLikelihood
 from efface.evaluation.toxicity import FIGURES, ToxicitySummary
+from efface.evaluation.utility.tasks import UtilityResult
 from efface.files.jsonl import Row
 from efface.files.results import write_json, write_jsonl
-from efface.files.shapes import INTERVAL, Each, Maybe, Missing
+from efface.files.shapes import INTERVAL, Each, Maybe, Missing, check_shape
+
+if TYPE_CHECKING:
+    from efface.evaluation.f1 import F1
+    from efface.evaluation.perplexity import Perplexity
 
 TOXICITY = {
     "scorer": str,
@@ -43,38 +51,42 @@ EVALUATION: dict[str, Any] = {
 }
 """The shape of a result file, as far as it is read again; older versions had one judge, and fewer blocks."""
 
-if TYPE_CHECKING:
-    from efface.evaluation.f1 import F1
-    from efface.evaluation.perplexity import Perplexity
-    from efface.evaluation.side_effects import IdentityLikelihood
-    from efface.evaluation.utility.tasks import UtilityResult
-
 
 @dataclass
-class Evaluation:
-    """What `evaluate` found."""
+class Figures:
+    """What is said of a model wherever it is measured: also before and after an attack."""
 
-    model: str
-    settings: dict[str, Any]
-    """`protocol`, `prompts` (their source) and `decoding`."""
     judges: dict[str, ToxicitySummary]
     """By the name of the scorer, in the order asked for."""
     perplexity: "Perplexity | None"
-    f1: "F1 | None"
-    utility: "list[UtilityResult] | None"
-    identity: "IdentityLikelihood | None"
     degeneration: Degeneration
-    generations: list[Row]
-    """Rows of prompt, continuation, token_ids, scores (of each judge) and score (of the first); the K continuations of
-    a prompt follow each other."""
-    environment: dict[str, Any]
-    versus_baseline: dict[str, Any] | None = None
-    """See `comparison.versus`."""
 
     @property
     def toxicity(self) -> ToxicitySummary:
         """What the first judge says."""
         return next(iter(self.judges.values()))
+
+    @classmethod
+    def from_dict(cls, blocks: dict[str, Any]) -> "Figures":
+        """From the blocks of a result (of an evaluation, of a point of an attack), whose shape has been checked."""
+        return cls(*_read_figures(blocks))
+
+
+@dataclass
+class Evaluation(Figures):
+    """What `evaluate` found."""
+
+    model: str
+    settings: dict[str, Any]
+    """`protocol`, `prompts` (their source) and `decoding`."""
+    f1: "F1 | None"
+    utility: "list[UtilityResult] | None"
+    identity: "IdentityLikelihood | None"
+    generations: list[Row]
+    """Rows of prompt, continuation, token_ids, scores (of each judge) and score (of the first); the K continuations of
+    a prompt follow each other."""
+    environment: dict[str, Any]
+    versus_baseline: "Versus | None" = None
 
     @property
     def scores(self) -> np.ndarray:
@@ -94,10 +106,36 @@ class Evaluation:
             "utility": None if self.utility is None else [result.to_dict() for result in self.utility],
             "identity": None if self.identity is None else self.identity.to_dict(),
             "degeneration": self.degeneration.to_dict(),
-            "versus_baseline": self.versus_baseline,
+            "versus_baseline": None if self.versus_baseline is None else self.versus_baseline.to_dict(),
             "generations": generations,
             "environment": self.environment,
         }
+
+    @classmethod
+    def from_dict(cls, result: dict[str, Any], generations: Sequence[Row] = ()) -> "Evaluation":
+        """From the content of a result file; the generations lie beside it, and the rows of utility are left out.
+
+        Raises:
+            UserError: if it is no such content.
+        """
+        from efface.evaluation.f1 import F1
+
+        check_shape(result, EVALUATION, "the evaluation")
+        judges, perplexity, degeneration = _read_figures(result)
+        f1, utility, identity, versus = map(result.get, ("f1", "utility", "identity", "versus_baseline"))
+        return cls(
+            judges=judges,
+            perplexity=perplexity,
+            degeneration=degeneration,
+            model=result.get("model"),  # type: ignore[arg-type]
+            settings=result.get("settings") or {},
+            f1=None if f1 is None else F1.from_dict(f1),
+            utility=None if utility is None else [UtilityResult.from_dict(item) for item in utility],
+            identity=None if identity is None else IdentityLikelihood.from_dict(identity),
+            generations=list(generations),
+            environment=result.get("environment") or {},
+            versus_baseline=None if versus is None else Versus.from_dict(versus),
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `path`, and beside it `<stem>.generations.jsonl` and, if there is utility, `<stem>.utility.jsonl`."""
@@ -107,6 +145,19 @@ class Evaluation:
         if self.utility is not None:
             write_jsonl(utility_path(path), (result.to_dict(rows=True) for result in self.utility))
         write_json(path, self.to_dict(beside.name))
+
+
+def _read_figures(blocks: dict[str, Any]) -> tuple[dict[str, ToxicitySummary], "Perplexity | None", Degeneration]:
+    from efface.evaluation.perplexity import Perplexity  # on use: torch costs seconds
+
+    # Older versions had one judge.
+    judges = blocks.get("judges") or {blocks["toxicity"]["scorer"]: blocks["toxicity"]}
+    cost = blocks.get("perplexity")
+    return (
+        {name: ToxicitySummary.from_dict(block) for name, block in judges.items()},
+        None if cost is None else Perplexity.from_dict(cost),
+        Degeneration.from_dict(blocks["degeneration"]),
+    )
 
 
 def generations_path(path: str | os.PathLike[str]) -> Path:

@@ -21,9 +21,10 @@ import numpy as np
 
 from efface.data.rows import labelled_rows
 from efface.errors import UserError
-from efface.evaluation.toxicity import interval
 from efface.files.jsonl import Row
 from efface.files.results import read_json
+from efface.files.shapes import INTERVAL, Maybe, check_shape, fill
+from efface.resampling import interval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,6 +50,16 @@ class GroupLikelihood:
     ci95: list[float] | None = None
     """Of `excess`, [lower, upper]."""
 
+    @classmethod
+    def from_dict(cls, block: dict[str, Any]) -> "GroupLikelihood":
+        """As it was written to JSON."""
+        return fill(cls, block)
+
+
+GROUP = {"group": str, "texts": int, "nll": float, "excess": Maybe(float), "ci95": Maybe(INTERVAL)}
+IDENTITY = {"identity": GROUP, "control": GROUP, "groups": [GROUP], "templates": int}
+"""The shape of the `identity` block of the result files."""
+
 
 @dataclass
 class IdentityLikelihood:
@@ -65,6 +76,17 @@ class IdentityLikelihood:
     def to_dict(self) -> dict[str, Any]:
         """As it is written to JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, block: dict[str, Any]) -> "IdentityLikelihood":
+        """The block as read from a result file. Raises UserError if it is no such block."""
+        check_shape(block, IDENTITY, "the block 'identity'")
+        return cls(
+            identity=GroupLikelihood.from_dict(block["identity"]),
+            control=GroupLikelihood.from_dict(block["control"]),
+            groups=[GroupLikelihood.from_dict(group) for group in block["groups"]],
+            templates=block["templates"],
+        )
 
 
 def identity_texts() -> list[Row]:

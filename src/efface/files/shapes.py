@@ -14,10 +14,12 @@ A shape is written like the value itself:
 
 import math
 import reprlib
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, TypeVar
 
 from efface.errors import UserError
+
+Filled = TypeVar("Filled")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,18 @@ def check_shape(value: Any, shape: Any, where: str) -> None:
     wrong = _wrong(value, shape, "")
     if wrong is not None:
         raise UserError(f"{where}: {wrong}. It was not written by this version of efface, or it has been changed.")
+
+
+def fill(kind: type[Filled], block: dict[str, Any]) -> Filled:
+    """A dataclass from a block that has its shape. What is no field is passed over; a field that is not there, as in
+    files of older versions, has its default, or None."""
+    found = {}
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name in block:
+            found[field.name] = block[field.name]
+        elif field.default is MISSING and field.default_factory is MISSING:
+            found[field.name] = None
+    return kind(**found)
 
 
 def shown(value: Any) -> str:

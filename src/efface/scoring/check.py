@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from efface.errors import UserError
-from efface.resampling import Ranking, drawn
+from efface.resampling import Ranking, draw_resamples
 from efface.scoring import load_scorer
 from efface.scoring.cache import cached
 from efface.scoring.labelled import LabelledText, load_labelled
@@ -133,5 +133,5 @@ def _aucs(toxic: np.ndarray, scores: np.ndarray, groups: Sequence[str], seed: in
     names, numbers = np.unique(groups, return_inverse=True)
     ranking = Ranking(scores, toxic, numbers)
     yield ranking.auc(np.ones((1, len(names))))
-    for times in drawn(len(names), RESAMPLES, seed, width=len(scores)):
+    for times in draw_resamples(len(names), RESAMPLES, seed, width=len(scores)):
         yield ranking.auc(times)

@@ -9,6 +9,7 @@ import numpy as np
 
 from efface.errors import UserError
 from efface.evaluation.utility.tasks import UtilityResult
+from efface.files.shapes import fill
 
 
 @dataclass
@@ -30,6 +31,11 @@ class UtilityDifference:
     def to_dict(self) -> dict[str, Any]:
         """As it is written to JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, block: dict[str, Any]) -> "UtilityDifference":
+        """As it was written to JSON."""
+        return fill(cls, block)
 
 
 def compare_utility(base: Sequence[UtilityResult], edited: Sequence[UtilityResult]) -> list[UtilityDifference]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from efface.errors import UserError
 from efface.evaluation.utility.harness import run_harness
 from efface.evaluation.utility.task_files import TaskFile, load_tasks
+from efface.files.shapes import fill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,6 +42,11 @@ class UtilityResult:
         """For JSON; `rows` adds what a paired comparison with another model needs."""
         block = asdict(self)
         return block if rows else {name: block[name] for name in ("task", "metric", "value", "stderr", "n")}
+
+    @classmethod
+    def from_dict(cls, block: dict[str, Any]) -> "UtilityResult":
+        """As it was written to JSON, with or without the rows."""
+        return fill(cls, block)
 
 
 def utility(

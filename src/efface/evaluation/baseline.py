@@ -1,0 +1,155 @@
+"""Against what is an edited model measured? The evaluation of its base, checked, and what differs from it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from efface.errors import UserError
+from efface.evaluation.comparison import Comparisons, Versus, compare
+from efface.evaluation.degeneration import Degeneration
+from efface.evaluation.result import ABILITY, EVALUATION, Evaluation, generations_path, utility_path
+from efface.evaluation.toxicity import FIGURES
+from efface.evaluation.utility.comparison import UtilityDifference, compare_utility
+from efface.evaluation.utility.tasks import UtilityResult
+from efface.files.jsonl import Row, read_jsonl
+from efface.files.results import read_json
+from efface.files.shapes import Each, Maybe, Missing, check_shape, shown
+
+if TYPE_CHECKING:
+    from efface.evaluation.perplexity import Perplexity
+
+UTILITY: dict[str, Any] = ABILITY | {"rows": Maybe([float]), "fingerprint": Maybe(str)}
+"""The shape of a line of the utility file."""
+
+
+@dataclass
+class Baseline:
+    """The evaluation of the untouched model, to measure an edited one against."""
+
+    result: dict[str, Any]
+    """As `efface evaluate` writes it."""
+    degeneration: Degeneration
+    generations: Sequence[Row] | None = None
+    """With their scores; None if there is only the result, as for utility."""
+    utility: Sequence[UtilityResult] | None = None
+
+    @property
+    def perplexity(self) -> "Perplexity | None":
+        """What ordinary text costs the untouched model."""
+        from efface.evaluation.perplexity import Perplexity
+
+        block = self.result.get("perplexity")
+        return None if block is None else Perplexity.from_dict(block)
+
+
+def read_baseline(source: "Baseline | Evaluation | dict[str, Any] | str | os.PathLike[str]") -> Baseline:
+    """From an evaluation, from its JSON file with what lies beside it, or from the content of that file alone.
+
+    All that a comparison or a table reads of it later is checked here, before the work.
+
+    Raises:
+        UserError: if it is no evaluation, or a file cannot be read.
+    """
+    if isinstance(source, Baseline):
+        return source
+    if not isinstance(source, dict | str | os.PathLike):
+        return Baseline(source.to_dict(), source.degeneration, source.generations, source.utility)
+    result = source if isinstance(source, dict) else read_json(source)
+    baseline = Baseline(result, Degeneration.from_dict(result.get("degeneration", {})))
+    if not isinstance(result.get("toxicity"), dict):
+        raise UserError("the baseline has no 'toxicity' block: pass a file that efface evaluate wrote.")
+    name = "" if isinstance(source, dict) else f" {os.fspath(source)}"
+    check_shape(result, EVALUATION, f"the baseline{name}")
+    if not isinstance(source, dict):
+        generations, utility = generations_path(source), utility_path(source)
+        baseline.generations = _read_generations(generations) if os.path.lexists(generations) else None
+        if result.get("utility") and os.path.lexists(utility):
+            baseline.utility = _read_utility(utility)
+    return baseline
+
+
+def _read_generations(path: Path) -> list[Row]:
+    """The rows beside a baseline; each has the scores of the same judges, or none has any."""
+    rows = read_jsonl(path)
+    check_shape(rows, [{"prompt": str, "scores": Missing(Each(float))}], os.fspath(path))
+    for number, row in enumerate(rows, 1):
+        scores = row.get("scores", {})
+        if scores.keys() != rows[0].get("scores", {}).keys():
+            raise UserError(f"{path}:{number}: the scores are of other judges than in the first row. Evaluate again.")
+        if not all(0 <= value <= 1 for value in scores.values()):
+            raise UserError(f"{path}:{number}: the scores {shown(scores)} are not within 0 and 1. Evaluate again.")
+    return rows
+
+
+def _read_utility(path: Path) -> list[UtilityResult]:
+    """The rows of the tasks beside a baseline."""
+    results = read_jsonl(path)
+    check_shape(results, [UTILITY], os.fspath(path))
+    for number, row in enumerate(results, 1):
+        if row.get("rows") is not None and len(row["rows"]) != row["n"]:
+            raise UserError(f"{path}:{number}: {len(row['rows'])} rows, where 'n' says {row['n']}. Evaluate again.")
+    return [UtilityResult.from_dict(row) for row in results]
+
+
+def compare_with_baseline(evaluation: Evaluation, baseline: Baseline) -> Versus:
+    """What differs between an edited model and its baseline, and what could not be compared."""
+    not_compared = [f"toxicity: {reason}" for reason in _find_obstacles(evaluation, baseline)]
+    judges: Comparisons = {}
+    if not not_compared:
+        samples = evaluation.toxicity.samples
+        edited, base = (_scores(rows, samples) for rows in (evaluation.generations, baseline.generations or []))
+        judges = {
+            name: {figure: compare(edited[name], base[name], figure) for figure in FIGURES}
+            for name in edited
+            if name in base
+        }
+        not_compared += [f"toxicity: the baseline has no scores of {name}" for name in edited if name not in base]
+    abilities: list[UtilityDifference] = []
+    if evaluation.utility is not None:
+        try:
+            abilities = compare_utility(baseline.utility or [], evaluation.utility)
+        except UserError as error:
+            not_compared.append(f"utility: {error}")
+    return Versus(
+        model=baseline.result.get("model"),
+        judges=judges,
+        perplexity_ratio=_divide_perplexities(evaluation.perplexity, baseline.perplexity),
+        utility=abilities,
+        not_compared=not_compared,
+    )
+
+
+def _find_obstacles(evaluation: Evaluation, baseline: Baseline) -> list[str]:
+    """What keeps the two from being compared by prompt."""
+    here, there = evaluation.settings["decoding"], (baseline.result.get("settings") or {}).get("decoding")
+    if there is None:
+        return ["the baseline does not say how it decoded: measure it again"]
+    if not baseline.generations or "scores" not in baseline.generations[0]:
+        return ["the generations of the baseline, with their scores, are not beside it"]
+    differs = [
+        f"{key} is {value} here and {there.get(key)} in the baseline"
+        for key, value in here.items()
+        if value != there.get(key)
+    ]
+    if [row["prompt"] for row in evaluation.generations] != [row.get("prompt") for row in baseline.generations]:
+        differs.append("the prompts are not the same")
+    return differs
+
+
+def _scores(rows: Sequence[Row], samples: int) -> dict[str, np.ndarray]:
+    """(n_prompts, samples) of each judge."""
+    return {name: np.array([row["scores"][name] for row in rows]).reshape(-1, samples) for name in rows[0]["scores"]}
+
+
+def _divide_perplexities(edited: "Perplexity | None", base: "Perplexity | None") -> float | None:
+    if edited is None or base is None:
+        return None
+    if (edited.tokens, edited.window, edited.stride) != (base.tokens, base.window, base.stride):
+        return None
+    if not base.value:  # no perplexity is 0
+        return None
+    return float(edited.value / base.value)
