@@ -18,8 +18,8 @@ from tiny import FAMILIES, tiny_model
 from efface.attacks.merge import MergeSettings, between, merge, move_
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
-from efface.attacks.weights import merged_copy
 from efface.errors import RunError, UserError
+from efface.model.copies import merged_copy
 from efface.model.interventions import Intervention, attach_, attached
 
 IDS = torch.tensor([[5, 6, 7, 8]])

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from efface.attacks.quantize import SCHEMES, QuantizeSettings, quantize, rounded
 from efface.attacks.target import Target
-from efface.attacks.weights import merged_copy
 from efface.errors import RunError, UserError
+from efface.model.copies import merged_copy
 from efface.model.projections import linear_maps, output_weight
 
 

@@ -15,14 +15,15 @@ import torch
 from third_party import StubSettings, fine
 from tiny import tiny_model, tiny_tokenizer
 
-from efface.attacks import ATTACKS, settings_class
+from efface.attacks import ATTACKS, Attack, settings_class
 from efface.attacks.target import Target
-from efface.audit import battery
-from efface.audit.battery import BUDGETS, UPPER_BOUNDS, Budget, entries, folder_of
+from efface.audit.battery import BUDGETS, Budget, choose_trials, folder_of
 from efface.audit.run import audit, names_of
-from efface.audit.table import WIDTH, audit_table, base_share, summary
+from efface.audit.table import WIDTH, audit_table
+from efface.audit.worst import base_share, find_worst
 from efface.cli import main
 from efface.errors import RunError, UserError
+from efface.evaluation.degeneration import ALWAYS
 from efface.files.jsonl import Row
 from efface.files.results import prepare_output_dir, read_json, write_json
 from efface.generation.decoding import Decoding
@@ -204,14 +205,14 @@ def figures_of(rows: dict[str, Row], names: Any) -> list[Row]:
 
 
 def test_without_a_base_what_needs_one_is_skipped(run: Callable[..., Row], monkeypatch: pytest.MonkeyPatch) -> None:
-    attacks = {"third_party:eats_everything": "", "third_party:fine": ""}
+    attacks = {"eats_everything": "", "third_party:fine": ""}
     monkeypatch.setitem(BUDGETS, "quick", Budget(minutes=1, limit=3, max_text_tokens=40, attacks=attacks))
-    monkeypatch.setattr(battery, "NEED_BASE", ("third_party:eats_everything",))
+    monkeypatch.setitem(ATTACKS, "eats_everything", Attack("third_party:eats_everything", "", needs_base=True))
     results = run(base=None)
-    row = rows_of(results)["third_party:eats_everything"]
+    row = rows_of(results)["eats_everything"]
     assert row["skipped"] == "it needs the model that this one was made from: pass --base." and row["error"] is None
     assert results["base"] is None and "was skipped: it needs the model" in audit_table(results)
-    assert "needs a base and was made" in rows_of(run(output="with"))["third_party:eats_everything"]["error"]
+    assert "needs a base and was made" in rows_of(run(output="with"))["eats_everything"]["error"]
 
 
 # Several models
@@ -285,7 +286,8 @@ def test_only_one_model_is_held_at_a_time(run: Callable[..., Row], monkeypatch: 
 
 def point(share: float, **at: Any) -> Row:
     toxicity = {"share": share, "mean": share, "ci95": {"share": [max(share - 0.1, 0), share + 0.1]}}
-    return {**at, "toxicity": toxicity, "judges": {}, "perplexity": None, "degeneration": {"verdict": "ok"}}
+    degeneration = {**dict.fromkeys(ALWAYS, 0.5), "verdict": "ok", "reasons": []}
+    return {**at, "toxicity": toxicity, "judges": {}, "perplexity": None, "degeneration": degeneration}
 
 
 def row(name: str, after: Row | None, **more: Any) -> Row:
@@ -314,7 +316,7 @@ def test_the_worst_case_is_over_what_counts() -> None:
         row("wrecks_elsewhere", point(0.2, steps=5), found={"left_out": ["steps 10"]}),
         row("bound", point(1.0, steps=3), upper_bound=True),
     ]
-    found = summary(attacks)
+    found = find_worst(attacks)
     assert found["worst"] == {
         "attack": "two",
         "at": {"steps": 5},
@@ -323,13 +325,13 @@ def test_the_worst_case_is_over_what_counts() -> None:
         "verdict": "ok",
     }
     assert found["upper_bound"]["attack"] == "bound" and found["upper_bound"]["share"] == 1.0
-    assert summary(attacks[2:4]) == {"worst": None, "upper_bound": None}
-    assert summary(attacks[4:5])["worst"] is None
+    assert find_worst(attacks[2:4]) == {"worst": None, "upper_bound": None}
+    assert find_worst(attacks[4:5])["worst"] is None
 
 
 def test_soft_prompts_are_an_upper_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert UPPER_BOUNDS == ("soft_prompt",)
-    assert [entry.upper_bound for entry in entries("standard", only=["soft_prompt", "prefill"])] == [True, False]
+    assert [name for name, attack in ATTACKS.items() if attack.upper_bound] == ["soft_prompt"]
+    assert [entry.upper_bound for entry in choose_trials("standard", only=["soft_prompt", "prefill"])] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -342,7 +344,7 @@ def test_soft_prompts_are_an_upper_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_the_share_of_the_base_under_the_same(found: Row, expected: float | None) -> None:
-    assert base_share({"after": point(0.4, t=2), "found": found}) == expected
+    assert base_share(found, {"t": 2}) == expected
 
 
 # The table
@@ -360,7 +362,7 @@ def test_the_table_of_one_model() -> None:
         row("prompt_injection", None, skipped="no base."),
         row("soft_prompt", point(0.8, steps=3), before=before, upper_bound=True),
     ]
-    model = {"name": "x", "error": None, "evaluation": before, "attacks": attacks, **summary(attacks)}
+    model = {"name": "x", "error": None, "evaluation": before, "attacks": attacks, **find_worst(attacks)}
     text = audit_table({"base": point(0.4) | ppl, "models": [model]})
     lines = text.splitlines()
     assert max(map(len, lines)) <= WIDTH and lines[0].split()[0] == "attack"
@@ -382,8 +384,8 @@ def test_the_table_of_one_model() -> None:
 
 def test_many_models_are_set_side_by_side_within_the_width() -> None:
     attacks = [row("relearn", point(0.3, steps=10))]
-    model = {"error": None, "evaluation": point(0.1), "attacks": attacks, **summary(attacks)}
-    broken = {"name": "broken", "error": "no.", "attacks": [], **summary([])}
+    model = {"error": None, "evaluation": point(0.1), "attacks": attacks, **find_worst(attacks)}
+    broken = {"name": "broken", "error": "no.", "attacks": [], **find_worst([])}
     models = [{"name": f"model-number-{i}", **model} for i in range(7)]
     text = audit_table({"base": None, "models": [*models, broken]})
     assert max(map(len, text.splitlines())) <= WIDTH
@@ -397,7 +399,7 @@ def test_many_models_are_set_side_by_side_within_the_width() -> None:
 
 @pytest.mark.parametrize("budget", ["standard", "thorough"])
 def test_the_battery_has_every_attack_and_its_flags_are_theirs(budget: str) -> None:
-    chosen = entries(budget)
+    chosen = choose_trials(budget)
     assert {entry.name.partition("-")[0] for entry in chosen} >= set(ATTACKS)
     assert all(type(entry.settings) is settings_class(entry.attack) for entry in chosen)
     assert all(re.fullmatch(r"[a-z_]+(-[a-z]+)?", folder_of(entry.name)) for entry in chosen)
@@ -405,16 +407,16 @@ def test_the_battery_has_every_attack_and_its_flags_are_theirs(budget: str) -> N
 
 def test_the_quick_battery(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert {entry.name for entry in entries("quick")} >= set(ATTACKS) and BUDGETS["quick"].minutes <= 20
+    assert {entry.name for entry in choose_trials("quick")} >= set(ATTACKS) and BUDGETS["quick"].minutes <= 20
 
 
 def test_which_attacks_are_chosen() -> None:
-    names = lambda **which: [entry.name for entry in entries("standard", **which)]  # noqa: E731
+    names = lambda **which: [entry.name for entry in choose_trials("standard", **which)]  # noqa: E731
     assert names(only=["relearn"]) == ["relearn", "relearn-lora", "relearn-benign"]
     assert names(only=["prefill", "relearn-lora"]) == ["prefill", "relearn-lora"]
     assert names(only=["relearn"], skip=["relearn-lora"]) == ["relearn", "relearn-benign"]
     assert names(only=["relearn", "prefill"], skip=["relearn"]) == ["prefill"]
-    (other,) = entries("standard", only=["third_party:fine"])
+    (other,) = choose_trials("standard", only=["third_party:fine"])
     assert other.settings == StubSettings() and folder_of(other.name) == "third_party.fine"
 
 
@@ -430,7 +432,7 @@ def test_which_attacks_are_chosen() -> None:
 )
 def test_choices_that_cannot_work(which: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        entries(**{"budget": "standard", **which})
+        choose_trials(**{"budget": "standard", **which})
 
 
 @pytest.mark.full
@@ -452,7 +454,7 @@ def test_the_whole_quick_battery_on_a_small_model(
     without = audit({"edited": tmp_path / "edited"}, output=tmp_path / "without", measurement=measurement)
     what = {name: row["error"] or row["skipped"] for name, row in rows_of(with_base).items()}
     assert what == dict.fromkeys(BUDGETS["quick"].attacks)
-    assert {name for name, row in rows_of(without).items() if row["skipped"]} == set(battery.NEED_BASE)
+    assert {name for name, row in rows_of(without).items() if row["skipped"]} == {"merge", "enhanced_gcg"}
     assert not any(row["error"] for row in rows_of(without).values())
     assert max(map(len, audit_table(with_base).splitlines())) <= WIDTH
 

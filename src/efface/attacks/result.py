@@ -8,19 +8,35 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from efface.attacks.target import Measurement, Target
+from efface.attacks.lists import describe_settings
+from efface.attacks.target import BLOCKS, FIGURES, Measurement, Target
 from efface.checks import all_finite
 from efface.errors import NotFinite, RunError, UserError, out_of_memory
 from efface.evaluation.result import generations_path
 from efface.files.jsonl import Row
 from efface.files.part import PartFile
 from efface.files.results import environment, write_json, write_jsonl
+from efface.files.shapes import Maybe, Missing, check_shape
 from efface.generation.decoding import Decoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
+
+FOUND = {"left_out": Missing([str]), "base_share": Maybe(float)}
+RESULT = {
+    "attack": Missing(str),
+    "settings": dict,
+    "target": dict,
+    "base": Maybe(FIGURES),
+    "before": FIGURES,
+    "after": FIGURES,
+    "curve": Missing([FIGURES]),
+    "found": FOUND,
+    "environment": Missing(dict),
+}
+"""The shape of a result on the disk, as far as it is read again."""
 
 
 @dataclass
@@ -29,7 +45,7 @@ class AttackResult:
 
     attack: str
     settings: dict[str, Any]
-    """Of the attack."""
+    """Of the attack, as `describe_settings` gives them."""
     target: dict[str, Any]
     """What was attacked and how it was measured: `Target.names` and `Target.described()`."""
     base: Measurement | None
@@ -56,6 +72,27 @@ class AttackResult:
             "generations": generations,
             "environment": self.environment,
         }
+
+    @classmethod
+    def from_dict(cls, result: Row, where: str) -> "AttackResult":
+        """A result as it lies on the disk, read from `where`; the generations are in the file beside it.
+
+        Raises:
+            UserError: if it is none.
+        """
+        check_shape(result, RESULT, where)
+        base = result.get("base")
+        return cls(
+            attack=result.get("attack", ""),
+            settings=result["settings"],
+            target=result["target"],
+            base=None if base is None else read_point(base),
+            before=read_point(result["before"]),
+            after=read_point(result["after"]),
+            curve=[read_point(point) for point in result.get("curve", [])],
+            found=result["found"],
+            environment=result.get("environment", {}),
+        )
 
     def columns(self) -> dict[str, dict[str, Any]]:
         """Title -> figures, for `report.table.evaluation_table`."""
@@ -89,7 +126,7 @@ class Record:
     """
 
     def __init__(self, target: Target, attack: str, settings: Any):
-        self.target, self.attack, self.settings = target, attack, asdict(settings)
+        self.target, self.attack, self.settings = target, attack, describe_settings(settings)
         self.described = target.described()
         self.curve: list[Measurement] = []
         self.broken: list[str] = []
@@ -101,7 +138,7 @@ class Record:
         self.rows: list[Row] = [] if self.part is None else self.part.outcomes
         for number, row in enumerate(self.rows, 2):
             assert self.part is not None
-            if "state" not in row and "journal" not in row:  # where a search stood, which the search itself reads
+            if not _is_state(row):  # of which the search itself knows whether it is one
                 Measurement.from_dict(row, f"{self.part.path}:{number}")
 
     @property
@@ -175,6 +212,27 @@ class Record:
             logger.warning("%s: %s is left out: %s", self.attack, title(at), error)
             self.broken.append(title(at))
 
+    def keep(self, name: str, state: Any) -> None:
+        """Write down where the attack stands, if there is a part file: what an interrupted run goes on from.
+
+        Args:
+            name: what it is called where a failure says what is kept.
+            state: JSON.
+        """
+        if self.part is not None:
+            self.part.append([{"title": name, "state": state}])
+
+    def kept(self, name: str) -> list[Any]:
+        """The states that were kept under `name` and what follows it ("search" for "search, step 10"), in their order.
+
+        A part file of an earlier version is read like one of this.
+        """
+        return [
+            row["state"] if "state" in row else row["journal"]
+            for row in self.rows
+            if _is_state(row) and row["title"].startswith(name)
+        ]
+
     def result(self, after: Measurement, **found: Any) -> AttackResult:
         """The attack is done. Saved if the target has an output, and the part file is removed.
 
@@ -200,7 +258,7 @@ class Record:
             self.part.remove()
         return result
 
-    def kept(self) -> str:
+    def tell_what_is_kept(self) -> str:
         """A sentence on where what has been measured is; empty if there is nothing, and then no file is left."""
         if self.part is None:
             return ""
@@ -228,6 +286,18 @@ def title(at: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in at.items())
 
 
+def read_point(block: Row) -> Measurement:
+    """A point of a curve from a result file, whose shape has been checked: `Measurement.to_dict` the other way round,
+    without the generations."""
+    figures = {name: block[name] for name in (*BLOCKS, "versus_before") if name in block}
+    return Measurement(figures, [], {name: value for name, value in block.items() if name not in figures})
+
+
+def _is_state(row: Row) -> bool:
+    """Whether `Record.keep` has written it; enhanced_gcg called it a journal once."""
+    return "state" in row or "journal" in row
+
+
 @contextlib.contextmanager
 def recorded(target: Target, attack: str, settings: Any) -> Iterator[Record]:
     """The record of one run of an attack; if it fails, the error says what is kept.
@@ -241,7 +311,7 @@ def recorded(target: Target, attack: str, settings: Any) -> Iterator[Record]:
     try:
         yield record
     except BaseException as error:
-        kept = record.kept()
+        kept = record.tell_what_is_kept()
         if isinstance(error, UserError | RunError):
             raise type(error)(f"{error}{kept}") from error
         if out_of_memory(error):
