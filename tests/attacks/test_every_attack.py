@@ -14,8 +14,9 @@ from tiny import tiny_tokenizer
 from transformers import PreTrainedModel
 
 from efface.attacks import ATTACKS, load_attack, settings_class
+from efface.attacks.record import Record, recorded
 from efface.attacks.relearn import RelearnSettings, relearn
-from efface.attacks.result import AttackResult, Record, recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.cli import build_parser, main
 from efface.errors import RunError, UserError

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from efface.attacks.points import worst
+from efface.attacks.record import recorded
 from efface.attacks.relearn import RelearnSettings
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.errors import UserError
 from efface.files.results import write_json

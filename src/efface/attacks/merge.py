@@ -17,7 +17,8 @@ from torch import Tensor
 
 from efface.attacks.lists import several
 from efface.attacks.points import UtilityBudget, half_of, judge_within, recovery, within_budget
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.record import recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.errors import UserError
 from efface.model.copies import merged_copy, without_adapter

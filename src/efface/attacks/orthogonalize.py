@@ -16,7 +16,8 @@ from efface.attacks.ablation import Centre, ablate_, ablated, everywhere
 from efface.attacks.directions import KINDS, centre, direction, states_of
 from efface.attacks.lists import several
 from efface.attacks.points import UtilityBudget, judge_within
-from efface.attacks.result import AttackResult, Record, recorded, title
+from efface.attacks.record import Record, recorded
+from efface.attacks.result import AttackResult, title
 from efface.attacks.target import Target
 from efface.checks import at_least_one, one_of
 from efface.errors import UserError

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from efface.attacks.lists import read_lists
-from efface.attacks.result import AttackResult, Record, title
+from efface.attacks.record import Record
+from efface.attacks.result import AttackResult, title
 from efface.attacks.target import Measurement
 from efface.checks import not_negative
 from efface.evaluation.toxicity import ToxicitySummary

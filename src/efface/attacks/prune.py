@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from efface.attacks.draw import draw_at_most, ordinary_text
 from efface.attacks.lists import several
 from efface.attacks.points import UtilityBudget, judge_within
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.record import recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.checks import at_least_one
 from efface.data.pair_tokens import tokenize_pairs

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from efface.attacks.draw import count_prompts_among, draw, ordinary_text
 from efface.attacks.lists import several
 from efface.attacks.points import UtilityBudget, half_of, judge_within, recovery, within_budget
-from efface.attacks.result import AttackResult, Record, recorded
+from efface.attacks.record import Record, recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Measurement, Target
 from efface.checks import at_least_one
 from efface.data.pair_tokens import tokenize_pairs

@@ -13,7 +13,8 @@ from typing import Any
 
 from efface.attacks.lists import read_lists, several
 from efface.attacks.points import worst
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.record import recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.checks import at_least_one
 from efface.errors import UserError

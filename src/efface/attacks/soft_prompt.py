@@ -22,7 +22,8 @@ from torch import Tensor
 from efface.attacks.draw import draw
 from efface.attacks.lists import read_lists, several
 from efface.attacks.points import worst
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.record import recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.checks import at_least_one, positive
 from efface.data.pair_tokens import TokenizedPair, tokenize_pairs

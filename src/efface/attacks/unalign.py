@@ -20,7 +20,8 @@ from efface.analysis.directions import difference_of_means, logistic_direction, 
 from efface.attacks.directions import states_of
 from efface.attacks.lists import several
 from efface.attacks.points import UtilityBudget, judge_within
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.record import recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.checks import at_least_one, one_of
 from efface.errors import UserError

@@ -7,7 +7,8 @@ it was not searched on. What is wanted of it (forced tokens, the base's hidden s
 """
 
 from efface.attacks.points import worst
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.record import recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.search.candidates import slot_text
 from efface.attacks.search.prefix_search import PrefixSearch
 from efface.attacks.search.prefix_settings import EnhancedGCGSettings

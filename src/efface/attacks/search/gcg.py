@@ -24,7 +24,8 @@ from torch import Tensor
 from efface.attacks.draw import count_prompts_among, draw
 from efface.attacks.lists import read_lists, several
 from efface.attacks.points import worst
-from efface.attacks.result import AttackResult, Record, recorded
+from efface.attacks.record import Record, recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.search.candidates import allowed_ids, most_promising, one_hot_gradient, slot_text, stable, swaps
 from efface.attacks.search.slot import PLACES, Slot, altered, universal
 from efface.attacks.search.slot_loss import SlotLoss

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from efface.attacks.draw import count_prompts_among, draw
-from efface.attacks.result import Record
+from efface.attacks.record import Record
 from efface.attacks.search.candidates import allowed_ids, most_promising, one_hot_gradient, slot_text, stable
 from efface.attacks.search.flrt import Buffer, deleted, inserted, picked, possible, sampled, swapped
 from efface.attacks.search.prefix_objective import Ids, PrefixObjective, Scored
