@@ -1,8 +1,8 @@
 """BREAK: the attacks by name. A new one is one file and one entry here; a dotted path of a third party works too.
 
 An attack is a function `attack(target: Target, settings: ItsSettings) -> AttackResult`, see `target.py`, `record.py`
-and `result.py`; its settings are a frozen dataclass with a help text under each field. `efface audit` makes all of them,
-in this order, as their entries say (`audit/battery.py`).
+and `result.py`; its settings are a frozen dataclass with a help text under each field. `efface audit` makes all of
+them, in this order, as their entries say (`audit/battery.py`).
 """
 
 import dataclasses
