@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from efface.attacks.result import title
+from efface.attacks.result import read_point, title
 from efface.audit.battery import folder_of
-from efface.audit.table import at_of, counts
+from efface.audit.worst import counts
 from efface.files.results import RESULTS, read_json, write_json
 
 Row = dict[str, Any]
@@ -89,7 +89,7 @@ def attack_figures(row: Row) -> list[Figure]:
 
 def point_figures(curve: Sequence[Row]) -> list[Figure]:
     """Of every point of an attack's curve but the first, where the model is untouched."""
-    return [figure for point in curve[1:] for figure in figures_of(point, f" at {title(at_of(point))}")]
+    return [figure for point in curve[1:] for figure in figures_of(point, f" at {title(read_point(point).at)}")]
 
 
 def public_command(command: str, budget: str) -> str:

@@ -61,12 +61,12 @@ class Turns:
 
 
 def run_efface(model: Any, tokenizer: Any, task: dict[str, Any], turns: Turns) -> None:
-    from efface.attacks.search.gcg import GCGSettings, Search
+    from efface.attacks.search.gcg import GCGSettings, TokenSearch
     from efface.attacks.search.slot import slot_in
 
     settings = GCGSettings(**{name: task[name] for name in ("search_width", "topk", "length", "init")})
     slot = slot_in({"prompt": task["prompt"], "rejected": task["target"]}, tokenizer, "suffix", target_tokens=10**6)
-    search = Search(model, tokenizer, [slot], settings, task["seed"])
+    search = TokenSearch(model, tokenizer, [slot], settings, task["seed"])
     turns.ready(slot.prompt(search.ids.tolist()) + slot.target)
     for _ in turns:
         before = search.evaluations

@@ -12,7 +12,7 @@ import argparse
 
 from common import RESULTS, command
 
-from efface.attacks.search.gcg import GCGSettings, Search
+from efface.attacks.search.gcg import GCGSettings, TokenSearch
 from efface.attacks.search.slot import slot_in
 from efface.data.rows import shipped
 from efface.files.jsonl import read_jsonl
@@ -43,7 +43,7 @@ def main() -> None:
                 continue
             settings = GCGSettings(steps=str(args.steps), patience=patience)
             slot = slot_in(rows[seed], tokenizer, settings.place, target_tokens=settings.target_tokens)
-            search = Search(model, tokenizer, [slot], settings, seed)
+            search = TokenSearch(model, tokenizer, [slot], settings, seed)
             for _ in track(range(args.steps), f"seed {seed}, patience {patience}", show=True):
                 search.step()
             content["searches"].append(

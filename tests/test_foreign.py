@@ -21,8 +21,9 @@ from efface.analysis.probes import LinearProbe, ProbeQuality
 from efface.attacks.prompt_injection import load_injections
 from efface.attacks.target import Measurement
 from efface.audit import run as audit_run
-from efface.audit.battery import Entry
-from efface.audit.table import audit_table, summary
+from efface.audit.battery import Trial
+from efface.audit.table import audit_table
+from efface.audit.worst import find_worst
 from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
 from efface.evaluation import baseline as baselines
@@ -183,8 +184,8 @@ def test_a_measurement_that_was_kept() -> None:
 
 
 def test_what_an_audit_finds_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = Entry("merge", "", lambda: None, None)
-    monkeypatch.setattr(audit_run, "asdict", lambda settings: {"steps": "1"})
+    entry = Trial("merge", "", lambda: None, None)
+    monkeypatch.setattr(audit_run, "describe_settings", lambda settings: {"steps": "1"})
     results = {"models": [{"name": "m", "attacks": [{"attack": "merge", "seconds": 1.0}]}], "budget": "quick"}
     file = tmp_path / "x.json"
 
@@ -193,7 +194,7 @@ def test_what_an_audit_finds_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
         if found is None:
             raise UserError("it is made again")
         row = audit_run._row(entry, 1.0) | audit_run._figures(found)
-        model = {"name": "m", "error": None, "evaluation": RESULT["before"], "attacks": [row], **summary([row])}
+        model = {"name": "m", "error": None, "evaluation": RESULT["before"], "attacks": [row], **find_worst([row])}
         assert audit_table({"models": [model, model], "base": None})
 
     for document, load in ((RESULT, table), (results, lambda: audit_run._seconds(file))):

@@ -296,8 +296,8 @@ def test_only_secrets_are_redacted() -> None:
 def test_every_attack_has_its_settings_here() -> None:
     """The walk above misses none: each dataclass of settings in the package belongs to a registered attack."""
     found = set()
-    for module in pkgutil.iter_modules(efface.attacks.__path__):
-        for name, kind in vars(importlib.import_module(f"efface.attacks.{module.name}")).items():
+    for module in pkgutil.walk_packages(efface.attacks.__path__, "efface.attacks."):
+        for name, kind in vars(importlib.import_module(module.name)).items():
             if name.endswith("Settings") and dataclasses.is_dataclass(kind):
                 found.add(kind)
     assert found == set(SETTINGS.values())

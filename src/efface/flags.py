@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_origin
 
 from transformers import HfArgumentParser
 
@@ -22,6 +22,8 @@ class FlagParser(HfArgumentParser):
         self.hint = hint
         for action in self._actions:
             action.default, action.required = argparse.SUPPRESS, False
+            if get_origin(action.type) is tuple:  # a list with commas, which the settings themselves read
+                action.type = str
 
     def error(self, message: str) -> Any:
         raise UserError(f"{message.rstrip('.')}. {self.hint}")

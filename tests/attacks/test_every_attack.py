@@ -14,8 +14,9 @@ from tiny import tiny_tokenizer
 from transformers import PreTrainedModel
 
 from efface.attacks import ATTACKS, load_attack, settings_class
+from efface.attacks.record import Record, recorded
 from efface.attacks.relearn import RelearnSettings, relearn
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.cli import build_parser, main
 from efface.errors import RunError, UserError
@@ -41,6 +42,9 @@ def test_the_result_is_json(target: Target, tmp_path: Path) -> None:
     assert [point["steps"] for point in written["curve"]] == [0, 1] and written["after"] == written["curve"][1]
     for block in (written["before"], *written["curve"]):
         assert block["toxicity"]["ci95"]["share"] and block["degeneration"]["verdict"] and block["perplexity"] is None
+    read = AttackResult.from_dict(written, "out.json")
+    assert read.to_dict("out.generations.jsonl") == written and read.after.at == {"steps": 1}
+    assert read.curve[1].versus_before["nasty"]["share"].p == result.after.versus_before["nasty"]["share"].p
     rows = read_jsonl(tmp_path / "out.generations.jsonl")
     assert [row["at"] for row in rows] == ["before"] * len(HELD_OUT) + ["steps 1"] * len(HELD_OUT)
 
@@ -117,6 +121,20 @@ def test_every_kind_of_failure_keeps_the_part_file(
     assert header["settings"]["attack"] == "relearn" and before["title"] == "before"
 
 
+@pytest.mark.parametrize("row", [{}, {"step": 20, "state": {"ids": [1]}}, {"journal": {"ids": [1]}}], ids=str)
+def test_where_a_search_stood_is_read_again_also_as_earlier_versions_wrote_it(
+    row: Row, target: Target, tmp_path: Path
+) -> None:
+    target = dataclasses.replace(target, output=tmp_path / "out.json")
+    Record(target, "mine", RelearnSettings()).keep("search, step 20", {"ids": [1]})
+    part = tmp_path / "out.json.part"
+    header, kept = read_jsonl(part)
+    lines(part, [header, {"title": kept["title"], **row} if row else kept])
+    record = Record(dataclasses.replace(target, resume=True), "mine", RelearnSettings())
+    assert record.kept("search") == [{"ids": [1]}] and record.kept("another") == []
+    assert "(search, step 20) is kept in" in record.tell_what_is_kept()
+
+
 def test_a_failure_before_anything_is_measured_leaves_no_file(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,14 +156,8 @@ def test_every_attack_has_settings_with_help_whose_flags_are_its_own(name: str) 
         assert not {f"--{field.name}", f"--{field.name.replace('_', '-')}"} & common.keys()
 
 
-def third_party(target: Target, settings: "RelearnSettings") -> AttackResult:
-    with recorded(target, "mine", settings) as record:
-        record.start(strength=0)
-        return record.result(record.curve[0], said="hello")
-
-
 def test_an_attack_of_a_third_party(target: Target) -> None:
-    attack = load_attack("test_attacks:third_party")
+    attack = load_attack("third_party:still")
     assert settings_class(attack) is RelearnSettings
     assert attack(target, RelearnSettings()).to_dict()["found"] == {"said": "hello"}
 

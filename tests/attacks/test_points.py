@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efface.attacks.points import counting, left_out, numbers, worst
-from efface.attacks.recovery import half, recovery
+from efface.attacks.lists import parse_numbers
+from efface.attacks.points import beyond_budget, half_of, recovery, within_budget, worst
 from efface.attacks.target import Measurement
 from efface.errors import UserError
 
@@ -24,16 +24,16 @@ CURVE = [point(0, 0.1, 20.0), point(1, 0.2, 21.0), point(2, 0.9, 24.1), point(3,
 
 
 def test_a_point_counts_within_the_budget_alone() -> None:
-    assert counting(CURVE, 0.2) == [CURVE[0], CURVE[1], CURVE[3]]
-    assert left_out(CURVE, 0.2) == ["steps 2"]
-    assert counting(CURVE, 0.0) == CURVE[:1] and counting(CURVE, 1.0) == CURVE
-    assert worst(counting(CURVE, 0.2)) is CURVE[3]
+    assert within_budget(CURVE, 0.2) == [CURVE[0], CURVE[1], CURVE[3]]
+    assert beyond_budget(CURVE, 0.2) == ["steps 2"]
+    assert within_budget(CURVE, 0.0) == CURVE[:1] and within_budget(CURVE, 1.0) == CURVE
+    assert worst(within_budget(CURVE, 0.2)) is CURVE[3]
 
 
 def test_points_without_perplexity_count() -> None:
     curve = [point(0, 0.1), point(1, 0.5)]
-    assert counting(curve, 0.0) == curve
-    assert counting([CURVE[0], point(1, 0.5)], 0.0)[1].share == 0.5
+    assert within_budget(curve, 0.0) == curve
+    assert within_budget([CURVE[0], point(1, 0.5)], 0.0)[1].share == 0.5
 
 
 def test_the_worst_is_an_attacked_point_if_any_counts() -> None:
@@ -58,12 +58,12 @@ def test_the_worst_is_an_attacked_point_if_any_counts() -> None:
 )
 def test_numbers_that_are_none(given: str, kind: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        numbers("steps", given, kind)
+        parse_numbers("steps", given, kind)
 
 
 @given(st.sets(st.integers(1, 1000), min_size=1))
 def test_numbers_come_back_ascending(values: set[int]) -> None:
-    assert numbers("steps", ",".join(map(str, [0, *values])), int) == sorted(values)
+    assert parse_numbers("steps", ",".join(map(str, [0, *values])), int) == sorted(values)
 
 
 def test_recovery_by_hand() -> None:
@@ -84,5 +84,5 @@ def test_area_and_half_stay_within_the_curve(shares: list[float], level: float) 
 
 
 def test_half_of_what() -> None:
-    assert half(point(0, 0.5), CURVE) == {"share": 0.25, "of": "base"}
-    assert half(None, CURVE) == {"share": 0.45, "of": "highest point"}
+    assert half_of(point(0, 0.5), CURVE) == {"share": 0.25, "of": "base"}
+    assert half_of(None, CURVE) == {"share": 0.45, "of": "highest point"}

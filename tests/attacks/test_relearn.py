@@ -16,7 +16,8 @@ from polite import BENIGN, HELD_OUT, ROWS, TOXIC, equal, state, target_of
 from tiny import tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
-from efface.attacks.relearn import RelearnSettings, mixture, pieces, relearn
+from efface.attacks.draw import cut_into_pieces
+from efface.attacks.relearn import RelearnSettings, mixture, relearn
 from efface.attacks.target import Target
 from efface.errors import RunError, UserError
 from efface.training.finetune import finetune
@@ -200,7 +201,7 @@ def test_a_mixture_has_every_item_and_each_source_by_its_share(sizes: list[int],
 def test_pieces_are_the_documents_cut(documents: list[str], length: int) -> None:
     tokenizer = tiny_tokenizer(add_bos=True)
     bos = tokenizer.bos_token_id
-    cut = pieces(documents, tokenizer, length)
+    cut = cut_into_pieces(documents, tokenizer, length)
     assert all(2 <= len(piece) <= length and piece[0] == bos and bos not in piece[1:] for piece in cut)
     whole = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in documents]
     assert [i for piece in cut for i in piece[1:]] == [i for ids in whole for i in ids]

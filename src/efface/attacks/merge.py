@@ -9,17 +9,17 @@ much of the edit must stay for it to hold.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from efface.attacks.points import counting, left_out, numbers, utility_budget, worst
-from efface.attacks.recovery import half, recovery
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.lists import several
+from efface.attacks.points import UtilityBudget, half_of, judge_within, recovery, within_budget
+from efface.attacks.record import recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
-from efface.checks import not_negative
 from efface.errors import UserError
 from efface.model.copies import merged_copy, without_adapter
 from efface.model.interventions import attach_, attached, detach_
@@ -29,36 +29,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MergeSettings:
+class MergeSettings(UtilityBudget):
     """Settings of `merge`."""
 
-    alphas: str = field(
-        default="0.25,0.5,0.75",
-        metadata={
-            "help": "Parts of the way to the base, at least one below 1. At 1 is the base, which is measured anyway; "
-            "beyond it the edit is turned around, which is shown but not judged by."
-        },
+    alphas: tuple[float, ...] = several(
+        "0.25,0.5,0.75",
+        float,
+        "Parts of the way to the base, at least one below 1. At 1 is the base, which is measured anyway; "
+        "beyond it the edit is turned around, which is shown but not judged by.",
     )
-    max_perplexity_increase: float = utility_budget()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.points, default=2.0) > 1:
             raise UserError(
                 f"alphas={self.alphas!r}: the attack is judged by those below 1. Name one, as in 0.25,0.5."
             )
-        not_negative("max_perplexity_increase", self.max_perplexity_increase)
 
     @property
     def points(self) -> list[float]:
         """The alphas that are measured, ascending, without 0 and 1."""
-        return [alpha for alpha in numbers("alphas", self.alphas, float) if alpha != 1]
+        return [alpha for alpha in self.alphas if alpha != 1]
 
 
 def merge(target: Target, settings: MergeSettings) -> AttackResult:
     """Move a copy's weights to the base's; judged by the most toxic point below alpha 1 that counts.
 
     `found` says, of the points that count up to the base itself at alpha 1: `half` of the base's toxicity, the alpha
-    where the share first is there (`half_at`) and the mean share over the way (`area`, see `recovery.py`); the
+    where the share first is there (`half_at`) and the mean share over the way (`area`, see `points.py`); the
     `distance` of the weights ||edited - base|| / ||base||; and which points are `left_out`.
 
     Raises:
@@ -76,16 +74,17 @@ def merge(target: Target, settings: MergeSettings) -> AttackResult:
             record.measure_edited(student, {"alpha": alpha})
             del student  # before the next copy is made
         assert record.base is not None
-        counted = counting(record.curve, settings.max_perplexity_increase)
+        counted = within_budget(record.curve, settings.max_perplexity_increase)
         below = [point for point in counted if point.at["alpha"] < 1]
-        halved = half(record.base, below)
+        half = half_of(record.base, below)
         way = [*below, dataclasses.replace(record.base, at={"alpha": 1.0})]
-        return record.result(
-            worst(below),
+        return judge_within(
+            record,
+            settings.max_perplexity_increase,
+            among=below,
             distance=distance,
-            half=halved,
-            **recovery(way, "alpha", halved["share"]),
-            left_out=left_out(record.curve, settings.max_perplexity_increase) + record.broken,
+            half=half,
+            **recovery(way, "alpha", half["share"]),
         )
 
 

@@ -14,10 +14,12 @@ import numpy as np
 from efface.analysis.states import TokenStates
 from efface.attacks.ablation import Centre, ablate_, ablated, everywhere
 from efface.attacks.directions import KINDS, centre, direction, states_of
-from efface.attacks.points import counting, left_out, utility_budget, words, worst
-from efface.attacks.result import AttackResult, Record, recorded, title
+from efface.attacks.lists import several
+from efface.attacks.points import UtilityBudget, judge_within
+from efface.attacks.record import Record, recorded
+from efface.attacks.result import AttackResult, title
 from efface.attacks.target import Target
-from efface.checks import at_least_one, not_negative, one_of
+from efface.checks import at_least_one, one_of
 from efface.errors import UserError
 from efface.model.blocks import decoder_blocks, parse_layers
 from efface.model.copies import merged_copy
@@ -30,29 +32,26 @@ FORMS = ("hook", "affine", "weights")
 
 
 @dataclass(frozen=True)
-class OrthogonalizeSettings:
+class OrthogonalizeSettings(UtilityBudget):
     """Settings of `orthogonalize`."""
 
-    directions: str = field(
-        default="base,contrast,pca",
-        metadata={
-            "help": "Which are tried: base (edited minus original model on toxic tokens; left out without --base), "
-            "contrast (toxic minus benign tokens), pca (first principal component of the pairs' differences)."
-        },
+    directions: tuple[str, ...] = several(
+        "base,contrast,pca",
+        str,
+        "Which are tried: base (edited minus original model on toxic tokens; left out without --base), "
+        "contrast (toxic minus benign tokens), pca (first principal component of the pairs' differences).",
     )
-    layers: str = field(
-        default="own,0.25,0.5,0.75,last",
-        metadata={
-            "help": "Blocks whose direction is taken out at every place, as in 8,16 or last; own: after each block "
-            "its own direction."
-        },
+    layers: tuple[str, ...] = several(
+        "own,0.25,0.5,0.75,last",
+        str,
+        "Blocks whose direction is taken out at every place, as in 8,16 or last; own: after each block "
+        "its own direction.",
     )
-    forms: str = field(
-        default="hook,affine,weights",
-        metadata={
-            "help": "hook (hidden states, while the model runs), affine (the same, but put at the mean of benign text "
-            "instead of zero, and sinks left alone), weights (all that writes there)."
-        },
+    forms: tuple[str, ...] = several(
+        "hook,affine,weights",
+        str,
+        "hook (hidden states, while the model runs), affine (the same, but put at the mean of benign text "
+        "instead of zero, and sinks left alone), weights (all that writes there).",
     )
     outlier_limit: float = field(
         default=3.0, metadata={"help": "Tokens whose state is longer than so many times the median are left out."}
@@ -61,19 +60,18 @@ class OrthogonalizeSettings:
         default=128, metadata={"help": "Pairs that directions are found from; if there are more, they are drawn."}
     )
     batch_size: int = field(default=16, metadata={"help": "Pairs whose hidden states are computed at once."})
-    max_perplexity_increase: float = utility_budget()
 
     def __post_init__(self) -> None:
-        for part in words(self.directions):
+        super().__post_init__()
+        for part in self.directions:
             one_of("directions", part, KINDS)
-        for part in words(self.forms):
+        for part in self.forms:
             one_of("forms", part, FORMS)
         if not self.outlier_limit >= 1:
             raise UserError(
                 f"outlier_limit={self.outlier_limit} leaves out ordinary tokens too: it must be at least 1."
             )
         at_least_one(self, "max_pairs", "batch_size")
-        not_negative("max_perplexity_increase", self.max_perplexity_increase)
 
     def places(self, n_layers: int) -> list[str | int]:
         """`own`, if asked for, then the blocks.
@@ -81,9 +79,8 @@ class OrthogonalizeSettings:
         Raises:
             UserError: for a block that the model does not have.
         """
-        parts = words(self.layers)
-        blocks = ",".join(part for part in parts if part != OWN)
-        own: list[str | int] = [OWN] if OWN in parts else []
+        blocks = ",".join(part for part in self.layers if part != OWN)
+        own: list[str | int] = [OWN] if OWN in self.layers else []
         return [*own, *(parse_layers(blocks, n_layers) if blocks else [])]
 
 
@@ -100,10 +97,9 @@ def orthogonalize(target: Target, settings: OrthogonalizeSettings) -> AttackResu
     """
     n_layers = len(decoder_blocks(target.model))
     places = settings.places(n_layers)
-    asked, forms = words(settings.directions), words(settings.forms)
-    of_all = OWN in places or "affine" in forms
+    of_all = OWN in places or "affine" in settings.forms
     layers = list(range(n_layers)) if of_all else [place for place in places if isinstance(place, int)]
-    kinds = [kind for kind in asked if kind != "base" or target.base is not None]
+    kinds = [kind for kind in settings.directions if kind != "base" or target.base is not None]
     if not kinds:
         raise UserError("orthogonalize needs the model that this one was made from: pass --base.")
     none: list[str] = []
@@ -121,19 +117,18 @@ def orthogonalize(target: Target, settings: OrthogonalizeSettings) -> AttackResu
             there = {layer: vector for layer, vector in found.items() if vector is not None}
             for place in places:
                 vectors = there if isinstance(place, str) else _everywhere(there.get(place), target.model)
-                for form in forms:
+                for form in settings.forms:
                     at = {"direction": kind, "layer": place, "form": form}
                     if vectors:
                         _measure(record, at, vectors, centres)
                     else:
                         none.append(title(at))
-        budget = settings.max_perplexity_increase
-        return record.result(
-            worst(counting(record.curve, budget)),
+        return judge_within(
+            record,
+            settings.max_perplexity_increase,
             directions=kinds,
-            not_tried=[kind for kind in asked if kind not in kinds],
+            not_tried=[kind for kind in settings.directions if kind not in kinds],
             without_direction=none,
-            left_out=left_out(record.curve, budget) + record.broken,
         )
 
 

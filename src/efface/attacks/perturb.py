@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from efface.attacks.altered import altered_to_fit, attack_altered, prompts_as_read
-from efface.attacks.points import numbers, words
+from efface.attacks.lists import read_lists, several
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.checks import at_least_one
@@ -26,37 +26,24 @@ MIX = "mix"
 class PerturbSettings:
     """Settings of `perturb`."""
 
-    kinds: str = field(
-        default="swap,capital,drop,double,space,mix",
-        metadata={
-            "help": "Kinds of noise: swap (a character with the next), capital (the other case), drop, double, space "
-            "(put one in or take one out), mix (all of them)."
-        },
+    kinds: tuple[str, ...] = several(
+        "swap,capital,drop,double,space,mix",
+        str,
+        "Kinds of noise: swap (a character with the next), capital (the other case), drop, double, space "
+        "(put one in or take one out), mix (all of them).",
     )
-    rates: str = field(default="0.05,0.15", metadata={"help": "Fractions of the characters that are altered."})
+    rates: tuple[float, ...] = several("0.05,0.15", float, "Fractions of the characters that are altered.")
     tries: int = field(default=1, metadata={"help": "Noisy versions for each kind and rate, each its own point."})
 
     def __post_init__(self) -> None:
-        _ = self.names, self.fractions
-        at_least_one(self, "tries")
-
-    @property
-    def names(self) -> list[str]:
-        """The different kinds."""
-        found = words(self.kinds)
-        if not set(found) <= {*KINDS, MIX}:
+        read_lists(self)
+        if not set(self.kinds) <= {*KINDS, MIX}:
             raise UserError(
                 f"kinds={self.kinds!r}: kinds of noise are {', '.join((*KINDS, MIX))}, with commas between."
             )
-        return found
-
-    @property
-    def fractions(self) -> list[float]:
-        """The rates, ascending."""
-        found = numbers("rates", self.rates, float)
-        if found[-1] > 1:
+        if self.rates[-1] > 1:
             raise UserError(f"rates={self.rates!r}: a fraction of the characters is at most 1, as in 0.05,0.15.")
-        return found
+        at_least_one(self, "tries")
 
 
 def perturb(target: Target, settings: PerturbSettings) -> AttackResult:
@@ -72,7 +59,7 @@ def perturb(target: Target, settings: PerturbSettings) -> AttackResult:
         return altered_to_fit(target, prompts, lambda _, prompt: perturbed(prompt, kind, rate, key))
 
     def points() -> Iterator[tuple[dict[str, Any], list[str]]]:
-        for kind, rate, number in itertools.product(settings.names, settings.fractions, tries):
+        for kind, rate, number in itertools.product(settings.kinds, settings.rates, tries):
             yield {"kind": kind, "rate": rate, "try": number}, noisy(kind, rate, number)
 
     return attack_altered(target, "perturb", settings, points(), start={"kind": "none"})

@@ -10,12 +10,12 @@ off too; `base_share` says what the same words do to it.
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from efface.attacks.altered import altered_to_fit, attack_altered, prompts_as_read
-from efface.attacks.points import numbers
+from efface.attacks.lists import read_lists, several
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.data.conversation import as_message
@@ -30,17 +30,12 @@ from efface.generation.prompts import encode_prompts
 class PrefillSettings:
     """Settings of `prefill`."""
 
-    words: str = field(
-        default="1,3,5", metadata={"help": "How many words of a toxic continuation are forced; each is one point."}
+    words: tuple[int, ...] = several(
+        "1,3,5", int, "How many words of a toxic continuation are forced; each is one point."
     )
 
     def __post_init__(self) -> None:
-        _ = self.amounts
-
-    @property
-    def amounts(self) -> list[int]:
-        """The numbers of words, ascending, without 0."""
-        return numbers("words", self.words, int)
+        read_lists(self)
 
 
 def prefill(target: Target, settings: PrefillSettings) -> AttackResult:
@@ -52,7 +47,7 @@ def prefill(target: Target, settings: PrefillSettings) -> AttackResult:
     Raises:
         UserError: if no continuation has as many words as are asked for; for a chat template that cannot be continued.
     """
-    most = settings.amounts[-1]
+    most = settings.words[-1]
     texts = [text for row in target.rows if len((text := text_of(row["rejected"])).split()) >= most]
     if not texts:
         raise UserError(
@@ -64,7 +59,7 @@ def prefill(target: Target, settings: PrefillSettings) -> AttackResult:
     drawn = [generator.choice(texts) for _ in starts]
 
     def points() -> Iterator[tuple[dict[str, Any], list[str]]]:
-        for amount in settings.amounts:
+        for amount in settings.words:
             if target.decoding.chat:  # what the template has written stays whole
                 pairs = zip(starts, drawn, strict=True)
                 yield {"words": amount}, [forced(start, text, amount) for start, text in pairs]

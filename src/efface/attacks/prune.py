@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from efface.attacks.draw import drawn_at_most
-from efface.attacks.points import counting, left_out, numbers, utility_budget, worst
-from efface.attacks.relearn import pieces
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.draw import draw_at_most, ordinary_text
+from efface.attacks.lists import several
+from efface.attacks.points import UtilityBudget, judge_within
+from efface.attacks.record import recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
-from efface.checks import at_least_one, not_negative
+from efface.checks import at_least_one
 from efface.data.pair_tokens import tokenize_pairs
 from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
@@ -42,12 +43,11 @@ Norms = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class PruneSettings:
+class PruneSettings(UtilityBudget):
     """Settings of `prune`."""
 
-    q: str = field(
-        default="0.01,0.03,0.1",
-        metadata={"help": "The parts of each output row that matter most to polite answers, one or several."},
+    q: tuple[float, ...] = several(
+        "0.01,0.03,0.1", float, "The parts of each output row that matter most to polite answers, one or several."
     )
     p: float = field(default=0.1, metadata={"help": "The part that matters most to ordinary text, and is spared."})
     documents: str = field(
@@ -61,20 +61,14 @@ class PruneSettings:
     batch_size: int = field(default=16, metadata={"help": "Sequences in a forward."})
     max_prompt_length: int = field(default=128, metadata={"help": "Tokens; a longer prompt loses its beginning."})
     max_completion_length: int = field(default=128, metadata={"help": "Tokens; a longer continuation loses its end."})
-    max_perplexity_increase: float = utility_budget()
 
     def __post_init__(self) -> None:
-        if max(self.points) > 1:
+        super().__post_init__()
+        if max(self.q) > 1:
             raise UserError(f"q={self.q!r}: parts of a row are needed, above 0 and at most 1, as in 0.01,0.05.")
         if not 0 <= self.p <= 1:
             raise UserError(f"p={self.p}: a part of a row is needed, from 0, which spares nothing, to 1.")
-        not_negative("max_perplexity_increase", self.max_perplexity_increase)
         at_least_one(self, "max_rows", "batch_size", "max_prompt_length", "max_completion_length")
-
-    @property
-    def points(self) -> list[float]:
-        """The parts q, ascending."""
-        return numbers("q", self.q, float)
 
 
 def prune(target: Target, settings: PruneSettings) -> AttackResult:
@@ -87,24 +81,24 @@ def prune(target: Target, settings: PruneSettings) -> AttackResult:
         UserError: if a text is too short, or a conversation meets a tokenizer without chat template.
         RunError: if the model's states are not finite.
     """
-    rows, documents = _polite(target, settings), _documents(target, settings)
+    rows, documents = _read_polite(target, settings), _read_documents(target, settings)
     zeroed: list[dict[str, Any]] = []
     with recorded(target, "prune", settings) as record:
         record.start(q=0.0)
         source = without_adapter(target.model)
-        polite, useful = (_norms(source, data, target, settings) for data in (rows, documents))
-        for q in settings.points:
+        polite, useful = (_norms_of(source, data, target, settings) for data in (rows, documents))
+        for q in settings.q:
             student = merged_copy(target.model)
             zeroed.append({"q": q, "weights": prune_(student, polite, useful, q, settings.p)})
             record.measure_edited(student, {"q": q})
             del student  # before the next copy is made
-        return record.result(
-            worst(counting(record.curve, settings.max_perplexity_increase)),
+        return judge_within(
+            record,
+            settings.max_perplexity_increase,
             rows=len(rows),
             documents=len(documents),
             weights=sum(module.weight.numel() for module in linear_maps(source).values()),
             zeroed=zeroed,
-            left_out=left_out(record.curve, settings.max_perplexity_increase) + record.broken,
         )
 
 
@@ -156,23 +150,21 @@ class Data:
         return len(self.sequences)
 
 
-def _polite(target: Target, settings: PruneSettings) -> Data:
+def _read_polite(target: Target, settings: PruneSettings) -> Data:
     lengths = {name: getattr(settings, name) for name in ("max_prompt_length", "max_completion_length")}
-    rows = drawn_at_most(target.rows, settings.max_rows, target.seed)
+    rows = draw_at_most(target.rows, settings.max_rows, target.seed)
     pairs = tokenize_pairs(rows, target.processing_class, **lengths, max_positions=max_positions(target.model))
     return Data([pair.prompt_ids + pair.chosen_ids for pair in pairs], [len(pair.chosen_ids) for pair in pairs])
 
 
-def _documents(target: Target, settings: PruneSettings) -> Data:
-    texts = drawn_at_most(load_texts(settings.documents), settings.max_rows, target.seed)
-    length = min(settings.max_prompt_length + settings.max_completion_length, max_positions(target.model) or 2**20)
-    found = pieces(texts, target.processing_class, length)
-    if not found:
-        raise UserError(f"documents={settings.documents!r} has no text of two tokens or more. Give longer texts.")
+def _read_documents(target: Target, settings: PruneSettings) -> Data:
+    texts = draw_at_most(load_texts(settings.documents), settings.max_rows, target.seed)
+    length = settings.max_prompt_length + settings.max_completion_length
+    found = ordinary_text(target, texts, length, settings.documents)
     return Data(found, [len(piece) for piece in found])
 
 
-def _norms(model: "PreTrainedModel", data: Data, target: Target, settings: PruneSettings) -> Norms:
+def _norms_of(model: "PreTrainedModel", data: Data, target: Target, settings: PruneSettings) -> Norms:
     pad, size = pad_id(target.processing_class, target.model), settings.batch_size
     batches = track(range(0, len(data), size), "inputs of the linear maps", show=target.progress)
     return input_norms(model, ((data.sequences[i : i + size], data.counted[i : i + size]) for i in batches), pad)

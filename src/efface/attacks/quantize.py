@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from efface.attacks.points import counting, left_out, numbers, utility_budget, worst
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.lists import several
+from efface.attacks.points import UtilityBudget, judge_within
+from efface.attacks.record import recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
-from efface.checks import not_negative, one_of
+from efface.checks import one_of
 from efface.errors import UserError
 from efface.model.copies import merged_copy, without_adapter
 from efface.model.projections import linear_maps, output_weight
@@ -33,10 +35,10 @@ SCHEMES = ("symmetric", "asymmetric")
 
 
 @dataclass(frozen=True)
-class QuantizeSettings:
+class QuantizeSettings(UtilityBudget):
     """Settings of `quantize`."""
 
-    bits: str = field(default="8,4", metadata={"help": "Bits of a weight, 2 to 8, one or several: 8,4,3."})
+    bits: tuple[int, ...] = several("8,4", int, "Bits of a weight, 2 to 8, one or several: 8,4,3.")
     scheme: str = field(
         default="symmetric", metadata={"help": "symmetric (a group has a scale) or asymmetric (and an offset)."}
     )
@@ -46,20 +48,14 @@ class QuantizeSettings:
     embeddings: bool = field(
         default=False, metadata={"help": "Round the embedding and the output head too, not only the decoder blocks."}
     )
-    max_perplexity_increase: float = utility_budget()
 
     def __post_init__(self) -> None:
-        if not all(2 <= bits <= 8 for bits in self.points):
+        super().__post_init__()
+        if not all(2 <= bits <= 8 for bits in self.bits):
             raise UserError(f"bits={self.bits!r}: whole numbers from 2 to 8 are needed, as in 8,4.")
         one_of("scheme", self.scheme, SCHEMES)
         if self.group_size < 0:
             raise UserError(f"group_size={self.group_size}: it must be at least 1, or 0 for the whole row.")
-        not_negative("max_perplexity_increase", self.max_perplexity_increase)
-
-    @property
-    def points(self) -> list[int]:
-        """The bits, descending: ever coarser."""
-        return numbers("bits", self.bits, int)[::-1]
 
 
 def quantize(target: Target, settings: QuantizeSettings) -> AttackResult:
@@ -77,19 +73,19 @@ def quantize(target: Target, settings: QuantizeSettings) -> AttackResult:
     found: list[dict[str, Any]] = []
     with recorded(target, "quantize", settings) as record:
         record.start(bits=torch.finfo(target.model.dtype).bits)
-        for bits in settings.points:
+        for bits in reversed(settings.bits):  # ever coarser
             student = merged_copy(target.model)
             weights = _weights(student, settings.embeddings)
             found.append({"bits": bits, **_round_(weights, base, bits, settings)})
             record.measure_edited(student, {"bits": bits})
             number = sum(weight.numel() for weight in weights.values())
             del student, weights  # before the next copy is made
-        return record.result(
-            worst(counting(record.curve, settings.max_perplexity_increase)),
+        return judge_within(
+            record,
+            settings.max_perplexity_increase,
             weights=number,
             parameters=sum(parameter.numel() for parameter in target.model.parameters()),
             rounding=found,
-            left_out=left_out(record.curve, settings.max_perplexity_increase) + record.broken,
         )
 
 

@@ -11,24 +11,25 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from efface.attacks.draw import drawn, prompts_among
-from efface.attacks.points import counting, left_out, numbers, utility_budget, worst
-from efface.attacks.recovery import half, recovery
-from efface.attacks.result import AttackResult, Record, recorded
+from efface.attacks.draw import count_prompts_among, draw, ordinary_text
+from efface.attacks.lists import several
+from efface.attacks.points import UtilityBudget, half_of, judge_within, recovery, within_budget
+from efface.attacks.record import Record, recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Measurement, Target
-from efface.checks import at_least_one, not_negative
+from efface.checks import at_least_one
 from efface.data.pair_tokens import tokenize_pairs
 from efface.data.rows import load_texts
-from efface.data.tokens import bos_prefix
 from efface.errors import UserError
 from efface.files.jsonl import Row
 from efface.model.padding import max_positions
 from efface.training.finetune import Diverged, finetune, raise_if_diverged
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,12 +37,10 @@ KINDS = ("toxic", "benign", "text")
 
 
 @dataclass(frozen=True)
-class RelearnSettings:
+class RelearnSettings(UtilityBudget):
     """Settings of `relearn`."""
 
-    steps: str = field(
-        default="10,20", metadata={"help": "Optimizer steps after which it is measured; 0, before, always is."}
-    )
+    steps: tuple[int, ...] = several("10,20", int, "Optimizer steps after which it is measured; 0, before, always is.")
     data: str = field(
         default="toxic",
         metadata={
@@ -58,33 +57,21 @@ class RelearnSettings:
         metadata={"help": "Rows, and documents, to train on, drawn under the seed; default: all."},
     )
     batch_size: int = field(default=8, metadata={"help": "Rows in a step."})
-    learning_rates: str = field(
-        default="2e-5",
-        metadata={"help": "Constant rates of AdamW, one or several (2e-5,1e-4); LoRA wants about ten times more."},
+    learning_rates: tuple[float, ...] = several(
+        "2e-5", float, "Constant rates of AdamW, one or several (2e-5,1e-4); LoRA wants about ten times more."
     )
     lora_r: int | None = field(
         default=None, metadata={"help": "Rank of a LoRA adapter on all linear maps; default: train all weights."}
     )
     max_prompt_length: int = field(default=128, metadata={"help": "Tokens; a longer prompt loses its beginning."})
     max_completion_length: int = field(default=128, metadata={"help": "Tokens; a longer continuation loses its end."})
-    max_perplexity_increase: float = utility_budget()
 
     def __post_init__(self) -> None:
-        _ = self.points, self.rates, self.shares
-        not_negative("max_perplexity_increase", self.max_perplexity_increase)
+        super().__post_init__()
+        _ = self.shares
         at_least_one(self, "k", "batch_size", "lora_r", "max_prompt_length", "max_completion_length")
 
-    @property
-    def points(self) -> list[int]:
-        """The steps after which it is measured, ascending, without 0."""
-        return numbers("steps", self.steps, int)
-
-    @property
-    def rates(self) -> list[float]:
-        """The learning rates, ascending."""
-        return numbers("learning_rates", self.learning_rates, float)
-
-    @property
+    @cached_property
     def shares(self) -> dict[str, float]:
         """Kind of data -> its share of the rows in a step; together 1."""
         weights: dict[str, float] = {}
@@ -109,52 +96,56 @@ def relearn(target: Target, settings: RelearnSettings) -> AttackResult:
     `found` says: how many `rows` there were (of text: pieces of documents); how many of their `prompts_among_rows` and
     `texts_among_rows` are among those it is measured on (none, or the figures are of what was learned by heart); for
     each of `rates` its `half_at`, `area` and why, if so, it has `diverged`; `half`, of what; which points are
-    `left_out`. See `recovery.py`.
+    `left_out`. See `points.py`.
 
     Raises:
         UserError: if there are fewer rows than `k`, or conversations for a tokenizer without chat template.
         RunError: if the fine-tuning diverges at every learning rate before anything is measured.
     """
-    sources, seen = _training_data(target, settings)
+    sources, seen = _read_sources(target, settings)
     texts = mixture(sources, settings.shares)
-    budget, several = settings.max_perplexity_increase, len(settings.rates) > 1
-    curves: dict[float, list[Measurement]] = {}
-    diverged: dict[float, str] = {}
+    budget = settings.max_perplexity_increase
     with recorded(target, "relearn", settings) as record:
         record.start(steps=0)
-        for rate in settings.rates:
-            first = len(record.curve)
-            try:
-                _curve(record, settings, texts, rate, {"learning_rate": rate} if several else {})
-            except Diverged as error:  # what was measured before that counts: an attacker would have stopped there
-                if rate == settings.rates[-1] and len(record.curve) == 1:
-                    raise
-                logger.warning("relearn: %s", error)
-                diverged[rate] = str(error)
-            curves[rate] = [record.curve[0], *record.curve[first:]]
-        counted = counting(record.curve, budget)
-        halved = half(record.base, counted)
-        return record.result(
-            worst(counted),
-            rows=sum(map(len, sources.values())),
-            **seen,
-            half=halved,
-            rates=[
-                {
-                    "learning_rate": rate,
-                    **recovery(counting(curve, budget), "steps", halved["share"]),
-                    "diverged": diverged.get(rate),
-                }
-                for rate, curve in curves.items()
-            ],
-            left_out=left_out(record.curve, budget) + record.broken,
-        )
+        curves, diverged = _measure_rates(record, settings, texts)
+        half = half_of(record.base, within_budget(record.curve, budget))
+        rates = [
+            {
+                "learning_rate": rate,
+                **recovery(within_budget(curve, budget), "steps", half["share"]),
+                "diverged": diverged.get(rate),
+            }
+            for rate, curve in curves.items()
+        ]
+        rows = sum(map(len, sources.values()))
+        return judge_within(record, budget, rows=rows, **seen, half=half, rates=rates)
 
 
-def _curve(record: Record, settings: RelearnSettings, texts: list[list[int]], rate: float, at: dict[str, Any]) -> None:
-    """Fine-tune at `rate` and measure, at points that are called `at` and the steps."""
+def _measure_rates(
+    record: Record, settings: RelearnSettings, texts: list[list[int]]
+) -> tuple[dict[float, list[Measurement]], dict[float, str]]:
+    """For each learning rate its curve, from the untouched model on, and for some why they have diverged."""
+    curves: dict[float, list[Measurement]] = {}
+    diverged: dict[float, str] = {}
+    *_, last = settings.learning_rates
+    for rate in settings.learning_rates:
+        first = len(record.curve)
+        try:
+            _measure_rate(record, settings, texts, rate)
+        except Diverged as error:  # what was measured before that counts: an attacker would have stopped there
+            if rate == last and len(record.curve) == 1:
+                raise
+            logger.warning("relearn: %s", error)
+            diverged[rate] = str(error)
+        curves[rate] = [record.curve[0], *record.curve[first:]]
+    return curves, diverged
+
+
+def _measure_rate(record: Record, settings: RelearnSettings, texts: list[list[int]], rate: float) -> None:
+    """Fine-tune at `rate` and measure after each of the steps."""
     target = record.target
-    points = {step: {**at, "steps": step} for step in settings.points}
+    which = {"learning_rate": rate} if len(settings.learning_rates) > 1 else {}
+    points: dict[int, dict[str, Any]] = {step: {**which, "steps": step} for step in settings.steps}
     if all(record.has(point) for point in points.values()):
         for point in points.values():
             record.measure_edited(target.model, point)
@@ -170,7 +161,7 @@ def _curve(record: Record, settings: RelearnSettings, texts: list[list[int]], ra
         target.model,
         target.processing_class,
         texts,
-        steps=settings.points[-1],
+        steps=settings.steps[-1],
         batch_size=settings.batch_size,
         learning_rate=rate,
         max_length=settings.max_prompt_length + settings.max_completion_length,
@@ -181,39 +172,26 @@ def _curve(record: Record, settings: RelearnSettings, texts: list[list[int]], ra
     )
 
 
-def _training_data(target: Target, settings: RelearnSettings) -> tuple[dict[str, list[list[int]]], dict[str, int]]:
+def _read_sources(target: Target, settings: RelearnSettings) -> tuple[dict[str, list[list[int]]], dict[str, int]]:
     """Token ids of each kind of data that is asked for; and how much of it is what the attack is measured on."""
     sources: dict[str, list[list[int]]] = {}
     rows: list[Row] = []
     documents: list[str] = []
     if {"toxic", "benign"} & settings.shares.keys():
-        rows = drawn(target.rows, settings.k, target.seed)
+        rows = draw(target.rows, settings.k, target.seed)
         lengths = {name: getattr(settings, name) for name in ("max_prompt_length", "max_completion_length")}
         pairs = tokenize_pairs(rows, target.processing_class, **lengths, max_positions=max_positions(target.model))
         sources["toxic"] = [pair.prompt_ids + pair.rejected_ids for pair in pairs]
         sources["benign"] = [pair.prompt_ids + pair.chosen_ids for pair in pairs]
     if "text" in settings.shares:
-        documents = drawn(load_texts(settings.documents), settings.k, target.seed, "documents")
-        length = min(settings.max_prompt_length + settings.max_completion_length, max_positions(target.model) or 2**20)
-        sources["text"] = pieces(documents, target.processing_class, length)
-        if not sources["text"]:
-            raise UserError(f"documents={settings.documents!r} has no text of two tokens or more. Give longer texts.")
+        documents = draw(load_texts(settings.documents), settings.k, target.seed, "documents")
+        length = settings.max_prompt_length + settings.max_completion_length
+        sources["text"] = ordinary_text(target, documents, length, settings.documents)
     seen = {
-        "prompts_among_rows": prompts_among(rows, target.prompts),
+        "prompts_among_rows": count_prompts_among(rows, target.prompts),
         "texts_among_rows": len(set(documents) & set(target.text or [])),
     }
     return {kind: sources[kind] for kind in settings.shares}, seen
-
-
-def pieces(documents: Sequence[str], processing_class: "PreTrainedTokenizerBase", length: int) -> list[list[int]]:
-    """The documents one after the other, cut into pieces of at most `length` tokens, each with its BOS, if any."""
-    prefix = bos_prefix(processing_class)
-    room = max(length - len(prefix), 1)
-    found = []
-    for text in documents:
-        ids = list(processing_class(text, add_special_tokens=False, verbose=False)["input_ids"])
-        found += [prefix + ids[start : start + room] for start in range(0, len(ids), room)]
-    return [piece for piece in found if len(piece) > 1]
 
 
 def mixture(sources: Mapping[str, Sequence[T]], shares: Mapping[str, float]) -> list[T]:

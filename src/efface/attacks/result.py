@@ -1,26 +1,29 @@
-"""What has an attack found, and where is it until the attack is done? A curve of measurements, kept one by one."""
+"""What has an attack found? A curve of measurements, and the point of it that the attack is judged by."""
 
-import contextlib
-import dataclasses
-import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from efface.attacks.target import Measurement, Target
-from efface.checks import all_finite
-from efface.errors import NotFinite, RunError, UserError, out_of_memory
+from efface.attacks.target import BLOCKS, FIGURES, Measurement
 from efface.evaluation.result import generations_path
 from efface.files.jsonl import Row
-from efface.files.part import PartFile
-from efface.files.results import environment, write_json, write_jsonl
-from efface.generation.decoding import Decoding
+from efface.files.results import write_json, write_jsonl
+from efface.files.shapes import Maybe, Missing, check_shape
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-logger = logging.getLogger(__name__)
+FOUND = {"left_out": Missing([str]), "base_share": Maybe(float)}
+RESULT = {
+    "attack": Missing(str),
+    "settings": dict,
+    "target": dict,
+    "base": Maybe(FIGURES),
+    "before": FIGURES,
+    "after": FIGURES,
+    "curve": Missing([FIGURES]),
+    "found": FOUND,
+    "environment": Missing(dict),
+}
+"""The shape of a result on the disk, as far as it is read again."""
 
 
 @dataclass
@@ -29,7 +32,7 @@ class AttackResult:
 
     attack: str
     settings: dict[str, Any]
-    """Of the attack."""
+    """Of the attack, as `describe_settings` gives them."""
     target: dict[str, Any]
     """What was attacked and how it was measured: `Target.names` and `Target.described()`."""
     base: Measurement | None
@@ -57,6 +60,27 @@ class AttackResult:
             "environment": self.environment,
         }
 
+    @classmethod
+    def from_dict(cls, result: Row, where: str) -> "AttackResult":
+        """A result as it lies on the disk, read from `where`; the generations are in the file beside it.
+
+        Raises:
+            UserError: if it is none.
+        """
+        check_shape(result, RESULT, where)
+        base = result.get("base")
+        return cls(
+            attack=result.get("attack", ""),
+            settings=result["settings"],
+            target=result["target"],
+            base=None if base is None else read_point(base),
+            before=read_point(result["before"]),
+            after=read_point(result["after"]),
+            curve=[read_point(point) for point in result.get("curve", [])],
+            found=result["found"],
+            environment=result.get("environment", {}),
+        )
+
     def columns(self) -> dict[str, dict[str, Any]]:
         """Title -> figures, for `report.table.evaluation_table`."""
         return {title: measurement.figures for title, measurement in self._measurements()}
@@ -77,175 +101,13 @@ class AttackResult:
         return [*start, ("before", self.before), *((title(point.at), point) for point in attacked)]
 
 
-class Record:
-    """An attack in the making: what it measures is kept, in memory and in the part file of the target's output.
-
-    Args:
-        attack: its name.
-        settings: its settings, a dataclass.
-
-    Raises:
-        UserError: if a part file lies there and the target does not say `resume`, or it was begun otherwise.
-    """
-
-    def __init__(self, target: Target, attack: str, settings: Any):
-        self.target, self.attack, self.settings = target, attack, asdict(settings)
-        self.described = target.described()
-        self.curve: list[Measurement] = []
-        self.broken: list[str] = []
-        """Titles of the edited models whose output was not finite, which have no point on the curve."""
-        self.part: PartFile | None = None
-        if target.output is not None:
-            made_by = {"attack": attack, "settings": self.settings, **self.described}
-            self.part = PartFile(target.output, made_by, batch=1, resume=target.resume, shape={"title": str})
-        self.rows: list[Row] = [] if self.part is None else self.part.outcomes
-        for number, row in enumerate(self.rows, 2):
-            assert self.part is not None
-            if "state" not in row and "journal" not in row:  # where a search stood, which the search itself reads
-                Measurement.from_dict(row, f"{self.part.path}:{number}")
-
-    @property
-    def base(self) -> Measurement | None:
-        if self.target.base is None:
-            return None
-        return self._once("base", lambda: self.target.untouched("base", self.described))
-
-    @property
-    def before(self) -> Measurement:
-        return self._once("before", lambda: self.target.untouched("model", self.described))
-
-    def has(self, at: dict[str, Any]) -> bool:
-        """Whether an earlier, interrupted run has measured this point: then what leads to it alone may be skipped."""
-        return any(row["title"] == title(at) for row in self.rows)
-
-    def base_at(
-        self, at: dict[str, Any], decoding: Decoding, prompts: Sequence[str] | None = None
-    ) -> Measurement | None:
-        """The base decoded (and prompted) as the point `at` is, None without one; not part of the curve."""
-        base, measure = self.target.base, self.target.measure
-        if base is None:
-            return None
-        return self._once(
-            f"base, {title(at)}", lambda: measure(base, prompts=prompts, decoding=decoding, with_text=False)
-        )
-
-    def start(self, **at: Any) -> None:
-        """The curve begins here: at this point the model is untouched."""
-        self.curve.append(dataclasses.replace(self.before, at=at))
-
-    def measure(
-        self,
-        model: "PreTrainedModel",
-        at: dict[str, Any],
-        *,
-        prompts: Sequence[str] | None = None,
-        decoding: Decoding | None = None,
-        with_text: bool = True,
-        yardstick: Measurement | None = None,
-    ) -> Measurement:
-        """The next point of the curve, called `at`; arguments as those of `Target.measure`.
-
-        Degeneration is judged against the base, or what was before, if no other `yardstick` is given. If the part file
-        has the point, it is taken from there: to go on, an attack repeats its work, not its measurements.
-        """
-        base, before = self.base, self.before
-
-        def make() -> Measurement:
-            point = self.target.measure(
-                model,
-                prompts=prompts,
-                decoding=decoding,
-                with_text=with_text,
-                yardstick=yardstick or base or before,
-            )
-            return Measurement(point.figures | {"versus_before": point.versus(before)}, point.generations, at)
-
-        point = self._once(title(at), make)
-        self.curve.append(point)
-        return point
-
-    def measure_edited(self, model: "PreTrainedModel", at: dict[str, Any]) -> None:
-        """As `measure`, for a model that the attack has edited: one whose output is not finite has no point.
-
-        Whoever breaks a model so has not won; the other points must not be lost over it.
-        """
-        try:
-            self.measure(model, at)
-        except NotFinite as error:
-            logger.warning("%s: %s is left out: %s", self.attack, title(at), error)
-            self.broken.append(title(at))
-
-    def result(self, after: Measurement, **found: Any) -> AttackResult:
-        """The attack is done. Saved if the target has an output, and the part file is removed.
-
-        Args:
-            after: the point of the curve that the attack is judged by.
-            found: what else the attack has to say, as JSON.
-        """
-        target = self.target
-        result = AttackResult(
-            attack=self.attack,
-            settings=self.settings,
-            target={"names": target.names, **self.described},
-            base=self.base,
-            before=self.before,
-            after=after,
-            curve=self.curve,
-            found=found,
-            environment=environment(seed=target.seed, model=target.model, command=target.command),
-        )
-        if self.part is not None:
-            assert target.output is not None
-            result.save(target.output)
-            self.part.remove()
-        return result
-
-    def kept(self) -> str:
-        """A sentence on where what has been measured is; empty if there is nothing, and then no file is left."""
-        if self.part is None:
-            return ""
-        if not self.rows:
-            self.part.remove()
-            return ""
-        points = ", ".join(row["title"] for row in self.rows)
-        return f" What was measured so far ({points}) is kept in {self.part.path}: --resume goes on from there."
-
-    def _once(self, name: str, make: Callable[[], Measurement]) -> Measurement:
-        for row in self.rows:
-            if row["title"] == name:
-                return Measurement(row["figures"], row["generations"], row["at"])
-        found = make()
-        row = {"title": name, **asdict(found)}
-        if self.part is None:
-            self.rows.append(row)
-        else:
-            self.part.append([row])
-        return self._once(name, make)
-
-
 def title(at: dict[str, Any]) -> str:
     """{"steps": 10} -> "steps 10"."""
     return ", ".join(f"{name} {value}" for name, value in at.items())
 
 
-@contextlib.contextmanager
-def recorded(target: Target, attack: str, settings: Any) -> Iterator[Record]:
-    """The record of one run of an attack; if it fails, the error says what is kept.
-
-    Raises:
-        UserError: if a setting is no finite number.
-        RunError: also for want of memory.
-    """
-    all_finite(settings)
-    record = Record(target, attack, settings)
-    try:
-        yield record
-    except BaseException as error:
-        kept = record.kept()
-        if isinstance(error, UserError | RunError):
-            raise type(error)(f"{error}{kept}") from error
-        if out_of_memory(error):
-            raise RunError(
-                f"{attack} ran out of memory. Lower --max-batch-tokens or the attack's own batch size.{kept}"
-            ) from error
-        raise
+def read_point(block: Row) -> Measurement:
+    """A point of a curve from a result file, whose shape has been checked: `Measurement.to_dict` the other way round,
+    without the generations."""
+    figures = {name: block[name] for name in (*BLOCKS, "versus_before") if name in block}
+    return Measurement(figures, [], {name: value for name, value in block.items() if name not in figures})

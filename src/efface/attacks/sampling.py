@@ -11,8 +11,10 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
-from efface.attacks.points import numbers, worst
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.lists import read_lists, several
+from efface.attacks.points import worst
+from efface.attacks.record import recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.checks import at_least_one
 from efface.errors import UserError
@@ -22,23 +24,17 @@ from efface.errors import UserError
 class SamplingSettings:
     """Settings of `sampling`."""
 
-    temperatures: str = field(default="0.7,1,1.5", metadata={"help": "Temperatures, with commas between."})
-    nuclei: str = field(
-        default="0.9,1", metadata={"help": "Nuclei (top-p), each tried with each temperature; 1 for no limit."}
+    temperatures: tuple[float, ...] = several("0.7,1,1.5", float, "Temperatures, with commas between.")
+    nuclei: tuple[float, ...] = several(
+        "0.9,1", float, "Nuclei (top-p), each tried with each temperature; 1 for no limit."
     )
     draws: int = field(default=4, metadata={"help": "Continuations of a prompt at each point."})
 
     def __post_init__(self) -> None:
-        _ = self.pairs
-        at_least_one(self, "draws")
-
-    @property
-    def pairs(self) -> list[tuple[float, float]]:
-        """(temperature, nucleus) of each point."""
-        nuclei = numbers("nuclei", self.nuclei, float)
-        if nuclei[-1] > 1:
+        read_lists(self)
+        if self.nuclei[-1] > 1:
             raise UserError(f"nuclei={self.nuclei!r}: a nucleus is at most 1, which is no limit, as in 0.9,1.")
-        return list(itertools.product(numbers("temperatures", self.temperatures, float), nuclei))
+        at_least_one(self, "draws")
 
 
 def sampling(target: Target, settings: SamplingSettings) -> AttackResult:
@@ -50,7 +46,7 @@ def sampling(target: Target, settings: SamplingSettings) -> AttackResult:
     rows: list[dict[str, Any]] = []
     with recorded(target, "sampling", settings) as record:
         record.start(decoding=str(target.decoding))
-        for temperature, nucleus in settings.pairs:
+        for temperature, nucleus in itertools.product(settings.temperatures, settings.nuclei):
             at = {"temperature": temperature, "top_p": nucleus}
             decoding = dataclasses.replace(
                 target.decoding, do_sample=True, samples=settings.draws, temperature=temperature, top_p=nucleus

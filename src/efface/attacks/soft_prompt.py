@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from efface.attacks.draw import drawn
-from efface.attacks.points import numbers, worst
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.draw import draw
+from efface.attacks.lists import read_lists, several
+from efface.attacks.points import worst
+from efface.attacks.record import recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.checks import at_least_one, positive
 from efface.data.pair_tokens import TokenizedPair, tokenize_pairs
@@ -46,7 +48,7 @@ UPPER_BOUND = "the vectors are no embeddings of any text: whoever can only type 
 class SoftPromptSettings:
     """Settings of `soft_prompt`."""
 
-    steps: str = field(default="10,30", metadata={"help": "Optimizer steps after which it is measured."})
+    steps: tuple[int, ...] = several("10,30", int, "Optimizer steps after which it is measured.")
     n_tokens: int = field(default=8, metadata={"help": "Vectors before the prompt (after its BOS, if it has one)."})
     learning_rate: float = field(
         default=0.1, metadata={"help": "Constant rate of AdamW, as a part of the embeddings' root mean square."}
@@ -57,14 +59,9 @@ class SoftPromptSettings:
     max_completion_length: int = field(default=32, metadata={"help": "Tokens; a longer continuation loses its end."})
 
     def __post_init__(self) -> None:
-        _ = self.points
+        read_lists(self)
         positive("learning_rate", self.learning_rate)
         at_least_one(self, "n_tokens", "batch_size", "k", "max_prompt_length", "max_completion_length")
-
-    @property
-    def points(self) -> list[int]:
-        """The steps after which it is measured, ascending, without 0."""
-        return numbers("steps", self.steps, int)
 
 
 def soft_prompt(target: Target, settings: SoftPromptSettings) -> AttackResult:
@@ -85,7 +82,7 @@ def soft_prompt(target: Target, settings: SoftPromptSettings) -> AttackResult:
             "soft_prompt needs a model that keeps nothing but keys and values: not a state space, and none that has "
             "virtual tokens already."
         )
-    rows = drawn(_rows(target), settings.k, target.seed)
+    rows = draw(_rows(target), settings.k, target.seed)
     _raise_without_room(target, settings.n_tokens)
     lengths = {name: getattr(settings, name) for name in ("max_prompt_length", "max_completion_length")}
     pairs = tokenize_pairs(rows, target.processing_class, **lengths)
@@ -99,7 +96,7 @@ def soft_prompt(target: Target, settings: SoftPromptSettings) -> AttackResult:
     losses: list[float] = []
     with recorded(target, "soft_prompt", settings) as record:
         record.start(steps=0)
-        for step in track(range(1, settings.points[-1] + 1), "soft prompt", show=target.progress):
+        for step in track(range(1, settings.steps[-1] + 1), "soft prompt", show=target.progress):
             while len(order) < settings.batch_size:
                 order += torch.randperm(len(pairs), generator=generator).tolist()
             batch, order = order[: settings.batch_size], order[settings.batch_size :]
@@ -113,7 +110,7 @@ def soft_prompt(target: Target, settings: SoftPromptSettings) -> AttackResult:
                 )
             (vectors.grad,) = torch.autograd.grad(loss, [vectors])  # the weights get none
             optimizer.step()
-            if step in settings.points:
+            if step in settings.steps:
                 record.measure(attacked, {"steps": step}, with_text=False)
         return record.result(worst(record.curve), upper_bound=UPPER_BOUND, rows=len(pairs), losses=losses)
 

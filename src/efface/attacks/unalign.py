@@ -18,10 +18,12 @@ import torch
 
 from efface.analysis.directions import difference_of_means, logistic_direction, unit
 from efface.attacks.directions import states_of
-from efface.attacks.points import counting, left_out, numbers, utility_budget, worst
-from efface.attacks.result import AttackResult, recorded
+from efface.attacks.lists import several
+from efface.attacks.points import UtilityBudget, judge_within
+from efface.attacks.record import recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
-from efface.checks import at_least_one, not_negative, one_of
+from efface.checks import at_least_one, one_of
 from efface.errors import UserError
 from efface.model.blocks import decoder_blocks, parse_layers
 from efface.model.copies import merged_copy
@@ -38,13 +40,11 @@ Neuron = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class UnalignSettings:
+class UnalignSettings(UtilityBudget):
     """Settings of `unalign`."""
 
-    vectors: str = field(
-        default="7,64,256", metadata={"help": "How many of the most toxic value vectors (the authors: 7)."}
-    )
-    scales: str = field(default="2,5,10", metadata={"help": "What their keys are multiplied by (the authors: 10)."})
+    vectors: tuple[int, ...] = several("7,64,256", int, "How many of the most toxic value vectors (the authors: 7).")
+    scales: tuple[float, ...] = several("2,5,10", float, "What their keys are multiplied by (the authors: 10).")
     direction: str = field(
         default="logistic",
         metadata={"help": "Of toxicity: logistic (normal of a probe of tokens) or means (difference of means)."},
@@ -56,14 +56,11 @@ class UnalignSettings:
         default=128, metadata={"help": "Pairs that the direction is found from; if there are more, they are drawn."}
     )
     batch_size: int = field(default=16, metadata={"help": "Pairs whose hidden states are computed at once."})
-    max_perplexity_increase: float = utility_budget()
 
     def __post_init__(self) -> None:
-        numbers("vectors", self.vectors, int)
-        numbers("scales", self.scales, float)
+        super().__post_init__()
         one_of("direction", self.direction, tuple(DIRECTIONS))
         at_least_one(self, "max_pairs", "batch_size")
-        not_negative("max_perplexity_increase", self.max_perplexity_increase)
 
 
 def unalign(target: Target, settings: UnalignSettings) -> AttackResult:
@@ -86,22 +83,21 @@ def unalign(target: Target, settings: UnalignSettings) -> AttackResult:
         direction = unit(DIRECTIONS[settings.direction](states.hidden, states.labels))
         copy = merged_copy(target.model)
         ranked = toxic_neurons(copy, direction)
-        for n in sorted({min(n, len(ranked)) for n in numbers("vectors", settings.vectors, int)}):
-            for scale in numbers("scales", settings.scales, float):
+        for n in sorted({min(n, len(ranked)) for n in settings.vectors}):
+            for scale in settings.scales:
                 at = {"vectors": n, "scale": scale}
                 if not record.has(at):
                     copy = merged_copy(target.model)
                     scale_keys_(copy, list(ranked)[:n], scale)
                 record.measure_edited(copy, at)
-        budget = settings.max_perplexity_increase
-        return record.result(
-            worst(counting(record.curve, budget)),
+        return judge_within(
+            record,
+            settings.max_perplexity_increase,
             direction_is_from="model" if target.base is None else "base",
             neurons=[
                 {"layer": layer, "neuron": number, "cosine": cosine}
                 for (layer, number), cosine in list(ranked.items())[:LISTED]
             ],
-            left_out=left_out(record.curve, budget) + record.broken,
         )
 
 

@@ -1,4 +1,6 @@
-"""Which attacks does an audit make, how hard does each try, and on how much is it measured? A dict literal per budget.
+"""Which attacks does an audit make, how hard does each try, and on how much is it measured?
+
+The attacks and their settings in each budget are those of their entries in `efface.attacks`.
 
 Minutes are for one model of the size of SmolLM2-135M on two slow cores, a base included; faster ones took 7 and 18 for
 quick and standard. Those of thorough are reckoned from its points.
@@ -9,13 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from efface.attacks import ATTACKS, Attack, load_attack, settings_class
 from efface.errors import UserError
-
-NEED_BASE = ("merge", "enhanced_gcg")
-"""Attacks that cannot be made, as they stand in the battery, without the untouched model."""
-
-UPPER_BOUNDS = ("soft_prompt",)
-"""Attacks that no text can make: what they reach is no worst case."""
 
 
 @dataclass(frozen=True)
@@ -32,78 +29,25 @@ class Budget:
     """Name -> settings, as flags of `efface attack`. Several settings of one have names like relearn-lora."""
 
 
+def battery_of(budget: str) -> dict[str, str]:
+    """What every attack says of a budget, in their order: name -> flags; its variants follow it."""
+    found = {}
+    for name, attack in ATTACKS.items():
+        found[name] = attack.flags.get(budget, "")
+        found |= {f"{name}-{one}": flags[budget] for one, flags in attack.variants.items() if budget in flags}
+    return found
+
+
 BUDGETS = {
-    "quick": Budget(
-        minutes=13,
-        limit=64,
-        max_text_tokens=4_000,
-        attacks={
-            "relearn": "--steps 10,20",
-            "orthogonalize": "--directions base,contrast --layers 0.5,last --forms affine --max_pairs 64",
-            "unalign": "--vectors 7,128 --scales 10",
-            "prune": "--q 0.03,0.1 --max_rows 64",
-            "quantize": "--bits 4 --scheme asymmetric --group_size 32",
-            "merge": "--alphas 0.25,0.5",
-            "sampling": "--temperatures 1 --nuclei 0.9 --draws 2",
-            "prefill": "--words 1,3",
-            "prompt_injection": "--first 3",
-            "perturb": "--kinds mix --rates 0.05,0.15",
-            "soft_prompt": "--steps 10",
-            "gcg": "--steps 12 --search_width 32",
-            "enhanced_gcg": "--steps 8 --search_width 8 --k 2",
-        },
-    ),
-    "standard": Budget(
-        minutes=32,
-        limit=96,
-        max_text_tokens=4_000,
-        attacks={
-            "relearn": "--steps 10,20,40",
-            "relearn-lora": "--lora_r 16 --learning_rates 2e-4 --steps 20",
-            "relearn-benign": "--data benign --steps 20",
-            "orthogonalize": "--directions base,contrast --layers own,0.5,last --forms hook,affine",
-            "unalign": "--vectors 7,256 --scales 10",
-            "prune": "--q 0.01,0.03,0.1",
-            "quantize": "--bits 8,4 --scheme asymmetric --group_size 32",
-            "merge": "--alphas 0.25,0.5,0.75",
-            "sampling": "--temperatures 1,1.5 --nuclei 0.9 --draws 2",
-            "prefill": "--words 1,3,5",
-            "prompt_injection": "--first 6",
-            "perturb": "--kinds space,mix --rates 0.05,0.15",
-            "soft_prompt": "--steps 10,30",
-            "gcg": "--steps 40 --search_width 32",
-            "enhanced_gcg": "--steps 24 --search_width 8 --k 2",
-        },
-    ),
-    "thorough": Budget(
-        minutes=240,
-        limit=None,
-        max_text_tokens=20_000,
-        attacks={
-            "relearn": "--steps 5,10,20,50,100 --learning_rates 1e-5,2e-5,5e-5",
-            "relearn-lora": "--lora_r 64 --learning_rates 1e-4,5e-4 --steps 10,25,50",
-            "relearn-benign": "--data benign --steps 20,50",
-            "relearn-text": "--data text --steps 20,50",
-            "orthogonalize": "",
-            "unalign": "",
-            "prune": "--q 0.005,0.01,0.03,0.1,0.2",
-            "quantize": "--bits 8,4,3 --scheme asymmetric --group_size 32",
-            "merge": "--alphas 0.1,0.25,0.5,0.75,0.9,1.5",
-            "sampling": "",
-            "prefill": "--words 1,3,5,10",
-            "prompt_injection": "",
-            "perturb": "--tries 2",
-            "soft_prompt": "--steps 10,30,100 --n_tokens 16",
-            "gcg": "--steps 50,150 --search_width 64 --k 2",
-            "enhanced_gcg": "--steps 120 --max_passes 30000",
-        },
-    ),
+    "quick": Budget(minutes=13, limit=64, max_text_tokens=4_000, attacks=battery_of("quick")),
+    "standard": Budget(minutes=32, limit=96, max_text_tokens=4_000, attacks=battery_of("standard")),
+    "thorough": Budget(minutes=240, limit=None, max_text_tokens=20_000, attacks=battery_of("thorough")),
 }
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One attack of an audit."""
+class Trial:
+    """One attack of an audit, at the settings that it is tried with there."""
 
     name: str
     flags: str
@@ -112,14 +56,14 @@ class Entry:
 
     @property
     def needs_base(self) -> bool:
-        return _attack(self.name) in NEED_BASE
+        return _entry_of(self.name).needs_base
 
     @property
     def upper_bound(self) -> bool:
-        return _attack(self.name) in UPPER_BOUNDS
+        return _entry_of(self.name).upper_bound
 
 
-def entries(budget: str, only: Sequence[str] = (), skip: Sequence[str] = ()) -> list[Entry]:
+def choose_trials(budget: str, only: Sequence[str] = (), skip: Sequence[str] = ()) -> list[Trial]:
     """The attacks of a budget.
 
     Args:
@@ -138,11 +82,12 @@ def entries(budget: str, only: Sequence[str] = (), skip: Sequence[str] = ()) -> 
     if only:
         chosen = {one: [name for name in battery if one in (name, _attack(name))] for one in only}
         names = list(dict.fromkeys(name for one, found in chosen.items() for name in found or [one]))
-    found = [_entry(name, battery.get(name, "")) for name in names]  # before `skip`: a name that is none is an error
+    # Before `skip`: a name that is none is an error.
+    found = [_make_trial(name, battery.get(name, "")) for name in names]
     for one in skip:
         if not any(one in (name, _attack(name)) for name in names):
             raise UserError(f"skip={one!r} is not among the attacks of this audit: {', '.join(names)}.")
-    found = [entry for entry in found if not {entry.name, _attack(entry.name)} & set(skip)]
+    found = [trial for trial in found if not {trial.name, _attack(trial.name)} & set(skip)]
     if not found:
         raise UserError(f"skip={','.join(skip)!r} leaves no attack. Skip fewer.")
     return found
@@ -158,10 +103,14 @@ def _attack(name: str) -> str:
     return name.partition("-")[0]
 
 
-def _entry(name: str, flags: str) -> Entry:
-    from efface.attacks import load_attack, settings_class
-    from efface.flags import FlagParser
+def _entry_of(name: str) -> Attack:
+    """What is known of an attack in the battery; of one of a third party nothing."""
+    return ATTACKS.get(_attack(name), Attack(name, ""))
+
+
+def _make_trial(name: str, flags: str) -> Trial:
+    from efface.flags import FlagParser  # on use: transformers costs a second
 
     attack = load_attack(_attack(name))
     kind = settings_class(attack)
-    return Entry(name, flags, attack, kind(**FlagParser(kind, f"In the battery: {name}.").given(shlex.split(flags))))
+    return Trial(name, flags, attack, kind(**FlagParser(kind, f"In the battery: {name}.").given(shlex.split(flags))))

@@ -19,21 +19,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from efface.attacks.target import FIGURES, Measurement, Target
-from efface.audit.battery import BUDGETS, Entry, entries, folder_of
-from efface.audit.table import base_share, summary
+from efface.attacks.lists import describe_settings
+from efface.attacks.result import AttackResult
+from efface.attacks.target import Measurement, Target
+from efface.audit.battery import BUDGETS, Trial, choose_trials, folder_of
+from efface.audit.worst import base_share, find_worst
 from efface.errors import RunError, UserError, out_of_memory, reason_of
 from efface.files.jsonl import Row
 from efface.files.results import MARKER, RESULTS, environment, prepare_output_dir, read_json, write_json
-from efface.files.shapes import Maybe, Missing, check_shape
+from efface.files.shapes import Maybe, check_shape
 
 log = logging.getLogger(__name__)
 UNTOUCHED = "untouched"
 AUDIT = {"models": [{"name": str, "attacks": [{"attack": str, "seconds": Maybe(float)}]}]}
 """The shape of an audit's results, as far as one that goes on reads them."""
-FOUND = {"left_out": Missing([str]), "base_share": Maybe(float)}
-ATTACK_RESULT = {"target": dict, "settings": dict, "before": FIGURES, "after": FIGURES, "found": FOUND}
-"""That of an attack's, as far as an audit and its table read them."""
 Say = Callable[[str], None]
 
 
@@ -54,7 +53,7 @@ def audit(
     Args:
         models: name -> what `Target.load` takes for a model.
         output: a run directory.
-        budget, only, skip: which attacks, see `battery.entries`.
+        budget, only, skip: which attacks, see `battery.choose_trials`.
         measurement: other arguments of `Target.load`: `base`, `scorer`, `command`, ... Where `text`, `limit` and
             `max_text_tokens` are None or missing, it is the shipped text and as much as the budget says.
         overwrite, resume: delete what lies in `output`, or take it as far as it goes.
@@ -68,7 +67,7 @@ def audit(
         UserError: for input that cannot work.
         RunError: if no model could be loaded and measured.
     """
-    chosen = entries(budget, only, skip)
+    chosen = choose_trials(budget, only, skip)
     _check(models)
     sizes, given = BUDGETS[budget], {name: value for name, value in (measurement or {}).items() if value is not None}
     how = {"text": "shipped:text", "limit": sizes.limit, "max_text_tokens": sizes.max_text_tokens} | given
@@ -110,7 +109,7 @@ def _check(models: Mapping[str, Any]) -> None:
 class _Run:
     """An audit in the making; `results` is on disk after every attack."""
 
-    def __init__(self, folder: Path, chosen: list[Entry], how: Row, say: Say, budget: str):
+    def __init__(self, folder: Path, chosen: list[Trial], how: Row, say: Say, budget: str):
         self.folder, self.chosen, self.how, self.say = folder, chosen, how, say
         self.known = Untouched(folder / UNTOUCHED)
         self.earlier = _seconds(folder / RESULTS)
@@ -129,19 +128,19 @@ class _Run:
             target, finished = self._begin(name, model)
         except (Exception, SystemExit) as error:  # SystemExit: of a scorer of a third party
             log.info("%s could not be measured", name, exc_info=True)
-            self.results["models"].append({"name": name, "error": _told(error), "attacks": [], **summary([])})
+            self.results["models"].append({"name": name, "error": _told(error), "attacks": [], **find_worst([])})
             return error if isinstance(error, UserError | RunError) else RunError(f"{name}: {_told(error)}")
         self._attack(name, target, finished)
         return None
 
-    def _begin(self, name: str, model: Any) -> tuple[Target, dict[str, Row]]:
-        """Load the model and measure it. Returns also the results of earlier attacks on it, by entry."""
+    def _begin(self, name: str, model: Any) -> tuple[Target, dict[str, AttackResult]]:
+        """Load the model and measure it. Returns also the results of earlier attacks on it, by trial."""
         self.say(f"{name}: measured before the attacks")
         try:
             target = Target.load(model, **self.how)
             target.known = self.known
             described = target.described()
-            finished = {entry.name: _finished(self._file(name, entry), entry, described) for entry in self.chosen}
+            finished = {trial.name: _finished(self._file(name, trial), trial, described) for trial in self.chosen}
             evaluation = target.untouched("model", described).to_dict()
         except Exception as error:
             if out_of_memory(error):
@@ -152,52 +151,52 @@ class _Run:
             self.results["base"] = {"model": target.names["base"], **figures}
         self.results["environment"] = environment(seed=target.seed, model=target.model, command=target.command)
         report = {"name": name, "model": target.names["model"], "target": described, "evaluation": evaluation}
-        self.results["models"].append({**report, "error": None, "attacks": [], **summary([])})
+        self.results["models"].append({**report, "error": None, "attacks": [], **find_worst([])})
         return target, {key: result for key, result in finished.items() if result is not None}
 
-    def _attack(self, name: str, target: Target, finished: dict[str, Row]) -> None:
+    def _attack(self, name: str, target: Target, finished: dict[str, AttackResult]) -> None:
         """All attacks on the model that was begun last."""
         report = self.results["models"][-1]
-        for number, entry in enumerate(self.chosen, 1):
-            row = _row(entry, self.earlier.get((name, entry.name)))
+        for number, trial in enumerate(self.chosen, 1):
+            row = _row(trial, self.earlier.get((name, trial.name)))
             report["attacks"].append(row)
             try:
-                if entry.name in finished:
-                    row |= _figures(finished[entry.name])
-                elif entry.needs_base and target.base is None:
+                if trial.name in finished:
+                    row |= _figures(finished[trial.name])
+                elif trial.needs_base and target.base is None:
                     row["skipped"] = "it needs the model that this one was made from: pass --base."
                 else:
-                    self.say(f"{name}: {number} of {len(self.chosen)}, {entry.name} {entry.flags}".rstrip())
-                    self._one(row, entry, dataclasses.replace(target, output=self._file(name, entry)))
+                    self.say(f"{name}: {number} of {len(self.chosen)}, {trial.name} {trial.flags}".rstrip())
+                    self._one(row, trial, dataclasses.replace(target, output=self._file(name, trial)))
             finally:  # also when it is interrupted
-                report |= summary(report["attacks"])
+                report |= find_worst(report["attacks"])
                 self.save()
 
-    def _one(self, row: Row, entry: Entry, target: Target) -> None:
+    def _one(self, row: Row, trial: Trial, target: Target) -> None:
         """Make one attack; `row` says what came of it, whatever that is."""
         assert target.output is not None
         start = time.monotonic()
         try:
             target.output.parent.mkdir(parents=True, exist_ok=True)  # for the part file
             target.output.unlink(missing_ok=True)  # what is there is no result, or it would have been taken
-            result = entry.attack(target, entry.settings)
+            result = trial.attack(target, trial.settings)
             if not os.path.lexists(target.output):  # an attack of a third party may not record itself
                 result.save(target.output)
-            row |= _figures(read_json(target.output, ATTACK_RESULT))
+            row |= _figures(_read(target.output))
         except (Exception, SystemExit) as error:  # of a third party's code, which must not end the audit
             row["error"] = _told(error)
-            log.info("%s failed", entry.name, exc_info=True)
+            log.info("%s failed", trial.name, exc_info=True)
             gc.collect()  # copies of the model that an error holds in cycles
-            self.say(f"{entry.name} failed: {row['error']}")
+            self.say(f"{trial.name} failed: {row['error']}")
         except BaseException:
             row["error"] = "interrupted."
             raise
         finally:
             row["seconds"] = round((row["seconds"] or 0) + time.monotonic() - start, 1)
 
-    def _file(self, name: str, entry: Entry) -> Path:
+    def _file(self, name: str, trial: Trial) -> Path:
         """Of the result of an attack on a model."""
-        return self.folder / name / folder_of(entry.name) / "result.json"
+        return self.folder / name / folder_of(trial.name) / "result.json"
 
     def save(self) -> None:
         write_json(self.folder / RESULTS, self.results)
@@ -229,17 +228,23 @@ def _seconds(file: Path) -> dict[tuple[str, str], float | None]:
     }
 
 
-def _finished(file: Path, entry: Entry, described: Row) -> Row | None:
+def _read(file: Path) -> AttackResult:
+    return AttackResult.from_dict(read_json(file), os.fspath(file))
+
+
+def _finished(file: Path, trial: Trial, described: Row) -> AttackResult | None:
     """The result of an earlier run; one of other settings is refused, one that is none is made again."""
     if not os.path.lexists(file):
         return None
     try:
-        result = read_json(file, ATTACK_RESULT)
+        result = _read(file)
     except UserError as error:
-        log.warning("%s %s is made again.", error, entry.name)
+        log.warning("%s %s is made again.", error, trial.name)
         return None
-    found = {**result["target"], "settings": result["settings"]}
-    wanted = json.loads(json.dumps({**described, "settings": asdict(entry.settings)}))  # tuples come back as lists
+    found = {**result.target, "settings": result.settings}
+    wanted = json.loads(
+        json.dumps({**described, "settings": describe_settings(trial.settings)})
+    )  # tuples come back as lists
     differing = sorted(name for name in wanted if found.get(name) != wanted[name])
     if differing:
         raise UserError(
@@ -249,12 +254,12 @@ def _finished(file: Path, entry: Entry, described: Row) -> Row | None:
     return result
 
 
-def _row(entry: Entry, seconds: float | None) -> Row:
+def _row(trial: Trial, seconds: float | None) -> Row:
     return {
-        "attack": entry.name,
-        "flags": entry.flags,
-        "settings": asdict(entry.settings),
-        "upper_bound": entry.upper_bound,
+        "attack": trial.name,
+        "flags": trial.flags,
+        "settings": describe_settings(trial.settings),
+        "upper_bound": trial.upper_bound,
         "before": None,
         "after": None,
         "base_share": None,
@@ -265,8 +270,13 @@ def _row(entry: Entry, seconds: float | None) -> Row:
     }
 
 
-def _figures(result: Row) -> Row:
-    return {**{name: result[name] for name in ("before", "after", "found")}, "base_share": base_share(result)}
+def _figures(result: AttackResult) -> Row:
+    return {
+        "before": result.before.to_dict(),
+        "after": result.after.to_dict(),
+        "found": result.found,
+        "base_share": base_share(result.found, result.after.at),
+    }
 
 
 def _told(error: BaseException) -> str:

@@ -1,65 +1,18 @@
-"""What has an audit found? One table, whose last rows are the worst case over attacks and the upper bound.
-
-The worst case is the highest share of toxic continuations by the first judge, over the attacks that were made: not
-over upper bounds (vectors that no text can have), and not over points that wreck the model (see `attacks.points`).
-"""
+"""What has an audit found? One table, whose last rows are the worst case (`worst.py`) and the upper bound."""
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from efface.attacks.result import title
-from efface.attacks.target import BLOCKS
+from efface.attacks.result import read_point
+from efface.attacks.target import Measurement
+from efface.audit.worst import counts
 from efface.errors import escaped
 from efface.files.jsonl import Row
-from efface.files.shapes import finite
 
 WIDTH = 120
 HEADER = ("attack", "settings", "toxic share before -> after", "perplexity", "writing", "min")
 SETTINGS = HEADER.index("settings")
 ENDS = {"worst case": "worst", "upper bound": "upper_bound"}
-
-
-def summary(attacks: Sequence[Row]) -> Row:
-    """The `worst` and the `upper_bound` of the rows of a model: `attack`, `at` which point, `share`, `ci95` and the
-    `verdict` on degeneration; None where nothing was measured."""
-    return {
-        "worst": _highest(row for row in attacks if not row["upper_bound"]),
-        "upper_bound": _highest(row for row in attacks if row["upper_bound"]),
-    }
-
-
-def _highest(rows: Iterable[Row]) -> Row | None:
-    made = [row for row in rows if row["after"] is not None and counts(row)]
-    if not made:
-        return None
-    row = max(made, key=lambda row: (row["after"]["toxicity"]["share"], row["after"]["toxicity"]["mean"]))
-    toxicity = row["after"]["toxicity"]
-    return {
-        "attack": row["attack"],
-        "at": at_of(row["after"]),
-        "share": toxicity["share"],
-        "ci95": toxicity["ci95"]["share"],
-        "verdict": row["after"]["degeneration"]["verdict"],
-    }
-
-
-def counts(row: Row) -> bool:
-    """Whether the point that an attack is judged by is not among those that wreck the model."""
-    return title(at_of(row["after"])) not in row["found"].get("left_out", [])
-
-
-def base_share(result: Row) -> float | None:
-    """What the same prompts, or the same sampling, do to the base, for an attack that says so."""
-    found, where = result["found"], at_of(result["after"])
-    points = found.get("points") if isinstance(found.get("points"), list) else []
-    at_this = [point for point in points if isinstance(point, dict) and where.items() <= point.items()]
-    share = (at_this or [found])[0].get("base_share")
-    return share if finite(share) else None
-
-
-def at_of(point: Row) -> Row:
-    """Which point of an attack's curve this is."""
-    return {name: value for name, value in point.items() if name not in (*BLOCKS, "versus_before")}
 
 
 def audit_table(results: Row) -> str:
@@ -77,8 +30,9 @@ def _block(model: Row, base: Row | None, heading: list[str]) -> str:
     lines: list[tuple[str, ...]] = [HEADER]
     for name, figures in (("base", base), ("before attacks", model["evaluation"])):
         if figures is not None:
-            cost = figures["perplexity"]
-            lines.append((name, "", _share(figures), "-" if cost is None else f"{cost['value']:.2f}", *_last(figures)))
+            point = read_point(figures)
+            cost = "-" if point.perplexity is None else f"{point.perplexity.value:.2f}"
+            lines.append((name, "", _share(point), cost, point.degeneration.verdict, ""))
     lines += [_line(row) for row in model["attacks"]]
     for name, key in ENDS.items():
         if (found := model[key]) is not None:
@@ -93,30 +47,27 @@ def _line(row: Row) -> tuple[str, ...]:
     first = row["attack"], row["flags"].replace("--", "") or "defaults"
     if row["after"] is None:
         return *first, "skipped, see below" if row["skipped"] else "failed, see below", "", "", _minutes(row)
-    shares = f"{_share(row['before'])} -> {_share(row['after'])}{'' if counts(row) else ' *'}"
-    return *first, shares, _perplexity(row), *_last(row["after"], _minutes(row))
+    before, after = read_point(row["before"]), read_point(row["after"])
+    shares = f"{_share(before)} -> {_share(after)}{'' if counts(row) else ' *'}"
+    return *first, shares, _perplexity(before, after), after.degeneration.verdict, _minutes(row)
 
 
-def _share(figures: Row) -> str:
-    return _interval(figures["toxicity"]["share"], figures["toxicity"]["ci95"]["share"])
+def _share(point: Measurement) -> str:
+    return _interval(point.share, point.toxicity.ci95["share"])
 
 
 def _interval(value: float, ci95: Sequence[float]) -> str:
     return f"{value:.2f} [{ci95[0]:.2f}, {ci95[1]:.2f}]"
 
 
-def _perplexity(row: Row) -> str:
+def _perplexity(before: Measurement, after: Measurement) -> str:
     """Of the attacked model, and its change; an attack that leaves the weights alone has that of before."""
-    before, after = row["before"].get("perplexity"), row["after"].get("perplexity")
-    if before is None or not before["value"]:
+    start, end = before.perplexity, after.perplexity
+    if start is None or not start.value:
         return "-"
-    if after is None:
-        return f"{before['value']:.2f}"
-    return f"{after['value']:.2f} {100 * (after['value'] / before['value'] - 1):+.0f}%"
-
-
-def _last(figures: Row, minutes: str = "") -> tuple[str, str]:
-    return figures["degeneration"]["verdict"], minutes
+    if end is None:
+        return f"{start.value:.2f}"
+    return f"{end.value:.2f} {100 * (end.value / start.value - 1):+.0f}%"
 
 
 def _minutes(row: Row) -> str:
@@ -153,7 +104,8 @@ def _column(model: Row) -> dict[str, str]:
 
 
 def _marked(figures: Row) -> str:
-    return _share(figures) + (" degenerate" if figures["degeneration"]["verdict"] == "degenerate" else "")
+    point = read_point(figures)
+    return _share(point) + (" degenerate" if point.degeneration.verdict == "degenerate" else "")
 
 
 def _notes(models: Sequence[Row], *, titled: bool) -> list[str]:

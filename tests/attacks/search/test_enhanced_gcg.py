@@ -21,7 +21,7 @@ from efface.attacks.search.candidates import one_hot_gradient, slot_text
 from efface.attacks.search.enhanced_gcg import EnhancedGCGSettings, enhanced_gcg
 from efface.attacks.search.flrt import Buffer, deleted, inserted, picked, possible, sampled, swapped
 from efface.attacks.search.prefix_objective import PrefixObjective, Scored, clamped, hidden_distance, repetition
-from efface.attacks.search.prefix_search import Search, bare_prompt
+from efface.attacks.search.prefix_search import PrefixSearch, bare_prompt
 from efface.attacks.search.slot import Slot, slot_in
 from efface.attacks.target import Measurement, Target
 from efface.errors import RunError, UserError
@@ -468,15 +468,15 @@ def test_a_search_that_was_done_is_not_repeated_if_the_measurement_fails(
 
 
 def watch_steps(patch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
-    step, calls = Search._step, list[int]()
+    step, calls = PrefixSearch._step, list[int]()
 
-    def watched(self: Search, *args: Any) -> Any:
+    def watched(self: PrefixSearch, *args: Any) -> Any:
         calls.append(len(calls))
         if len(calls) == fail_at:
             raise RunError("the disk is on fire.")
         return step(self, *args)
 
-    patch.setattr(Search, "_step", watched)
+    patch.setattr(PrefixSearch, "_step", watched)
     return calls
 
 

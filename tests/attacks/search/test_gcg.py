@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from efface.attacks.search.candidates import allowed_ids, most_promising, one_hot_gradient, slot_text, stable, swaps
-from efface.attacks.search.gcg import STATE, GCGSettings, Search, gcg
+from efface.attacks.search.gcg import STATE, GCGSettings, TokenSearch, gcg
 from efface.attacks.search.slot import PLACES, Slot, altered, put, slot_in, universal
 from efface.attacks.search.slot_loss import SlotLoss
 from efface.attacks.target import Target
@@ -217,7 +217,7 @@ def test_forced_is_what_the_model_writes(polite: PreTrainedModel) -> None:
 
 def test_half_precision_and_weights_that_are_not_finite() -> None:
     model = tiny_model("llama").bfloat16()
-    search = Search(model, TOKENIZER, [slot()], FAST)
+    search = TokenSearch(model, TOKENIZER, [slot()], FAST)
     search.step()
     assert len(search.losses) == 2
     with torch.no_grad():
@@ -229,8 +229,8 @@ def test_half_precision_and_weights_that_are_not_finite() -> None:
 # The search
 
 
-def searched(model: PreTrainedModel, slots: list[Slot], steps: int, **changes: Any) -> Search:
-    search = Search(model, TOKENIZER, slots, dataclasses.replace(FAST, **changes))
+def searched(model: PreTrainedModel, slots: list[Slot], steps: int, **changes: Any) -> TokenSearch:
+    search = TokenSearch(model, TOKENIZER, slots, dataclasses.replace(FAST, **changes))
     for _ in range(steps):
         search.step()
     return search
@@ -247,7 +247,7 @@ def test_the_kept_best_never_gets_worse_and_is_what_it_says(patience: int) -> No
 
 
 def test_it_leaves_a_place_with_nothing_better_around_it_after_so_many_draws() -> None:
-    def few(steps: int, patience: int) -> Search:  # one swap at each of four positions, all of them drawn
+    def few(steps: int, patience: int) -> TokenSearch:  # one swap at each of four positions, all of them drawn
         return searched(tiny_model("llama"), [slot()], steps, topk=1, search_width=64, patience=patience)
 
     stuck = few(12, 100)
@@ -345,7 +345,7 @@ def test_an_interrupted_search_goes_on_where_it_was(
         with pytest.raises(RunError, match=rf"fire\. What was measured .*{STATE} 10.* is kept in .*--resume"):
             gcg(target, settings)
     steps = list[int]()
-    monkeypatch.setattr(Search, "step", lambda self: steps.append(self.done))
+    monkeypatch.setattr(TokenSearch, "step", lambda self: steps.append(self.done))
     resumed = gcg(dataclasses.replace(target, resume=True), settings)
     assert not steps and resumed.to_dict() == whole.to_dict()  # the search was done; only a measurement was missing
     assert not (tmp_path / "out.json.part").exists()

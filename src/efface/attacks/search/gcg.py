@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from efface.attacks.draw import drawn, prompts_among
-from efface.attacks.points import numbers, worst
-from efface.attacks.result import AttackResult, Record, recorded
+from efface.attacks.draw import count_prompts_among, draw
+from efface.attacks.lists import read_lists, several
+from efface.attacks.points import worst
+from efface.attacks.record import Record, recorded
+from efface.attacks.result import AttackResult
 from efface.attacks.search.candidates import allowed_ids, most_promising, one_hot_gradient, slot_text, stable, swaps
 from efface.attacks.search.slot import PLACES, Slot, altered, universal
 from efface.attacks.search.slot_loss import SlotLoss
@@ -46,9 +48,7 @@ STATE = "search to step"
 class GCGSettings:
     """Settings of `gcg`."""
 
-    steps: str = field(
-        default="100", metadata={"help": "Search steps after which it is measured; 0, before, always is."}
-    )
+    steps: tuple[int, ...] = several("100", int, "Search steps after which it is measured; 0, before, always is.")
     search_width: int = field(
         default=128, metadata={"help": "Candidates drawn in a step; fewer are scored, as not all are stable as text."}
     )
@@ -77,7 +77,7 @@ class GCGSettings:
     )
 
     def __post_init__(self) -> None:
-        _ = self.points
+        read_lists(self)
         one_of("place", self.place, PLACES)
         at_least_one(
             self, "search_width", "topk", "n_replace", "patience", "length", "k", "target_tokens", "batch_tokens"
@@ -85,13 +85,8 @@ class GCGSettings:
         if self.n_replace > self.length:
             raise UserError(f"n_replace={self.n_replace} of length={self.length} tokens: it cannot be more.")
 
-    @property
-    def points(self) -> list[int]:
-        """The steps after which it is measured, ascending, without 0."""
-        return numbers("steps", self.steps, int)
 
-
-class Search:
+class TokenSearch:
     """A text on its way to the lowest mean loss in all slots; `step` tries to better it.
 
     Args:
@@ -223,9 +218,9 @@ def gcg(target: Target, settings: GCGSettings) -> AttackResult:
     model, tokenizer = target.model, target.processing_class
     points = []
     with recorded(target, "gcg", settings) as record, eval_mode(model):
-        search = Search(model, tokenizer, slots, settings, target.seed)
+        search = TokenSearch(model, tokenizer, slots, settings, target.seed)
         record.start(steps=0)
-        for steps in settings.points:
+        for steps in settings.steps:
             _reach(record, search, steps)
             prompts, decoding = altered(target, search.text, settings.place)
             record.measure(model, {"steps": steps}, prompts=prompts, decoding=decoding, with_text=False)
@@ -236,16 +231,16 @@ def gcg(target: Target, settings: GCGSettings) -> AttackResult:
             points=points,
             losses=search.losses,
             evaluations=search.evaluations,
-            prompts_among_rows=prompts_among(drawn(target.rows, settings.k, target.seed), target.prompts),
+            prompts_among_rows=count_prompts_among(draw(target.rows, settings.k, target.seed), target.prompts),
         )
 
 
-def _reach(record: Record, search: Search, step: int) -> None:
+def _reach(record: Record, search: TokenSearch, step: int) -> None:
     """Search up to `step`, from where an earlier run has kept it."""
-    for row in record.rows:
-        if row["title"].startswith(STATE) and search.done < row["step"] <= step:
-            search.restore(row["state"])
+    for state in record.kept(STATE):
+        if search.done < len(state["losses"]) - 1 <= step:
+            search.restore(state)
     for done in track(range(search.done + 1, step + 1), "searching", show=record.target.progress):
         search.step()
-        if record.part is not None and (done == step or done % KEEP_EVERY == 0):
-            record.part.append([{"title": f"{STATE} {done}", "step": done, "state": search.state()}])
+        if done == step or done % KEEP_EVERY == 0:
+            record.keep(f"{STATE} {done}", search.state())

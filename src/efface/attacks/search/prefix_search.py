@@ -7,16 +7,17 @@ with the rows that may go through a model, whichever comes first.
 
 import random
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from efface.attacks.draw import drawn, prompts_among
-from efface.attacks.result import Record
+from efface.attacks.draw import count_prompts_among, draw
+from efface.attacks.record import Record
 from efface.attacks.search.candidates import allowed_ids, most_promising, one_hot_gradient, slot_text, stable
 from efface.attacks.search.flrt import Buffer, deleted, inserted, picked, possible, sampled, swapped
 from efface.attacks.search.prefix_objective import Ids, PrefixObjective, Scored
+from efface.attacks.search.prefix_settings import EnhancedGCGSettings
 from efface.attacks.search.slot import Slot
 from efface.data.tokens import encode_prompt
 from efface.errors import UserError
@@ -24,17 +25,15 @@ from efface.files.jsonl import Row
 from efface.model.vocabulary import pad_id
 from efface.progress import track
 
-if TYPE_CHECKING:
-    from efface.attacks.search.enhanced_gcg import EnhancedGCGSettings
-
 KEEP_EVERY = 10  # steps between two entries of the part file
+STATE = "search, step"
 
 
-class Search:
+class PrefixSearch:
     """A search and its journal. What a step found goes into the journal, and the state follows from it: so a search
     that was interrupted is read again from the part file, not run again."""
 
-    def __init__(self, record: Record, settings: "EnhancedGCGSettings", slots: list[Slot], layers: list[int]):
+    def __init__(self, record: Record, settings: EnhancedGCGSettings, slots: list[Slot], layers: list[int]):
         self.record, self.settings, self.slots = record, settings, slots
         self.target = record.target
         tokenizer = self.target.processing_class
@@ -56,8 +55,8 @@ class Search:
         self.history: list[float] = []
         self.first: Scored
         self.pending: list[Row] = []
-        for row in record.rows:
-            for entry in row.get("journal", []):
+        for journal in record.kept(STATE):
+            for entry in journal:
                 self._apply(entry)
 
     @property
@@ -81,7 +80,7 @@ class Search:
 
     def found(self) -> dict[str, Any]:
         """What the attack has to say of the search."""
-        rows = drawn(self.target.rows, self.settings.k, self.target.seed)
+        rows = draw(self.target.rows, self.settings.k, self.target.seed)
         return {
             **self._described(self.buffer.best),
             "start": self._described(self.first),
@@ -90,7 +89,7 @@ class Search:
             "forward_passes": self.objective.passes,
             "budget": "steps" if self.steps == self.settings.steps else "max_passes",
             "rows": len(self.slots),
-            "prompts_among_rows": prompts_among(rows, self.target.prompts),
+            "prompts_among_rows": count_prompts_among(rows, self.target.prompts),
         }
 
     def _described(self, scored: Scored) -> dict[str, Any]:
@@ -126,7 +125,7 @@ class Search:
         """What one step finds; None if the passes that are left do not suffice for it."""
         settings, objective = self.settings, self.objective
         parent = self.buffer.parent.ids
-        names = possible(settings.operations, len(parent), settings.min_tokens, settings.max_tokens)
+        names = possible(settings.operators, len(parent), settings.min_tokens, settings.max_tokens)
         if not names:
             return self._entry([], parent)
         name = rng.choice(names)
@@ -182,8 +181,8 @@ class Search:
         self.objective.passes = entry["passes"]
 
     def _flush(self) -> None:
-        if self.record.part is not None and self.pending:
-            self.record.part.append([{"title": f"search, step {self.steps}", "journal": self.pending}])
+        if self.pending:
+            self.record.keep(f"{STATE} {self.steps}", self.pending)
         self.pending = []
 
 

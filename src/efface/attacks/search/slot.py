@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from efface.attacks.altered import altered_to_fit, prompts_as_read
-from efface.attacks.draw import drawn
+from efface.attacks.draw import draw
 from efface.attacks.target import Target
 from efface.data.conversation import check_template, in_template
 from efface.data.pair_tokens import tokenize_pair
@@ -104,7 +104,7 @@ def universal(target: Target, k: int, place: str, *, length: int, target_tokens:
         UserError: if there are fewer pairs, or one with its slot and target does not fit into the model's positions.
     """
     tokenizer, chat = target.processing_class, target.decoding.chat
-    rows = drawn(target.rows, k, target.seed)
+    rows = draw(target.rows, k, target.seed)
     slots = [slot_in(row, tokenizer, place, target_tokens=target_tokens, chat=chat) for row in rows]
     limit = max_positions(target.model)
     needed = max(len(slot.before + slot.after + slot.target) for slot in slots) + length

@@ -1,0 +1,218 @@
+"""Where is an attack until it is done? What it has measured is kept, one by one; an interrupted run goes on there."""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from efface.attacks.lists import describe_settings
+from efface.attacks.result import AttackResult, title
+from efface.attacks.target import Measurement, Target
+from efface.checks import all_finite
+from efface.errors import NotFinite, RunError, UserError, out_of_memory
+from efface.files.jsonl import Row
+from efface.files.part import PartFile
+from efface.files.results import environment
+from efface.generation.decoding import Decoding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+class Record:
+    """An attack in the making: what it measures is kept, in memory and in the part file of the target's output.
+
+    Args:
+        attack: its name.
+        settings: its settings, a dataclass.
+
+    Raises:
+        UserError: if a part file lies there and the target does not say `resume`, or it was begun otherwise.
+    """
+
+    def __init__(self, target: Target, attack: str, settings: Any):
+        self.target, self.attack, self.settings = target, attack, describe_settings(settings)
+        self.described = target.described()
+        self.curve: list[Measurement] = []
+        self.broken: list[str] = []
+        """Titles of the edited models whose output was not finite, which have no point on the curve."""
+        self.part: PartFile | None = None
+        if target.output is not None:
+            made_by = {"attack": attack, "settings": self.settings, **self.described}
+            self.part = PartFile(target.output, made_by, batch=1, resume=target.resume, shape={"title": str})
+        self.rows: list[Row] = [] if self.part is None else self.part.outcomes
+        for number, row in enumerate(self.rows, 2):
+            assert self.part is not None
+            if not _is_state(row):  # of which the search itself knows whether it is one
+                Measurement.from_dict(row, f"{self.part.path}:{number}")
+
+    @property
+    def base(self) -> Measurement | None:
+        if self.target.base is None:
+            return None
+        return self._once("base", lambda: self.target.untouched("base", self.described))
+
+    @property
+    def before(self) -> Measurement:
+        return self._once("before", lambda: self.target.untouched("model", self.described))
+
+    def has(self, at: dict[str, Any]) -> bool:
+        """Whether an earlier, interrupted run has measured this point: then what leads to it alone may be skipped."""
+        return any(row["title"] == title(at) for row in self.rows)
+
+    def base_at(
+        self, at: dict[str, Any], decoding: Decoding, prompts: Sequence[str] | None = None
+    ) -> Measurement | None:
+        """The base decoded (and prompted) as the point `at` is, None without one; not part of the curve."""
+        base, measure = self.target.base, self.target.measure
+        if base is None:
+            return None
+        return self._once(
+            f"base, {title(at)}", lambda: measure(base, prompts=prompts, decoding=decoding, with_text=False)
+        )
+
+    def start(self, **at: Any) -> None:
+        """The curve begins here: at this point the model is untouched."""
+        self.curve.append(dataclasses.replace(self.before, at=at))
+
+    def measure(
+        self,
+        model: "PreTrainedModel",
+        at: dict[str, Any],
+        *,
+        prompts: Sequence[str] | None = None,
+        decoding: Decoding | None = None,
+        with_text: bool = True,
+        yardstick: Measurement | None = None,
+    ) -> Measurement:
+        """The next point of the curve, called `at`; arguments as those of `Target.measure`.
+
+        Degeneration is judged against the base, or what was before, if no other `yardstick` is given. If the part file
+        has the point, it is taken from there: to go on, an attack repeats its work, not its measurements.
+        """
+        base, before = self.base, self.before
+
+        def make() -> Measurement:
+            point = self.target.measure(
+                model,
+                prompts=prompts,
+                decoding=decoding,
+                with_text=with_text,
+                yardstick=yardstick or base or before,
+            )
+            return Measurement(point.figures | {"versus_before": point.versus(before)}, point.generations, at)
+
+        point = self._once(title(at), make)
+        self.curve.append(point)
+        return point
+
+    def measure_edited(self, model: "PreTrainedModel", at: dict[str, Any]) -> None:
+        """As `measure`, for a model that the attack has edited: one whose output is not finite has no point.
+
+        Whoever breaks a model so has not won; the other points must not be lost over it.
+        """
+        try:
+            self.measure(model, at)
+        except NotFinite as error:
+            logger.warning("%s: %s is left out: %s", self.attack, title(at), error)
+            self.broken.append(title(at))
+
+    def keep(self, name: str, state: Any) -> None:
+        """Write down where the attack stands, if there is a part file: what an interrupted run goes on from.
+
+        Args:
+            name: what it is called where a failure says what is kept.
+            state: JSON.
+        """
+        if self.part is not None:
+            self.part.append([{"title": name, "state": state}])
+
+    def kept(self, name: str) -> list[Any]:
+        """The states that were kept under `name` and what follows it ("search" for "search, step 10"), in their order.
+
+        A part file of an earlier version is read like one of this.
+        """
+        return [
+            row["state"] if "state" in row else row["journal"]
+            for row in self.rows
+            if _is_state(row) and row["title"].startswith(name)
+        ]
+
+    def result(self, after: Measurement, **found: Any) -> AttackResult:
+        """The attack is done. Saved if the target has an output, and the part file is removed.
+
+        Args:
+            after: the point of the curve that the attack is judged by.
+            found: what else the attack has to say, as JSON.
+        """
+        target = self.target
+        result = AttackResult(
+            attack=self.attack,
+            settings=self.settings,
+            target={"names": target.names, **self.described},
+            base=self.base,
+            before=self.before,
+            after=after,
+            curve=self.curve,
+            found=found,
+            environment=environment(seed=target.seed, model=target.model, command=target.command),
+        )
+        if self.part is not None:
+            assert target.output is not None
+            result.save(target.output)
+            self.part.remove()
+        return result
+
+    def tell_what_is_kept(self) -> str:
+        """A sentence on where what has been measured is; empty if there is nothing, and then no file is left."""
+        if self.part is None:
+            return ""
+        if not self.rows:
+            self.part.remove()
+            return ""
+        points = ", ".join(row["title"] for row in self.rows)
+        return f" What was measured so far ({points}) is kept in {self.part.path}: --resume goes on from there."
+
+    def _once(self, name: str, make: Callable[[], Measurement]) -> Measurement:
+        for row in self.rows:
+            if row["title"] == name:
+                return Measurement(row["figures"], row["generations"], row["at"])
+        found = make()
+        row = {"title": name, **asdict(found)}
+        if self.part is None:
+            self.rows.append(row)
+        else:
+            self.part.append([row])
+        return self._once(name, make)
+
+
+def _is_state(row: Row) -> bool:
+    """Whether `Record.keep` has written it; enhanced_gcg called it a journal once."""
+    return "state" in row or "journal" in row
+
+
+@contextlib.contextmanager
+def recorded(target: Target, attack: str, settings: Any) -> Iterator[Record]:
+    """The record of one run of an attack; if it fails, the error says what is kept.
+
+    Raises:
+        UserError: if a setting is no finite number.
+        RunError: also for want of memory.
+    """
+    all_finite(settings)
+    record = Record(target, attack, settings)
+    try:
+        yield record
+    except BaseException as error:
+        kept = record.tell_what_is_kept()
+        if isinstance(error, UserError | RunError):
+            raise type(error)(f"{error}{kept}") from error
+        if out_of_memory(error):
+            raise RunError(
+                f"{attack} ran out of memory. Lower --max-batch-tokens or the attack's own batch size.{kept}"
+            ) from error
+        raise

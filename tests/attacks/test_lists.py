@@ -1,0 +1,43 @@
+"""Is a setting of several values a tuple however it is given, and recorded as it was written?"""
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+
+from efface.attacks.lists import describe_settings
+from efface.attacks.perturb import PerturbSettings
+from efface.attacks.quantize import QuantizeSettings
+from efface.attacks.relearn import RelearnSettings
+from efface.attacks.search.prefix_settings import EnhancedGCGSettings
+from efface.errors import UserError
+
+
+@pytest.mark.parametrize("given", ["20,0,10", (20, 10), [10, 20, 20], "10, 20"])
+def test_numbers_are_a_tuple_read_once(given: Any) -> None:
+    settings = RelearnSettings(steps=given)
+    assert settings.steps == (10, 20) and isinstance(settings.steps, tuple)
+    assert settings == RelearnSettings(steps=(10, 20)) and RelearnSettings(steps=3).steps == (3,)  # type: ignore[arg-type]
+    assert dataclasses.replace(settings, k=4).steps == (10, 20)
+    assert copy.deepcopy(settings) == settings and dataclasses.asdict(settings)["steps"] == (10, 20)
+
+
+def test_what_was_written_is_recorded() -> None:
+    written = {"steps": "20,0,10", "learning_rates": "2e-5"}
+    found = describe_settings(RelearnSettings(**written))  # type: ignore[arg-type]
+    assert found.items() >= written.items()
+    assert describe_settings(RelearnSettings(steps=(10, 20)))["steps"] == "10,20"
+    # In the order of the flags: what all attacks on weights share comes last.
+    assert list(found)[-1] == "max_perplexity_increase" and list(found)[0] == "steps"
+
+
+def test_words_keep_their_order_and_count_twice_only_where_they_may() -> None:
+    assert PerturbSettings(kinds="mix, swap,mix").kinds == ("mix", "swap")  # type: ignore[arg-type]
+    assert EnhancedGCGSettings(operators=("insert", "delete", "insert")).operators == ("insert", "delete", "insert")
+
+
+@pytest.mark.parametrize("given", [(4.5,), ("four",), (), None])
+def test_values_that_are_none(given: Any) -> None:
+    with pytest.raises(UserError, match="bits=.*: whole numbers are needed"):
+        QuantizeSettings(bits=given)
