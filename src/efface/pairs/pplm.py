@@ -24,8 +24,9 @@ from efface.generation.generate import Continuation
 from efface.generation.prompts import encode_prompts
 from efface.generation.warp import Warp, uniforms
 from efface.model.copies import eval_mode
-from efface.pairs.config import Source
-from efface.pairs.perturbation import Perturbation, PPLMSettings, fuse
+from efface.pairs.perturbation import Perturbation, fuse
+from efface.pairs.pplm_settings import PPLMSettings
+from efface.pairs.source import Source
 from efface.progress import track
 
 if TYPE_CHECKING:
