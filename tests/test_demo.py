@@ -9,10 +9,10 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 import efface.demo
+from efface import scoring
 from efface.cli import main
 from efface.errors import UserError
 from efface.files.results import read_json
-from efface.scoring import scorer as scorers
 
 FILES = {"model", "base.json", "edited.json", "figure.png", "report.html", "results.json"}
 
@@ -38,7 +38,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(efface.demo, "SAMPLES", 2)
     monkeypatch.setattr(efface.demo, "TEXT_TOKENS", 60)
     monkeypatch.setattr(efface.demo, "load_texts", lambda source, field="text": texts[field])
-    monkeypatch.setitem(scorers.SCORERS, scorers.DEFAULT_SCORER, "stubs:Parity")
+    monkeypatch.setitem(scoring.SCORERS, scoring.DEFAULT_SCORER, "stubs:Parity")
 
 
 def test_everything_is_left_and_a_second_run_reuses_it(
@@ -107,7 +107,7 @@ def test_a_wrong_model_neither_deletes_nor_claims_the_directory(model: str, tmp_
 def test_a_model_that_is_not_toxic_at_all_still_gets_its_report(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(scorers.SCORERS, scorers.DEFAULT_SCORER, "stubs:Never")
+    monkeypatch.setitem(scoring.SCORERS, scoring.DEFAULT_SCORER, "stubs:Never")
     said: list[str] = []
     result = efface.demo.run(tmp_path / "demo", model_name=model, say=said.append)
     assert result["base"]["toxicity"]["share"] == 0 and (tmp_path / "demo" / "report.html").exists()

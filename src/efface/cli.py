@@ -81,7 +81,7 @@ def _unexpected(error: Exception) -> str:
     if out_of_memory(error):
         return (
             f"out of memory: {described(error)}. Take smaller batches (--per_device_train_batch_size in training, "
-            "--max-batch-tokens elsewhere), shorter texts or a smaller model."
+            "--generation-batch-tokens elsewhere), shorter texts or a smaller model."
         )
     if isinstance(error, OSError):  # the machine's, not ours: a full disk, a right that is missing
         return described(error)

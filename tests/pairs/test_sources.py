@@ -77,18 +77,21 @@ def test_python_and_command_line_build_the_same(name: str, files: None) -> None:
     assert settings[0] == settings[1] and settings[0]["how"] == name and settings[0]["model"] == "model"
 
 
-def test_a_source_by_name_has_its_defaults_and_its_own_fluency_filter(files: None) -> None:
+def test_a_source_by_name_has_its_defaults(files: None) -> None:
     build_pairs("model", "prompts.jsonl", "sample", output="a.jsonl", config=CONFIG, scorer="stubs:parity")
     assert read_json(Path("a.meta.json"))["settings"]["decoding"] == {
         "samples": 4, "temperature": 0.45, "top_p": 1.0, "top_k": 40,
     }  # fmt: skip
-    config = BuilderConfig(max_new_tokens=4, min_words=0, batch_size=4)
-    try:
-        build_pairs("model", None, CorpusSource(("marked.jsonl",)), output="b.jsonl", config=config, scorer="stubs:parity")
-        ratio = read_json(Path("b.meta.json"))["settings"]["max_perplexity_ratio"]
-    except Exception as error:  # no pair of a random model may be fluent
-        pytest.fail(str(error))
-    assert ratio == 30.0
+
+
+@pytest.mark.parametrize(("asked", "recorded"), [(None, 1e8), (1e9, 1e9)])
+def test_the_fluency_filter_is_the_sources_unless_one_is_asked_for(
+    asked: float | None, recorded: float, files: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SOURCES, "echo", PairSource(f"{__name__}:Echo", "an echo", max_perplexity_ratio=1e8))
+    config = BuilderConfig(max_new_tokens=4, min_words=0, max_perplexity_ratio=asked)
+    build_pairs("model", ["The town"], "echo", output="a.jsonl", config=config, scorer="stubs:nasty")
+    assert read_json(Path("a.meta.json"))["settings"]["max_perplexity_ratio"] == recorded
 
 
 def test_a_source_of_ones_own_is_one_class(files: None, monkeypatch: pytest.MonkeyPatch) -> None:

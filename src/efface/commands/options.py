@@ -78,7 +78,20 @@ def add_decoding(command: Any) -> None:
         "--chat", action="store_true", default=None, help="prompts are user messages in the chat template of the model"
     )
     command.add_argument(
-        "--max-batch-tokens", type=int, default=None, help="tokens at once, at most: bounds the memory (default: 8192)"
+        "--generation-batch-tokens",
+        dest="max_batch_tokens",
+        type=int,
+        default=None,
+        metavar="N",
+        help="tokens at once, at most, while text is written: bounds the memory (default: 8192)",
+    )
+    # What it was called while training had a setting of the same name, the tokens of a batch of pairs.
+    command.add_argument(
+        "--max-batch-tokens",
+        dest="max_batch_tokens",
+        type=int,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
     )
 
 
