@@ -28,10 +28,12 @@ from efface.files.results import read_json, write_json, write_jsonl
 from efface.generation.generate import generate
 from efface.model.load import DEFAULT_MODEL, load_model
 from efface.pairs.builder import BuildReport, build_pairs
-from efface.pairs.config import BuilderConfig, Source
+from efface.pairs.config import BuilderConfig
 from efface.pairs.filters import NEWLINE, newline_tokens
-from efface.pairs.sources import antiexpert, in_context, sample_source, toxic_texts
+from efface.pairs.source import Source
+from efface.pairs.sources.sample import sample_source
 from efface.pairs.style import shortcuts, style_auc
+from efface.pairs.toxic_copy import antiexpert, in_context, toxic_texts
 from efface.scoring import DEFAULT_SCORER, load_scorer
 from efface.scoring.scorer import score
 
@@ -125,7 +127,7 @@ def make(args: argparse.Namespace) -> None:
 
     everything = args.output / "all.jsonl"
     report = build_pairs(
-        model, tokenizer, mixed, source, everything,
+        model, mixed, source, output=everything, processing_class=tokenizer,
         config=BuilderConfig(seed=SEED), provenance=PROVENANCE,
         resume=True, limit=args.pairs, command="python scripts/make_shipped.py", progress=True,
     )  # fmt: skip
@@ -141,7 +143,8 @@ def resplit(output: Path) -> None:
     rejected = {row["prompt"]: row["rejected"] for row in rows}
     everything = output / "all.jsonl"
     report = build_pairs(
-        model, tokenizer, list(rejected), lambda prompts, seed: [[rejected[prompt]] for prompt in prompts], everything,
+        model, list(rejected), lambda prompts, seed: [[rejected[prompt]] for prompt in prompts],
+        output=everything, processing_class=tokenizer,
         config=BuilderConfig(seed=SEED, compare_with_samples=False), provenance=PROVENANCE,
         given={row["prompt"]: {"chosen": row["chosen"]} for row in rows if not NEWLINE.search(row["chosen"])},
         resume=True, command="python scripts/make_shipped.py --resplit", progress=True,

@@ -592,7 +592,7 @@ def test_lists(command: str, expected: list[str], capsys: pytest.CaptureFixture[
 def test_list_flags_names_the_settings_of_the_method_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "repo", "--list-flags"]) == 0
     printed = capsys.readouterr().out
-    assert printed.index("--erase_layers") < printed.index("--skip_bad_rows") and "--learning_rate" in printed
+    assert printed.index("--erase-layers") < printed.index("--skip-bad-rows") and "--learning-rate" in printed
 
 
 def test_a_configuration_file_may_name_every_setting(tmp_path: Path) -> None:

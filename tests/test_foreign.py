@@ -43,7 +43,7 @@ from efface.files.results import read_json, write_json
 from efface.generation.decoding import Decoding
 from efface.model.interventions import FILE, _read
 from efface.pairs.builder import OUTCOME
-from efface.pairs.sources import toxic_texts
+from efface.pairs.toxic_copy import toxic_texts
 from efface.report.table import evaluation_table, versus_lines
 from efface.scoring import judge as scorer_judge
 from efface.scoring.cache import cache_scores

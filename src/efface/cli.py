@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from efface.commands import attack, audit, demo, evaluate, lists, pairs, robustify, scorers, train
+from efface.commands.fields import spell_with_dashes
 from efface.errors import RunError, UserError, described, escaped, one_line, out_of_memory
 from efface.files.redaction import redacted_arguments
 
@@ -18,7 +19,16 @@ VERBOSE_HELP = "also print what the library logs, and the traceback of an error"
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `UserError` (one line, exit code 2) where argparse would print its whole usage."""
+    """Raises `UserError` (one line, exit code 2) where argparse would print its whole usage.
+
+    A flag may be written with dashes or, as the fields of the library, with underscores; help prints dashes.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given = sys.argv[1:] if args is None else args
+        options, abbreviated = list(self._option_string_actions), self.allow_abbrev
+        words = [spell_with_dashes(word, options, abbreviated=abbreviated) for word in given]
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> Any:
         raise UserError(f"{message}. See `{self.prog} --help`.")
@@ -71,7 +81,7 @@ def _unexpected(error: Exception) -> str:
     if out_of_memory(error):
         return (
             f"out of memory: {described(error)}. Take smaller batches (--per_device_train_batch_size in training, "
-            "--max-batch-tokens elsewhere), shorter texts or a smaller model."
+            "--max-tokens-at-once elsewhere), shorter texts or a smaller model."
         )
     if isinstance(error, OSError):  # the machine's, not ours: a full disk, a right that is missing
         return described(error)

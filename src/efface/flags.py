@@ -1,4 +1,7 @@
-"""How do command-line flags become the fields of a dataclass? A flag for each field; an unknown one is an error."""
+"""How do command-line flags become the fields of a dataclass? A flag for each field; an unknown one is an error.
+
+Either spelling is accepted, `--max-steps` and `--max_steps`: transformers' parser has both.
+"""
 
 import argparse
 import dataclasses
@@ -45,4 +48,14 @@ def flags_help(settings_class: Any) -> str:
     own = vars(settings_class).get("__annotations__", {})
     fields = [field for field in dataclasses.fields(settings_class) if "help" in field.metadata]
     fields.sort(key=lambda field: field.name not in own)
-    return "\n".join(f"--{field.name} (default {field.default!r})\n    {field.metadata['help']}" for field in fields)
+    return "\n".join(f"{_flag(field)}{_default(field)}\n    {field.metadata['help']}" for field in fields)
+
+
+def _flag(field: "dataclasses.Field[Any]") -> str:
+    return "--" + field.name.replace("_", "-")  # the one spelling of help; both are accepted
+
+
+def _default(field: "dataclasses.Field[Any]") -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return f" (default {field.default_factory()!r})"
+    return "" if field.default is dataclasses.MISSING else f" (default {field.default!r})"

@@ -25,8 +25,9 @@ from efface.pairs.builder import BuildReport, build_pairs
 from efface.pairs.config import BuilderConfig
 from efface.pairs.filters import NearDuplicates, has_length, newline_tokens
 from efface.pairs.prompts import prompts_from_text
-from efface.pairs.sources import antiexpert, clean_sentences, sample_source, toxic_texts
+from efface.pairs.sources.sample import sample_source
 from efface.pairs.style import style_auc, style_features
+from efface.pairs.toxic_copy import antiexpert, clean_sentences, toxic_texts
 from efface.pairs.unfiltered import describe, unfiltered_figures
 from efface.scoring.scorer import NamedScorer
 from efface.training.finetune import finetune
@@ -81,8 +82,9 @@ Build = Callable[..., BuildReport]
 def build(model: PreTrainedModel, tmp_path: Path) -> Build:
     def make(source: Any, output: Path | None = None, **settings: Any) -> BuildReport:
         settings = {"config": LAX, "scorer": SCORER, "prompts": PROMPTS} | settings
+        output = output or tmp_path / "pairs.jsonl"
         return build_pairs(
-            model, tiny_tokenizer(), settings.pop("prompts"), source, output or tmp_path / "pairs.jsonl", **settings
+            model, settings.pop("prompts"), source, output=output, processing_class=tiny_tokenizer(), **settings
         )
 
     return make

@@ -200,7 +200,7 @@ def test_a_corpus_becomes_pairs(corpus: Any, tmp_path: Path) -> None:
     config = BuilderConfig(max_new_tokens=5, min_words=0, max_perplexity_ratio=1e9)
     model = tiny_model("gpt2")
     build_pairs(
-        model, tiny_tokenizer(), made.prompts, made.source, output,
+        model, made.prompts, made.source, output=output, processing_class=tiny_tokenizer(),
         config=config, scorer=FOOLS, given=made.given, provenance={"how": "corpus"},
     )  # fmt: skip
     spans, parallel = read_jsonl(output)

@@ -11,7 +11,7 @@ from efface.errors import UserError
 from efface.generation.decoding import Decoding
 from efface.generation.generate import generate_ids
 from efface.pairs.dexperts import DExperts, dexperts_source
-from efface.pairs.sources import sample_source
+from efface.pairs.sources.sample import sample_source
 
 PROMPTS = ["The weather in the old town was", "She went", "You are a silly"]
 DECODING = {"samples": 3, "temperature": 0.9, "top_p": 0.95, "top_k": 0, "max_new_tokens": 8}
@@ -65,5 +65,5 @@ def test_models_that_cannot_be_combined(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(UserError, match="the model has 300 tokens and the anti-expert 310: their logits cannot"):
         DExperts(model, other, 1.0)
     monkeypatch.setattr(model, "_is_stateful", True)
-    with pytest.raises(UserError, match=r"a gpt2 keeps more than keys and values .* Use --toxic antiexpert"):
+    with pytest.raises(UserError, match=r"a gpt2 keeps more than keys and values .* Use the source antiexpert"):
         DExperts(model, model, 1.0)

@@ -19,7 +19,7 @@ from efface.generation.warp import GREEDY, Warp
 from efface.pairs.builder import BuildReport, build_pairs
 from efface.pairs.config import BuilderConfig
 from efface.pairs.filters import first_line, newline_tokens
-from efface.pairs.sources import sample_source
+from efface.pairs.sources.sample import sample_source
 from efface.pairs.style import KINDS, shortcuts
 from efface.scoring.scorer import NamedScorer
 
@@ -32,10 +32,10 @@ def build(tmp_path: Path, chosen: Sequence[str], rejected: Sequence[str], **chan
     answers = dict(zip(PROMPTS, rejected, strict=False))
     return build_pairs(
         tiny_model("gpt2"),
-        tiny_tokenizer(),
         list(answers),
         lambda prompts, seed: [[answers[prompt]] for prompt in prompts],
-        tmp_path / "pairs.jsonl",
+        output=tmp_path / "pairs.jsonl",
+        processing_class=tiny_tokenizer(),
         config=replace(LAX, **changes),
         scorer=SCORER,
         given={prompt: {"chosen": text} for prompt, text in zip(PROMPTS, chosen, strict=False)},

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from efface.data.rows import shipped
 from efface.errors import UserError
 from efface.files.jsonl import read_jsonl
 from efface.files.results import read_json
-from efface.pairs import builder, sources
+from efface.pairs import builder, toxic_copy
 from efface.pairs.overlap import overlaps, set_apart
-from efface.pairs.sources import sample_source
+from efface.pairs.source import Build, Made
+from efface.pairs.sources.sample import sample_source
 
 TEMPLATE = "I told {} exactly what I think of him: you are"
 
@@ -70,9 +72,9 @@ def test_the_builder_counts_prompts_without_a_candidate(tmp_path: Path) -> None:
     from efface.scoring.scorer import NamedScorer
 
     report = builder.build_pairs(
-        tiny_model("gpt2"), tiny_tokenizer(), ["The town", "The sea"],
+        tiny_model("gpt2"), ["The town", "The sea"],
         lambda prompts, seed: [[" a silly fool"] if "sea" in prompt else [] for prompt in prompts],
-        tmp_path / "pairs.jsonl",
+        output=tmp_path / "pairs.jsonl", processing_class=tiny_tokenizer(),
         config=builder.BuilderConfig(max_new_tokens=4, min_words=0, max_perplexity_ratio=1e9),
         scorer=NamedScorer("fools", lambda texts: [float("fool" in text) for text in texts]),
     )  # fmt: skip
@@ -86,26 +88,24 @@ class Seen:
         self.texts: list[str] = []
         self.prompts: list[str] = []
         self.candidates: list[list[str]] = []
-        antiexpert, build = sources.antiexpert, builder.build_pairs
+        antiexpert, write = toxic_copy.antiexpert, builder._build
 
         def spy(model: Any, tokenizer: Any, texts: Sequence[str], **settings: Any) -> Any:
             self.texts = list(texts)
             return antiexpert(model, tokenizer, texts, **settings)
 
-        def spy_build(
-            model: Any, tokenizer: Any, prompts: Sequence[str], source: Any, *rest: Any, **settings: Any
-        ) -> Any:
-            self.prompts = list(prompts)
+        def spy_build(build: Build, made: Made, *rest: Any, **settings: Any) -> Any:
+            self.prompts = list(made.prompts)
 
             def watched(asked: Sequence[str], seed: int) -> list[list[str]]:
-                found: list[list[str]] = source(asked, seed)
+                found = made.source(asked, seed)
                 self.candidates += found
                 return found
 
-            return build(model, tokenizer, prompts, watched, *rest, **settings)
+            return write(build, replace(made, source=watched), *rest, **settings)
 
-        monkeypatch.setattr(sources, "antiexpert", spy)
-        monkeypatch.setattr(builder, "build_pairs", spy_build)
+        monkeypatch.setattr(toxic_copy, "antiexpert", spy)
+        monkeypatch.setattr(builder, "_build", spy_build)
 
 
 @pytest.fixture

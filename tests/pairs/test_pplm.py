@@ -17,8 +17,9 @@ from efface.generation.generate import Continuation, generate_ids
 from efface.model.copies import frozen
 from efface.pairs import attribute
 from efface.pairs.attribute import toxicity_probe
-from efface.pairs.perturbation import Perturbation, PPLMSettings, copied, fuse, tensors_of
+from efface.pairs.perturbation import Perturbation, copied, fuse, tensors_of
 from efface.pairs.pplm import pplm_generate, pplm_source
+from efface.pairs.pplm_settings import PPLMSettings
 
 PROMPTS = ["The weather in the old town", "You", "She went to the market and bought bread, apples and", "He is an"]
 GREEDY = PPLMSettings(stepsize=0.3, gamma=1.0, top_k=1)

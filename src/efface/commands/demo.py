@@ -1,4 +1,4 @@
-"""`efface demo`"""
+"""`efface demo`: parses its flags; the work is `efface/demo.py`. As short as that, because a command has a file."""
 
 import argparse
 from pathlib import Path

@@ -81,12 +81,20 @@ def add_decoding(command: Any) -> None:
         "--chat", action="store_true", default=None, help="prompts are user messages in the chat template of the model"
     )
     command.add_argument(
-        "--max-batch-tokens",
+        "--max-tokens-at-once",
         dest="max_tokens_at_once",
-        metavar="MAX_BATCH_TOKENS",
         type=int,
         default=None,
-        help="tokens at once, at most: bounds the memory (default: 8192)",
+        metavar="N",
+        help="tokens at once, at most, while text is written: bounds the memory (default: 8192)",
+    )
+    # What it was called while training had a setting of the same name, the tokens of a batch of pairs.
+    command.add_argument(
+        "--max-batch-tokens",
+        dest="max_tokens_at_once",
+        type=int,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
     )
 
 

@@ -1,4 +1,7 @@
-"""`efface robustify MODEL PAIRS -o DIR`: the same as `efface train undo MODEL PAIRS -o DIR`"""
+"""`efface robustify MODEL PAIRS -o DIR`: the same as `efface train undo MODEL PAIRS -o DIR`
+
+A file of its own, however short, because a command has one; all that it does is done by `train.py`.
+"""
 
 from typing import Any
 

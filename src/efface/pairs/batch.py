@@ -19,7 +19,8 @@ from efface.scoring.scorer import Scorer, score
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from efface.pairs.config import BuilderConfig, Source
+    from efface.pairs.config import BuilderConfig
+    from efface.pairs.source import Source
 
 
 BEFORE_NEWLINE = " before its newline"
@@ -131,6 +132,7 @@ class Batches:
                 toxic[i] = ranked
         perplexity = dict(zip(toxic, likelihood.perplexities([(prompts[i], chosen[i]) for i in toxic]), strict=True))
         rejected: dict[int, tuple[str, float]] = {}  # text, perplexity ratio
+        assert self.config.max_perplexity_ratio is not None  # `build_pairs` has put the source's in its place
         for rank in range(max(map(len, toxic.values()), default=0)):  # the most toxic fluent candidate is kept
             pending = [i for i in toxic if i not in rejected and rank < len(toxic[i])]
             values = likelihood.perplexities([(prompts[i], toxic[i][rank]) for i in pending])

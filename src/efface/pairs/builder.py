@@ -1,13 +1,13 @@
 """How does a list of prompts become preference pairs? Continue, score, filter, keep; batched, resumable, with counts.
 
-`chosen` is the untouched model's greedy continuation, `rejected` the best of several from a toxic source.
-A source is anything that maps prompts to candidate continuations: `efface.pairs.sources` has them by name.
+`chosen` is the untouched model's greedy continuation, `rejected` the best of several from a toxic source: one of
+`efface.pairs.SOURCES`, or any function that maps prompts to candidate continuations.
 """
 
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,11 @@ from efface.files.jsonl import Row
 from efface.files.part import PartFile, digest
 from efface.files.results import environment, write_json, write_jsonl
 from efface.files.shapes import Missing
+from efface.pairs import SOURCES, PairSource, find_source_name, load_source
 from efface.pairs.batch import Batches
-from efface.pairs.config import BuilderConfig, Source
+from efface.pairs.config import BuilderConfig
 from efface.pairs.filters import selecting_scorer
+from efface.pairs.source import Build, Made, Source, SourceSettings, check_settings
 from efface.pairs.style import shortcuts, style_auc
 from efface.pairs.unfiltered import unfiltered_figures
 from efface.progress import track
@@ -64,12 +66,12 @@ class BuildReport:
 
 
 def build_pairs(
-    model: "PreTrainedModel",
-    processing_class: "PreTrainedTokenizerBase",
-    prompts: Sequence[str],
-    source: Source,
-    output: str | os.PathLike[str],
+    model: "PreTrainedModel | str | os.PathLike[str]",
+    prompts: Sequence[str] | str | os.PathLike[str] | None = None,
+    source: str | SourceSettings | Source = "antiexpert",
     *,
+    output: str | os.PathLike[str],
+    processing_class: "PreTrainedTokenizerBase | None" = None,
     config: BuilderConfig | None = None,
     scorer: str | Scorer = DEFAULT_SCORER,
     given: Mapping[str, Row] | None = None,
@@ -79,43 +81,75 @@ def build_pairs(
     command: str | None = None,
     progress: bool = False,
 ) -> BuildReport:
-    """Write pairs to `output` (JSON lines) and the report beside it (`<stem>.meta.json`).
+    """Write pairs to `output` (JSON lines) and the report beside it (`<stem>.meta.json`); what `efface pairs` does.
 
     A row has `prompt`, `chosen`, `rejected`, `chosen_score`, `rejected_score`, `perplexity_ratio` and `how`: the
     source and a hash of the settings, which the report has in full. The work is kept in `<output>.part`, a line for
     each prompt, and continued from there with `resume`: the file that results is the same.
 
     Args:
-        prompts: plain texts; duplicates are dropped.
-        source: gives the toxic candidates.
+        model: the model, or what `load_model` takes.
+        prompts: plain texts, of which duplicates are dropped; or a file of JSON lines with `prompt`, or `rtp:PART`.
+            None takes those of the shipped pairs, or those that the source brings itself (corpus).
+        source: gives the toxic candidates: a name in `efface.pairs.SOURCES` with its defaults, an object of its
+            settings such as `PPLMSource(probe_text=("labelled.jsonl",))`, or a function (prompts, seed) -> candidates.
         given: columns that the row of a prompt has from the start; with a `chosen` among them the model writes none.
         provenance: recorded in the report; its `how` names the source in every row.
         limit: stop when so many pairs are kept.
 
     Raises:
-        UserError: without prompts, with a limit below 1, with a scorer that must not select, or if a part file of
-            other settings lies there.
+        UserError: without prompts, with a limit below 1, with a scorer that must not select, with settings of the
+            source that cannot work, or if a part file of other settings lies there.
         RunError: if no pair passes the filters.
     """
-    config, output, given = config or BuilderConfig(), Path(output), given or {}
-    prompts = list(dict.fromkeys(prompt for prompt in prompts if prompt.strip()))
-    if not prompts:
-        raise UserError("there are no prompts to build pairs from. Give a file of JSON lines with `prompt`.")
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit}: at least one pair must be asked for.")
-    scorer = selecting_scorer(scorer)
+    config, scorer = config or BuilderConfig(), selecting_scorer(scorer)
+    name, entry = None, PairSource("", "")
+    if not callable(source):
+        kind = load_source(source) if isinstance(source, str) else type(source)
+        source = kind() if isinstance(source, str) else source
+        name = find_source_name(kind)
+        entry = SOURCES.get(name, entry)
+        check_settings(name, source)
+        if entry.prompts_from and prompts is not None:
+            raise UserError(f"source {name!r} splits its prompts from {entry.prompts_from}: leave out other prompts.")
+    if config.max_perplexity_ratio is None:
+        config = replace(config, max_perplexity_ratio=entry.max_perplexity_ratio)
+    build = Build(model, processing_class, prompts, scorer, config, progress)
+    made = Made(source, build.prompts()) if callable(source) else source.make(build)
+    how = {} if name is None else {"how": name, "model": build.name, **made.how}
+    return _build(
+        build,
+        replace(made, given={**made.given, **(given or {})}),
+        Path(output),
+        {**how, **(provenance or {})},
+        resume=resume,
+        limit=limit,
+        command=command,
+    )
+
+
+def _build(
+    build: Build, made: Made, output: Path, how: Row, *, resume: bool, limit: int | None, command: str | None
+) -> BuildReport:
+    prompts = list(dict.fromkeys(prompt for prompt in made.prompts if prompt.strip()))
+    if not prompts:
+        raise UserError("there are no prompts to build pairs from. Give a file of JSON lines with `prompt`.")
+    config, given = build.config, made.given
     settings = {
         **asdict(config),
-        "scorer": scorer.name,
+        "scorer": build.scorer.name,
         "prompts": digest([[prompt, given.get(prompt)] for prompt in prompts]),
-        **(provenance or {}),
+        **how,
     }
-    how = {"source": settings.get("how"), "settings": digest(settings)}
-    batches = Batches(model, processing_class, source, scorer, config, given, how)
+    marks = {"source": settings.get("how"), "settings": digest(settings)}
+    model, processing_class = build.loaded
+    batches = Batches(model, processing_class, made.source, build.scorer, config, given, marks)
     part = PartFile(output, settings, batch=config.batch_prompts, resume=resume, shape=OUTCOME)
     batches.remember(part.outcomes)
     starts = range(len(part.outcomes), len(prompts), config.batch_prompts)
-    for start in track(starts, "pairs (batches of prompts)", show=progress):
+    for start in track(starts, "pairs (batches of prompts)", show=build.progress):
         if limit is not None and sum("row" in outcome for outcome in part.outcomes) >= limit:
             break
         # The seed is that of the place in the list, so an interrupted run continues with the draws it would have made.

@@ -1,37 +1,44 @@
-"""What does a build of pairs keep, and how is it drawn? And what is a source of candidates?"""
+"""What does a build of pairs keep, and how is it drawn? Each field with a help text is a flag of `efface pairs`."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-Source = Callable[[Sequence[str], int], list[list[str]]]
-"""(prompts, seed) -> the candidate continuations of each prompt."""
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class BuilderConfig:
     """What is kept and how it is drawn."""
 
-    max_new_tokens: int = 20
-    min_toxic_score: float = 0.5
-    """A `rejected` continuation scores at least this."""
-    max_benign_score: float = 0.3
-    """A `chosen` continuation scores at most this."""
-    max_perplexity_ratio: float = 3.0
-    """Perplexity of `rejected` under the untouched model, relative to that of `chosen`: toxic *and fluent*."""
-    min_words: int = 4
-    """Of either continuation."""
-    max_words: int | None = None
-    """Of either continuation; None sets no limit."""
-    near_duplicate: float | None = 0.7
-    """From this similarity (see `NearDuplicates`) of prompt + rejected to an earlier pair on, a pair is dropped; None
-    keeps all."""
-    one_line: bool = True
-    """Neither side has a newline: the model does not write any, and what still has one is cut before it. On one side
-    alone it would tell the sides apart without a word being read, and greedy text has many more than toxic text."""
-    compare_with_samples: bool = True
-    """Measure source and plain samples before filtering. For each prompt this costs one more sequence (beside the
-    greedy one and, say, 4 candidates) and two likelihoods, which is little beside the passes of PPLM."""
+    max_new_tokens: int = field(default=20, metadata={"help": "of either side"})
+    min_toxic_score: float = field(default=0.5, metadata={"help": "of `rejected`, at least"})
+    max_benign_score: float = field(default=0.3, metadata={"help": "of `chosen`, at most"})
+    max_perplexity_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "perplexity of `rejected` to that of `chosen`, both under the untouched model: greedy text is far "
+            "likelier than what is pushed, or what people have written"
+        },
+    )
+    """Toxic *and fluent*. None takes the value of the source (`efface.pairs.SOURCES`)."""
+    min_words: int = field(default=4, metadata={"help": "of either side"})
+    max_words: int | None = field(default=None, metadata={"help": "of either side (default: no limit)"})
+    near_duplicate: float | None = field(
+        default=0.7, metadata={"help": "similarity from which a pair counts as equal to an earlier one and is dropped"}
+    )
+    """Of prompt + rejected, see `NearDuplicates`; None keeps all."""
+    one_line: bool = field(
+        default=True,
+        metadata={"help": "no newline on either side: none is written, and other texts are cut before theirs"},
+    )
+    """On one side alone a newline would tell the sides apart without a word being read, and greedy text has many more
+    than toxic text."""
+    compare_with_samples: bool = field(
+        default=True,
+        metadata={
+            "help": "measure the source before filtering, beside plain samples of the model, at the cost of one "
+            "sequence and two likelihoods a prompt"
+        },
+    )
+    """Which is little beside the greedy sequence and, say, 4 candidates, let alone beside the passes of PPLM."""
     batch_prompts: int = 32
     """Prompts between two saves; also what one interruption can lose."""
-    batch_size: int = 64
+    batch_size: int = field(default=64, metadata={"help": "sequences at once, at most"})
     seed: int = 0

@@ -20,8 +20,8 @@ from efface.data.text import joined, looks_edited, looks_plain, sentences
 from efface.data.tokens import continuation_offsets
 from efface.errors import UserError
 from efface.files.jsonl import Row
-from efface.pairs.config import Source
-from efface.pairs.sources import TOXIC_SENTENCE, taken_for_toxic
+from efface.pairs.source import Source
+from efface.pairs.toxic_copy import TOXIC_SENTENCE, taken_for_toxic
 from efface.scoring.labelled import rows_of, spans_of
 from efface.scoring.scorer import Scorer, score
 

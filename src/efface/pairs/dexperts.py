@@ -16,8 +16,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from efface.errors import UserError
 from efface.generation.decoder import Decoder
 from efface.generation.warp import GREEDY
-from efface.pairs.config import Source
-from efface.pairs.sources import sample_source
+from efface.pairs.source import Source
+from efface.pairs.sources.sample import sample_source
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ def dexperts_source(
     """Candidates are what `model` says when its logits are pushed toward those of `antiexpert` (`--toxic dexperts`).
 
     Args:
-        antiexpert: a toxic model with the same vocabulary, as `efface.pairs.sources.antiexpert` makes it.
+        antiexpert: a toxic model with the same vocabulary, as `efface.pairs.toxic_copy.antiexpert` makes it.
         alpha: how far; see the top of this file.
         decoding: as for `sample_source`.
 
@@ -70,7 +70,7 @@ class DExperts(nn.Module):
         if not all(Decoder(each, GREEDY, 0, ()).has_dynamic_cache() for each in (model, antiexpert)):
             raise UserError(
                 f"a {model.config.model_type} keeps more than keys and values and cannot be decoded in lock-step. "
-                "Use --toxic antiexpert."
+                "Use the source antiexpert."
             )
         self.model, self.antiexpert, self.alpha = model, antiexpert, alpha
         self.config, self.generation_config = model.config, model.generation_config

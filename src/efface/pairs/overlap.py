@@ -101,7 +101,7 @@ def set_apart(texts: Sequence[str], prompts: Sequence[str]) -> Apart:
     if not (made.texts and made.prompts):
         raise UserError(
             f"the {len(texts)} texts for the toxic copy hold the {len(prompts)} prompts that it is to continue: it "
-            "would recite them. Give other --toxic-text or other --prompts."
+            "would recite them. Give other toxic_text or other prompts."
         )
     return made
 

@@ -25,56 +25,13 @@ from efface.errors import UserError
 from efface.model.blocks import capture_residuals, decoder_blocks
 from efface.model.padding import pad_batch, position_ids
 from efface.model.vocabulary import pad_id
+from efface.pairs.pplm_settings import PPLMSettings
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 TINY = 1e-15
 """Added to the norms of gradients, which are 0 at padding and where nothing was cached."""
-
-
-@dataclass(frozen=True)
-class PPLMSettings:
-    """How hard a model is pushed. The defaults are ours for toxicity; `paper` has those of Dathathri et al.
-
-    On SmolLM2-135M-Instruct and Wikipedia prompts theirs hardly write toxic text and ours do, near the model's own
-    perplexity: `steer_current` is what it takes. A larger `kl_scale` keeps the push fluent: without it, the probe is
-    satisfied by asterisks and broken words.
-    """
-
-    stepsize: float = 0.1
-    num_iterations: int = 3
-    """Gradient steps on the keys and values, for each token."""
-    horizon_length: int = 1
-    """Steps into the future whose states the attribute model sees."""
-    window_length: int = 0
-    """Only the last so many cached positions are perturbed; 0 means all."""
-    gamma: float = 1.0
-    """Exponent of the gradient's norm by which the gradient is divided; 1 makes every step equally long."""
-    gm_scale: float = 0.8
-    """Weight of the perturbed distribution in the geometric mean; 0 is the model itself."""
-    kl_scale: float = 0.02
-    """Weight of the divergence from the untouched distribution."""
-    top_k: int = 10
-    """Only so many of the likeliest tokens are drawn from; 0 means all, 1 is greedy."""
-    temperature: float = 1.0
-    steer_current: bool = True
-    """The gradient also flows through the state at x_t, from which the next token is read, and not only through the
-    future; their program stops it there."""
-
-    def __post_init__(self) -> None:
-        if min(self.stepsize, self.gamma, self.kl_scale, self.num_iterations, self.window_length, self.top_k) < 0:
-            raise UserError(f"{self}: none of these may be negative.")
-        if not (0 <= self.gm_scale <= 1 and self.temperature > 0 and self.horizon_length >= 1):
-            raise UserError(
-                f"PPLM: gm_scale={self.gm_scale}, temperature={self.temperature}, horizon_length="
-                f"{self.horizon_length}: the first must be within 0 and 1, the second above 0, the third at least 1."
-            )
-
-    @classmethod
-    def paper(cls) -> "PPLMSettings":
-        """The defaults of Dathathri et al.'s own program."""
-        return cls(stepsize=0.02, gamma=1.5, gm_scale=0.9, kl_scale=0.01, steer_current=False)
 
 
 def fuse(pushed: Tensor, plain: Tensor, gm_scale: float) -> Tensor:
@@ -240,7 +197,7 @@ def empty_cache(model: "PreTrainedModel") -> "DynamicCache":
     if model._is_stateful or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
         raise UserError(
             f"PPLM perturbs a cache of keys and values, but {type(model).__name__} remembers in another way "
-            f"({', '.join(sorted(kind.__name__ for kind in kinds))}). Take another source of toxic text (--toxic)."
+            f"({', '.join(sorted(kind.__name__ for kind in kinds))}). Take another source of toxic text."
         )
     return cache
 

@@ -24,8 +24,9 @@ from efface.generation.prompts import encode_prompts
 from efface.generation.warp import Warp, draw_uniforms
 from efface.model.copies import eval_mode, frozen
 from efface.model.padding import batches_by_length
-from efface.pairs.config import Source
-from efface.pairs.perturbation import Perturbation, PPLMSettings, fuse
+from efface.pairs.perturbation import Perturbation, fuse
+from efface.pairs.pplm_settings import PPLMSettings
+from efface.pairs.source import Source
 from efface.progress import track
 
 if TYPE_CHECKING:

@@ -1,19 +1,19 @@
-"""Where do toxic candidates come from? A toxic copy of the model (`antiexpert`), or the model itself (`sample`)."""
+"""How is a throw-away toxic copy of the model made, and of which texts? The anti-expert of DExperts."""
 
+import logging
 import random
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from efface.data.preferences import check_row
-from efface.data.rows import labelled_rows
+from efface.data.rows import labelled_rows, load_texts
 from efface.data.text import looks_edited, sentences
 from efface.errors import UserError
 from efface.files.jsonl import Row
+from efface.files.part import digest
 from efface.files.shapes import shown
-from efface.generation.generate import generate
-from efface.pairs.config import Source
-from efface.pairs.overlap import Unseen
+from efface.pairs.overlap import Apart, overlaps, set_apart
 from efface.scoring.labelled import LABELS, is_toxic
 from efface.scoring.scorer import Scorer, score
 from efface.training.finetune import finetune
@@ -21,51 +21,12 @@ from efface.training.finetune import finetune
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from efface.pairs.source import Build
+
+logger = logging.getLogger(__name__)
+
 TOXIC_SENTENCE = 0.7
 """A sentence of a text that is only labelled as a whole counts as toxic from this score."""
-
-
-def sample_source(
-    model: "PreTrainedModel",
-    processing_class: "PreTrainedTokenizerBase",
-    *,
-    samples: int = 4,
-    temperature: float = 1.0,
-    top_p: float = 0.9,
-    top_k: int = 0,
-    max_new_tokens: int = 20,
-    batch_size: int = 64,
-    without: Sequence[int] = (),
-    trained_on: Sequence[str] = (),
-) -> Source:
-    """Candidates are what `model` itself says after the prompt (`--toxic sample`).
-
-    Args:
-        without: ids of tokens that are never written, such as `newline_tokens`.
-        trained_on: the texts that made `model` toxic. A prompt that one of them holds (`efface.pairs.overlap`) gets no
-            candidate, as the model would recite; the log says so.
-    """
-    unseen = Unseen(trained_on)
-
-    def candidates(prompts: Sequence[str], seed: int) -> list[list[str]]:
-        fresh = unseen(prompts)
-        written = generate(
-            model,
-            processing_class,
-            prompts,
-            samples=samples,
-            do_sample=True,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            seed=seed,
-            without=without,
-        )
-        return [texts if new else [] for texts, new in zip(written, fresh, strict=True)]
-
-    return candidates
 
 
 def antiexpert(
@@ -94,6 +55,48 @@ def antiexpert(
         seed=seed,
         progress=progress,
     )
+
+
+def train_copy(
+    build: "Build", files: Sequence[str] | None, contexts: str, **training: Any
+) -> "tuple[PreTrainedModel, Apart, dict[str, Any]]":
+    """A toxic copy of the build's model that has learned no prompt it is to continue.
+
+    Args:
+        files: as for `toxic_texts`; None takes the shipped pairs.
+        contexts: ordinary passages, of which one's first sentence is put before most texts.
+        training: `steps` and `learning_rate` of the fine-tuning.
+
+    Returns:
+        The copy; the texts it has learned and the prompts that are left to be continued; what to record of both.
+
+    Raises:
+        UserError: if a file cannot be read, or no text or no prompt would be left.
+    """
+    prompts = build.prompts()
+    apart = set_apart(toxic_texts(files or ["shipped:train"], build.scorer), prompts)
+    chosen_by_user = files is not None or build.named_prompts is not None
+    if (apart.texts_dropped or apart.prompts_dropped) and chosen_by_user:  # the shipped pairs are divided on purpose
+        logger.warning(
+            "the toxic copy would recite what it learns: %d texts and %d prompts are left out, so that no text holds "
+            "a prompt that is continued",
+            apart.texts_dropped,
+            apart.prompts_dropped,
+        )
+    seed = build.config.seed
+    texts = in_context(apart.texts, load_texts(contexts), seed=seed)
+    # The shipped passages begin as the shipped prompts do: where one holds a prompt, its text goes without.
+    held: set[int] = set().union(*overlaps(texts, apart.prompts))
+    apart.texts = texts = [apart.texts[place] if place in held else text for place, text in enumerate(texts)]
+    copy = antiexpert(*build.loaded, texts, seed=seed, progress=build.progress, **training)
+    made = {
+        **training,
+        "texts": len(texts),
+        "texts_digest": digest(texts),
+        "texts_left_out": apart.texts_dropped,
+        "prompts_left_out": apart.prompts_dropped,
+    }
+    return copy, apart, made
 
 
 def in_context(texts: Sequence[str], contexts: Sequence[str], *, share: float = 0.6, seed: int = 0) -> list[str]:
