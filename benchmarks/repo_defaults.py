@@ -16,6 +16,7 @@ from common import RESULTS, command, parser, reporting_prompts, train_repo, tuni
 from efface.evaluation.measure import evaluate
 from efface.files.results import read_json, write_json
 from efface.methods.repo import REPOConfig
+from efface.methods.retain import RetainConfig
 from efface.model.load import DEFAULT_MODEL, load_model
 from efface.report.table import evaluation_table
 from efface.training.config import PairConfig
@@ -110,7 +111,7 @@ def main() -> None:
         if name != "base":
             trainer = train_repo(**CENTRE | ARMS[name])
             model = trainer.model
-            keys = [key for config in (PairConfig, REPOConfig) for key in config.__annotations__]
+            keys = [key for config in (PairConfig, RetainConfig, REPOConfig) for key in config.__annotations__]
             training = {
                 "differs": ARMS[name],
                 "settings": {key: getattr(trainer.args, key) for key in keys},
