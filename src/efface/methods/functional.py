@@ -1,4 +1,4 @@
-"""What is the maths? Pure tensor functions, without models or configuration; the equations of docs/methods.md."""
+"""What do adversary and model share of maths? Gradient reversal, its ramp, confusion: pure functions of tensors."""
 
 import math
 from typing import Any

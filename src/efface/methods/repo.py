@@ -1,6 +1,6 @@
 """How does REPO erase? Representation Erasure-based Preference Optimization (arXiv 2602.23391), design section 2.
 
-    L = w_retain * mean over tokens of y+ of KL( f0 || f )
+    L = w_retain * mean over tokens of y+ of KL( f0 || f )                          (as in `retain.py`)
       + w_erase  * mean over layers l of BCE( D_l( GRL_lambda( h_l(t) ) ), [t is a token of y-] )
       + w_retain_text * mean over tokens of ordinary passages of KL( f0 || f )                        (optional)
       + npo_weight * NPO( y- )                                                                        (optional)
@@ -166,16 +166,20 @@ class REPOTrainer(RetainTrainer):
 
     def loss(self, step: Step) -> Loss:
         retain, metrics = super().loss(step)
-        with torch.autocast(retain.device.type, enabled=False):  # discriminators stay in float32
-            domains = {layer: self._domains(step, layer) for layer in self.layers}
-            erase, adversary = self.adversaries.loss(domains, self._strength(), train=self.recording)
-        metrics |= adversary | {"erase_loss": erase.item()} | self._norm_drift(step)
+        erase, of_adversary = self.erase_loss(step)
+        metrics |= of_adversary | {"erase_loss": erase.item()} | self._norm_drift(step)
         loss = retain + self._erase_weight() * erase
         if self.args.npo_weight:
             npo = step.mean(npo_loss(step.log_ratio("rejected"), self.args.npo_beta), over="pairs")
             metrics["npo_loss"] = npo.item()
             loss = loss + self.args.npo_weight * npo
         return loss, metrics
+
+    def erase_loss(self, step: Step) -> Loss:
+        """What the discriminators say of the states, with the gradient to the model reversed."""
+        with torch.autocast(step.policy.hidden.device.type, enabled=False):  # discriminators stay in float32
+            domains = {layer: self._domains(step, layer) for layer in self.layers}
+            return self.adversaries.loss(domains, self._strength(), train=self.recording)
 
     def _domains(self, step: Step, layer: int) -> Domains:
         """Toxic and benign states of one layer."""

@@ -1,6 +1,8 @@
 """What does fine-tuning on the benign continuations alone do? The control for every method that looks at y-.
 
-L = - mean over the tokens of y+ of log f(token | context)
+    L = - mean over the tokens of y+ of log f(token | context)
+
+Short: it has no settings and no terms of its own.
 """
 
 from dataclasses import dataclass, field
