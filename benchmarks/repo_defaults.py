@@ -18,6 +18,7 @@ from efface.evaluation.settings import OrdinaryText
 from efface.files.results import read_json, write_json
 from efface.generation.decoding import Decoding
 from efface.methods.repo import REPOConfig
+from efface.methods.retain import RetainConfig
 from efface.model.load import DEFAULT_MODEL, load_model
 from efface.report.table import evaluation_table
 from efface.training.config import PairConfig
@@ -112,7 +113,7 @@ def main() -> None:
         if name != "base":
             trainer = train_repo(**CENTRE | ARMS[name])
             model = trainer.model
-            keys = [key for config in (PairConfig, REPOConfig) for key in config.__annotations__]
+            keys = [key for config in (PairConfig, RetainConfig, REPOConfig) for key in config.__annotations__]
             training = {
                 "differs": ARMS[name],
                 "settings": {key: getattr(trainer.args, key) for key in keys},

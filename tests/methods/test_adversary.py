@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from efface.methods.adversary import ERASED_SIDES
+from efface.methods.adversary import ERASE_SIDES
 from efface.methods.discriminators import KINDS, OBJECTIVES, Domains
 from efface.methods.functional import LN2
 
@@ -40,7 +40,7 @@ def test_the_model_gets_the_explicit_minimax_gradient(kind: str) -> None:
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
-@pytest.mark.parametrize("side", ERASED_SIDES)
+@pytest.mark.parametrize("side", ERASE_SIDES)
 def test_which_side_is_moved(side: str, bound: str) -> None:
     game = adversaries(bound=bound, erase_side=side)
     domain = domains(states(50).requires_grad_(), states(30, seed=1).requires_grad_())
@@ -290,13 +290,13 @@ def play(bound: str, side: str = "both", steps: int = 150) -> list[float]:
     return trace
 
 
-@pytest.mark.parametrize("side", ERASED_SIDES)
+@pytest.mark.parametrize("side", ERASE_SIDES)
 def test_the_plain_objective_swaps_the_classes(side: str) -> None:
     trace = play("none", side)
     assert trace[0] < 0.3 and trace[-1] > 1.5  # far above ln 2 = 0.69
 
 
-@pytest.mark.parametrize("side", ERASED_SIDES)
+@pytest.mark.parametrize("side", ERASE_SIDES)
 @pytest.mark.parametrize("bound", ["layer", "token", "confusion"])
 def test_a_bound_stops_the_push_at_confusion(bound: str, side: str) -> None:
     trace = play(bound, side)

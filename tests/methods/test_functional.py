@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efface.data.batch import predicting_positions
-from efface.methods.functional import LN2, confusion_loss, dann_ramp, gradient_reversal, pool_rows
+from efface.methods.functional import LN2, confusion_loss, dann_ramp, gradient_reversal
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -115,9 +115,3 @@ def test_as_many_predictions_as_tokens(lengths: list[tuple[int, int]]) -> None:
     assert torch.equal(
         predicting.nonzero() + torch.tensor([0, 1]), mask.nonzero()
     )  # in the same order, one to the left
-
-
-def test_pool_rows() -> None:
-    mask = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 0]], dtype=torch.bool)
-    states = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])  # at the three marked tokens
-    assert pool_rows(states, mask).tolist() == [[2.0, 3.0], [0.0, 0.0], [5.0, 6.0]]  # an empty row is not NaN

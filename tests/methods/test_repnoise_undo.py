@@ -23,7 +23,7 @@ from efface.methods import METHODS, Method
 from efface.methods.repnoise import RepNoiseTrainer, gaussian_mmd, noise_like
 from efface.methods.undo import UNDOTrainer, shrink_and_perturb_
 from efface.model.blocks import capture_residuals, decoder_blocks
-from efface.training.trainer import Counts
+from efface.training.step import Counts
 
 
 def build(trainer_class: Any, folder: Path, model: Any = None, **given: Any) -> Any:

@@ -17,6 +17,7 @@ from trained import (
     StopAfterSave,
     assert_moved,
     assert_same,
+    build,
     logged,
     logits_of,
     weights,
@@ -35,7 +36,10 @@ from efface.model.load import load_model
 from efface.model.save import save_model
 from efface.training.editor import PairEditor
 from efface.training.prepare import disable_dropout_
-from efface.training.trainer import Counts, PairTrainer
+from efface.training.step import Counts, Loss, Step
+from efface.training.trainer import PairTrainer
+
+__all__ = ["build"]  # the fixture
 
 # What moves
 
@@ -102,9 +106,9 @@ def test_the_logged_kl_is_the_kl_to_the_untouched_model(build: Build) -> None:
     calls: list[tuple[PairBatch, dict[str, Tensor]]] = []
     loss = trainer.loss
 
-    def record(policy: Any, reference: Any, batch: PairBatch, counts: Counts) -> Any:
-        calls.append((batch, weights(trainer.model)))
-        return loss(policy, reference, batch, counts)
+    def record(step: Step) -> Loss:
+        calls.append((step.batch, weights(trainer.model)))
+        return loss(step)
 
     trainer.loss = record  # type: ignore[method-assign]
     trainer.train()
@@ -430,8 +434,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(build: Build, tmp_path:
     trainer = build(max_steps=6, save_strategy="steps", save_steps=2)
     loss = trainer.loss
 
-    def diverge(policy: Any, reference: Any, batch: PairBatch, counts: Counts) -> Any:
-        value, metrics = loss(policy, reference, batch, counts)
+    def diverge(step: Step) -> Loss:
+        value, metrics = loss(step)
         return (value / 0 if trainer.state.global_step == 3 else value), metrics
 
     trainer.loss = diverge  # type: ignore[method-assign]

@@ -58,7 +58,7 @@ def trainer_of(case: str, output: Path, processes: int) -> PairTrainer:
         "use_cpu": True,
         "bf16": False,
         "disable_tqdm": True,
-        "precompute_reference": "off" if not method.reference_residuals else "auto",
+        "precompute_reference": "auto" if name in ("rmu", "circuit_breakers") else "off",  # which compare residuals
         **({"grl_schedule": "constant", "discriminator_width": 16} if name == "repo" else {}),
         **CASES.get(case, {}),
     }

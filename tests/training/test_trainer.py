@@ -42,11 +42,7 @@ def kl_loss(trainer: Trainer, model: nn.Module, batch: Any, counts: Counts) -> t
     """The retain term alone, through the trainer's own `compute_loss`."""
     whole = trainer.loss
 
-    def retain(policy: Any, reference: Any, batch: Any, counts: Counts) -> tuple[Tensor, dict[str, float]]:
-        weight = 1.0 if "chosen" in trainer.sides else 0.0
-        return trainer.retain_loss(policy, reference, batch, counts, weight)
-
-    trainer.loss = retain
+    trainer.loss = lambda step: step.retain(1.0 if "chosen" in trainer.sides else 0.0)
     try:
         return trainer.compute_loss(model, batch, num_items_in_batch=torch.stack(list(counts))), None
     finally:

@@ -27,7 +27,7 @@ from efface.methods.functional import confusion_loss, gradient_reversal
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-ERASED_SIDES = ("toxic", "both")
+ERASE_SIDES = ("toxic", "both")
 
 
 class Adversaries:

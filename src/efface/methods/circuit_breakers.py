@@ -22,14 +22,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from efface.checks import not_negative, positive
-from efface.data.batch import PairBatch, ReferenceStates
+from efface.data.preferences import SIDES
 from efface.errors import UserError
 from efface.model.blocks import decoder_blocks, parse_layers
-from efface.model.forward import Forward
 from efface.training.config import PairConfig, check_config
 from efface.training.inputs import model_and_tokenizer
 from efface.training.prepare import lora_config
-from efface.training.trainer import Counts, PairTrainer
+from efface.training.step import Loss, Needs, Step
+from efface.training.trainer import PairTrainer
 
 
 @dataclass
@@ -73,8 +73,6 @@ class CircuitBreakersTrainer(PairTrainer):
 
     config_class = CircuitBreakersConfig
     args: CircuitBreakersConfig
-    sides = ()
-    reference_residuals = ("chosen", "rejected")
 
     def __init__(
         self,
@@ -99,29 +97,35 @@ class CircuitBreakersTrainer(PairTrainer):
             peft_config = lora_config(args)
             peft_config.exclude_modules = _above(model, args.reroute_layers)
         super().__init__(model, args, train_dataset, eval_dataset, processing_class, ref_model, peft_config, **kwargs)
+        self.reroute_layers, self.retain_layers = rerouted_and_retained(args, len(decoder_blocks(self.model)))  # type: ignore[arg-type]
 
-    def layers_of(self, model: PreTrainedModel) -> list[int]:
-        n = len(decoder_blocks(model))
-        self.reroute_layers = parse_layers(self.args.reroute_layers, n)
-        kept = self.args.retain_layers
-        self.retain_layers = list(range(self.reroute_layers[-1] + 1)) if kept is None else parse_layers(kept, n)
-        return sorted({*self.reroute_layers, *self.retain_layers})
+    @classmethod
+    def needs(cls, args: Any, n_blocks: int) -> Needs:
+        layers = sorted({layer for each in rerouted_and_retained(args, n_blocks) for layer in each})
+        return Needs(sides=(), layers=layers, residuals=SIDES)
 
-    def loss(
-        self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
-    ) -> tuple[Tensor, dict[str, float]]:
-        text, metrics = self.retain_loss(policy, reference, batch, counts, weight=0.0)
-        n = int(batch["continuation_mask"][: batch["n_pairs"]].sum())  # tokens of y+, which come first
-        now, before = policy.residuals, reference["residuals"]  # layer -> (M, d) each
-        overlap = torch.stack(
-            [cosine_overlap(now[i][n:], before[i][n:]) for i in self.reroute_layers]
-        )  # (layers, M - n)
-        change = torch.stack([relative_change(now[i][:n], before[i][:n]) for i in self.retain_layers])  # (layers, n)
-        reroute = overlap.mean(0).sum() / counts.rejected
-        retain = change.mean(0).sum() / counts.chosen
+    def loss(self, step: Step) -> Loss:
+        text, metrics = step.retain()
+        overlap = [
+            cosine_overlap(step.states(layer, "rejected"), step.reference_states(layer, "rejected"))
+            for layer in self.reroute_layers
+        ]  # (tokens,) each
+        change = [
+            relative_change(step.states(layer, "chosen"), step.reference_states(layer, "chosen"))
+            for layer in self.retain_layers
+        ]
+        reroute = step.mean(torch.stack(overlap).mean(0), over="rejected")
+        retain = step.mean(torch.stack(change).mean(0), over="chosen")
         metrics |= {"reroute_loss": reroute.item(), "retain_loss": retain.item()}
         c_reroute, c_retain = coefficients(self.state.global_step / max(self.state.max_steps, 1))
         return text + self.args.alpha * (c_reroute * reroute + c_retain * self.args.w_retain * retain), metrics
+
+
+def rerouted_and_retained(args: CircuitBreakersConfig, n_blocks: int) -> tuple[list[int], list[int]]:
+    """`reroute_layers` and `retain_layers` in a model of so many blocks."""
+    rerouted = parse_layers(args.reroute_layers, n_blocks)
+    kept = args.retain_layers
+    return rerouted, list(range(rerouted[-1] + 1)) if kept is None else parse_layers(kept, n_blocks)
 
 
 def _above(model: PreTrainedModel, layers: str) -> str | None:

@@ -11,17 +11,17 @@ robust DPO (Chowdhury et al. 2024, arXiv 2403.00409), whose mean over labels swa
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from efface.checks import one_of, positive
-from efface.data.batch import PairBatch, ReferenceStates
+from efface.data.preferences import SIDES
 from efface.errors import UserError
-from efface.methods.npo import log_ratios
-from efface.model.forward import Forward
 from efface.training.config import PairConfig
-from efface.training.trainer import Counts, PairTrainer
+from efface.training.step import Loss, Needs, Step
+from efface.training.trainer import PairTrainer
 
 LOSS_TYPES = ("sigmoid", "robust")
 
@@ -74,24 +74,18 @@ class DPOTrainer(PairTrainer):
 
     config_class = DPOConfig
     args: DPOConfig
-    sides = ("chosen", "rejected")
 
-    def loss(
-        self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
-    ) -> tuple[Tensor, dict[str, float]]:
-        args, n = self.args, batch["n_pairs"]
-        ratios, log_probabilities = log_ratios(self, policy, reference, batch, "chosen", "rejected")  # (2B,) each
-        chosen, rejected = (args.beta * ratios).split(n)
-        margin = chosen - rejected  # (B,)
-        loss = dpo_loss(margin, args.label_smoothing, args.loss_type).sum() / counts.pairs
-        text, metrics = self.retain_loss(policy, reference, batch, counts, 0.0)
-        of_pairs = {
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/margins": margin,
-            "rewards/accuracies": margin > 0,
-            "logps/chosen": log_probabilities[:n],
-            "logps/rejected": log_probabilities[n:],
-        }
-        means = {name: (values.detach().sum() / counts.pairs).item() for name, values in of_pairs.items()}
-        return loss + text, metrics | means
+    @classmethod
+    def needs(cls, args: Any, n_blocks: int) -> Needs:
+        return Needs(sides=SIDES)
+
+    def loss(self, step: Step) -> Loss:
+        chosen, rejected = (self.args.beta * step.log_ratio(*SIDES)).chunk(2)  # (B,) each, rewards
+        margin = chosen - rejected
+        losses = dpo_loss(margin, self.args.label_smoothing, self.args.loss_type)
+        text, metrics = step.retain()
+        likely, unlikely = step.sequence_log_probabilities(*SIDES).chunk(2)
+        of_pairs = {"rewards/chosen": chosen, "rewards/rejected": rejected, "rewards/margins": margin}
+        of_pairs |= {"rewards/accuracies": margin > 0, "logps/chosen": likely, "logps/rejected": unlikely}
+        metrics |= {name: step.mean(values.detach(), over="pairs").item() for name, values in of_pairs.items()}
+        return step.mean(losses, over="pairs") + text, metrics

@@ -1,4 +1,4 @@
-"""What is the maths? Pure tensor functions, without models or configuration; the equations of docs/methods.md."""
+"""What do adversary and model share of maths? Gradient reversal, its ramp, confusion: pure functions of tensors."""
 
 import math
 from typing import Any
@@ -41,16 +41,3 @@ def dann_ramp(progress: float) -> float:
 def confusion_loss(domain_logits: Tensor) -> Tensor:
     """(N,) cross-entropy of D's output with one half; least, ln 2, where it cannot tell (Tzeng et al. 2015)."""
     return 0.5 * (F.softplus(domain_logits) + F.softplus(-domain_logits))
-
-
-def pool_rows(states: Tensor, mask: Tensor) -> Tensor:
-    """(rows, d) mean of the states of each row, from `states` (M, d) at the marked tokens of `mask` (rows, T) bool."""
-    rows = mask.nonzero()[:, 0]  # (M,)
-    sums = states.new_zeros(len(mask), states.shape[1]).index_add(0, rows, states)
-    return sums / mask.sum(1, keepdim=True).clamp(min=1)
-
-
-def sum_rows(values: Tensor, mask: Tensor) -> Tensor:
-    """(rows,) sum of `values` (M,) over the marked tokens of each row of `mask` (rows, T) bool; 0 where none is."""
-    rows = mask.nonzero()[:, 0]  # (M,)
-    return values.new_zeros(len(mask)).index_add(0, rows, values)

@@ -13,14 +13,11 @@ NPO (`npo.py`) and SimNPO (`simnpo.py`) have another L_forget and the same rest.
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
 from efface.checks import not_negative, one_of, positive
-from efface.data.batch import PairBatch, ReferenceStates
-from efface.model.forward import Forward
-from efface.training.config import PairConfig, check_config
-from efface.training.trainer import Counts, PairTrainer
+from efface.data.preferences import SIDES
+from efface.training.config import PairConfig
+from efface.training.step import Loss, Needs, Step
+from efface.training.trainer import PairTrainer
 
 RETAIN = ("kl", "nll", "none")
 
@@ -55,40 +52,26 @@ class GradDiffConfig(PairConfig):
 class GradDiffTrainer(PairTrainer):
     """Train with gradient difference. Arguments as `PairTrainer`; settings as `GradDiffConfig`.
 
-    A subclass with another forget term overrides `forget_loss`, and `needs_reference` if that term asks it.
+    A subclass with another forget term overrides `forget_loss`, and `needs` if that term asks for something else.
     """
 
     config_class = GradDiffConfig
     args: GradDiffConfig
-    sides: tuple[str, ...] = ("chosen", "rejected")
 
-    def __init__(
-        self, model: str | PreTrainedModel, args: GradDiffConfig | None = None, *others: Any, **keywords: Any
-    ):
-        if args is not None:
-            check_config(self, args)
-        if args is not None and args.retains is None:
-            self.sides = ("rejected",)
-        super().__init__(model, args, *others, **keywords)
+    @classmethod
+    def needs(cls, args: Any, n_blocks: int) -> Needs:
+        return Needs(sides=SIDES if args.retains else ("rejected",), reference=args.retains == "kl")
 
-    def needs_reference(self, args: Any, has_passages: bool) -> bool:
-        return args.retains == "kl" or (has_passages and args.w_retain_text > 0)
-
-    def loss(
-        self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: Step) -> Loss:
         args = self.args
-        forget, metrics = self.forget_loss(policy, reference, batch, counts)
-        kl_weight = args.w_retain if args.retains == "kl" else 0.0
-        retain, retain_metrics = self.retain_loss(policy, reference, batch, counts, kl_weight)
+        forget, metrics = self.forget_loss(step)
+        retain, retain_metrics = step.retain(args.w_retain if args.retains == "kl" else 0.0)
         if args.retains == "nll":
-            nll = -self.log_probabilities(policy.hidden, self.head, batch, "chosen").sum() / counts.chosen
+            nll = -step.mean(step.log_probabilities("chosen"), over="chosen")
             retain = retain + args.w_retain * nll
             retain_metrics["nll_loss"] = nll.item()
         return args.w_forget * forget + retain, metrics | {"forget_loss": forget.item()} | retain_metrics
 
-    def forget_loss(
-        self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
-    ) -> tuple[Tensor, dict[str, float]]:
-        """L_forget, and what else is to be logged; arguments and division by `counts` as with `loss`."""
-        return self.log_probabilities(policy.hidden, self.head, batch, "rejected").sum() / counts.rejected, {}
+    def forget_loss(self, step: Step) -> Loss:
+        """L_forget, and what else is to be logged; otherwise as `loss`."""
+        return step.mean(step.log_probabilities("rejected"), over="rejected"), {}

@@ -8,20 +8,15 @@ Its gradient is that of gradient ascent times 2 f^beta / (f^beta + f0^beta); as 
 (Proposition 1). The retain term and the weights are those of `graddiff.py`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from efface.checks import positive
-from efface.data.batch import PairBatch, ReferenceStates
-from efface.data.preferences import SIDES
-from efface.methods.functional import sum_rows
 from efface.methods.graddiff import GradDiffConfig, GradDiffTrainer
-from efface.model.forward import Forward, Head
-from efface.training.trainer import Counts, PairTrainer
+from efface.training.step import Loss, Needs, Step
 
 
 def npo_loss(log_ratio: Tensor, beta: float) -> Tensor:
@@ -32,33 +27,6 @@ def npo_loss(log_ratio: Tensor, beta: float) -> Tensor:
         beta: inverse temperature, above 0.
     """
     return -2 / beta * F.logsigmoid(-beta * log_ratio)
-
-
-def sequence_log_probabilities(
-    trainer: PairTrainer, hidden: Tensor, head: Head, batch: PairBatch, *sides: str
-) -> Tensor:
-    """(rows,) log f(y | x), summed over the tokens of y; a row for each continuation of `sides`, chosen ones first.
-
-    Args:
-        trainer: whose `log_probabilities` are summed; `hidden` and `head` are as there.
-    """
-    n, mask = batch["n_pairs"], batch["continuation_mask"]
-    rows = torch.cat([mask[i * n : (i + 1) * n] for i, side in enumerate(SIDES) if side in sides])
-    return sum_rows(trainer.log_probabilities(hidden, head, batch, *sides), rows)
-
-
-def log_ratios(
-    trainer: PairTrainer, policy: Forward, reference: ReferenceStates, batch: PairBatch, *sides: str
-) -> tuple[Tensor, Tensor]:
-    """log f(y | x) - log f0(y | x), and log f(y | x) without its graph, for logs; (rows,) each.
-
-    Rows as in `sequence_log_probabilities`. The arguments are what a trainer's `loss` is given.
-    """
-    assert trainer.reference_head is not None
-    found = sequence_log_probabilities(trainer, policy.hidden, trainer.head, batch, *sides)
-    with torch.no_grad():
-        expected = sequence_log_probabilities(trainer, reference["hidden"], trainer.reference_head, batch, *sides)
-    return found - expected, found.detach()
 
 
 @dataclass
@@ -84,12 +52,11 @@ class NPOTrainer(GradDiffTrainer):
     config_class = NPOConfig
     args: NPOConfig
 
-    def needs_reference(self, args: Any, has_passages: bool) -> bool:
-        return True
+    @classmethod
+    def needs(cls, args: Any, n_blocks: int) -> Needs:
+        return replace(super().needs(args, n_blocks), reference=True)
 
-    def forget_loss(
-        self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
-    ) -> tuple[Tensor, dict[str, float]]:
-        ratio, log_probability = log_ratios(self, policy, reference, batch, "rejected")
-        loss = npo_loss(ratio, self.args.beta).sum() / counts.pairs
-        return loss, {"logps/rejected": (log_probability.sum() / counts.pairs).item()}
+    def forget_loss(self, step: Step) -> Loss:
+        losses = npo_loss(step.log_ratio("rejected"), self.args.beta)  # (B,)
+        log_probability = step.sequence_log_probabilities("rejected").detach()
+        return step.mean(losses, over="pairs"), {"logps/rejected": step.mean(log_probability, over="pairs").item()}

@@ -8,20 +8,18 @@
 Neither the MMD nor the logarithm is a sum over tokens: a micro-batch counts by its share of the step's toxic tokens.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from efface.checks import not_negative, one_of, positive
-from efface.data.batch import PairBatch, ReferenceStates
 from efface.errors import UserError
 from efface.methods.graddiff import GradDiffConfig, GradDiffTrainer
-from efface.model.blocks import decoder_blocks, parse_layers
-from efface.model.forward import Forward
-from efface.training.trainer import Counts
+from efface.model.blocks import parse_layers
+from efface.training.step import Loss, Needs, Step
 
 SCALES = ("matched", "standard")
 
@@ -67,36 +65,34 @@ class RepNoiseTrainer(GradDiffTrainer):
 
     config_class = RepNoiseConfig
     args: RepNoiseConfig
-    pushes_states = "noise_layers"
 
-    def layers_of(self, model: PreTrainedModel) -> list[int]:
-        return parse_layers(self.args.noise_layers, len(decoder_blocks(model))) if self.args.beta else []
+    @classmethod
+    def needs(cls, args: Any, n_blocks: int) -> Needs:
+        layers = parse_layers(args.noise_layers, n_blocks) if args.beta else []
+        return replace(super().needs(args, n_blocks), layers=layers, pushes="noise_layers")
 
-    def forget_loss(
-        self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
-    ) -> tuple[Tensor, dict[str, float]]:
-        args, n, mask = self.args, batch["n_pairs"], batch["continuation_mask"]
-        share = mask[n : 2 * n].sum() / counts.rejected
-        loss, metrics = policy.hidden.new_zeros(()), {}
+    def forget_loss(self, step: Step) -> Loss:
+        args, share = self.args, step.share("rejected")
+        loss, metrics = share.new_zeros(()), {}
         if args.alpha:
-            nll = -self.log_probabilities(policy.hidden, self.head, batch, "rejected").mean()
+            nll = -step.log_probabilities("rejected").mean()
             loss = loss - args.alpha * share * nll.log1p()
             metrics["rejected_nll"] = (share * nll).item()
         if args.beta:
-            noise = share * self._noise_loss(policy, int(mask[:n].sum()))
+            noise = share * self._noise_loss(step)
             loss = loss + args.beta * noise
             metrics["noise_loss"] = noise.item()
         return loss, metrics
 
-    def _noise_loss(self, policy: Forward, n_chosen: int) -> Tensor:
+    def _noise_loss(self, step: Step) -> Tensor:
         """Mean MMD over the layers; of the same tokens in all of them, to noise that seed and step decide."""
         seed = np.random.SeedSequence([self.args.seed, self.state.global_step]).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(seed))
-        n = len(policy.residuals[self.layers[0]]) - n_chosen
-        drawn = n_chosen + torch.randperm(n, generator=generator)[: self.args.mmd_tokens]
+        drawn = torch.randperm(step.tokens["rejected"], generator=generator)[: self.args.mmd_tokens]
         distances = []
         for layer in self.layers:
-            states = policy.residuals[layer][drawn.to(policy.residuals[layer].device)]  # (N, d)
+            states = step.states(layer, "rejected")
+            states = states[drawn.to(states.device)]  # (N, d)
             distances.append(gaussian_mmd(states, noise_like(states, self.args.noise_scale, generator)))
         return torch.stack(distances).mean()
 

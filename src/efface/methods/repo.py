@@ -1,6 +1,6 @@
 """How does REPO erase? Representation Erasure-based Preference Optimization (arXiv 2602.23391), design section 2.
 
-    L = w_retain * mean over tokens of y+ of KL( f0 || f )
+    L = w_retain * mean over tokens of y+ of KL( f0 || f )                          (as in `retain.py`)
       + w_erase  * mean over layers l of BCE( D_l( GRL_lambda( h_l(t) ) ), [t is a token of y-] )
       + w_retain_text * mean over tokens of ordinary passages of KL( f0 || f )                        (optional)
       + npo_weight * NPO( y- )                                                                        (optional)
@@ -17,19 +17,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from efface.checks import at_least, at_least_one, one_of, positive
-from efface.data.batch import PairBatch, ReferenceStates
+from efface.data.preferences import SIDES
 from efface.errors import UserError
-from efface.methods.adversary import ERASED_SIDES, Adversaries
+from efface.methods.adversary import ERASE_SIDES, Adversaries
 from efface.methods.discriminators import KINDS, OBJECTIVES, Domains
-from efface.methods.functional import LN2, dann_ramp, pool_rows
-from efface.methods.npo import log_ratios, npo_loss
-from efface.model.blocks import decoder_blocks, parse_layers
-from efface.model.forward import Forward
-from efface.training.config import PairConfig, check_config
-from efface.training.trainer import Counts, PairTrainer
+from efface.methods.functional import LN2, dann_ramp
+from efface.methods.npo import npo_loss
+from efface.methods.retain import RetainConfig, RetainTrainer
+from efface.model.blocks import parse_layers
+from efface.training.config import PairConfig
+from efface.training.step import Loss, Needs, Step
 
 logger = logging.getLogger(__name__)
 
@@ -39,20 +38,14 @@ SCHEDULES = ("constant", "ramp", "decay")
 
 
 @dataclass
-class REPOConfig(PairConfig):
+class REPOConfig(RetainConfig):
     """Settings of REPO. No value of the paper is public: the defaults are ours, measured (docs/defaults.md)."""
 
-    retain_text: str | None = field(
-        default="shipped:passages",
-        metadata={"help": "JSON lines with `text`, ordinary passages whose KL is kept low; none to do without."},
-    )
-    w_retain: float = field(default=0.5, metadata={"help": "Weight of the KL on chosen continuations."})
     w_erase: float = field(default=1.0, metadata={"help": "Weight of the adversarial loss."})
     erase_schedule: str = field(
         default="constant",
         metadata={"help": "Of w_erase: constant, ramp (from 0 up to w_erase, linearly) or decay (down to 0)."},
     )
-    w_retain_text: float = field(default=20.0, metadata={"help": "Weight of the KL on the passages of --retain_text."})
     erase_layers: str = field(
         default="last", metadata={"help": "Where to erase: last, all, or such as `8,16,-1` or `0.5`."}
     )
@@ -99,8 +92,8 @@ class REPOConfig(PairConfig):
     npo_beta: float = field(default=0.1, metadata={"help": "NPO's inverse temperature."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("erase_side", self.erase_side, ERASED_SIDES)
+        PairConfig.__post_init__(self)  # not RetainConfig's: beside an adversary w_retain may be 0
+        one_of("erase_side", self.erase_side, ERASE_SIDES)
         one_of("erase_unit", self.erase_unit, ("token", "sequence"))
         one_of("erase_schedule", self.erase_schedule, SCHEDULES)
         one_of("adversary", self.adversary, tuple(OBJECTIVES))
@@ -128,7 +121,7 @@ class REPOConfig(PairConfig):
                 raise UserError(f"{name}={getattr(self, name)}: {why}.")
 
 
-class REPOTrainer(PairTrainer):
+class REPOTrainer(RetainTrainer):
     """Train with REPO. Arguments as `PairTrainer`; settings as `REPOConfig`."""
 
     config_class = REPOConfig
@@ -137,12 +130,6 @@ class REPOTrainer(PairTrainer):
     checkpoint_files = (DISCRIMINATORS,)
 
     def __init__(self, model: Any, args: REPOConfig | None = None, *rest: Any, **kwargs: Any):
-        if args is not None:
-            check_config(self, args)
-        if args is not None and args.npo_weight:
-            self.sides = ("chosen", "rejected")  # NPO is about the logits of y-
-        elif args is None or args.w_erase:
-            self.pushes_states = "erase_layers"
         super().__init__(model, args, *rest, **kwargs)
         self.adversaries = Adversaries(
             self.layers,
@@ -170,33 +157,37 @@ class REPOTrainer(PairTrainer):
             else None
         )
 
-    def layers_of(self, model: PreTrainedModel) -> list[int]:
-        return parse_layers(self.args.erase_layers, len(decoder_blocks(model)))
+    @classmethod
+    def needs(cls, args: Any, n_blocks: int) -> Needs:
+        layers = parse_layers(args.erase_layers, n_blocks)
+        if args.npo_weight:
+            return Needs(sides=SIDES, layers=layers)  # NPO is about the logits of y-
+        return Needs(layers=layers, pushes="erase_layers" if args.w_erase else None)
 
-    def loss(
-        self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
-    ) -> tuple[Tensor, dict[str, float]]:
-        retain, metrics = self.retain_loss(policy, reference, batch, counts, self.args.w_retain)
-        with torch.autocast(retain.device.type, enabled=False):  # discriminators stay in float32
-            domains = {layer: self._domains(states, batch, counts) for layer, states in policy.residuals.items()}
-            erase, adversary = self.adversaries.loss(domains, self._strength(), train=self.recording)
-        metrics |= adversary | {"erase_loss": erase.item()} | self._norm_drift(policy, reference, counts)
+    def loss(self, step: Step) -> Loss:
+        retain, metrics = super().loss(step)
+        erase, of_adversary = self.erase_loss(step)
+        metrics |= of_adversary | {"erase_loss": erase.item()} | self._norm_drift(step)
         loss = retain + self._erase_weight() * erase
         if self.args.npo_weight:
-            ratios, _ = log_ratios(self, policy, reference, batch, "rejected")
-            npo = npo_loss(ratios, self.args.npo_beta).sum() / counts.pairs
+            npo = step.mean(npo_loss(step.log_ratio("rejected"), self.args.npo_beta), over="pairs")
             metrics["npo_loss"] = npo.item()
             loss = loss + self.args.npo_weight * npo
         return loss, metrics
 
-    def _domains(self, states: Tensor, batch: PairBatch, counts: Counts) -> Domains:
-        """Toxic and benign states of one layer; `states` (M, d), those of y+ first."""
-        n, mask = batch["n_pairs"], batch["continuation_mask"]
+    def erase_loss(self, step: Step) -> Loss:
+        """What the discriminators say of the states, with the gradient to the model reversed."""
+        with torch.autocast(step.policy.hidden.device.type, enabled=False):  # discriminators stay in float32
+            domains = {layer: self._domains(step, layer) for layer in self.layers}
+            return self.adversaries.loss(domains, self._strength(), train=self.recording)
+
+    def _domains(self, step: Step, layer: int) -> Domains:
+        """Toxic and benign states of one layer."""
         if self.args.erase_unit == "sequence":
-            pooled = pool_rows(states, mask[: 2 * n])  # (2B, d)
-            return Domains(pooled[:n], pooled[n:], counts.pairs, counts.pairs)
-        n_benign = int(mask[:n].sum())
-        return Domains(states[:n_benign], states[n_benign:], n_benign=counts.chosen, n_toxic=counts.rejected)
+            benign, toxic = (step.sequence_states(layer, side) for side in SIDES)  # (B, d) each
+            return Domains(benign, toxic, n_benign=step.counts.pairs, n_toxic=step.counts.pairs)
+        benign, toxic = (step.states(layer, side) for side in SIDES)  # (tokens, d) each
+        return Domains(benign, toxic, n_benign=step.counts.chosen, n_toxic=step.counts.rejected)
 
     @property
     def _progress(self) -> float:
@@ -211,14 +202,14 @@ class REPOTrainer(PairTrainer):
         share = {"constant": 1.0, "ramp": self._progress, "decay": 1.0 - self._progress}
         return self.args.w_erase * share[self.args.erase_schedule]
 
-    def _norm_drift(self, policy: Forward, reference: ReferenceStates, counts: Counts) -> dict[str, float]:
+    def _norm_drift(self, step: Step) -> dict[str, float]:
         """Per layer, by how much the mean norm of benign states has changed, relative to the reference's."""
-        before = reference["norms"]  # (tokens of y+, layers)
-        share = len(before) / counts.chosen.item()
+        share = step.tokens["chosen"] / step.counts.chosen.item()
         drift = {}
-        for i, layer in enumerate(self.layers):
-            norms = policy.residuals[layer][: len(before)].detach().float().norm(dim=-1)
-            drift[f"norm_drift/{layer}"] = share * (norms.mean() / before[:, i].float().mean() - 1).item()
+        for layer in self.layers:
+            norms = step.states(layer, "chosen").detach().float().norm(dim=-1)
+            before = step.reference_norms(layer).float()
+            drift[f"norm_drift/{layer}"] = share * (norms.mean() / before.mean() - 1).item()
         return drift
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:

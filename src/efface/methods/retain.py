@@ -1,4 +1,4 @@
-"""What does REPO's retain term do alone? The ablation without an adversary: REPO at `w_erase` 0, and nothing else.
+"""How is a model kept what it is? The retain term of REPO (`repo.py`), alone: the ablation without an adversary.
 
     L = w_retain * mean over the tokens of y+ of KL( f0 || f )
       + w_retain_text * mean over the tokens of ordinary passages of KL( f0 || f )
@@ -9,30 +9,22 @@ model should stay what it is, and what REPO does is its adversary's doing.
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from efface.checks import positive
-from efface.data.batch import PairBatch, ReferenceStates
-from efface.methods.repo import REPOConfig
-from efface.model.forward import Forward
 from efface.training.config import PairConfig
-from efface.training.trainer import Counts, PairTrainer
+from efface.training.step import Loss, Step
+from efface.training.trainer import PairTrainer
 
 
 @dataclass
 class RetainConfig(PairConfig):
-    """Settings of the retain term; the defaults are REPO's."""
+    """Settings of the retain term, which are REPO's too."""
 
     retain_text: str | None = field(
-        default=REPOConfig.retain_text,
+        default="shipped:passages",
         metadata={"help": "JSON lines with `text`, ordinary passages whose KL is kept low; none to do without."},
     )
-    w_retain: float = field(
-        default=REPOConfig.w_retain, metadata={"help": "Weight of the KL on chosen continuations."}
-    )
-    w_retain_text: float = field(
-        default=REPOConfig.w_retain_text, metadata={"help": "Weight of the KL on the passages of --retain_text."}
-    )
+    w_retain: float = field(default=0.5, metadata={"help": "Weight of the KL on chosen continuations."})
+    w_retain_text: float = field(default=20.0, metadata={"help": "Weight of the KL on the passages of --retain_text."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +37,5 @@ class RetainTrainer(PairTrainer):
     config_class = RetainConfig
     args: RetainConfig
 
-    def loss(
-        self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
-    ) -> tuple[Tensor, dict[str, float]]:
-        return self.retain_loss(policy, reference, batch, counts, self.args.w_retain)
+    def loss(self, step: Step) -> Loss:
+        return step.retain(self.args.w_retain)

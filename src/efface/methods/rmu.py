@@ -19,15 +19,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from efface.checks import not_negative, positive
-from efface.data.batch import PairBatch, ReferenceStates
 from efface.errors import UserError
 from efface.model.blocks import decoder_blocks, parse_layers
 from efface.model.copies import eval_mode
-from efface.model.forward import Forward
 from efface.model.projections import mlp_output_projection
 from efface.training.config import PairConfig
 from efface.training.passes import policy_forward
-from efface.training.trainer import Counts, PairTrainer
+from efface.training.step import Loss, Needs, Step
+from efface.training.trainer import PairTrainer
 
 MEASURED_PAIRS = 16  # whose mean norm sets c; always as many, so that c does not depend on the batch size
 
@@ -73,8 +72,6 @@ class RMUTrainer(PairTrainer):
 
     config_class = RMUConfig
     args: RMUConfig
-    sides = ()
-    reference_residuals = ("chosen",)
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -85,14 +82,12 @@ class RMUTrainer(PairTrainer):
         direction = random_direction(width, self.args.seed).to(self.args.device)
         self.target = self.args.steering_norm * self.mean_norm * direction  # (d,)
 
-    def needs_reference(self, args: RMUConfig, has_passages: bool) -> bool:
-        return args.w_retain > 0 or (has_passages and args.w_retain_text > 0)
-
-    def layers_of(self, model: PreTrainedModel) -> list[int]:
-        layers = parse_layers(self.args.steer_layer, len(decoder_blocks(model)))
+    @classmethod
+    def needs(cls, args: Any, n_blocks: int) -> Needs:
+        layers = parse_layers(args.steer_layer, n_blocks)
         if len(layers) != 1:
-            raise UserError(f"steer_layer={self.args.steer_layer!r} names {len(layers)} layers; RMU steers one.")
-        return layers
+            raise UserError(f"steer_layer={args.steer_layer!r} names {len(layers)} layers; RMU steers one.")
+        return Needs(sides=(), layers=layers, reference=args.w_retain > 0, residuals=("chosen",))
 
     def _choose_weights_(self, model: PreTrainedModel) -> None:
         """Leave trainable what RMU trains; an adapter and the blocks of --trainable_layers stay as they are."""
@@ -139,20 +134,17 @@ class RMUTrainer(PairTrainer):
             found = policy_forward(model, batch, torch.zeros_like(mask), [layer], mask, "plain")  # type: ignore[arg-type]
         return float(found.residuals[layer].float().norm(dim=-1).mean())
 
-    def loss(
-        self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
-    ) -> tuple[Tensor, dict[str, float]]:
-        text, metrics = self.retain_loss(policy, reference, batch, counts, weight=0.0)
-        states = policy.residuals[self.steer_layer]  # (M, d)
-        n = int(batch["continuation_mask"][: batch["n_pairs"]].sum())  # tokens of y+
-        forget = squared_distance(states[n:], self.target).sum() / counts.rejected
+    def loss(self, step: Step) -> Loss:
+        args, layer = self.args, self.steer_layer
+        text, metrics = step.retain()
+        forget = step.mean(squared_distance(step.states(layer, "rejected"), self.target), over="rejected")
         metrics["forget_loss"] = forget.item()
-        total = text + self.args.w_forget * forget
-        if self.args.w_retain:
-            before = reference["residuals"][self.steer_layer]  # (n, d)
-            retain = squared_distance(states[:n], before).sum() / counts.chosen
+        total = text + args.w_forget * forget
+        if args.w_retain:
+            distances = squared_distance(step.states(layer, "chosen"), step.reference_states(layer, "chosen"))
+            retain = step.mean(distances, over="chosen")
             metrics["retain_loss"] = retain.item()
-            total = total + self.args.w_retain * retain
+            total = total + args.w_retain * retain
         return total, metrics
 
     def describe(self) -> list[str]:

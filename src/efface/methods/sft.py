@@ -1,17 +1,16 @@
 """What does fine-tuning on the benign continuations alone do? The control for every method that looks at y-.
 
-L = - mean over the tokens of y+ of log f(token | context)
+    L = - mean over the tokens of y+ of log f(token | context)
+
+Short: it has no settings and no terms of its own.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
-from efface.data.batch import PairBatch, ReferenceStates
-from efface.model.forward import Forward
 from efface.training.config import PairConfig
-from efface.training.trainer import Counts, PairTrainer
+from efface.training.step import Loss, Needs, Step
+from efface.training.trainer import PairTrainer
 
 
 @dataclass
@@ -29,12 +28,11 @@ class SFTTrainer(PairTrainer):
     config_class = SFTConfig
     args: SFTConfig
 
-    def needs_reference(self, args: Any, has_passages: bool) -> bool:
-        return has_passages and args.w_retain_text > 0
+    @classmethod
+    def needs(cls, args: Any, n_blocks: int) -> Needs:
+        return Needs(reference=False)
 
-    def loss(
-        self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
-    ) -> tuple[Tensor, dict[str, float]]:
-        nll = -self.log_probabilities(policy.hidden, self.head, batch, "chosen").sum() / counts.chosen
-        text, metrics = self.retain_loss(policy, reference, batch, counts, 0.0)
+    def loss(self, step: Step) -> Loss:
+        nll = -step.mean(step.log_probabilities("chosen"), over="chosen")
+        text, metrics = step.retain()
         return nll + text, metrics | {"nll_loss": nll.item()}

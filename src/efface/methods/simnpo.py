@@ -13,11 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efface.checks import not_negative, positive
-from efface.data.batch import PairBatch, ReferenceStates
 from efface.methods.graddiff import GradDiffConfig, GradDiffTrainer
-from efface.methods.npo import sequence_log_probabilities
-from efface.model.forward import Forward
-from efface.training.trainer import Counts
+from efface.training.step import Loss, Step
 
 
 def simnpo_loss(log_probability: Tensor, lengths: Tensor, beta: float, gamma: float) -> Tensor:
@@ -56,11 +53,8 @@ class SimNPOTrainer(GradDiffTrainer):
     config_class = SimNPOConfig
     args: SimNPOConfig
 
-    def forget_loss(
-        self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
-    ) -> tuple[Tensor, dict[str, float]]:
-        n = batch["n_pairs"]
-        log_probability = sequence_log_probabilities(self, policy.hidden, self.head, batch, "rejected")  # (B,)
-        lengths = batch["continuation_mask"][n : 2 * n].sum(1)
-        losses = simnpo_loss(log_probability, lengths, self.args.beta, self.args.gamma)
-        return losses.sum() / counts.pairs, {"logps/rejected": (log_probability.detach().sum() / counts.pairs).item()}
+    def forget_loss(self, step: Step) -> Loss:
+        log_probability = step.sequence_log_probabilities("rejected")  # (B,)
+        losses = simnpo_loss(log_probability, step.lengths("rejected"), self.args.beta, self.args.gamma)
+        logged = step.mean(log_probability.detach(), over="pairs").item()
+        return step.mean(losses, over="pairs"), {"logps/rejected": logged}

@@ -7,8 +7,9 @@ The scale is the largest of `scales` that keeps the perplexity of ordinary text 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,12 +50,18 @@ class TaskVectorConfig(EditConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_scales(self.scales)
+        for scale in self.multiples:
+            positive("scales", scale)
         not_negative("max_perplexity_increase", self.max_perplexity_increase)
         positive("max_steps", self.max_steps)
         positive("learning_rate", self.learning_rate)
         positive("max_prompt_length", self.max_prompt_length)
         positive("max_completion_length", self.max_completion_length)
+
+    @cached_property
+    def multiples(self) -> tuple[float, ...]:
+        """`scales` as numbers, ascending."""
+        return parse_scales(self.scales)
 
 
 class TaskVectorEditor(PairEditor):
@@ -70,7 +77,7 @@ class TaskVectorEditor(PairEditor):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.model = merged(self.model)
-        self.scales = parse_scales(self.args.scales)
+        self.scales = self.args.multiples
         self.passages = load_texts(self.args.retain_text) if len(self.scales) > 1 else []
         pairs = tokenize_pairs(
             self.train_dataset, self.processing_class, **self.lengths, max_positions=max_positions(self.model)
@@ -170,19 +177,17 @@ def largest_fitting(sweep: dict[float, float], base: float, max_increase: float)
     return max(fitting)
 
 
-def parse_scales(spec: str) -> list[float]:
-    """Ascending scales from such as `0.25,0.5,1` or `1`.
+def parse_scales(spec: str | float | Iterable[float]) -> tuple[float, ...]:
+    """Ascending scales from such as `0.25,0.5,1` or `1`, or in Python from numbers.
 
     Raises:
-        UserError: for what is no finite number above 0.
+        UserError: for what is no number.
     """
+    parts = spec if isinstance(spec, Iterable) and not isinstance(spec, str) else str(spec).split(",")
     try:
-        scales = sorted({float(part) for part in str(spec).split(",")})
-    except ValueError:
+        return tuple(sorted({float(part) for part in parts}))
+    except (TypeError, ValueError):
         raise UserError(f"scales={spec!r}: give numbers above 0 separated by commas, as in 0.25,0.5,1.") from None
-    for scale in scales:
-        positive("scales", scale)
-    return scales
 
 
 @torch.no_grad()

@@ -2,8 +2,9 @@
 
 A mixture of experts is trained by the method's loss alone: the balancing loss of its routers is not added.
 
-A method is a subclass with a `loss`. One batch: `PairCollator` -> `compute_loss` here (one policy forward; what the
-reference says, from its cache or live) -> `loss(policy, reference, batch, counts)` in the method's own file.
+A method is a subclass with a `loss`, and with `needs`, which says what that asks for. One batch: `PairCollator` ->
+`compute_loss` here (one policy forward; what the reference says, from its cache or live) -> `loss(step)` in the
+method's own file, put together from the terms of a `Step`.
 """
 
 import itertools
@@ -22,9 +23,9 @@ from efface.data.buckets import forward_epochs_
 from efface.data.dataset import PairDataset, PassageStream
 from efface.data.preferences import SIDES
 from efface.errors import RunError
-from efface.model.blocks import unwrap
+from efface.model.blocks import decoder_blocks, unwrap
 from efface.model.fingerprint import fingerprint_of
-from efface.model.forward import Forward, Head
+from efface.model.forward import Head
 from efface.model.head_check import check_head
 from efface.model.padding import max_positions
 from efface.model.save import save_model
@@ -48,13 +49,14 @@ from efface.training.prepare import (
 from efface.training.reference import Reference
 from efface.training.sharded import refuse_sharding
 from efface.training.sharpness import ascended
-from efface.training.step import Counts, LossTerms
+from efface.training.step import Counts, Loss, Needs, Step
 
 logger = logging.getLogger(__name__)
 
 
-class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
-    """Trainer on preference pairs with TRL's argument names. Subclasses define `loss`.
+class PairTrainer(Account, Evaluates, WholeCheckpoints):
+    """Trainer on preference pairs with TRL's argument names. Subclasses define `loss`, and `needs` where it asks for
+    something else than the KL on y+.
 
     Args:
         model: a model, or anything `load_model` takes. Trained in place, as transformers and TRL do.
@@ -69,13 +71,6 @@ class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
 
     config_class: type[PairConfig] = PairConfig
     args: PairConfig
-    sides: tuple[str, ...] = ("chosen",)
-    """Of which continuations `loss` needs logits; the passages' are always at hand. A method whose settings decide
-    sets it on the instance before it calls `super().__init__`."""
-    pushes_states: str | None = None
-    """The setting that names the blocks whose states `loss` changes, if it is all that `loss` is about."""
-    reference_residuals: tuple[str, ...] = ()
-    """Of which continuations `loss` needs the reference's residuals too; these are not cached, so it is live."""
     checkpoint_files: tuple[str, ...] = ()
     """What a checkpoint holds beside what transformers puts there; without them training does not go on from it."""
 
@@ -99,13 +94,15 @@ class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
         model, processing_class = model_and_tokenizer(
             model, processing_class, use_cpu=args.use_cpu, new_adapter=adapted
         )
+        self.needed = self.needs(args, len(decoder_blocks(model)))
+        self.sides, self.layers = self.needed.sides, self.needed.layers
         given: Any = given_reference(ref_model, model, use_cpu=args.use_cpu)
         self._longest = max_positions(model)
         self.padding = pad_id(processing_class, model)
         passages = tokenize_passages(retain_text, args, processing_class, max_positions=self._longest)
         dataset = make_dataset(rows, passages, args, processing_class, self.sides, max_positions=self._longest)
-        needs_reference = self.needs_reference(args, bool(passages))
-        cached = needs_reference and precomputes(args, len(dataset), states_only=not self.reference_residuals)
+        needs_reference = self.needed.reference or (bool(passages) and args.w_retain_text > 0)
+        cached = needs_reference and precomputes(args, len(dataset), states_only=not self.needed.residuals)
         # Of the weights as they are before an adapter is put into them.
         self._fingerprint = fingerprint_of(given or model) if cached else None
         set_seed(args.seed)  # as Trainer does, but before the adapter's start is drawn
@@ -128,9 +125,8 @@ class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
         refuse_sharding(self.accelerator)
         self.n_skipped_rows = rows.skipped
         self.model_accepts_loss_kwargs = True  # our losses are already divided by the counts of the whole step
-        self.layers = self.layers_of(model)
-        if self.pushes_states and self.layers:
-            raise_if_out_of_reach(model, self.layers, self.pushes_states)
+        if self.needed.pushes and self.layers:
+            raise_if_out_of_reach(model, self.layers, self.needed.pushes)
         self.head = Head.of(model)
         with self.accelerator.autocast():
             check_head(model, self.head, self.layers)
@@ -162,13 +158,10 @@ class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
 
     # ---- set-up ----
 
-    def needs_reference(self, args: Any, has_passages: bool) -> bool:
-        """Does `loss` ask the reference? By default yes; asked before anything is set up."""
-        return True
-
-    def layers_of(self, model: PreTrainedModel) -> list[int]:
-        """The blocks whose residual stream `loss` needs; by default none."""
-        return []
+    @classmethod
+    def needs(cls, args: Any, n_blocks: int) -> Needs:
+        """What `loss` asks for under these settings, of a model of so many blocks; by default the KL on y+."""
+        return Needs()
 
     def _choose_layout(self, model: PreTrainedModel) -> str:
         dataset = self.train_dataset
@@ -221,16 +214,8 @@ class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
 
     # ---- one step ----
 
-    def loss(
-        self, policy: Forward, reference: ReferenceStates, batch: PairBatch, counts: Counts
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The method's loss and what it logs, both already divided by `counts` so that micro-batches add up.
-
-        `policy.hidden` and `reference["hidden"]` (N, d) are at the positions of `project`: those that predict y+ (if
-        it is among `sides`), then y-, then the passages; ready for `self.head` and `self.reference_head`.
-        `policy.residuals[layer]` (M, d) is at the tokens of y+, then of y-; `reference["residuals"][layer]` likewise,
-        of the sides in `reference_residuals`. A method that needs no reference gets none.
-        """
+    def loss(self, step: Step) -> Loss:
+        """The method's loss and what it logs: means over the whole optimizer step, to which micro-batches add up."""
         raise NotImplementedError  # abstract: every method has its own
 
     def project(self, batch: PairBatch) -> Tensor:
@@ -258,12 +243,15 @@ class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
             )
         policy.hidden = policy.hidden.to(self.head.weight.dtype)  # the head is outside the forward's autocast
         if self.reference is not None:
-            reference = self.reference(inputs, project, self.layers, self.reference_residuals)
+            reference = self.reference(inputs, project, self.layers, self.needed.residuals)
         elif self.reference_head is not None:
             reference = inputs["reference"]
         else:
             reference = ReferenceStates(hidden=policy.hidden[:0], norms=policy.hidden[:0])
-        loss, metrics = self.loss(policy, reference, inputs, counts)
+        heads = self.head, self.reference_head
+        loss, metrics = self.loss(
+            Step(inputs, counts, policy, reference, *heads, self.needed, self.args.w_retain_text)
+        )
         # One process that stopped alone would leave the others waiting for it.
         finite = torch.isfinite(loss.detach())
         if not self.accelerator.gather(finite.view(1)).all():
