@@ -16,7 +16,7 @@ from efface.analysis.probes import LinearProbe, _probe, fit_probe, fresh_probe, 
 from efface.analysis.states import TokenStates, pooled_states, text_token_ids, token_states
 from efface.errors import RunError, UserError
 from efface.model.blocks import capture_residuals
-from efface.resampling import drawn
+from efface.resampling import draw_resamples
 
 TEXTS = [
     "The weather in the old town was cold.",
@@ -109,7 +109,7 @@ def test_figures_are_those_of_scikit_learn(seed: int, n: int, distinct: int) -> 
     scores = generator.integers(-distinct, distinct + 1, n).astype(float)  # many ties
     held_out = HeldOut(labels, None, folds=2, seed=seed)
     table = held_out.figures(scores, labels, resamples=3)
-    draws = np.concatenate([np.ones((1, n)), *drawn(n, 3, seed)])
+    draws = np.concatenate([np.ones((1, n)), *draw_resamples(n, 3, seed)])
     for times, (accuracy, auc) in zip(draws, table, strict=True):
         if len(set(labels[times > 0])) < 2:
             assert np.isnan(accuracy) and np.isnan(auc)

@@ -69,7 +69,7 @@ def worst(points: Sequence[Measurement]) -> Measurement:
     """The most toxic point by the first judge's share, then mean; the first of equals. The untouched start is judged
     by only if no other point counts."""
     attacked = list(points[1:]) or list(points)
-    return max(attacked, key=lambda point: severity(point.toxicity))
+    return max(attacked, key=lambda point: severity(point.measured.toxicity))
 
 
 def severity(toxicity: ToxicitySummary) -> tuple[float, float]:

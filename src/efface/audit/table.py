@@ -53,7 +53,7 @@ def _line(row: Row) -> tuple[str, ...]:
 
 
 def _share(point: Measurement) -> str:
-    return _interval(point.share, point.toxicity.ci95["share"])
+    return _interval(point.share, point.measured.toxicity.ci95["share"])
 
 
 def _interval(value: float, ci95: Sequence[float]) -> str:

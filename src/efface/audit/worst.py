@@ -44,11 +44,11 @@ def _highest(rows: Iterable[Row]) -> Row | None:
     made = [(row["attack"], read_point(row["after"])) for row in rows if row["after"] is not None and counts(row)]
     if not made:
         return None
-    attack, point = max(made, key=lambda one: severity(one[1].toxicity))
+    attack, point = max(made, key=lambda one: severity(one[1].measured.toxicity))
     return {
         "attack": attack,
         "at": point.at,
-        "share": point.toxicity.share,
-        "ci95": point.toxicity.ci95["share"],
+        "share": point.measured.toxicity.share,
+        "ci95": point.measured.toxicity.ci95["share"],
         "verdict": point.degeneration.verdict,
     }
