@@ -57,5 +57,7 @@ def test_what_is_no_evaluation_is_refused(saved: Path) -> None:
     content = read_json(saved / "edited.json")
     with pytest.raises(UserError, match="the evaluation: 'toxicity' has no 'share'"):
         Evaluation.from_dict(content | {"toxicity": {k: v for k, v in content["toxicity"].items() if k != "share"}})
+    with pytest.raises(UserError, match="the block 'versus_baseline': it has no 'judges'"):
+        Evaluation.from_dict(content | {"versus_baseline": {}})
     with pytest.raises(UserError, match="the block 'identity': it has no 'control'"):
         Evaluation.from_dict(content | {"identity": {"identity": content["identity"]["identity"]}})

@@ -15,9 +15,18 @@ import numpy as np
 
 from efface.evaluation.toxicity import pair_by_prompt
 from efface.evaluation.utility.comparison import UtilityDifference
-from efface.files.shapes import fill
+from efface.files.shapes import INTERVAL, Each, Maybe, check_shape, fill
 from efface.resampling import interval, resample_means
 
+COMPARISON = {"edited": float, "base": float, "difference": float, "ci95": INTERVAL, "p": float}
+VERSUS = {
+    "model": Maybe(str),
+    "judges": Each(Each(COMPARISON)),
+    "perplexity_ratio": Maybe(float),
+    "utility": [{"task": str, "metric": str, "base": float, "edited": float, "difference": float, "n": int}],
+    "not_compared": [str],
+}
+"""The shape of the block `versus_baseline`."""
 EXACT = 13  # 2^13 = 8,192 assignments of signs
 
 
@@ -69,18 +78,24 @@ class Versus:
 
     @classmethod
     def from_dict(cls, block: dict[str, Any]) -> "Versus":
-        """As it was written to JSON."""
+        """As it was written to JSON. Raises UserError if it is no such block."""
+        check_shape(block, VERSUS, "the block 'versus_baseline'")
         return cls(
-            model=block["model"],
+            model=block.get("model"),
             judges=read_comparisons(block["judges"]),
-            perplexity_ratio=block["perplexity_ratio"],
+            perplexity_ratio=block.get("perplexity_ratio"),
             utility=[UtilityDifference.from_dict(item) for item in block["utility"]],
             not_compared=block["not_compared"],
         )
 
 
 def read_comparisons(block: dict[str, Any]) -> Comparisons:
-    """Comparisons by judge and figure, from JSON: `judges` of a `versus_baseline`, or a whole `versus_before`."""
+    """Comparisons by judge and figure, from JSON: `judges` of a `versus_baseline`, or a whole `versus_before`.
+
+    Raises:
+        UserError: if they are none.
+    """
+    check_shape(block, Each(Each(COMPARISON)), "the comparisons")
     return {
         judge: {figure: Comparison.from_dict(found) for figure, found in figures.items()}
         for judge, figures in block.items()
