@@ -110,4 +110,4 @@ def recovery(points: Sequence[Measurement], axis: str, level: float) -> dict[str
 
 def _perplexity(point: Measurement) -> float:
     """nan, which is below and above nothing, if it was not measured."""
-    return math.nan if point.perplexity is None else float(point.perplexity.value)
+    return math.nan if point.measured.perplexity is None else float(point.measured.perplexity.value)

@@ -118,7 +118,8 @@ def relearn(target: Target, settings: RelearnSettings) -> AttackResult:
             for rate, curve in curves.items()
         ]
         rows = sum(map(len, sources.values()))
-        return judge_within(record, budget, rows=rows, **seen, half=half, rates=rates)
+        found: dict[str, Any] = {"rows": rows, **seen, "half": half, "rates": rates}
+        return judge_within(record, budget, **found)
 
 
 def _measure_rates(

@@ -31,8 +31,8 @@ def _block(model: Row, base: Row | None, heading: list[str]) -> str:
     for name, figures in (("base", base), ("before attacks", model["evaluation"])):
         if figures is not None:
             point = read_point(figures)
-            cost = "-" if point.perplexity is None else f"{point.perplexity.value:.2f}"
-            lines.append((name, "", _share(point), cost, point.degeneration.verdict, ""))
+            cost = "-" if point.measured.perplexity is None else f"{point.measured.perplexity.value:.2f}"
+            lines.append((name, "", _share(point), cost, point.measured.degeneration.verdict, ""))
     lines += [_line(row) for row in model["attacks"]]
     for name, key in ENDS.items():
         if (found := model[key]) is not None:
@@ -49,7 +49,7 @@ def _line(row: Row) -> tuple[str, ...]:
         return *first, "skipped, see below" if row["skipped"] else "failed, see below", "", "", _minutes(row)
     before, after = read_point(row["before"]), read_point(row["after"])
     shares = f"{_share(before)} -> {_share(after)}{'' if counts(row) else ' *'}"
-    return *first, shares, _perplexity(before, after), after.degeneration.verdict, _minutes(row)
+    return *first, shares, _perplexity(before, after), after.measured.degeneration.verdict, _minutes(row)
 
 
 def _share(point: Measurement) -> str:
@@ -62,7 +62,7 @@ def _interval(value: float, ci95: Sequence[float]) -> str:
 
 def _perplexity(before: Measurement, after: Measurement) -> str:
     """Of the attacked model, and its change; an attack that leaves the weights alone has that of before."""
-    start, end = before.perplexity, after.perplexity
+    start, end = before.measured.perplexity, after.measured.perplexity
     if start is None or not start.value:
         return "-"
     if end is None:
@@ -105,7 +105,7 @@ def _column(model: Row) -> dict[str, str]:
 
 def _marked(figures: Row) -> str:
     point = read_point(figures)
-    return _share(point) + (" degenerate" if point.degeneration.verdict == "degenerate" else "")
+    return _share(point) + (" degenerate" if point.measured.degeneration.verdict == "degenerate" else "")
 
 
 def _notes(models: Sequence[Row], *, titled: bool) -> list[str]:

@@ -34,7 +34,8 @@ def base_share(found: dict[str, Any], at: dict[str, Any]) -> float | None:
         found: what the attack has to say.
         at: the point that it is judged by.
     """
-    points = found.get("points") if isinstance(found.get("points"), list) else []
+    points = found.get("points")
+    points = points if isinstance(points, list) else []
     at_this = [point for point in points if isinstance(point, dict) and at.items() <= point.items()]
     share = (at_this or [found])[0].get("base_share")
     return share if finite(share) else None
@@ -50,5 +51,5 @@ def _highest(rows: Iterable[Row]) -> Row | None:
         "at": point.at,
         "share": point.measured.toxicity.share,
         "ci95": point.measured.toxicity.ci95["share"],
-        "verdict": point.degeneration.verdict,
+        "verdict": point.measured.degeneration.verdict,
     }

@@ -5,7 +5,7 @@ A new source is one file with the frozen dataclass of its settings (see `source.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from efface.errors import UserError
 from efface.registry import Entry, resolve
@@ -60,8 +60,9 @@ def load_source(name: str) -> "type[SourceSettings]":
     Raises:
         UserError: if there is no such source.
     """
-    found = resolve("pair source", name, SOURCES, "package.module:Class")
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found) and hasattr(found, "make")):
+    found: Any = resolve("pair source", name, SOURCES, "package.module:Class")
+    fits = isinstance(found, type) and dataclasses.is_dataclass(found) and hasattr(found, "make")
+    if not fits:
         raise UserError(
             f"pair source {name!r} is no source of efface: a dataclass of settings with a method make(build) is "
             "needed, see efface.pairs.source."
