@@ -1,4 +1,7 @@
-"""A progress bar with an estimate for long work; silent unless asked for, as a library should be."""
+"""A progress bar with an estimate for long work; silent unless asked for, as a library should be.
+
+Short: tqdm does the work, and it is told in one place how.
+"""
 
 from collections.abc import Iterable
 from typing import TypeVar

@@ -1,4 +1,7 @@
-"""`efface demo`: parses its flags; the work is `efface/demo.py`. As short as that, because a command has a file."""
+"""`efface demo`: parses its flags; the work is `efface/demo.py`.
+
+Short: a command has a file of its own.
+"""
 
 import argparse
 from pathlib import Path

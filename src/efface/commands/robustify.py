@@ -1,6 +1,6 @@
 """`efface robustify MODEL PAIRS -o DIR`: the same as `efface train undo MODEL PAIRS -o DIR`
 
-A file of its own, however short, because a command has one; all that it does is done by `train.py`.
+Short: a command has a file of its own, and all that this one does is done by `train.py`.
 """
 
 from typing import Any

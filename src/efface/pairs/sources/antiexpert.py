@@ -1,4 +1,7 @@
-"""`--toxic antiexpert`: candidates are what a throw-away toxic copy of the model says (`toxic_copy.py` makes it)."""
+"""`--toxic antiexpert`: candidates are what a throw-away toxic copy of the model says (`toxic_copy.py` makes it).
+
+Short: a source has a file of its own.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any

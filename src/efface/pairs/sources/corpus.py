@@ -1,6 +1,6 @@
 """`--toxic corpus`: no model writes the toxic side; labelled sentences are split in two (`pairs/corpus.py`).
 
-A file of its own, however short: a source a file.
+Short: a source has a file of its own.
 """
 
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """`--toxic dexperts`: candidates are what the model says when it is pushed toward its toxic copy.
 
-The push itself is `pairs/dexperts.py`. A file of its own, however short: a source a file.
+Short: a source has a file of its own, and the push itself is `pairs/dexperts.py`.
 """
 
 from dataclasses import dataclass, field
