@@ -10,8 +10,8 @@ from efface.data.preferences import check_row
 from efface.data.rows import labelled_rows, load_texts
 from efface.data.text import looks_edited, sentences
 from efface.errors import UserError
+from efface.files.digests import digest
 from efface.files.jsonl import Row
-from efface.files.part import digest
 from efface.files.shapes import shown
 from efface.pairs.overlap import Apart, overlaps, set_apart
 from efface.scoring.labelled import LABELS, is_toxic
