@@ -3,11 +3,15 @@
 import ast
 import importlib
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from every_method import build
+from tiny import tiny_model
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "efface"
@@ -119,10 +123,11 @@ def test_a_file_is_of_a_size_to_be_read(name: str):
 
 
 def documents() -> list[Path]:
+    executed = ROOT / "docs" / "adding.md"  # names files that it adds: tests/test_adding.py
     return [
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
-        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted(set((ROOT / "docs").glob("*.md")) - {executed}),
         *sorted((ROOT / "benchmarks").glob("*.py")),
         *sorted((ROOT / "scripts").glob("*.py")),
         *sorted((ROOT / "configs").glob("*.yaml")),
@@ -156,3 +161,25 @@ def resolves(dotted: str) -> bool:
             found = getattr(found, name)
         return True
     return False
+
+
+def test_one_batch_goes_through_the_files_that_the_readme_names(tmp_path: Path):
+    trainer = build("repo", tiny_model("llama"), tmp_path, max_steps=1)
+    pairs = trainer.train_dataset
+    visited: dict[str, None] = {}  # in the order of the first visit
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        file = Path(frame.f_code.co_filename)
+        if event == "call" and file.is_relative_to(SOURCE):
+            visited.setdefault(file.relative_to(SOURCE).as_posix())
+
+    sys.setprofile(note)
+    try:
+        trainer.compute_loss(trainer.model, trainer.data_collator([pairs[i] for i in range(2)]))
+    finally:
+        sys.setprofile(None)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split("<!-- one batch -->")[1].split("<!-- end of batch -->")[0]
+    steps = re.findall(r"^\d+\. `([\w/]+\.py)`", section, re.MULTILINE)
+    assert steps == [file for file in visited if file in steps]
+    assert set(re.findall(r"`([\w/]+\.py)`", section)) == set(visited)

@@ -1,6 +1,6 @@
 """What stands for a value or a file? A hash of it. Every formula is in keys and files on disk, and so stays as it is.
 
-Shorter than most files: what is written into part files, caches and seals must come from one place.
+Short: what is written into part files, caches and seals must come from one place.
 """
 
 import hashlib
