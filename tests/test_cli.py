@@ -1,4 +1,9 @@
-"""Does the command line do its work, and does every bad input end in one clear line and the right exit code?"""
+"""Does the command line do its work, and does every bad input end in one clear line and the right exit code?
+
+Of: commands/attack.py, commands/audit.py, commands/demo.py, commands/evaluate.py, commands/fields.py,
+commands/lists.py, commands/options.py, commands/pairs.py, commands/robustify.py, commands/scorers.py,
+commands/train.py, progress.py
+"""
 
 import errno
 import json

@@ -1,6 +1,8 @@
 """Does every loader answer any file with what it holds, or with one of our two errors? Never with another exception.
 
 A file that is right is changed at every place in turn, to every wrong thing; what still loads must also be usable.
+
+Of: files/shapes.py
 """
 
 import copy

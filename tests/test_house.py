@@ -122,6 +122,19 @@ def test_a_file_is_of_a_size_to_be_read(name: str):
         )
 
 
+def test_every_file_has_a_test_of_its_name_or_is_named_by_one():
+    """A test file stands where its source stands, or a line of its docstring says what else it is of: `Of: a.py`."""
+    tests, of = ROOT / "tests", {}
+    for file in tests.rglob("test_*.py"):
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        named = docstring.partition("\nOf: ")[2].partition("\n\n")[0]
+        of |= {name.strip(): file for name in named.replace("\n", " ").split(",") if name.strip()}
+    files = {file.relative_to(SOURCE) for file in modules().values() if file.name != "__init__.py"}
+    mirrored = {file.as_posix() for file in files if (tests / file.parent / f"test_{file.name}").exists()}
+    assert mirrored | set(of) == {file.as_posix() for file in files}
+    assert not mirrored & set(of), "named elsewhere, though there is a test file of that name"
+
+
 def documents() -> list[Path]:
     executed = ROOT / "docs" / "adding.md"  # names files that it adds: tests/test_adding.py
     return [

@@ -1,4 +1,7 @@
-"""Is a setting that is none refused wherever it stands, and does whatever goes wrong end in one harmless line?"""
+"""Is a setting that is none refused wherever it stands, and does whatever goes wrong end in one harmless line?
+
+Of: checks.py, files/redaction.py, registry.py, training/settings.py
+"""
 
 import dataclasses
 import importlib

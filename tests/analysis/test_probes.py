@@ -1,4 +1,7 @@
-"""Do states, probes and their controls mean what they say?"""
+"""Do states, probes and their controls mean what they say?
+
+Of: analysis/heldout.py, analysis/states.py
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""What holds for every attack: what is recorded, what a failure leaves, resumption, flags, the command line."""
+"""What holds for every attack: what is recorded, what a failure leaves, resumption, flags, the command line.
+
+Of: attacks/record.py, attacks/result.py, attacks/target.py
+"""
 
 import dataclasses
 import json

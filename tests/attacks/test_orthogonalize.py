@@ -1,4 +1,7 @@
-"""Is a direction gone when it is taken out, and does an edit that hides behind one fall with it?"""
+"""Is a direction gone when it is taken out, and does an edit that hides behind one fall with it?
+
+Of: attacks/ablation.py, attacks/directions.py
+"""
 
 import copy
 import dataclasses

@@ -1,4 +1,7 @@
-"""Do the attacks that leave the weights alone find what the model still does? Forced words, other prompts, draws."""
+"""Do the attacks that leave the weights alone find what the model still does? Forced words, other prompts, draws.
+
+Of: attacks/altered.py, attacks/perturb.py, attacks/prefill.py, attacks/prompt_injection.py, attacks/sampling.py
+"""
 
 import dataclasses
 import json

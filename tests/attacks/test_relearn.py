@@ -1,4 +1,7 @@
-"""Does relearning bring back what it must, count what it should, and leave the caller's model alone?"""
+"""Does relearning bring back what it must, count what it should, and leave the caller's model alone?
+
+Of: attacks/draw.py
+"""
 
 import dataclasses
 import importlib

@@ -1,4 +1,7 @@
-"""Does an audit make every attack, lose nothing when one fails or it is interrupted, and say what is the worst?"""
+"""Does an audit make every attack, lose nothing when one fails or it is interrupted, and say what is the worst?
+
+Of: audit/battery.py, audit/table.py, audit/worst.py
+"""
 
 import copy
 import gc

@@ -1,4 +1,7 @@
-"""Is a pair cut so that its template stays whole, inside the model's positions, counted, and never against itself?"""
+"""Is a pair cut so that its template stays whole, inside the model's positions, counted, and never against itself?
+
+Of: data/conversation.py
+"""
 
 import json
 import logging

@@ -1,4 +1,7 @@
-"""Is the comparison of two models by prompt right, and refused where it would compare other things?"""
+"""Is the comparison of two models by prompt right, and refused where it would compare other things?
+
+Of: evaluation/baseline.py
+"""
 
 import itertools
 import json

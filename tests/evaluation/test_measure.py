@@ -1,4 +1,8 @@
-"""Are the figures right, is degenerate text caught, and does `evaluate` write what the design says?"""
+"""Are the figures right, is degenerate text caught, and does `evaluate` write what the design says?
+
+Of: evaluation/degeneration.py, evaluation/perplexity.py, evaluation/settings.py, evaluation/toxicity.py,
+report/table.py, resampling.py
+"""
 
 import copy
 import inspect

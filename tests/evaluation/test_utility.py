@@ -1,4 +1,8 @@
-"""Is utility what lm-eval says it is, on the same rows and prompts, and does nothing of it leak into the process?"""
+"""Is utility what lm-eval says it is, on the same rows and prompts, and does nothing of it leak into the process?
+
+Of: evaluation/utility/comparison.py, evaluation/utility/harness.py, evaluation/utility/task_files.py,
+evaluation/utility/tasks.py
+"""
 
 import importlib.resources
 import importlib.util

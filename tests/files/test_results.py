@@ -1,4 +1,7 @@
-"""Is a result file whole or absent, is bad input named by file and line, and is nobody else's directory deleted?"""
+"""Is a result file whole or absent, is bad input named by file and line, and is nobody else's directory deleted?
+
+Of: files/jsonl.py
+"""
 
 import errno
 import json

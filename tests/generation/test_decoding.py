@@ -1,4 +1,7 @@
-"""Do protocols and sources of prompts mean what the papers say?"""
+"""Do protocols and sources of prompts mean what the papers say?
+
+Of: evaluation/prompt_sets.py
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Are generation, likelihood and perplexity right, independent of batching, and without side effects?"""
+"""Are generation, likelihood and perplexity right, independent of batching, and without side effects?
+
+Of: generation/decoder.py, generation/likelihood.py, generation/prompts.py, generation/warp.py
+"""
 
 import inspect
 from typing import Any

@@ -1,4 +1,7 @@
-"""Do interventions do what they say, travel with the model, and erase or shift exactly?"""
+"""Do interventions do what they say, travel with the model, and erase or shift exactly?
+
+Of: methods/leace.py, methods/steering.py, model/interventions.py
+"""
 
 import copy
 import json

@@ -1,4 +1,7 @@
-"""Do the methods that speak of likelihoods alone have the published losses? sft, retain, graddiff, npo, simnpo, dpo"""
+"""Do the methods that speak of likelihoods alone have the published losses? sft, retain, graddiff, npo, simnpo, dpo
+
+Of: methods/dpo.py, methods/graddiff.py, methods/npo.py, methods/retain.py, methods/sft.py, methods/simnpo.py
+"""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Do RepNoise and UNDO compute what their papers say, and does `efface robustify` do what `efface train undo` does?"""
+"""Do RepNoise and UNDO compute what their papers say, and does `efface robustify` do what `efface train undo` does?
+
+Of: methods/repnoise.py, methods/undo.py
+"""
 
 import copy
 import json

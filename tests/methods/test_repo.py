@@ -1,4 +1,7 @@
-"""Does REPO train what it should, on what it should, and come back from an interruption as if nothing had happened?"""
+"""Does REPO train what it should, on what it should, and come back from an interruption as if nothing had happened?
+
+Of: training/metrics.py
+"""
 
 import json
 import logging

@@ -1,4 +1,7 @@
-"""Do REPO's variants do what their flags say? Ensembles, fresh adversaries, critics, schedules, NPO beside it, SAM."""
+"""Do REPO's variants do what their flags say? Ensembles, fresh adversaries, critics, schedules, NPO beside it, SAM.
+
+Of: methods/discriminators.py
+"""
 
 import math
 from pathlib import Path

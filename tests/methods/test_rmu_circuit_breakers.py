@@ -1,4 +1,7 @@
-"""Do RMU and circuit breakers compute what their papers say, and train only the weights they choose?"""
+"""Do RMU and circuit breakers compute what their papers say, and train only the weights they choose?
+
+Of: methods/circuit_breakers.py, methods/rmu.py
+"""
 
 import math
 from collections.abc import Callable, Iterator

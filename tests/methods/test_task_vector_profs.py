@@ -1,4 +1,7 @@
-"""Do the two methods that edit weights do what their formulas say? Task-vector negation and ProFS."""
+"""Do the two methods that edit weights do what their formulas say? Task-vector negation and ProFS.
+
+Of: methods/profs.py, methods/task_vector.py, training/editor.py
+"""
 
 import copy
 import math

@@ -1,4 +1,7 @@
-"""Is everything that an output depends on in the fingerprint, and in the keys of all that is kept on disk?"""
+"""Is everything that an output depends on in the fingerprint, and in the keys of all that is kept on disk?
+
+Of: evaluation/kept.py, files/digests.py
+"""
 
 import copy
 import json

@@ -1,4 +1,7 @@
-"""Is a prompt that is computed once the same prompt, for every family, and is the cheapest layout that fits chosen?"""
+"""Is a prompt that is computed once the same prompt, for every family, and is the cheapest layout that fits chosen?
+
+Of: training/passes.py
+"""
 
 import logging
 from typing import Any

@@ -1,4 +1,8 @@
-"""Does the pair builder keep what it should, count what it drops, and end the same after an interruption?"""
+"""Does the pair builder keep what it should, count what it drops, and end the same after an interruption?
+
+Of: files/part.py, pairs/batch.py, pairs/config.py, pairs/filters.py, pairs/sources/sample.py, pairs/style.py,
+pairs/toxic_copy.py, pairs/unfiltered.py
+"""
 
 import itertools
 import json

@@ -1,4 +1,7 @@
-"""Are labelled texts split where they should be, do labels reach their tokens, and what prompts do documents give?"""
+"""Are labelled texts split where they should be, do labels reach their tokens, and what prompts do documents give?
+
+Of: data/text.py, pairs/prompts.py
+"""
 
 import json
 from pathlib import Path

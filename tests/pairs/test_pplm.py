@@ -1,4 +1,7 @@
-"""Does PPLM push towards the attribute, as far as it is told to, row by row, and leave the model as it was?"""
+"""Does PPLM push towards the attribute, as far as it is told to, row by row, and leave the model as it was?
+
+Of: pairs/attribute.py, pairs/perturbation.py, pairs/pplm_settings.py
+"""
 
 import math
 from typing import Any

@@ -1,4 +1,8 @@
-"""Does a build in Python do what `efface pairs` does, with every source by name, and is a new one one class?"""
+"""Does a build in Python do what `efface pairs` does, with every source by name, and is a new one one class?
+
+Of: pairs/source.py, pairs/sources/antiexpert.py, pairs/sources/corpus.py, pairs/sources/dexperts.py,
+pairs/sources/pplm.py
+"""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""The report: numbers as given, model text escaped and masked, nothing fetched from outside."""
+"""The report: numbers as given, model text escaped and masked, nothing fetched from outside.
+
+Of: report/figures.py, report/masking.py, report/plots.py
+"""
 
 import copy
 import math

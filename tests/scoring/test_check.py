@@ -1,4 +1,7 @@
-"""Are labelled files read for what they say, and are the figures of a scorer on them right?"""
+"""Are labelled files read for what they say, and are the figures of a scorer on them right?
+
+Of: scoring/labelled.py
+"""
 
 import json
 from collections.abc import Sequence

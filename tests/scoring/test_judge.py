@@ -1,4 +1,7 @@
-"""Does our own judge learn, is its 0.5 meaningful, is it the same each time, and does it never select pairs?"""
+"""Does our own judge learn, is its 0.5 meaningful, is it the same each time, and does it never select pairs?
+
+Of: scoring/judge_training.py
+"""
 
 import json
 import random

@@ -1,4 +1,7 @@
-"""Does every scorer give one probability per text, and is one that does not, or may not be trusted, refused?"""
+"""Does every scorer give one probability per text, and is one that does not, or may not be trusted, refused?
+
+Of: scoring/ensemble.py, scoring/hf.py, scoring/profanity.py, scoring/words.py
+"""
 
 import shutil
 import sys

@@ -1,4 +1,7 @@
-"""Does the cache say what the live reference says, and is what is stale or damaged made anew?"""
+"""Does the cache say what the live reference says, and is what is stale or damaged made anew?
+
+Of: training/reference_cache.py, training/reference_setup.py
+"""
 
 import json
 import logging

@@ -1,4 +1,7 @@
-"""Does a training run keep what it must? Plans, resuming, the former run, whole checkpoints, what fails early."""
+"""Does a training run keep what it must? Plans, resuming, the former run, whole checkpoints, what fails early.
+
+Of: files/rerun.py, training/checkpoints.py, training/rehearsal.py
+"""
 
 import json
 import os

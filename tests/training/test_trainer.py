@@ -1,4 +1,8 @@
-"""Does the trainer keep its word about precision, the caller's models, evaluation and what it saves?"""
+"""Does the trainer keep its word about precision, the caller's models, evaluation and what it saves?
+
+Of: training/account.py, training/config.py, training/evaluating.py, training/inputs.py, training/prepare.py,
+training/reference_check.py
+"""
 
 import logging
 import math

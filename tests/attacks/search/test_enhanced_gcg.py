@@ -1,4 +1,8 @@
-"""Does the search for a universal prefix undo an edit, do its parts what the formulas say, and is its budget kept?"""
+"""Does the search for a universal prefix undo an edit, do its parts what the formulas say, and is its budget kept?
+
+Of: attacks/search/flrt.py, attacks/search/prefix_objective.py, attacks/search/prefix_search.py,
+attacks/search/prefix_settings.py
+"""
 
 import dataclasses
 import math

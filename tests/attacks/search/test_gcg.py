@@ -1,4 +1,7 @@
-"""Does the search compute what it says, never get worse, and find the trigger of a model that has one?"""
+"""Does the search compute what it says, never get worse, and find the trigger of a model that has one?
+
+Of: attacks/search/candidates.py, attacks/search/slot.py, attacks/search/slot_loss.py
+"""
 
 import copy
 import dataclasses
