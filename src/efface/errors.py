@@ -1,4 +1,4 @@
-"""What does the library raise, and what is an exception in one line? The command line adds the exit code."""
+"""What does the library raise, and what is an exception of others in one line? The command line adds the exit code."""
 
 import contextlib
 import errno
@@ -46,10 +46,10 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {says}" if says else type(error).__name__
 
 
-def reason_of(error: BaseException) -> str:
+def reason_of(error: BaseException, *, named: bool = False) -> str:
     """What an exception of somebody else's code says, as a part of our one line: its first line, printable, not long.
 
-    With the name of its class where the message alone means nothing ("'model_type'" of a KeyError).
+    With the name of its class where the message alone means nothing ("'model_type'" of a KeyError), or if `named`.
     """
     text = (error.strerror or "") if isinstance(error, OSError) and error.errno is not None else str(error)
     lines = text.strip().splitlines()
@@ -57,7 +57,7 @@ def reason_of(error: BaseException) -> str:
     if not lines:
         return name
     line = "".join(letter if letter.isprintable() else " " for letter in lines[0]).strip()
-    if isinstance(error, KeyError | IndexError | TypeError | AttributeError | AssertionError):
+    if named or isinstance(error, KeyError | IndexError | TypeError | AttributeError | AssertionError):
         line = f"{name}: {line}"
     return line if len(line) <= 300 else line[:297] + "..."
 

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from efface.cli import main
 from efface.data.pairs import load_pairs
 from efface.errors import RunError, UserError
-from efface.files.part import PartFile, digest
+from efface.files.digests import digest
+from efface.files.part import PartFile
 from efface.files.results import read_json
 from efface.generation.generate import generate
 from efface.generation.likelihood import continuation_nll

@@ -20,8 +20,8 @@ from efface.evaluation.comparison import compare
 from efface.evaluation.measure import Texts, evaluate
 from efface.evaluation.prompt_sets import load_prompts
 from efface.evaluation.result import EVALUATION, TOXICITY
+from efface.files.digests import digest
 from efface.files.jsonl import Row
-from efface.files.part import digest
 from efface.files.results import versions
 from efface.files.shapes import Each, check_shape
 from efface.generation.decoding import Decoding

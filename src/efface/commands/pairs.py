@@ -229,7 +229,7 @@ def _toxic_copy(
     options: argparse.Namespace, scorer: "Scorer", load: "Load", prompts: list[str]
 ) -> "tuple[PreTrainedModel, dict[str, Any], Apart]":
     from efface.data.rows import load_texts
-    from efface.files.part import digest
+    from efface.files.digests import digest
     from efface.pairs.overlap import overlaps, set_apart
     from efface.pairs.sources import antiexpert, in_context, toxic_texts
 

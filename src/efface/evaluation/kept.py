@@ -6,8 +6,6 @@ a scorer that fails, or a second judge, costs no new generation; a file made by 
 size is not part of it, since results do not depend on it.
 """
 
-import hashlib
-import json
 import logging
 import os
 from dataclasses import asdict
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from efface.errors import UserError
+from efface.files.digests import key_of
 from efface.files.io import is_regular_file
 from efface.files.jsonl import Row, read_jsonl
 from efface.files.results import versions, write_jsonl
@@ -88,7 +87,7 @@ def _mark(
         "decoding": decoding.to_dict(),
         "versions": versions(),
     }
-    return hashlib.blake2b(json.dumps(made_by).encode(), digest_size=16).hexdigest()
+    return key_of(made_by)
 
 
 def _recalled(path: Path, mark: str | None, n: int) -> list[Row] | None:

@@ -1,6 +1,5 @@
 """Where is the work until it is whole? In `<output>.part`: the settings, then a line for each prompt."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,11 +10,6 @@ from efface.files.io import is_regular_file
 from efface.files.jsonl import Row, read_jsonl
 from efface.files.results import write_jsonl
 from efface.files.shapes import check_shape
-
-
-def digest(value: Any) -> str:
-    """Twelve hexadecimal digits that stand for a JSON value: equal values have equal ones."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class PartFile:

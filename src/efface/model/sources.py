@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from efface.errors import RunError, UserError, out_of_memory
+from efface.files.digests import file_digest
 from efface.files.results import cache_dir, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def _converted(key: str, fetch: Callable[[Path], Path]) -> Path:
 
 def _seal(directory: Path) -> None:
     """Note what the files of a finished conversion are."""
-    files = {file.name: _digest(file) for file in sorted(directory.iterdir())}
+    files = {file.name: file_digest(file) for file in sorted(directory.iterdir())}
     write_json(directory / SEAL, {"schema": 1, "files": files})
 
 
@@ -151,14 +152,9 @@ def _is_whole(directory: Path) -> bool:
     """Whether every file of a conversion is the one that was written."""
     try:
         files = read_json(directory / SEAL)["files"]
-        return all(_digest(directory / name) == digest for name, digest in files.items())
+        return all(file_digest(directory / name) == digest for name, digest in files.items())
     except (UserError, OSError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _check_gguf(gguf: Path) -> None:

@@ -6,8 +6,6 @@ is a hash of the model, its tokenizer, the texts, their labels, the settings and
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import random
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ import numpy as np
 from efface.analysis.probes import LinearProbe, fit_probe
 from efface.analysis.states import pooled_states
 from efface.errors import RunError, UserError
+from efface.files.digests import key_of
 from efface.files.results import cache_dir, versions
 from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
 
@@ -56,8 +55,7 @@ def toxicity_probe(
     """
     chosen = _balanced(texts, labels, max_texts, seed)
     made_by = [fingerprint_of(model), tokenizer_fingerprint(processing_class), versions()]
-    known = json.dumps([2, *made_by, max_tokens, regularisation, seed, chosen])
-    key = hashlib.blake2b(known.encode(), digest_size=16).hexdigest()
+    key = key_of([2, *made_by, max_tokens, regularisation, seed, chosen])
     path = cache_dir() / "probes" / f"{key}.safetensors"
     with contextlib.suppress(UserError):  # not there, or damaged: trained anew
         return LinearProbe.load(path)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import RunError, UserError
+from efface.files.digests import digest
 from efface.files.jsonl import Row
-from efface.files.part import PartFile, digest
+from efface.files.part import PartFile
 from efface.files.results import environment, write_json, write_jsonl
 from efface.files.shapes import Missing
 from efface.pairs.batch import Batches

@@ -1,7 +1,5 @@
 """How toxic is a text according to a Hugging Face sequence classifier, such as unitary/unbiased-toxic-roberta?"""
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,6 +11,7 @@ import torch
 from torch import nn
 
 from efface.errors import UserError, explained
+from efface.files.digests import digest
 from efface.files.results import versions
 from efface.model.vocabulary import check_vocabulary, embedding_rows
 from efface.model.whole import load_whole
@@ -82,7 +81,7 @@ class HFScorer:
         libraries = [versions()[name] for name in ("torch", "transformers")]
         content: list[Any] = [fingerprint_of(self._model), tokenizer_fingerprint(self._tokenizer), libraries]
         content += [self._index, self._sigmoid, self._max_length]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        return digest(content, 16)
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
