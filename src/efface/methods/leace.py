@@ -25,7 +25,7 @@ from efface.model.blocks import decoder_blocks
 from efface.model.copies import eval_mode, merged
 from efface.model.interventions import Intervention, attach_
 from efface.model.projections import attention_output_projection, mlp_output_projection, output_weight
-from efface.training.hooked import HookedConfig, HookedEditor
+from efface.training.editor import HookedConfig, HookedEditor
 
 MODES = ("hook", "edit")
 RIDGE = 1e-6  # in units of a feature's variance: above what is left of an erased direction by rounding, below all else

@@ -16,7 +16,7 @@ from efface.analysis.directions import difference_of_means
 from efface.analysis.states import token_states
 from efface.checks import positive
 from efface.model.interventions import Intervention, attach_
-from efface.training.hooked import HookedConfig, HookedEditor
+from efface.training.editor import HookedConfig, HookedEditor
 
 
 @dataclass
