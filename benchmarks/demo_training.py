@@ -53,7 +53,7 @@ def child(side: str, directory: str) -> None:
     trainer = REPOTrainer(
         model, REPOConfig(directory, **settings), PAIRS, processing_class=tokenizer, callbacks=[Turns()]
     )
-    answer({"setup": time.perf_counter() - start, "layout": trainer.layout, "reference": trainer.reference_kind})
+    answer({"setup": time.perf_counter() - start, "layout": trainer.layout, "reference": trainer.reference.kind})
     trainer.train()
     sys.stdin.readline()
     result = evaluate(

@@ -315,7 +315,7 @@ def test_an_unknown_dataset_without_network(fails: Any, gpt2: str, tmp_path: Pat
 def test_a_loss_that_is_not_finite(fails: Any, models: Path, pairs: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     line = fails(1, "train", "repo", models / "nan", pairs, "-o", out, "--max_steps", "2")
-    assert line.startswith("the loss is nan at step 0 (") and "Lower --learning_rate" in line
+    assert line.startswith("the loss is nan at step 0 (") and "Lower learning_rate" in line
     assert not (out / "results.json").exists() and not list(out.glob("*.safetensors"))
 
 

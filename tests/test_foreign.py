@@ -49,7 +49,7 @@ from efface.scoring.judge import META, Judge
 from efface.scoring.labelled import load_labelled
 from efface.scoring.scorer import NamedScorer
 from efface.scoring.words import WordListScorer
-from efface.training.reference import _read_index
+from efface.training.reference_cache import _read_index
 
 WRONG: list[Any] = [None, 7, -0.5, float("inf"), float("nan"), "text", True, [], [3], {}, {"a": None}, 10**400]
 NO_JSON = {

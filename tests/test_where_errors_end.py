@@ -109,7 +109,7 @@ def test_a_decoding_that_is_none() -> None:
         ("max_grad_norm: .nan", "max_grad_norm=nan: it must be a finite number"),
         ("resume_from_checkpoint: somewhere", "on the command line --resume goes on in -o DIR"),
         ("do_train: true", "do_train=True has no use here: `train` trains"),
-        ("label_smoothing_factor: 0.5", "--label_smoothing is DPO's"),
+        ("label_smoothing_factor: 0.5", "label_smoothing is DPO's"),
         ("bf16_full_eval: true", "half precision"),
         ("output_dir: here", "-o DIR says where the run goes"),
         ("lr_scheduler_kwargs: {min_lr: .inf}", "lr_scheduler_kwargs=inf: it must be a finite number"),

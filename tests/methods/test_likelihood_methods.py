@@ -363,16 +363,16 @@ def test_what_is_projected_and_whether_the_reference_is_asked(
     method: str, settings: dict[str, Any], sides: tuple[str, ...], asks: bool, build: Build
 ) -> None:
     trainer = build(method, **settings)
-    assert (trainer.reference_kind != "not needed") is asks
+    assert (trainer.reference.kind != "not needed") is asks
     n = len(ROWS)
     project = trainer.project(whole_batch(trainer))
     assert [bool(project[rows].any()) for rows in (slice(0, n), slice(n, 2 * n))] == [
         side in sides for side in ("chosen", "rejected")
     ]
     with_passages = build(method, passages=PASSAGES, **settings)
-    assert with_passages.reference_kind != "not needed"
+    assert with_passages.reference.kind != "not needed"
     without_weight = build(method, passages=PASSAGES, **(settings | {"w_retain_text": 0.0}))
-    assert (without_weight.reference_kind != "not needed") is asks
+    assert (without_weight.reference.kind != "not needed") is asks
     without_weight.compute_loss(without_weight.model, whole_batch(without_weight))  # type: ignore[arg-type]
 
 

@@ -35,6 +35,7 @@ from efface.model.load import load_model
 from efface.model.save import save_model
 from efface.training.editor import PairEditor
 from efface.training.prepare import disable_dropout_
+from efface.training.reference import LiveReference
 from efface.training.trainer import Counts, PairTrainer
 
 # What moves
@@ -49,7 +50,7 @@ def test_every_family_trains(family: str, build: Build) -> None:
     trainer.train()
     assert_moved(model, before)
     assert logged(trainer, "retain_loss")[0] < 1e-6 < logged(trainer, "retain_loss")[-1]
-    assert trainer.reference is not None
+    assert isinstance(trainer.reference, LiveReference)
     assert_same(weights(trainer.reference.model), before, rtol=0, atol=0)
 
 
@@ -80,7 +81,7 @@ def test_only_the_adapter_moves(build: Build) -> None:
         for name, p in weights(trainer.model).items()
     }
     assert_same({name: frozen[name] for name in before}, before, rtol=0, atol=0)
-    assert trainer.reference is not None and trainer.reference.adapter_off
+    assert trainer.reference.kind == "with the adapter off"
     assert logged(trainer, "retain_loss")[0] < 1e-6 < logged(trainer, "retain_loss")[-1]
 
 
@@ -219,14 +220,14 @@ def test_toxic_rows_never_reach_a_head_nor_the_reference(layout: str, lora: bool
     batch = whole_batch(trainer)
     n, mask = batch["n_pairs"], batch["continuation_mask"]
     asked = int(mask[:n].sum() + mask[2 * n :].sum())
-    assert mask[n : 2 * n].sum() > 0 and trainer.reference is not None
+    assert mask[n : 2 * n].sum() > 0 and isinstance(trainer.reference, LiveReference)
     head_rows: list[int] = []
     projected: list[int] = []
     asked_of_reference: list[Tensor] = []
     trainer.model.get_output_embeddings().register_forward_hook(  # type: ignore[union-attr,operator]
         lambda module, args, out: head_rows.append(out.numel())
     )
-    for head in (trainer.head, trainer.reference_head):
+    for head in (trainer.head, trainer.reference.head):
         head.finish = lambda scores: (projected.append(len(scores)), scores)[1]  # type: ignore[func-returns-value]
     call = trainer.reference.forward
     trainer.reference.forward = lambda layout, *rest: (  # type: ignore[method-assign]
@@ -422,7 +423,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
 def test_a_checkpoint_of_the_model_alone_is_not_resumed(build: Build, tmp_path: Path) -> None:
     settings = {"output_dir": str(tmp_path), "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     build(save_only_model=True, **settings).train()
-    with pytest.raises(UserError, match=f"holds no {DISCRIMINATORS} .saved with --save_only_model"):
+    with pytest.raises(UserError, match=f"holds no {DISCRIMINATORS} .saved with save_only_model"):
         build(**settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
@@ -530,11 +531,13 @@ def test_models_by_path_and_tokenizers_by_origin(build: Build, tmp_path: Path) -
 def test_a_reference_of_ones_own(build: Build) -> None:
     for precompute in ("off", "on"):
         trainer = build(ref_model=tiny_model("llama", seed=1), max_steps=1, precompute_reference=precompute)
-        before = None if trainer.reference is None else weights(trainer.reference.model)
+        live = trainer.reference if isinstance(trainer.reference, LiveReference) else None
+        assert (live is None) == (precompute == "on")
+        before = None if live is None else weights(live.model)
         trainer.train()
-        if trainer.reference is not None and before is not None:
-            assert_same(weights(trainer.reference.model), before, rtol=0, atol=0)
-            assert all(parameter.grad is None for parameter in trainer.reference.model.parameters())
+        if live is not None and before is not None:
+            assert_same(weights(live.model), before, rtol=0, atol=0)
+            assert all(parameter.grad is None for parameter in live.model.parameters())
         assert logged(trainer, "retain_loss")[0] > 0.1
 
 
@@ -582,7 +585,7 @@ def test_gradient_checkpointing_changes_nothing(lora_r: int | None, family: str,
         ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, "use_reentrant=True cuts captured hidden states"),
         ({"max_steps": 0}, "max_steps=0 trains nothing. Give a number of steps"),
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0: it must be at least 1"),
-        ({"fp16": True}, "fp16 scales the loss, which the discriminators cannot follow. Use --bf16"),
+        ({"fp16": True}, "fp16 scales the loss, which the discriminators cannot follow. Use bf16"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
@@ -599,7 +602,7 @@ def test_several_gpus_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_arguments_that_cannot_work(build: Build) -> None:
     with pytest.raises(UserError, match="REPOTrainer needs train_dataset: a pairs file"):
         REPOTrainer(tiny_model("llama"), REPOConfig("out", use_cpu=True))
-    with pytest.raises(UserError, match="--trainable_layers is for full fine-tuning; with LoRA choose"):
+    with pytest.raises(UserError, match="trainable_layers is for full fine-tuning; with LoRA choose"):
         build(lora_r=2, trainable_layers="last")
     with pytest.raises(UserError, match="the LoRA adapter does not fit the model: .*no_such_proj"):
         build(lora_r=2, lora_target_modules="no_such_proj")

@@ -190,7 +190,7 @@ def test_a_mask_that_a_family_refuses_means_the_plain_layout(
     with caplog.at_level("INFO", logger="efface.training.passes"):
         assert build("auto").layout == "plain"
     assert "not shared, as it " in caplog.text
-    with pytest.raises(UserError, match="layout='shared' does not fit: it .*--layout auto"):
+    with pytest.raises(UserError, match="layout='shared' does not fit: it .*layout=auto"):
         build("shared")
 
 

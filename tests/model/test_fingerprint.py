@@ -24,7 +24,8 @@ from efface.model.forward import Head
 from efface.model.load import load_model
 from efface.model.save import save_model
 from efface.pairs.attribute import toxicity_probe
-from efface.training.reference import Reference, open_cache
+from efface.training.reference import LiveReference
+from efface.training.reference_cache import open_cache
 
 IDS = torch.tensor([[5, 60, 7, 8, 90, 10, 110, 12, 13, 140, 15, 16, 17, 180, 19, 20, 21, 22, 23, 24]])
 
@@ -189,15 +190,17 @@ def test_the_reference_cache_by_config_precision_and_libraries(
 
     def opened(model: Any, **settings: Any) -> torch.Tensor:
         fingerprint = fingerprint_of(model)
-        return open_cache(Reference(model, False), Head.of(model), items, [0], fingerprint=fingerprint, **settings)[0][
-            "hidden"
-        ]
+        return open_cache(
+            LiveReference(model, False), Head.of(model), items, [0], fingerprint=fingerprint, **settings
+        )[0]["hidden"]
 
     first = opened(model)
     assert not torch.equal(opened(other), first)
     opened(model, autocast=torch.bfloat16)
     assert len(list((tmp_path / "reference").iterdir())) == 3
-    monkeypatch.setattr("efface.training.reference.versions", lambda: results.versions() | {"transformers": "4.0"})
+    monkeypatch.setattr(
+        "efface.training.reference_cache.versions", lambda: results.versions() | {"transformers": "4.0"}
+    )
     opened(model)
     assert len(list((tmp_path / "reference").iterdir())) == 4
 

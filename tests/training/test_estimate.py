@@ -68,6 +68,6 @@ def test_whether_it_fits_and_what_to_do(build: Build, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "_available", lambda device: 1000)
     tight = estimate(trainer)
     assert not tight.fits
-    assert "0.00 free with the model loaded: does not fit: lower --per_device_train_batch_size" in str(tight)
+    assert "0.00 free with the model loaded: does not fit: lower per_device_train_batch_size" in str(tight)
     assert tight.total == sum((tight.parameters, tight.gradients, tight.optimizer, tight.reference, tight.activations))
     assert f"parameters {tight.parameters / GIB:.2f}, gradients" in str(tight)

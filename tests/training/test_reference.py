@@ -21,8 +21,9 @@ from efface.files import io as files
 from efface.files.results import cache_dir
 from efface.model.fingerprint import fingerprint_of
 from efface.model.forward import Head
-from efface.training import reference as module
-from efface.training.reference import INDEX, Reference, ReferenceCache, open_cache
+from efface.training import reference_cache as module
+from efface.training.reference import LiveReference
+from efface.training.reference_cache import INDEX, ReferenceCache, open_cache
 
 __all__ = ["build"]  # the fixture
 
@@ -40,7 +41,7 @@ def items(n: int = 12, seed: int = 0) -> list[Item]:
 
 def opened(model: Any, sequences: list[Item], layers: tuple[int, ...] = (0, 1), **settings: Any) -> ReferenceCache:
     settings.setdefault("fingerprint", fingerprint_of(model))
-    return open_cache(Reference(model, False), Head.of(model), sequences, layers, **settings)
+    return open_cache(LiveReference(model, False), Head.of(model), sequences, layers, **settings)
 
 
 def folders() -> list[Path]:
@@ -71,7 +72,7 @@ def test_live_states_are_those_of_the_rows_that_are_asked() -> None:
     project[n : 2 * n] = False
     seen: list[int] = []
     model.get_input_embeddings().register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
-    states = Reference(model, adapter_off=False)(batch, project, [1])
+    states = LiveReference(model, adapter_off=False).states(batch, project, [1])
     assert seen == [n + 1]  # the rejected rows are not among them
     assert len(states["hidden"]) == project.sum() and not states["hidden"].requires_grad
     assert states["norms"].shape == (int(batch["continuation_mask"][:n].sum()), 1)
@@ -158,7 +159,7 @@ def test_an_interrupted_cache_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_half_precision_states_its_error(caplog: pytest.LogCaptureFixture) -> None:
     model, sequences = tiny_model("llama"), items()
-    with caplog.at_level(logging.INFO, logger="efface.training.reference"):
+    with caplog.at_level(logging.INFO, logger="efface.training.reference_cache"):
         cache = opened(model, sequences, dtype="bfloat16")
     exact = opened(model, sequences)
     assert cache[0]["hidden"].dtype == torch.bfloat16
@@ -200,13 +201,13 @@ def test_another_users_file_is_made_again(monkeypatch: pytest.MonkeyPatch) -> No
     opened(model, sequences)
     (file,) = (path for path in folders()[0].iterdir() if path.suffix == ".safetensors")
     assert file.stat().st_mode & 0o044 == 0o044 & ~_umask()  # others may read what the umask lets them
-    read = module._digest
+    read = module.file_digest
 
     def denied(path: Path) -> str:
-        monkeypatch.setattr(module, "_digest", read)
+        monkeypatch.setattr(module, "file_digest", read)
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module, "_digest", denied)
+    monkeypatch.setattr(module, "file_digest", denied)
     assert len(opened(model, sequences)) == len(sequences)
 
 
@@ -222,7 +223,7 @@ def test_states_of_another_shape_are_made_again() -> None:
     (file,) = folders()[0].glob("*.safetensors")
     save_file({"hidden": torch.zeros(2, 3), "norms": torch.zeros(2, 2)}, file)
     index = json.loads((folders()[0] / INDEX).read_text())
-    index["files"][file.name] = module._digest(file)  # as if it were ours
+    index["files"][file.name] = module.file_digest(file)  # as if it were ours
     (folders()[0] / INDEX).write_text(json.dumps(index))
     assert torch.equal(opened(model, sequences)[0]["hidden"], right)
 
@@ -243,7 +244,7 @@ def test_a_cache_that_cannot_be_written_does_not_end_a_run_that_needs_none(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "file" / "cache"))  # not even root can write there
     settings: dict[str, Any] = {"per_device_train_batch_size": 8, "optim": "sgd"}  # every pair is seen
-    with pytest.raises(RunError, match="was not written: Not a directory.*EFFACE_CACHE.*--precompute_reference off"):
+    with pytest.raises(RunError, match="was not written: Not a directory.*EFFACE_CACHE.*precompute_reference=off"):
         build(precompute_reference="on", **settings)
     live = build(precompute_reference="off", **settings)
     live.train()

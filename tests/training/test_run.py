@@ -258,7 +258,7 @@ def test_a_full_disk_in_a_checkpoint(
 LATE = [
     (["--report_to", "tensorboard"], "tensorboard"),
     (["--report_to", "wandb"], "wandb"),
-    (["--train_sampling_strategy", "group_by_length"], "--max_batch_tokens batches pairs of like length"),
+    (["--train_sampling_strategy", "group_by_length"], "max_batch_tokens batches pairs of like length"),
     (["--optim", "paged_adamw_8bit"], "bitsandbytes"),
     (["--eval_on_start", "true"], "no eval_dataset"),
     (["--dataloader_persistent_workers", "true"], "persistent_workers"),

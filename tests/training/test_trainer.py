@@ -19,7 +19,8 @@ from efface.methods import load_method
 from efface.methods.repo import REPOConfig, REPOTrainer
 from efface.model.load import load_model
 from efface.model.save import save_model
-from efface.training import reference as reference_module
+from efface.training import reference_cache
+from efface.training.reference import LiveReference
 from efface.training.step import Counts
 
 Trainer = Any
@@ -148,7 +149,7 @@ def test_models_are_named_by_path_or_text(tmp_path: Path) -> None:
     save_model(tiny_model("llama", seed=1), tiny_tokenizer(), tmp_path / "reference")
     args = REPOConfig(str(tmp_path / "out"), use_cpu=True, disable_tqdm=True, precompute_reference="off")
     trainer = REPOTrainer(tmp_path / "model", args, ROWS, ref_model=str(tmp_path / "reference"))
-    assert trainer.reference is not None
+    assert isinstance(trainer.reference, LiveReference)
     assert_same(weights(trainer.reference.model), weights(tiny_model("llama", seed=1)), rtol=0, atol=0)
     with pytest.raises(UserError, match="model is a int; it must be a causal language model"):
         REPOTrainer(5, args, ROWS)
@@ -261,7 +262,7 @@ def test_a_cache_that_says_something_else_is_made_again(
 ) -> None:
     """Whatever the key forgets: here all models have one."""
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(reference_module, "_key", lambda *parts: "the-same")
+    monkeypatch.setattr(reference_cache, "_key", lambda *parts: "the-same")
     for seed, warned in ((0, False), (0, False), (1, True)):
         caplog.clear()
         trainer = build("repo", tiny_model("llama", seed=seed), tmp_path / "out", precompute_reference="on")
@@ -400,11 +401,11 @@ def test_a_reference_that_says_something_else_is_found_in_the_first_batch(
 ) -> None:
     """Whatever the cause: here the cache holds another model's states, and has passed its own test."""
     other = tiny_model("llama", seed=1)
-    honest = reference_module.Reference.forward
+    honest = LiveReference.forward
     monkeypatch.setattr(
-        reference_module.Reference,
+        LiveReference,
         "forward",
-        lambda self, *asked: honest(reference_module.Reference(other, False), *asked),
+        lambda self, *asked: honest(LiveReference(other, False), *asked),
     )
     for how in ("on", "off"):
         with pytest.raises(UserError, match="the untrained LlamaForCausalLM differs from its own reference by"):

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from efface.errors import RunError, UserError, reason_of
+from efface.model.save import save_model
+from efface.training.metrics import raise_if_not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +35,16 @@ SAVING = ".saving-"
 
 
 class WholeCheckpoints(Trainer):
-    """A trainer whose checkpoints are whole or not there."""
+    """A trainer whose checkpoints are whole or not there, of finite weights, and read by any version of transformers.
+
+    A class of its own, since all of it overrides `Trainer`.
+    """
 
     _saving: Path | None = None
     """Where a checkpoint is being written."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        raise_if_not_finite(self.model, self.state.global_step)  # type: ignore[arg-type]
         place = Path(super()._get_output_dir(trial))
         folder = place / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if not self.args.push_to_hub:  # which reads the folder while training goes on
@@ -60,6 +66,12 @@ class WholeCheckpoints(Trainer):
             raise
         finally:
             self._saving = None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.args.should_save:
+            model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            tokenizer: Any = self.processing_class
+            save_model(model, tokenizer, output_dir or str(self.args.output_dir), state_dict=state_dict)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._saving is None else str(self._saving)
@@ -127,7 +139,7 @@ def what_is_missing(folder: Path, more: Sequence[str] = ()) -> str | None:
     """Why a checkpoint cannot be gone on from, or None."""
     for name in (*STATES, *more):
         if not (folder / name).is_file():
-            hint = " (saved with --save_only_model?)" if name != TRAINER_STATE_NAME else ""
+            hint = " (saved with save_only_model?)" if name != TRAINER_STATE_NAME else ""
             return f"it holds no {name}{hint}"
     weights = [file for file in folder.glob(WEIGHTS) if file.name not in more]
     if not weights:

@@ -12,7 +12,7 @@ from efface.checks import all_finite, at_least, at_least_one, one_of, positive
 from efface.errors import UserError
 from efface.training import DEFAULT_STEPS
 from efface.training.passes import LAYOUTS
-from efface.training.reference import DTYPES
+from efface.training.reference_cache import DTYPES
 from efface.training.sharded import refuse_sharded
 
 logger = logging.getLogger(__name__)
@@ -21,11 +21,11 @@ MEANINGLESS = {
     "resume_from_checkpoint": "`train()` takes it as an argument; on the command line --resume goes on in -o DIR",
     "do_train": "`train` trains",
     "do_predict": "see `efface evaluate`",
-    "label_smoothing_factor": "there are no labels; --label_smoothing is DPO's",
+    "label_smoothing_factor": "there are no labels; label_smoothing is DPO's",
     "label_names": "there are no labels",
     "fp16_full_eval": "it would turn the weights that are trained to half precision. Leave it out",
     "bf16_full_eval": "it would turn the weights that are trained to half precision. Leave it out",
-    "train_sampling_strategy=group_by_length": "--max_batch_tokens batches pairs of like length",
+    "train_sampling_strategy=group_by_length": "max_batch_tokens batches pairs of like length",
 }
 """Fields of `TrainingArguments`, or values of them, that would be accepted and not heeded, or do harm; and why."""
 
@@ -67,13 +67,15 @@ class PairConfig(TrainingArguments):
     disable_dropout: bool = field(
         default=True, metadata={"help": "Train without dropout, so that the KL is 0 at step 0."}
     )
-    trainable_layers: str | None = field(
+    trainable_layers: None | str | tuple[float, ...] = field(
         default=None,
         metadata={"help": "Train only these decoder blocks (`8,16,-1`, `0.5`, `last`); default: everything."},
     )
     lora_r: int | None = field(default=None, metadata={"help": "Rank of a LoRA adapter; default: full fine-tuning."})
     lora_alpha: int | None = field(default=None, metadata={"help": "LoRA scale; default twice the rank."})
-    lora_target_modules: str = field(default="all-linear", metadata={"help": "Comma-separated names, or all-linear."})
+    lora_target_modules: None | str | tuple[str, ...] = field(  # in this order, too
+        default="all-linear", metadata={"help": "Comma-separated names, or all-linear."}
+    )
     retain_text: str | None = field(
         default=None,
         metadata={"help": "JSON lines with `text`: ordinary passages whose KL is kept low beside the pairs."},
@@ -121,6 +123,8 @@ class PairConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.retain_text == "none":
             self.retain_text = None
+        if isinstance(self.lora_target_modules, str) and self.lora_target_modules != "all-linear":
+            self.lora_target_modules = tuple(name.strip() for name in self.lora_target_modules.split(","))
         self._count_steps()
         all_finite(self)
         self._check_ranges()
@@ -137,7 +141,7 @@ class PairConfig(TrainingArguments):
             self.ddp_find_unused_parameters = True
         super().__post_init__()
         if self.fp16:
-            raise UserError("fp16 scales the loss, which the discriminators cannot follow. Use --bf16 or float32.")
+            raise UserError("fp16 scales the loss, which the discriminators cannot follow. Use bf16 or float32.")
         kwargs = dict(self.gradient_checkpointing_kwargs or {})  # type: ignore[arg-type]
         if kwargs.setdefault("use_reentrant", False):
             raise UserError("use_reentrant=True cuts captured hidden states off the graph. Leave it out.")
@@ -163,9 +167,7 @@ class PairConfig(TrainingArguments):
         if steps is None:
             self.max_steps = DEFAULT_STEPS if epochs is None else -1
         if self.max_steps == 0:
-            raise UserError(
-                "max_steps=0 trains nothing. Give a number of steps, or -1 to count by --num_train_epochs."
-            )
+            raise UserError("max_steps=0 trains nothing. Give a number of steps, or -1 to count by num_train_epochs.")
         if epochs is None:
             self.num_train_epochs = TrainingArguments.num_train_epochs
         positive("num_train_epochs", self.num_train_epochs)

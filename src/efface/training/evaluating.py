@@ -1,46 +1,35 @@
 """How does a trainer evaluate on pairs? By every term of its loss over all of them; which of them may select."""
 
-from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from efface.data.dataset import PairDataset
 from efface.data.pairs import PairReader
-from efface.errors import RunError, UserError
-from efface.model.blocks import unwrap
-from efface.model.fingerprint import fingerprint_of
-from efface.model.forward import Head
+from efface.errors import UserError
 from efface.training.config import PairConfig
-from efface.training.frozen import fill_caches, states_kept
 from efface.training.inputs import make_dataset
+from efface.training.metrics import Metrics
 from efface.training.reference import Reference
 from efface.training.step import Counts
 
-# A mixin is typed as what it is mixed into; at run time Trainer comes after it.
-Base = Trainer if TYPE_CHECKING else object
 
-
-class Evaluates(Base):  # type: ignore[valid-type, misc]
-    """What a `PairTrainer` does in an evaluation."""
+class EvaluatesPairs(Trainer):
+    """What a `PairTrainer` does in an evaluation; a class, since it goes between those that override `Trainer`."""
 
     args: PairConfig
     sides: tuple[str, ...]
     layers: list[int]
-    reference: Reference | None
-    reference_head: Head | None
+    reference: Reference
     terms_that_select: tuple[str, ...] = ("loss",)
     """By which of the terms that `loss` logs `load_best_model_at_end` may choose."""
     _longest: int | None
-    _fingerprint: str | None
-    _asked_again: Reference | None
     _evaluated: Counts | None
-    _metric_sums: dict[str, float]
-    _metric_steps: int
+    metrics: Metrics
 
     def loss_does_not_select(self, args: Any) -> str | None:
         """Why the lowest loss of an evaluation is not the best model, if so."""
@@ -63,7 +52,7 @@ class Evaluates(Base):  # type: ignore[valid-type, misc]
                 f"{' or '.join('eval_' + name for name in self.terms_that_select)}, or by what `efface evaluate` says."
             )
 
-    def _tokenized(self, source: Any, args: PairConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
+    def _tokenized(self, source: Any, args: PairConfig, tokenizer: Any) -> Any:
         """Pairs to evaluate on as a `PairDataset`; of several by name, a dict of them."""
         if isinstance(source, PairDataset):
             return source
@@ -86,41 +75,23 @@ class Evaluates(Base):  # type: ignore[valid-type, misc]
         if eval_dataset is not None and not known:
             eval_dataset = self._tokenized(eval_dataset, self.args, self.processing_class)
             for dataset in datasets_in(eval_dataset):
-                self._ask_reference(dataset)
+                self.reference.prepare(dataset)
         return super().evaluate(eval_dataset, *args, **kwargs)
-
-    def _ask_reference(self, dataset: PairDataset) -> None:
-        if self.reference_head is None or self.reference is not None or dataset.states is not None:
-            return
-        assert self._fingerprint is not None
-        model: Any = unwrap(self.model)
-        asked = self._asked_again
-        if asked is None and fingerprint_of(model) == self._fingerprint:  # still its own reference
-            asked = Reference(model, False, self.accelerator.autocast)
-        if asked is None:
-            dataset.states = states_kept(
-                dataset, model, self.reference_head, self.layers, self.args, of=self._fingerprint
-            )
-        elif not fill_caches([dataset], asked, self.reference_head, self.layers, self.args, self._fingerprint):
-            raise RunError("the reference's states of these pairs cannot be cached, see the warning.")
 
     def evaluation_loop(
         self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         """As `Trainer.evaluation_loop`; loss and terms are sums over the whole of `dataloader`, divided once."""
-        training = self._metric_sums, self._metric_steps
-        self._metric_sums, self._metric_steps = defaultdict(float), 0
+        training, self.metrics = self.metrics, Metrics()
         counts = torch.stack([torch.stack(Counts.of(batch)) for batch in dataloader]).sum(0).to(self.args.device)
         self._evaluated = Counts(*self.accelerator.reduce(counts, "sum"))
         try:
-            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-            names = sorted(self._metric_sums)
-            sums = torch.tensor([self._metric_sums[name] for name in names], device=self.args.device)
-            sums = self.accelerator.reduce(sums, "sum")
+            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
+            totals = self.metrics.totals(self.accelerator)
         finally:
-            (self._metric_sums, self._metric_steps), self._evaluated = training, None
+            self.metrics, self._evaluated = training, None
         assert output.metrics is not None
-        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in zip(names, sums.tolist(), strict=True)})
+        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in totals.items()})
         return output
 
     def prediction_step(
@@ -132,7 +103,7 @@ class Evaluates(Base):  # type: ignore[valid-type, misc]
             loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=counts)
             assert isinstance(loss, Tensor)  # a tuple only on request
             loss = loss.detach() / self.accelerator.num_processes  # which compute_loss multiplies by, for DDP
-            self._metric_sums["loss"] += loss.item()
+            self.metrics.add({"loss": loss.item()})
             return loss, None, None
 
 

@@ -1,4 +1,4 @@
-"""What does a method start from? A model, pairs and passages, tokenised; batches under a token budget."""
+"""What does a method start from? A model, its reference, pairs and passages, tokenised; batches under a budget."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from efface.data.buckets import TokenBudgetBatchSampler
-from efface.data.dataset import PairDataset
+from efface.data.dataset import PairDataset, PassageStream
 from efface.data.pairs import PairReader
 from efface.data.rows import load_texts
 from efface.data.store import PairStore
@@ -73,6 +73,30 @@ def model_and_tokenizer(
     return model, tokenizer
 
 
+def given_reference(ref_model: Any, model: Any, *, use_cpu: bool) -> PreTrainedModel | None:
+    """The reference that the caller gives, loaded if it is named; None if it is to be the initial policy.
+
+    Raises:
+        UserError: if it is the policy itself, or cannot be compared with it.
+    """
+    if isinstance(ref_model, str | os.PathLike):
+        ref_model, _ = load_model(ref_model, device="cpu" if use_cpu else None)
+    if ref_model is None:
+        return None
+    if ref_model is model:
+        raise UserError(
+            "model and ref_model are the same object, which would be trained and frozen at once. Leave ref_model out: "
+            "the reference then is the model as it is now."
+        )
+    sizes = [one.config.get_text_config(decoder=True).vocab_size for one in (model, ref_model)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"ref_model has a vocabulary of {sizes[1]} and model one of {sizes[0]}: there is no KL between them. Pass "
+            "a reference with the model's own tokenizer."
+        )
+    return ref_model
+
+
 def make_dataset(
     rows: PairReader,
     passages: list[list[int]],
@@ -123,6 +147,12 @@ def tokenize_passages(
     if texts and not passages:
         raise UserError("retain_text has no passage of two tokens or more.")
     return passages
+
+
+def deal_passages(n_passages: int, args: PairConfig, batch_size: int) -> PassageStream:
+    """Which of the passages stand in which micro-batch of `batch_size` pairs."""
+    per_batch = max(round(args.retain_text_per_pair * batch_size), args.retain_text_per_pair > 0)
+    return PassageStream(n_passages, int(per_batch), args.seed if args.data_seed is None else args.data_seed)
 
 
 def budget_loader(

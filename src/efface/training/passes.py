@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.data.batch import PairBatch
-from efface.errors import UserError
+from efface.errors import UserError, reason_of
 from efface.model.blocks import decoder_blocks, unwrap
 from efface.model.copies import eval_mode
 from efface.model.forward import Forward, forward
@@ -66,6 +66,13 @@ def policy_forward(
     return Forward(benign.hidden, both)
 
 
+def of_pairs(batch: PairBatch) -> Tensor:
+    """(2B + R, T) bool: the tokens that are a pair's continuations, not those of passages."""
+    mask = batch["continuation_mask"].clone()
+    mask[2 * batch["n_pairs"] :] = False
+    return mask
+
+
 def choose_layout(
     wanted: str,
     model: Any,
@@ -100,7 +107,7 @@ def choose_layout(
     if refused["shared"] is None and wanted in ("auto", "shared"):
         refused["shared"] = _differs(model, example)
     if refused.get(wanted):
-        raise UserError(f"layout={wanted!r} does not fit: {refused[wanted]}. Use --layout auto.")
+        raise UserError(f"layout={wanted!r} does not fit: {refused[wanted]}. Use layout=auto.")
     prompt, chosen, rejected = np.asarray(lengths, dtype=np.int64).T
     both, last = prompt + chosen + rejected, max(layers, default=0) + 1
     plain = sum((chosen if side == "chosen" else rejected) + prompt for side in sides)
@@ -126,17 +133,14 @@ def choose_layout(
 @torch.no_grad()
 def _differs(model: Any, example: PairBatch) -> str | None:
     """Why the shared layout cannot be trusted with this model, judged by what it computes, or that it refuses to."""
-    n = example["n_pairs"]
-    mask = example["continuation_mask"].clone()
-    mask[2 * n :] = False
+    mask = of_pairs(example)
     layers = [len(decoder_blocks(model)) - 1]
     with eval_mode(model):
         plain = policy_forward(model, example, mask, layers, mask, "plain")
         try:
             shared = policy_forward(model, example, mask, layers, mask, "shared")
         except Exception as error:  # whatever a family's own code makes of a mask that it does not know
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return f"it does not take such a mask ({type(error).__name__}: {reason})"
+            return f"it does not take such a mask ({reason_of(error, named=True)})"
     a, b = (states.residuals[layers[0]].float() for states in (plain, shared))
     difference = ((a - b).norm() / a.norm()).item()
     tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2

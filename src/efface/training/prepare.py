@@ -1,13 +1,15 @@
 """How is a model made ready for training? Adapter or chosen layers, no dropout, something to pad with."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from efface.errors import RunError, UserError
+from efface.errors import UserError
 from efface.model.blocks import decoder_blocks, parse_layers
 from efface.training.config import PairConfig
 
@@ -22,7 +24,7 @@ def prepare_model_(model: PreTrainedModel, args: PairConfig, peft_config: Any) -
         from peft import get_peft_model
 
         if args.trainable_layers is not None:
-            raise UserError("--trainable_layers is for full fine-tuning; with LoRA choose by --lora_target_modules.")
+            raise UserError("trainable_layers is for full fine-tuning; with LoRA choose by lora_target_modules.")
         try:
             model = get_peft_model(model, peft_config)
         except ValueError as error:  # a rank of 0, modules the model does not have
@@ -44,17 +46,17 @@ def _check_trainable(model: PreTrainedModel) -> None:
         advice = "Load its adapter with is_trainable=True" if hasattr(model, "peft_config") else "Unfreeze some"
         raise UserError(
             f"none of the parameters of {type(model).__name__} is trainable (requires_grad): training would leave it "
-            f"as it is. {advice}, or set --trainable_layers or --lora_r."
+            f"as it is. {advice}, or set trainable_layers or lora_r."
         )
     if torch.float16 in dtypes:
         raise UserError(
             "the trained weights are float16, in which gradients overflow and small ones vanish. Load the model with "
-            "dtype=torch.float32; --bf16 true keeps the forward fast."
+            "dtype=torch.float32; bf16=True keeps the forward fast."
         )
     if torch.bfloat16 in dtypes:
         logger.warning(
             "the trained weights are bfloat16: an optimizer's small steps round away in most of them, and with them "
-            "the edit. Load the model with dtype=torch.float32; --bf16 true keeps the forward fast."
+            "the edit. Load the model with dtype=torch.float32; bf16=True keeps the forward fast."
         )
 
 
@@ -64,12 +66,35 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
-def flags_of(model: nn.Module) -> dict[nn.Parameter, bool]:
-    """Which parameters require a gradient now."""
+class Trainable:
+    """Which parameters require a gradient: in the caller's model, as long as it is not trained, and in training.
+
+    Args:
+        model: the caller's.
+        adapted: it gets an adapter, whose flags are nobody else's business.
+    """
+
+    def __init__(self, model: nn.Module, *, adapted: bool):
+        self._callers = {} if adapted else _flags_of(model)
+        self._trained: dict[nn.Parameter, bool] = {}
+
+    @contextlib.contextmanager
+    def in_training(self, model: nn.Module) -> Iterator[None]:
+        """Within, `model` is trainable as it was prepared; then the caller's parameters are as they were before."""
+        _set_flags_(self._trained)  # trained before, and handed back
+        try:
+            yield
+        finally:
+            if self._callers:
+                self._trained = _flags_of(model)
+                _set_flags_(self._callers)
+
+
+def _flags_of(model: nn.Module) -> dict[nn.Parameter, bool]:
     return {parameter: parameter.requires_grad for parameter in model.parameters()}
 
 
-def set_flags_(flags: dict[nn.Parameter, bool]) -> None:
+def _set_flags_(flags: dict[nn.Parameter, bool]) -> None:
     for parameter, trained in flags.items():
         parameter.requires_grad_(trained)
 
@@ -88,16 +113,6 @@ def raise_if_out_of_reach(model: nn.Module, layers: list[int], what: str) -> Non
             f"the trained weights all lie in blocks above {max(layers)}, the highest of {what}, and so cannot change "
             "what is erased there. Train lower blocks, or choose higher layers."
         )
-
-
-def raise_if_not_finite(model: nn.Module, step: int) -> None:
-    """Raise a `RunError` if a trained weight is NaN or infinite: no later loss would show what the last step did."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not torch.isfinite(parameter).all():
-            raise RunError(
-                f"the weights are not finite after step {step} ({name}); nothing was saved of it. Earlier checkpoints "
-                "are untouched. Lower --learning_rate."
-            )
 
 
 def disable_dropout_(model: nn.Module) -> None:
@@ -121,11 +136,11 @@ def train_only_(model: nn.Module, layers: list[int]) -> None:
 def lora_config(args: PairConfig) -> Any:
     from peft import LoraConfig
 
-    assert args.lora_r is not None
     names = args.lora_target_modules
+    assert args.lora_r is not None and names is not None
     return LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha or 2 * args.lora_r,
-        target_modules=names if names == "all-linear" else names.split(","),
+        target_modules=names if isinstance(names, str) else list(names),  # a text is all-linear
         task_type="CAUSAL_LM",
     )

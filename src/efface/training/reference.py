@@ -1,51 +1,84 @@
-"""What does the frozen reference f0 say? Its final hidden states where continuations are predicted, live or from disk.
+"""What does the frozen reference f0 say? Its final hidden states where continuations are predicted.
 
-Live, f0 is a model of its own, or the trained one with its LoRA adapter off. From disk it is neither: its states
-(tokens x d, after the final norm: small) are computed once and memory-mapped; all that stays is a frozen output head.
-The cache lies under `EFFACE_CACHE/reference/KEY`; KEY is a hash of the model, of all token ids, of what is stored and
-of what computed it (libraries, kind of device, precision), so a cache of something else is never found. Every file's
-hash is checked when a cache is opened; what is missing or damaged is computed again.
+One protocol, three ways: it is not asked (`NoReference`); it is asked live, a model of its own or the trained one with
+its LoRA adapter off (`LiveReference`); or it was asked before training (`reference_setup.CachedReference`).
 """
 
 import contextlib
-import hashlib
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cached_property
+from typing import Protocol
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from efface.data.batch import Item, PairBatch, ReferenceStates, collate_rows, predicting_positions
-from efface.errors import UserError
-from efface.files.io import is_regular_file, renamed_when_whole
-from efface.files.results import cache_dir, read_json, versions, write_json
-from efface.files.shapes import Each
+from efface.data.batch import PairBatch, ReferenceStates
+from efface.data.dataset import PairDataset
 from efface.model.chunked import weighted_kl
 from efface.model.copies import eval_mode
 from efface.model.forward import Forward, Head, forward
 from efface.model.layout import Layout, plain_layout
 from efface.model.padding import most_columns
-from efface.progress import track
-from efface.training.passes import policy_forward
+from efface.training.passes import of_pairs, policy_forward
 
-logger = logging.getLogger(__name__)
 
-INDEX = "index.json"
-FILE_BYTES = 2**26  # states in one file, about; also what an interruption can lose
-FILE_ITEMS = 4096  # at most, for short items of a small model
-DTYPES = ("float32", "bfloat16", "float16")
+class Reference(Protocol):
+    """What a training run asks of its reference, wherever that is."""
+
+    @property
+    def kind(self) -> str:
+        """Where what it says comes from, for the user."""
+
+    @property
+    def head(self) -> Head | None:
+        """Turns its states into logits; None if it is not asked at all."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory, beside the trained model's."""
+
+    @property
+    def kept_in(self) -> str | None:
+        """The dtype in which its states are kept; None if they are not."""
+
+    def states(
+        self, batch: PairBatch, project: Tensor, layers: Sequence[int], residuals: Sequence[str] = ()
+    ) -> ReferenceStates:
+        """Its states where `project` (rows, T) asks for them, and the residuals after `layers` at the tokens of the
+        sides in `residuals`."""
+
+    def prepare(self, dataset: PairDataset) -> None:
+        """Ask it now what it cannot be asked batch by batch.
+
+        Raises:
+            UserError: if it cannot be asked any more.
+            RunError: if what it says cannot be kept.
+        """
+
+
+class NoReference:
+    """The loss asks none."""
+
+    kind = "not needed"
+    head = None
+    nbytes = 0
+    kept_in = None
+
+    def states(
+        self, batch: PairBatch, project: Tensor, layers: Sequence[int], residuals: Sequence[str] = ()
+    ) -> ReferenceStates:
+        nothing = torch.empty(0, 0, device=project.device)
+        return ReferenceStates(hidden=nothing, norms=nothing)
+
+    def prepare(self, dataset: PairDataset) -> None:
+        return
 
 
 @dataclass
-class Reference:
-    """The frozen reference as a model."""
+class LiveReference:
+    """A model that is asked in every step."""
 
     model: nn.Module
     adapter_off: bool
@@ -57,11 +90,27 @@ class Reference:
     otherwise, and what rounds otherwise in bfloat16 is a KL (1e-4 nats a token on SmolLM2) that nobody asked for.
     None: the rows that are asked for alone, whatever their shape."""
 
-    def __call__(
+    kept_in = None
+
+    @property
+    def kind(self) -> str:
+        return "with the adapter off" if self.adapter_off else "in memory"
+
+    @cached_property
+    def head(self) -> Head:
+        return Head.of(self.model).frozen()
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.adapter_off else sum(parameter.nbytes for parameter in self.model.parameters())
+
+    def prepare(self, dataset: PairDataset) -> None:
+        return
+
+    def states(
         self, batch: PairBatch, project: Tensor, layers: Sequence[int], residuals: Sequence[str] = ()
     ) -> ReferenceStates:
-        """Its states where `project` (rows, T) asks for them, and the residuals at the tokens of the sides in
-        `residuals`: those rows alone go through it, without a graph."""
+        """As `Reference.states`: the rows that are asked for alone go through it, without a graph."""
         n, number = batch["n_pairs"], torch.arange(len(project), device=project.device)
         row_is = {"chosen": number < n, "rejected": (number >= n) & (number < 2 * n)}  # (rows,) each
         if self.layout is not None:
@@ -74,7 +123,7 @@ class Reference:
         capture = (batch["continuation_mask"] & (row_is["chosen"] | captured)[:, None])[rows]
         found = self.forward(layout, project[rows], layers, capture)
         chosen = int(capture[row_is["chosen"][rows]].sum())
-        states = ReferenceStates(hidden=found.hidden, norms=_norms(found, layers, chosen))
+        states = ReferenceStates(hidden=found.hidden, norms=norms_of(found, layers, chosen))
         if residuals:
             first = 0 if "chosen" in residuals else chosen
             states["residuals"] = {layer: found.residuals[layer][first:] for layer in layers}
@@ -84,14 +133,13 @@ class Reference:
     def _as_the_policy(
         self, batch: PairBatch, project: Tensor, layers: Sequence[int], residuals: Sequence[str]
     ) -> ReferenceStates:
-        """As a call, through the very forward that the policy runs."""
+        """As `states`, through the very forward that the policy runs."""
         assert self.layout is not None
-        capture = batch["continuation_mask"].clone()
-        capture[2 * batch["n_pairs"] :] = False
+        capture = of_pairs(batch)
         with self._ready(batch["input_ids"].device):
             found = policy_forward(self.model, batch, project, layers, capture, self.layout, exact=True)
         chosen = int(capture[: batch["n_pairs"]].sum())
-        states = ReferenceStates(hidden=found.hidden, norms=_norms(found, layers, chosen))
+        states = ReferenceStates(hidden=found.hidden, norms=norms_of(found, layers, chosen))
         if residuals:
             start, end = 0 if "chosen" in residuals else chosen, None if "rejected" in residuals else chosen
             states["residuals"] = {layer: found.residuals[layer][start:end] for layer in layers}
@@ -103,6 +151,12 @@ class Reference:
         with self._ready(layout.input_ids.device):
             return forward(self.model, layout, project, layers, capture)
 
+    def precision(self, device: torch.device | str) -> torch.dtype | None:
+        """What the autocast of its forward rounds to, if there is one."""
+        kind = torch.device(device).type
+        with self.autocast():
+            return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
     @contextlib.contextmanager
     def _ready(self, device: torch.device) -> Iterator[None]:
         """Within, the model is the reference: on `device`, without adapter and dropout, in the policy's precision."""
@@ -113,188 +167,14 @@ class Reference:
             yield
 
 
-def _norms(found: Forward, layers: Sequence[int], n: int) -> Tensor:
+def norms_of(found: Forward, layers: Sequence[int], n: int) -> Tensor:
     """(n, layers) norms of the first n captured residuals."""
     norms = [found.residuals[layer][:n].float().norm(dim=-1) for layer in layers]
     return torch.stack(norms, -1) if norms else found.hidden[:, :0]
 
 
-class ReferenceCache(Sequence[ReferenceStates]):
-    """States on disk, an entry for each item: what predicts its continuation, and the norms of its residuals."""
-
-    def __init__(self, directory: Path, lengths: np.ndarray, bounds: list[int]):
-        self.directory, self.bounds = directory, bounds
-        self.ends = np.cumsum(lengths)
-        self._open: dict[int, Any] = {}
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, number: Any) -> Any:
-        file = int(np.searchsorted(self.bounds, number, side="right")) - 1
-        if file not in self._open:
-            self._open[file] = safe_open(self.directory / _file_name(file), "pt")
-        before = self.ends[self.bounds[file] - 1] if self.bounds[file] else 0
-        start = (self.ends[number - 1] if number else 0) - before
-        rows = slice(int(start), int(self.ends[number] - before))
-        hidden, norms = (self._open[file].get_slice(name)[rows] for name in ("hidden", "norms"))
-        return ReferenceStates(hidden=hidden, norms=norms)
-
-    @property
-    def nbytes(self) -> int:
-        """On disk."""
-        return sum(file.stat().st_size for file in self.directory.glob(_file_name(0).replace("00000", "*")))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}  # a worker process opens its own
-
-
-def open_cache(
-    reference: Reference,
-    head: Head,
-    items: Sequence[Item],
-    layers: Sequence[int],
-    *,
-    fingerprint: str,
-    dtype: str = "float32",
-    autocast: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    batch_size: int = 16,
-    progress: bool = False,
-    anew: bool = False,
-) -> ReferenceCache:
-    """The cache of the reference's states for `items`, computed as far as it is not there.
-
-    Args:
-        head: of the reference; with a half-precision `dtype` it tells what rounding costs, in the log and in
-            `index.json` (`rounding_kl`, nats a token).
-        fingerprint: of the reference, see `fingerprint_of`.
-        dtype: of the stored states; those of the computation are the model's.
-        autocast: under which the reference computes (`Reference.autocast`), if under any.
-        anew: compute all of it, whatever is there.
-
-    Raises:
-        UserError: for an unknown dtype.
-        RunError: if the cache cannot be written: the disk is full, the folder is not ours.
-    """
-    if dtype not in DTYPES:
-        raise UserError(f"reference_dtype={dtype!r} is unknown. Choose one of {', '.join(DTYPES)}.")
-    lengths = np.array([len(continuation) for _, continuation in items], dtype=np.int64)
-    key = _key(fingerprint, items, layers, dtype, f"{autocast} {torch.device(device).type}")
-    directory = cache_dir() / "reference" / key
-    width = reference.model.config.get_text_config(decoder=True).hidden_size  # type: ignore[union-attr,operator]
-    bounds = _bounds(lengths, 4 * width)
-    index = _read_index(directory)
-    digests: dict[str, str] = {} if anew else index.get("files", {})
-    ends = [*bounds[1:], len(items)]
-    shapes = [(int(lengths[start:end].sum()), width) for start, end in zip(bounds, ends, strict=True)]
-    todo = [
-        i
-        for i in range(len(bounds))
-        if not _is_whole(directory / _file_name(i), digests.get(_file_name(i)), shapes[i], len(layers))
-    ]
-    if digests and todo:
-        logger.warning(
-            "%d of %d files of the reference cache are missing or damaged: made again", len(todo), len(bounds)
-        )
-    for i in track(todo, "reference states", show=progress):
-        numbers = range(bounds[i], ends[i])
-        states = compute_states(reference, items, numbers, layers, device, batch_size)
-        if dtype != "float32" and "rounding_kl" not in index:
-            index["rounding_kl"] = _rounding(states["hidden"][:1024], head, dtype)
-            logger.info("reference states in %s: rounding costs %.1e nats a token", dtype, index["rounding_kl"])
-        states["hidden"] = states["hidden"].to(getattr(torch, dtype))
-        path = directory / _file_name(i)
-        with renamed_when_whole(path) as temporary:
-            # save_file would make it readable for its owner alone, and has an error of its own for a full disk.
-            temporary.write_bytes(save(states))
-        digests[path.name] = _digest(path)
-        write_json(directory / INDEX, index | {"schema": 1, "dtype": dtype, "layers": list(layers), "files": digests})
-    return ReferenceCache(directory, lengths, bounds)
-
-
-def _key(fingerprint: str, items: Iterable[Item], layers: Sequence[int], dtype: str, computed: str) -> str:
-    libraries = {name: version for name, version in versions().items() if name in ("torch", "transformers")}
-    content = f"2 {fingerprint} {list(layers)} {dtype} {computed} {libraries}"
-    digest = hashlib.blake2b(content.encode(), digest_size=16)
-    for context, continuation in items:
-        digest.update(np.array([len(context), *context, *continuation], dtype=np.int64).tobytes())
-    return digest.hexdigest()
-
-
-def _bounds(lengths: np.ndarray, token_bytes: int) -> list[int]:
-    """The first item of each file."""
-    bounds, size = [0], 0
-    for i, length in enumerate(lengths.tolist()):
-        if size and (size + length * token_bytes > FILE_BYTES or i - bounds[-1] == FILE_ITEMS):
-            bounds.append(i)
-            size = 0
-        size += length * token_bytes
-    return bounds
-
-
-def compute_states(
-    reference: Reference,
-    items: Sequence[Item],
-    numbers: range,
-    layers: Sequence[int],
-    device: torch.device | str,
-    batch_size: int,
-) -> dict[str, Tensor]:
-    """hidden (tokens, d) and norms (tokens, layers) of some of the items, in their order; batched by length."""
-    order = sorted(numbers, key=lambda i: sum(map(len, items[i])))
-    found: dict[int, ReferenceStates] = {}
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
-        input_ids, attention_mask, continuation = (
-            tensor.to(device) for tensor in collate_rows([items[i] for i in chunk], pad_token_id=0)
-        )
-        layout = plain_layout(input_ids, attention_mask, masked=True, widest=most_columns(reference.model))
-        states = reference.forward(layout, predicting_positions(continuation), layers, continuation)
-        sizes = continuation.sum(1).tolist()
-        norms = _norms(states, layers, sum(sizes))
-        parts = zip(chunk, states.hidden.cpu().split(sizes), norms.cpu().split(sizes), strict=True)
-        found |= {i: ReferenceStates(hidden=hidden, norms=norms) for i, hidden, norms in parts}
-    return {
-        "hidden": torch.cat([found[i]["hidden"] for i in numbers]),
-        "norms": torch.cat([found[i]["norms"] for i in numbers]),
-    }
-
-
-def _rounding(hidden: Tensor, head: Head, dtype: str) -> float:
-    """Mean KL of the reference from itself when its states are rounded, in nats a token."""
-    hidden = hidden.to(head.weight.device, head.weight.dtype)
-    rounded = hidden.to(getattr(torch, dtype)).to(hidden.dtype)
-    with torch.no_grad():
-        _, kl = weighted_kl(rounded, head, hidden, head, hidden.new_ones(len(hidden)))
+@torch.no_grad()
+def mean_kl(hidden: Tensor, head: Head, expected: Tensor, expected_head: Head) -> float:
+    """Mean KL( expected || found ) in nats a token, of final hidden states (N, d) and the heads that go with them."""
+    _, kl = weighted_kl(hidden, head, expected, expected_head, hidden.new_ones(len(hidden)))
     return float(kl.mean())
-
-
-def _file_name(number: int) -> str:
-    return f"states-{number:05d}.safetensors"
-
-
-def _read_index(directory: Path) -> dict[str, Any]:
-    try:
-        return read_json(directory / INDEX, {"files": Each(str)})
-    except UserError:  # not there yet, or damaged: then nothing is known of the files
-        return {}
-
-
-def _is_whole(path: Path, digest: str | None, shape: tuple[int, int], n_layers: int) -> bool:
-    """Whether the file is the one that was written, and holds `shape` states and as many norms for each layer."""
-    if digest is None or not is_regular_file(path):
-        return False
-    try:
-        if _digest(path) != digest:
-            return False
-        with safe_open(path, "pt") as file:
-            found = [tuple(file.get_slice(name).get_shape()) for name in ("hidden", "norms")]
-    except (OSError, SafetensorError):  # another user's, or not of this make
-        return False
-    return found == [shape, (shape[0], n_layers)]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,4 +1,7 @@
-"""Will this run start? What `Trainer.train` would refuse is found before anything of an earlier run is touched."""
+"""Will this run start? What `Trainer.train` would refuse is found before anything of an earlier run is touched.
+
+A file of its own, short as it is: it alone knows what of `Trainer` has to be called, and forgotten, to find that out.
+"""
 
 import torch
 from transformers.utils import is_liger_kernel_available
@@ -28,7 +31,7 @@ def rehearse(trainer: PairTrainer) -> None:
             raise UserError(
                 f"{len(trainer.train_dataset)} pairs give no whole batch of "  # type: ignore[arg-type]
                 f"{args.per_device_train_batch_size} on {args.world_size} process(es), and dataloader_drop_last=True "
-                "drops all others. Lower --per_device_train_batch_size, or leave it out."
+                "drops all others. Lower per_device_train_batch_size, or leave it out."
             )
         steps = trainer.set_initial_training_values(args, loader)[-1]
         try:

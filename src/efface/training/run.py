@@ -192,7 +192,7 @@ def _train(trainer: PairTrainer | PairEditor, directory: Path, *, resume: bool) 
     checkpoint = newest_whole(directory, *trainer.checkpoint_files) if resume else None
     if resume and checkpoint is None:
         logger.warning(
-            "%s holds no checkpoint (--save_strategy steps makes them); starting from the beginning", directory
+            "%s holds no checkpoint (save_strategy=steps makes them); starting from the beginning", directory
         )
     if checkpoint is not None:
         state = state_of(checkpoint)

@@ -17,7 +17,7 @@ from efface.errors import UserError
 ADVICE = (
     "cuts the weights into parts, and the output head that efface projects with would be a copy that nothing updates. "
     "Launch with torchrun or `accelerate launch --multi_gpu` (every process has the whole model); where memory is "
-    "short, use --lora_r or --trainable_layers, --gradient_checkpointing, or DeepSpeed's stage 1 or 2."
+    "short, use lora_r or trainable_layers, gradient_checkpointing, or DeepSpeed's stage 1 or 2."
 )
 
 

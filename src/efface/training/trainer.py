@@ -7,9 +7,8 @@ reference says, from its cache or live) -> `loss(policy, reference, batch, count
 """
 
 import itertools
-import logging
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,41 +18,41 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from efface.data.batch import PairBatch, PairCollator, ReferenceStates, predicting_positions
 from efface.data.buckets import forward_epochs_
-from efface.data.dataset import PairDataset, PassageStream
+from efface.data.dataset import PairDataset
 from efface.data.preferences import SIDES
-from efface.errors import RunError
 from efface.model.blocks import unwrap
 from efface.model.fingerprint import fingerprint_of
 from efface.model.forward import Forward, Head
 from efface.model.head_check import check_head
 from efface.model.padding import max_positions
-from efface.model.save import save_model
 from efface.model.tied import sparse_lookup
 from efface.model.vocabulary import pad_id
-from efface.training.account import Account
+from efface.training.account import describe_run, record_run
 from efface.training.checkpoints import WholeCheckpoints
 from efface.training.config import PairConfig, check_config
-from efface.training.evaluating import Evaluates, datasets_in
-from efface.training.first_batch import check_first_batch
-from efface.training.frozen import given_reference, precomputes, set_up_reference
-from efface.training.inputs import budget_loader, make_dataset, model_and_tokenizer, pair_reader, tokenize_passages
-from efface.training.passes import choose_layout, policy_forward
-from efface.training.prepare import (
-    flags_of,
-    prepare_model_,
-    raise_if_not_finite,
-    raise_if_out_of_reach,
-    set_flags_,
+from efface.training.estimate import Estimate, estimate
+from efface.training.evaluating import EvaluatesPairs, datasets_in
+from efface.training.inputs import (
+    budget_loader,
+    deal_passages,
+    given_reference,
+    make_dataset,
+    model_and_tokenizer,
+    pair_reader,
+    tokenize_passages,
 )
-from efface.training.reference import Reference
+from efface.training.metrics import Metrics, raise_if_loss_not_finite, raise_if_not_finite
+from efface.training.passes import choose_layout, policy_forward
+from efface.training.prepare import Trainable, prepare_model_, raise_if_out_of_reach
+from efface.training.reference import NoReference, Reference
+from efface.training.reference_check import check_first_batch
+from efface.training.reference_setup import precomputes, set_up_reference
 from efface.training.sharded import refuse_sharding
 from efface.training.sharpness import ascended
 from efface.training.step import Counts, LossTerms
 
-logger = logging.getLogger(__name__)
 
-
-class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
+class PairTrainer(EvaluatesPairs, LossTerms, WholeCheckpoints):
     """Trainer on preference pairs with TRL's argument names. Subclasses define `loss`.
 
     Args:
@@ -107,13 +106,11 @@ class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
         needs_reference = self.needs_reference(args, bool(passages))
         cached = needs_reference and precomputes(args, len(dataset), states_only=not self.reference_residuals)
         # Of the weights as they are before an adapter is put into them.
-        self._fingerprint = fingerprint_of(given or model) if cached else None
+        fingerprint = fingerprint_of(given or model) if cached else None
         set_seed(args.seed)  # as Trainer does, but before the adapter's start is drawn
-        self._callers_flags = {} if adapted else flags_of(model)  # an adapter's own business
-        self._trained_flags: dict[nn.Parameter, bool] = {}
+        self._trainable = Trainable(model, adapted=adapted)
         model = prepare_model_(model, args, peft_config)
-        self._metric_sums: dict[str, float] = defaultdict(float)
-        self._metric_steps = 0
+        self.metrics = Metrics()
         self._ascending = False
         self._evaluated: Counts | None = None
         super().__init__(
@@ -134,31 +131,40 @@ class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
         self.head = Head.of(model)
         with self.accelerator.autocast():
             check_head(model, self.head, self.layers)
-        self.layout = self._choose_layout(model)
-        per_batch = max(round(args.retain_text_per_pair * self._train_batch_size), args.retain_text_per_pair > 0)
-        seed = args.seed if args.data_seed is None else args.data_seed
-        self.passage_stream = PassageStream(len(passages), int(per_batch), seed)
-        self.reference: Reference | None = None
-        self.reference_head: Head | None = None
-        self._asked_again: Reference | None = None  # for pairs that `evaluate` is given later
+        self.passage_stream = deal_passages(len(passages), args, self._train_batch_size)
+        self.layout = choose_layout(
+            args.layout,
+            model,
+            dataset.pairs.lengths,  # type: ignore[attr-defined]
+            self.layers,
+            sides=self.sides,
+            distributed=args.world_size > 1,
+            example=self.example(2),
+        )
+        self.reference: Reference = NoReference()
         if needs_reference:
-            self.reference, self.reference_head = set_up_reference(
+            self.reference = set_up_reference(
                 model,
                 given,
+                head=self.head,
                 adapted=adapted,
                 datasets=[one for data in (self.train_dataset, self.eval_dataset) for one in datasets_in(data)],
                 layers=self.layers,
                 args=args,
-                fingerprint=self._fingerprint,
+                fingerprint=fingerprint,
                 autocast=self.accelerator.autocast,
                 layout=self.layout,
             )
             if given is None and peft_config is None:  # an adapter of one's own may start anywhere
-                check_first_batch(self)
-            if self.reference is None and (given is not None or adapted):
-                self._asked_again = Reference(
-                    model if given is None else given, given is None, self.accelerator.autocast
+                batch = self.example(args.train_batch_size, self.passage_stream.numbers(0))
+                asked = self.project(batch)
+                check_first_batch(
+                    *(model, self.head, self.reference, batch, asked),
+                    layout=self.layout,
+                    args=args,
+                    autocast=self.accelerator.autocast,
                 )
+        self.reference_head = self.reference.head
 
     # ---- set-up ----
 
@@ -170,18 +176,11 @@ class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
         """The blocks whose residual stream `loss` needs; by default none."""
         return []
 
-    def _choose_layout(self, model: PreTrainedModel) -> str:
-        dataset = self.train_dataset
-        example = self.data_collator([dataset[i] for i in range(min(len(dataset), 2))])  # type: ignore[index,arg-type]
-        return choose_layout(
-            self.args.layout,
-            model,
-            dataset.pairs.lengths,  # type: ignore[union-attr]
-            self.layers,
-            sides=self.sides,
-            distributed=self.args.world_size > 1,
-            example=self._prepare_inputs(example),  # type: ignore[arg-type]
-        )
+    def example(self, n: int, passages: Sequence[int] = ()) -> PairBatch:
+        """The first `n` pairs as a batch, with the passages of these numbers, where the model is."""
+        dataset: Any = self.train_dataset
+        batch: Any = self.data_collator([dataset[i] for i in range(min(len(dataset), n))])
+        return self._prepare_inputs(dataset.add_passages(batch, passages, self.padding))  # type: ignore[return-value]
 
     def get_train_dataloader(self) -> DataLoader:
         if self.args.max_batch_tokens is None:
@@ -208,15 +207,9 @@ class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
         Raises:
             RunError: if the loss, or a weight after the last step, is not finite.
         """
-        if self._trained_flags:  # trained before, and handed back
-            set_flags_(self._trained_flags)
-        try:
+        with self._trainable.in_training(self.model):  # type: ignore[arg-type]
             result = super().train(*args, **kwargs)
             raise_if_not_finite(self.model, self.state.global_step)  # type: ignore[arg-type]
-        finally:
-            if self._callers_flags:
-                self._trained_flags = flags_of(self.model)  # type: ignore[arg-type]
-                set_flags_(self._callers_flags)
         return result
 
     # ---- one step ----
@@ -257,27 +250,11 @@ class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
                 model, inputs, project, self.layers, pairs, self.layout, exact=bool(self.args.bf16)
             )
         policy.hidden = policy.hidden.to(self.head.weight.dtype)  # the head is outside the forward's autocast
-        if self.reference is not None:
-            reference = self.reference(inputs, project, self.layers, self.reference_residuals)
-        elif self.reference_head is not None:
-            reference = inputs["reference"]
-        else:
-            reference = ReferenceStates(hidden=policy.hidden[:0], norms=policy.hidden[:0])
+        reference = self.reference.states(inputs, project, self.layers, self.reference_residuals)
         loss, metrics = self.loss(policy, reference, inputs, counts)
-        # One process that stopped alone would leave the others waiting for it.
-        finite = torch.isfinite(loss.detach())
-        if not self.accelerator.gather(finite.view(1)).all():
-            terms = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
-            terms += "; on another process it is not finite" if finite else ""
-            raise RunError(
-                f"the loss is {loss.item()} at step {self.state.global_step} ({terms}); stopped before the optimizer "
-                "step. Earlier checkpoints are untouched. Lower --learning_rate or the weights, or check the model's "
-                "precision."
-            )
+        raise_if_loss_not_finite(loss, metrics, self.state.global_step, self.accelerator)
         if self.recording or self._evaluated is not None:
-            for name, value in metrics.items():
-                self._metric_sums[name] += value
-            self._metric_steps += bool(self.accelerator.sync_gradients)
+            self.metrics.add(metrics, ends_step=bool(self.accelerator.sync_gradients))
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
         return (loss, None) if return_outputs else loss
@@ -312,23 +289,23 @@ class PairTrainer(Account, Evaluates, LossTerms, WholeCheckpoints):
         with ascended(inner, loss, self.args.sam_rho):
             return super().training_step(model, inputs, num_items_in_batch)
 
-    # ---- logs and checkpoints ----
+    # ---- what is said of the run ----
+
+    @cached_property
+    def memory(self) -> Estimate:
+        """What the run needs, estimated when it is first asked for."""
+        return estimate(self)
+
+    def describe(self) -> list[str]:
+        """What is about to be trained, in lines for the user."""
+        return describe_run(self)
+
+    def record(self) -> dict[str, Any]:
+        """What `results.json` says of the run."""
+        return record_run(self)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._metric_steps and not any(name.startswith("eval") for name in logs):
-            names = sorted(self._metric_sums)
-            sums = torch.tensor([self._metric_sums[name] for name in names], device=self.args.device)
-            sums = self.accelerator.reduce(sums, "sum") / self._metric_steps
-            logs |= dict(zip(names, sums.tolist(), strict=True))
-            self._metric_sums.clear()
-            self._metric_steps = 0
+        if self.metrics.steps and not any(name.startswith("eval") for name in logs):
+            logs |= self.metrics.totals(self.accelerator, self.metrics.steps)
+            self.metrics = Metrics()
         super().log(logs, start_time)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        raise_if_not_finite(self.model, self.state.global_step)  # type: ignore[arg-type]
-        super()._save_checkpoint(model, trial)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if self.args.should_save:
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            save_model(model, self.processing_class, output_dir or self.args.output_dir, state_dict=state_dict)  # type: ignore[arg-type]
