@@ -51,11 +51,11 @@ from transformers.utils import logging as transformers_logging
 from efface.cli import main as efface
 
 LEFT_OUT = re.compile(
-    "environment|versions?|command|made_by|transformers_version|_name_or_path|.*seconds|.*runtime|.*per_(second|minute)"
+    "environment|(.*_)?versions?|command|available|made_by|_name_or_path|.*seconds|.*runtime|.*per_(second|minute)"
 )
 TIMES = re.compile(r"\d+(\.\d+)? ?(s|seconds|minutes?|pairs a minute)\b")
-OPAQUE = {".pt", ".pth", ".bin", ".tmp", ".part"}
-"""Files of which only the name is noted."""
+OPAQUE = {".pt", ".pth", ".bin", ".tmp", ".part", "plan.json"}
+"""Files of which only the name is noted; whether a plan is that of another run, the resumed cases tell."""
 
 
 @dataclass
@@ -83,7 +83,10 @@ class Place:
 
 def normalised(value: Any, place: Place) -> Any:
     if isinstance(value, dict):
-        return {key: normalised(each, place) for key, each in value.items() if not LEFT_OUT.fullmatch(key)}
+        found = {key: normalised(each, place) for key, each in value.items() if not LEFT_OUT.fullmatch(key)}
+        if isinstance(found.get("target_modules"), list):  # a set of peft's, whose order is that of hashes
+            found["target_modules"].sort()
+        return found
     if isinstance(value, list):
         return [normalised(each, place) for each in value]
     return place.told(value) if isinstance(value, str) else value
@@ -91,6 +94,8 @@ def normalised(value: Any, place: Place) -> Any:
 
 def content(file: Path, place: Place) -> Any:
     """What a file says, as JSON."""
+    if {file.suffix, file.name} & OPAQUE:
+        return "(not read)"
     if file.suffix == ".json":
         found = json.loads(file.read_text())
         return digest_of(found) if file.name == "tokenizer.json" else normalised(found, place)
@@ -98,8 +103,6 @@ def content(file: Path, place: Place) -> Any:
         return [normalised(json.loads(line), place) for line in file.read_text().splitlines()]
     if file.suffix == ".safetensors":
         return {name: digest_of_tensor(tensor) for name, tensor in sorted(load_file(file).items())}
-    if file.suffix in OPAQUE:
-        return "(not read)"
     try:
         return place.told(file.read_text()).splitlines()
     except UnicodeDecodeError:
@@ -138,7 +141,8 @@ def make(case: Case, place: Place, *, recording: bool) -> dict[str, Any]:
     for number, argv in enumerate(case.commands(folder)):
         code, out, error = place.run([*argv, *["--resume"] * (case.stop is not None and case.resumes)], case.name)
         entry["exit"].append(code)
-        entry["stdout"] += case.read(place.told(out).splitlines())
+        lines = [line for line in place.told(out).splitlines() if not line.startswith("{'")]  # of the Trainer's log
+        entry["stdout"] += case.read(lines)
         if code != case.code:
             entry["error"] = place.told(error).splitlines()[-1:]
             print(f"{case.name}, command {number}: exit {code}: {error[-2000:]}", file=sys.stderr)

@@ -121,7 +121,7 @@ ATTACKS = {
         "text": "--steps 2 --data text --documents IN/passages.jsonl --k 4",
     },
     "orthogonalize": {"": "--layers own,0.5,last --forms hook,affine,weights --max_pairs 8 --batch_size 4"},
-    "unalign": {"": "--vectors 7,16 --scales 2,10 --max_pairs 8", "mean": "--vectors 4 --direction mean --layer 0"},
+    "unalign": {"": "--vectors 7,16 --scales 2,10 --max_pairs 8", "mean": "--vectors 4 --direction means --layer 0"},
     "prune": {"": "--q 0.03,0.3 --max_rows 8 --documents IN/passages.jsonl"},
     "quantize": {"": "--bits 8,4", "asymmetric": "--bits 3 --scheme asymmetric --group_size 16 --embeddings true"},
     "merge": {"": "--alphas 0.25,0.5,1.5"},
@@ -186,12 +186,13 @@ def part_of(file: str, lines: int) -> Callable[[Path], bool]:
 WHOLE = "--text IN/text.jsonl --max-text-tokens 300 --identity --utility IN/task.jsonl --f1-text IN/text.jsonl"
 ALL = "alt-profanity-check stubs:parity words:IN/words.txt"
 EVALUATIONS = {
-    "greedy": f"{WHOLE} --reference IN/FAMILY --baseline IN/FAMILY-baseline.json --scorer stubs:parity {ALL}",
+    "greedy": f"{WHOLE} --reference IN/FAMILY --baseline IN/FAMILY-baseline.json --scorer {ALL}",
     "sampled": f"{WHOLE} --samples 3 --baseline IN/FAMILY-baseline.json --window 32 --stride 16 --batch-size 4",
     "protocol": "--protocol gehman --limit 3 --text IN/text.jsonl --window 64",
     "lee": "--protocol lee --reference IN/FAMILY",
     "chat": "--chat --samples 2 --temperature 0.7 --top-p 0.8 --max-prompt-tokens 9 --truncation first",
-    "judges": f"--scorer stubs:parity hf:IN/classifier#toxic judge:IN/judge mean:words:IN/words.txt,stubs:nasty {ALL}",
+    "judges": "--scorer hf:IN/classifier#toxic judge:IN/judge mean:words:IN/words.txt,stubs:nasty",
+    "most": "--scorer max:stubs:nasty,stubs:parity words:IN/words.txt --samples 2 --temperature 1.5",
 }
 GENERATIONS = "out.generations.jsonl"
 KINDS = {
