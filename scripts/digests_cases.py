@@ -36,6 +36,11 @@ def flags_only(lines: list[str]) -> list[str]:
     return sorted(f"{match[1].replace('-', '_')} = {match[2]}" for match in found if match)
 
 
+def without_minutes(lines: list[str]) -> list[str]:
+    """The last column of an audit's table."""
+    return [re.sub(r" +\d+\.\d$", "", line) for line in lines]
+
+
 def without_modules(lines: list[str]) -> list[str]:
     """Where the objects of a registry stand may change."""
     return [re.sub(r"\befface(\.\w+)+:", "efface:", line) for line in lines]
@@ -160,11 +165,12 @@ def attacks(inputs: Path) -> Iterator[Case]:
         audit = ["audit", f"plain={inputs}/{family}-sft", f"lora={inputs}/{family}-repo"]
         chosen = f"{target} --limit 4 --only quantize,merge,prefill,sampling,perturb --budget quick"
         argv = [*audit, *filled(chosen, inputs)]
-        yield Case(f"audit-{family}", lambda folder, argv=argv: [[*argv, "-o", f"{folder}/out"]])
+        yield Case(f"audit-{family}", lambda folder, argv=argv: [[*argv, "-o", f"{folder}/out"]], read=without_minutes)
         yield Case(
             f"audit-resumed-{family}",
             lambda folder, argv=argv: [[*argv, "-o", f"{folder}/out"]],
-            stop=lambda folder: (folder / "out" / "plain" / "merge" / "result.json").exists(),
+            read=without_minutes,
+            stop=part_of("out/plain/prefill/result.json.part", 2),  # the third attack
             keeps=("out/plain/*/result.json",),
         )
 
@@ -248,7 +254,7 @@ def pairs(inputs: Path) -> Iterator[Case]:
 
 
 def scorers_and_demo(inputs: Path) -> Iterator[Case]:
-    train = ["scorers", "--train", f"{inputs}/labelled.jsonl", "--benign", f"{inputs}/text.jsonl", "--seed", "2"]
+    train = ["scorers", "--train", f"{inputs}/labelled.jsonl", "--benign", f"{inputs}/text.jsonl"]
     yield Case("scorers-train", lambda folder: [[*train, "-o", f"{folder}/judge"]])
     names = filled(f"{ALL} hf:IN/classifier#toxic judge:IN/judge max:stubs:parity,stubs:nasty", inputs)
     files = [f"{inputs}/labelled.jsonl", f"{inputs}/marked.jsonl"]
