@@ -10,20 +10,19 @@ also interrupts some work half-way; `compare` continues copies of it: what old c
 alike. What is made stands in digests_cases.py; here is how it is made, written down and compared.
 
 DIR holds `inputs/` (models and data, of which `compare` uses the same), `half/` (the interrupted work),
-`json/NAME.json` (what each entry was, for people) and `digests.json` (name -> sha256). Left out of the JSON are times,
-rates, versions, commands and paths, and marks of what wrote a cache; all else, floats too, is exact.
+`json/NAME.json` (what each entry was, for people) and `digests.json` (name -> sha256). It must stay where it is, for
+paths are part of what a run is known by. Left out of the JSON are times, rates, versions, commands and paths, and
+marks of what wrote a cache; all else, floats too, is exact.
 """
 
 # ruff: noqa: E402 (the environment comes before what reads it)
 
 import argparse
 import contextlib
-import hashlib
 import io
 import json
 import os
 import random
-import re
 import shutil
 import sys
 import tempfile
@@ -44,18 +43,11 @@ import numpy as np
 import torch
 from digests_cases import Case, cases
 from digests_inputs import write_inputs
-from safetensors.torch import load_file
+from digests_json import contents, difference, digest_of, told
 from transformers.trainer_callback import CallbackHandler
 from transformers.utils import logging as transformers_logging
 
 from efface.cli import main as efface
-
-LEFT_OUT = re.compile(
-    "environment|(.*_)?versions?|command|available|made_by|_name_or_path|.*seconds|.*runtime|.*per_(second|minute)"
-)
-TIMES = re.compile(r"\d+(\.\d+)? ?(s|seconds|minutes?|pairs a minute)\b")
-OPAQUE = {".pt", ".pth", ".bin", ".tmp", ".part", "plan.json"}
-"""Files of which only the name is noted; whether a plan is that of another run, the resumed cases tell."""
 
 
 @dataclass
@@ -65,10 +57,9 @@ class Place:
     home: Path
     work: Path
 
-    def told(self, text: str) -> str:
-        """Without paths and times."""
-        text = text.replace(str(self.work), "WORK").replace(str(self.home), "DIR")
-        return TIMES.sub(r"N \2", text)
+    def paths(self) -> dict[str, str]:
+        """What is told in place of a path."""
+        return {str(self.work): "WORK", str(self.home): "DIR"}
 
     def run(self, argv: list[str], cache: str) -> tuple[int, str, str]:
         """Exit code, standard output and standard error of a command, in a known state and with a cache of its own."""
@@ -81,52 +72,8 @@ class Place:
         return code, out.getvalue(), error.getvalue()
 
 
-def normalised(value: Any, place: Place) -> Any:
-    if isinstance(value, dict):
-        found = {key: normalised(each, place) for key, each in value.items() if not LEFT_OUT.fullmatch(key)}
-        if isinstance(found.get("target_modules"), list):  # a set of peft's, whose order is that of hashes
-            found["target_modules"].sort()
-        return found
-    if isinstance(value, list):
-        return [normalised(each, place) for each in value]
-    return place.told(value) if isinstance(value, str) else value
-
-
-def content(file: Path, place: Place) -> Any:
-    """What a file says, as JSON."""
-    if {file.suffix, file.name} & OPAQUE:
-        return "(not read)"
-    if file.suffix == ".json":
-        found = json.loads(file.read_text())
-        return digest_of(found) if file.name == "tokenizer.json" else normalised(found, place)
-    if file.suffix == ".jsonl":
-        return [normalised(json.loads(line), place) for line in file.read_text().splitlines()]
-    if file.suffix == ".safetensors":
-        return {name: digest_of_tensor(tensor) for name, tensor in sorted(load_file(file).items())}
-    try:
-        return place.told(file.read_text()).splitlines()
-    except UnicodeDecodeError:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def contents(folder: Path, place: Place) -> dict[str, Any]:
-    """All files of a folder; not what checkpoints hold, whose last one is the model itself."""
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    names = {file: file.relative_to(folder).as_posix() for file in files}
-    return {name: content(file, place) for file, name in names.items() if "checkpoint-" not in name}
-
-
-def digest_of(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def digest_of_tensor(tensor: torch.Tensor) -> str:
-    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(raw).hexdigest()}"
-
-
 def make(case: Case, place: Place, *, recording: bool) -> dict[str, Any]:
-    """Run the commands of a case, the interrupted one first, and tell what they printed and left."""
+    """Run the command of a case, or continue the interrupted one, and tell what it printed and left."""
     folder, half = place.work / case.name, place.home / "half" / case.name
     if case.stop is not None:
         if recording:
@@ -136,17 +83,16 @@ def make(case: Case, place: Place, *, recording: bool) -> dict[str, Any]:
             shutil.rmtree(folder)
         shutil.copytree(half, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {file: file.stat().st_mtime_ns for pattern in case.keeps for file in folder.glob(pattern)}
-    entry: dict[str, Any] = {"exit": [], "stdout": []}
-    for number, argv in enumerate(case.commands(folder)):
-        code, out, error = place.run([*argv, *["--resume"] * (case.stop is not None and case.resumes)], case.name)
-        entry["exit"].append(code)
-        lines = [line for line in place.told(out).splitlines() if not line.startswith("{'")]  # of the Trainer's log
-        entry["stdout"] += case.read(lines)
-        if code != case.code:
-            entry["error"] = place.told(error).splitlines()[-1:]
-            print(f"{case.name}, command {number}: exit {code}: {error[-2000:]}", file=sys.stderr)
-    entry["files"] = contents(folder, place)
+    kept = {file: file.stat().st_mtime_ns for file in folder.glob(case.keeps)}
+    argv = case.command(folder) + ["--resume"] * (case.stop is not None and case.resumes)
+    code, out, error = place.run(argv, case.name)
+    paths = place.paths()
+    lines = [line for line in told(out, paths).splitlines() if not line.startswith("{'")]  # of the Trainer's log
+    entry: dict[str, Any] = {"exit": code, "stdout": case.read(lines)}
+    if code != 0:
+        entry["error"] = told(error, paths).splitlines()[-1:]
+        print(f"{case.name}: exit {code}: {error[-2000:]}", file=sys.stderr)
+    entry["files"] = contents(folder, paths)
     if case.stop is not None:  # what was there has been used, and not made again
         entry["kept"] = {file.relative_to(folder).as_posix(): _mtime(file) == was for file, was in kept.items()}
     shutil.rmtree(place.work / "cache", ignore_errors=True)
@@ -158,13 +104,10 @@ def _mtime(file: Path) -> int | None:
 
 
 def _interrupt(case: Case, place: Place, folder: Path) -> None:
-    """Ctrl-C in the last command of a case, as soon as `case.stop` holds."""
+    """Ctrl-C in the command of a case, as soon as `case.stop` holds."""
     folder.mkdir(parents=True)
-    *before, last = case.commands(folder)
-    for argv in before:
-        place.run(argv, case.name)
     with interrupted(lambda: case.stop(folder)):  # type: ignore[misc]
-        code, _, error = place.run(last, case.name)
+        code, _, error = place.run(case.command(folder), case.name)
     if code != 130:
         raise SystemExit(f"{case.name} was not interrupted (exit {code}): {error[-2000:]}")
     if case.spoil is not None:
@@ -196,23 +139,6 @@ def interrupted(stop: Callable[[], bool]) -> Iterator[None]:
     finally:
         for (owner, name), original in zip(places, originals, strict=True):
             setattr(owner, name, original)
-
-
-def difference(old: Any, new: Any, path: str = "") -> str | None:
-    """Where two JSON values first differ, and how."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            if key not in old or key not in new:
-                return f"{path}.{key}: only in the {'old' if key in old else 'new'}"
-            if found := difference(old[key], new[key], f"{path}.{key}"):
-                return found
-        return None
-    if isinstance(old, list) and isinstance(new, list):
-        for number, (one, other) in enumerate(zip(old, new, strict=False)):
-            if found := difference(one, other, f"{path}[{number}]"):
-                return found
-        return None if len(old) == len(new) else f"{path}: {len(old)} and now {len(new)} long"
-    return None if old == new and type(old) is type(new) else f"{path}: {str(old)[:300]!r} is now {str(new)[:300]!r}"
 
 
 def record(home: Path, only: list[str]) -> int:

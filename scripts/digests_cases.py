@@ -12,22 +12,26 @@ from digests_inputs import FAMILIES, MEASURED, STEPS, Argv, filled
 
 @dataclass(frozen=True)
 class Case:
-    """One entry: commands that leave their files in a folder."""
+    """One entry: a command that leaves its files in a folder."""
 
     name: str
-    commands: Callable[[Path], list[Argv]]
-    """Given that folder."""
+    argv: Argv
+    """Without -o."""
+    output: str = "out"
+    """What -o names in that folder; "": the command has none."""
     stop: Callable[[Path], bool] | None = None
-    """When, looking at the folder, the last command is to be interrupted; None: never."""
+    """When, looking at the folder, it is first to be interrupted; None: never."""
     resumes: bool = True
-    """Whether the command that was interrupted has a flag --resume."""
-    keeps: tuple[str, ...] = ()
+    """Whether the command has a flag --resume, if it was interrupted."""
+    keeps: str = "nothing"
     """Files of the interrupted work that must not be made again."""
     spoil: Callable[[Path], None] | None = None
     """Changes the interrupted work, such that it shows in the result whether it was used."""
     read: Callable[[list[str]], list[str]] = list
     """What of the lines on standard output counts."""
-    code: int = 0
+
+    def command(self, folder: Path) -> Argv:
+        return [*self.argv, *(["-o", f"{folder}/{self.output}"] if self.output else [])]
 
 
 def flags_only(lines: list[str]) -> list[str]:
@@ -68,7 +72,7 @@ TRAININGS = {
         "sam": "--sam_rho 0.05",
         "layout_plain": "--layout plain",
         "layout_shared": "--layout shared",
-        "chunked": "--max_batch_tokens 64",
+        "chunked": "--max_batch_tokens 128",
         "npo": "--npo_weight 0.5",
         "top_layer": "--trainable_layers 1",
         "accumulated": "--gradient_accumulation_steps 2",
@@ -78,7 +82,7 @@ TRAININGS = {
     "dpo": {"robust": "--loss_type robust --label_smoothing 0.1", "lora": "--lora_r 4"},
     "npo": {"nll": "--retain nll --beta 0.5"},
     "rmu": {"all": "--steer_layer last --w_retain 1"},
-    "circuit_breakers": {"full": "--lora_r none", "text": RETAIN},
+    "circuit_breakers": {"full": "--config IN/full.yaml", "text": RETAIN},
     "repnoise": {"last": "--noise_layers last --mmd_tokens 16"},
     "profs": {"first": "--first_layer 0 --rank 4"},
     "leace": {"edit": "--mode edit --layers all"},
@@ -101,18 +105,18 @@ def trainings(inputs: Path) -> Iterator[Case]:
                 )
     for start in ("gpt2-sft", "llama-repo"):
         argv = ["robustify", f"{inputs}/{start}", f"{inputs}/pairs.jsonl", *f"{STEPS} --alpha 0.3".split()]
-        yield Case(f"robustify-{start}", lambda folder, argv=argv: [[*argv, "-o", f"{folder}/out"]])
+        yield Case(f"robustify-{start}", argv)
     for family in FAMILIES:
         for method, flags in (("repo", ""), ("dpo", "--lora_r 4"), ("undo", "")):
             flags += f" {STEPS} --save_strategy steps --save_steps 2"
             name = f"resumed-{method}-{family}"
             stop = {"stop": lambda folder: (folder / "out" / "checkpoint-2" / "trainer_state.json").exists()}
-            yield training(name, method, family, flags, inputs, keeps=("out/checkpoint-2/*.safetensors",), **stop)
+            yield training(name, method, family, flags, inputs, keeps="out/checkpoint-2/*.safetensors", **stop)
 
 
 def training(name: str, method: str, family: str, flags: str, inputs: Path, **more: Any) -> Case:
     argv = ["train", method, f"{inputs}/{family}", f"{inputs}/pairs.jsonl", *filled(flags, inputs)]
-    return Case(f"train-{name}", lambda folder: [[*argv, "-o", f"{folder}/out"]], **more)
+    return Case(f"train-{name}", argv, **more)
 
 
 # Attacks
@@ -158,26 +162,21 @@ def attacks(inputs: Path) -> Iterator[Case]:
         for name, variants in ATTACKS.items():
             for variant, flags in variants.items():
                 argv = ["attack", name, f"{inputs}/{family}-sft", *filled(f"{target} {flags}", inputs)]
-                yield output(f"attack-{name}{variant and '-'}{variant}-{family}", argv)
+                yield Case(f"attack-{name}{variant and '-'}{variant}-{family}", argv, "out.json")
         for name, (flags, lines) in HALF.items():
             argv = ["attack", name, f"{inputs}/{family}-sft", *filled(f"{target} {flags}", inputs)]
-            yield output(f"attack-resumed-{name}-{family}", argv, stop=part_of("out.json.part", lines))
+            yield Case(f"attack-resumed-{name}-{family}", argv, "out.json", stop=part_of("out.json.part", lines))
         audit = ["audit", f"plain={inputs}/{family}-sft", f"lora={inputs}/{family}-repo"]
         chosen = f"{target} --limit 4 --only quantize,merge,prefill,sampling,perturb --budget quick"
         argv = [*audit, *filled(chosen, inputs)]
-        yield Case(f"audit-{family}", lambda folder, argv=argv: [[*argv, "-o", f"{folder}/out"]], read=without_minutes)
+        yield Case(f"audit-{family}", argv, read=without_minutes)
         yield Case(
             f"audit-resumed-{family}",
-            lambda folder, argv=argv: [[*argv, "-o", f"{folder}/out"]],
+            argv,
             read=without_minutes,
             stop=part_of("out/plain/prefill/result.json.part", 2),  # the third attack
-            keeps=("out/plain/*/result.json",),
+            keeps="out/plain/*/result.json",
         )
-
-
-def output(name: str, argv: Argv, file: str = "out.json", **more: Any) -> Case:
-    """A case whose command writes one file, and what stands beside it."""
-    return Case(name, lambda folder: [[*argv, "-o", f"{folder}/{file}"]], **more)
 
 
 def part_of(file: str, lines: int) -> Callable[[Path], bool]:
@@ -219,14 +218,15 @@ def evaluations(inputs: Path) -> Iterator[Case]:
                 f"{inputs}/{family}-sft",
                 *filled(f"{MEASURED} {flags}".replace("FAMILY", family), inputs),
             ]
-            yield output(f"evaluate-{name}-{family}", argv)
+            yield Case(f"evaluate-{name}-{family}", argv, "out.json")
         for model in ("repo", "steering", "leace"):
             argv = ["evaluate", f"{inputs}/{family}-{model}", *filled(f"{MEASURED} --text IN/text.jsonl", inputs)]
-            yield output(f"evaluate-{model}-{family}", argv)
+            yield Case(f"evaluate-{model}-{family}", argv, "out.json")
         argv = ["evaluate", f"{inputs}/{family}", *filled(f"{MEASURED} --samples 2", inputs)]
-        yield output(
+        yield Case(
             f"evaluate-resumed-{family}",
             argv,
+            "out.json",
             stop=lambda folder: (folder / GENERATIONS).exists(),
             resumes=False,  # it looks by itself for generations that lie there
             spoil=lambda folder: spoil(folder / GENERATIONS),
@@ -244,29 +244,29 @@ def pairs(inputs: Path) -> Iterator[Case]:
     for family in FAMILIES:
         for kind, flags in KINDS.items():
             argv = ["pairs", f"{inputs}/{family}", "--toxic", kind, *filled(f"{FILTERS} {flags}", inputs)]
-            yield output(f"pairs-{kind}-{family}", argv, "out.jsonl")
+            yield Case(f"pairs-{kind}-{family}", argv, "out.jsonl")
             if kind in ("sample", "antiexpert", "corpus"):
                 stop = part_of("out.jsonl.part", 17)
-                yield output(f"pairs-resumed-{kind}-{family}", [*argv, "--batch-size", "16"], "out.jsonl", stop=stop)
+                yield Case(f"pairs-resumed-{kind}-{family}", [*argv, "--batch-size", "16"], "out.jsonl", stop=stop)
         argv = ["pairs", f"{inputs}/{family}", *filled(f"{FILTERS} --toxic sample --temperature 1 --seed 2", inputs)]
         argv += [*filled("--prompts-from-text IN/documents.jsonl --first 2 --no-compare-with-samples", inputs)]
-        yield output(f"pairs-documents-{family}", argv, "out.jsonl")
+        yield Case(f"pairs-documents-{family}", argv, "out.jsonl")
 
 
 def scorers_and_demo(inputs: Path) -> Iterator[Case]:
     train = ["scorers", "--train", f"{inputs}/labelled.jsonl", "--benign", f"{inputs}/text.jsonl"]
-    yield Case("scorers-train", lambda folder: [[*train, "-o", f"{folder}/judge"]])
+    yield Case("scorers-train", train)
     names = filled(f"{ALL} hf:IN/classifier#toxic judge:IN/judge max:stubs:parity,stubs:nasty", inputs)
     files = [f"{inputs}/labelled.jsonl", f"{inputs}/marked.jsonl"]
-    yield output("scorers-check", ["scorers", "--check", *files, "--scorer", *names])
+    yield Case("scorers-check", ["scorers", "--check", *files, "--scorer", *names], "out.json")
     for family in FAMILIES:
         argv = ["demo", "--model", f"{inputs}/{family}", "--max-steps", "3"]
-        yield Case(f"demo-{family}", lambda folder, argv=argv: [[*argv, "-o", f"{folder}/out"]])
+        yield Case(f"demo-{family}", argv)
         yield Case(
             f"demo-resumed-{family}",
-            lambda folder, argv=argv: [[*argv, "-o", f"{folder}/out"]],
+            argv,
             stop=lambda folder: (folder / "out" / "model" / "results.json").exists(),
-            keeps=("out/base.json", "out/model/*.safetensors"),
+            keeps="out/model/*.safetensors",
         )
 
 
@@ -275,13 +275,11 @@ def lists(inputs: Path) -> Iterator[Case]:
     from efface.methods import METHODS
 
     for name in ("methods", "attacks", "scorers", "models"):
-        yield Case(f"list-{name}", lambda folder, name=name: [[name]], read=without_modules)
+        yield Case(f"list-{name}", [name], "", read=without_modules)
     for name in METHODS:
-        yield Case(f"flags-train-{name}", lambda folder, name=name: [["train", name, "--list-flags"]], read=flags_only)
+        yield Case(f"flags-train-{name}", ["train", name, "--list-flags"], "", read=flags_only)
     for name in NAMES:
-        yield Case(
-            f"flags-attack-{name}", lambda folder, name=name: [["attack", name, "--list-flags"]], read=flags_only
-        )
+        yield Case(f"flags-attack-{name}", ["attack", name, "--list-flags"], "", read=flags_only)
 
 
 def cases(inputs: Path) -> Iterator[Case]:

@@ -61,6 +61,7 @@ def write_inputs(folder: Path, run: Callable[[Argv], tuple[int, str, str]]) -> N
     tiny_tokenizer().save_pretrained(folder / "classifier")
     for name, rows in ROWS.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "full.yaml").write_text("lora_r: null\nlora_alpha: null\n")
     (folder / "words.txt").write_text("\n".join(WORDS) + "\n")
     for argv in _made_inputs(folder):
         code, _, error = run(argv)
