@@ -55,7 +55,7 @@ def without_modules(lines: list[str]) -> list[str]:
 RETAIN = "--retain_text IN/passages.jsonl --retain_text_tokens 24"
 TRAININGS = {
     "repo": {
-        "bf16": "--bf16 true",
+        "bf16": "--bf16 true --use_cpu true",
         "lora": "--lora_r 4",
         "retain_text": RETAIN,
         "without_text": "--retain_text none",
@@ -78,11 +78,11 @@ TRAININGS = {
         "accumulated": "--gradient_accumulation_steps 2",
         "checkpointed": "--gradient_checkpointing true",
     },
-    "sft": {"text": RETAIN, "lora": "--lora_r 4"},
+    "sft": {"configured": "--config IN/full.yaml", "text": RETAIN, "lora": "--lora_r 4"},
     "dpo": {"robust": "--loss_type robust --label_smoothing 0.1", "lora": "--lora_r 4"},
     "npo": {"nll": "--retain nll --beta 0.5"},
     "rmu": {"all": "--steer_layer last --w_retain 1"},
-    "circuit_breakers": {"full": "--config IN/full.yaml", "text": RETAIN},
+    "circuit_breakers": {"small": "--lora_r 2 --alpha 3", "text": RETAIN},
     "repnoise": {"last": "--noise_layers last --mmd_tokens 16"},
     "profs": {"first": "--first_layer 0 --rank 4"},
     "leace": {"edit": "--mode edit --layers all"},
@@ -103,7 +103,7 @@ def trainings(inputs: Path) -> Iterator[Case]:
                 yield training(
                     f"{method}{variant and '-'}{variant}-{family}", method, family, f"{steps} {flags}", inputs
                 )
-    for start in ("gpt2-sft", "llama-repo"):
+    for start in ("gpt2-sft", "llama-sft"):
         argv = ["robustify", f"{inputs}/{start}", f"{inputs}/pairs.jsonl", *f"{STEPS} --alpha 0.3".split()]
         yield Case(f"robustify-{start}", argv)
     for family in FAMILIES:
