@@ -37,7 +37,8 @@ class Case:
 def flags_only(lines: list[str]) -> list[str]:
     """Of --list-flags: names, in one spelling, and defaults; no help."""
     found = (re.match(r"--(\S+) \(default (.*)\)$", line) for line in lines)
-    return sorted(f"{match[1].replace('-', '_')} = {match[2]}" for match in found if match)
+    names = ((match[1].replace("-", "_"), re.sub(" at 0x[0-9a-f]+", "", match[2])) for match in found if match)
+    return sorted(f"{name} = {default}" for name, default in names)
 
 
 def without_minutes(lines: list[str]) -> list[str]:

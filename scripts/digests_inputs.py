@@ -49,6 +49,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 
 def write_inputs(folder: Path, run: Callable[[Argv], tuple[int, str, str]]) -> None:
     """Models, data, and what old code makes of them: edited checkpoints, an evaluation as a baseline, a judge."""
+    import torch
     from tiny import tiny_model, tiny_tokenizer
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -57,6 +58,7 @@ def write_inputs(folder: Path, run: Callable[[Argv], tuple[int, str, str]]) -> N
         tiny_tokenizer(add_bos=family == "llama").save_pretrained(folder / family)
     config = AutoConfig.from_pretrained(folder / "llama", num_labels=2)
     config.id2label, config.label2id = {0: "plain", 1: "toxic"}, {"plain": 0, "toxic": 1}
+    torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "classifier")
     tiny_tokenizer().save_pretrained(folder / "classifier")
     for name, rows in ROWS.items():
