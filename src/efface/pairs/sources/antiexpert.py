@@ -1,4 +1,7 @@
-"""`--toxic antiexpert`: candidates are what a throw-away toxic copy of the model says (`toxic_copy.py` makes it)."""
+"""`--toxic antiexpert`: candidates are what a throw-away toxic copy of the model says (`toxic_copy.py` makes it).
+
+A file of its own, however short: a source a file.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
