@@ -23,7 +23,8 @@ class SampleSource:
 
     def make(self, build: Build) -> Made:
         prompts = build.prompts()
-        source = sample_source(*build.loaded, **self.decoding(), **build.sizes())
+        model, tokenizer = build.loaded
+        source = sample_source(model, tokenizer, **self.decoding(), **build.sizes())
         return Made(source, prompts, {"decoding": self.decoding()})
 
     def decoding(self) -> dict[str, Any]:
