@@ -213,6 +213,6 @@ def recorded(target: Target, attack: str, settings: Any) -> Iterator[Record]:
             raise type(error)(f"{error}{kept}") from error
         if out_of_memory(error):
             raise RunError(
-                f"{attack} ran out of memory. Lower --max-batch-tokens or the attack's own batch size.{kept}"
+                f"{attack} ran out of memory. Lower --max-tokens-at-once or the attack's own batch size.{kept}"
             ) from error
         raise

@@ -144,7 +144,7 @@ class _Run:
             evaluation = target.untouched("model", described).to_dict()
         except Exception as error:
             if out_of_memory(error):
-                raise RunError(f"{name} ran out of memory before the attacks. Lower --max-batch-tokens.") from error
+                raise RunError(f"{name} ran out of memory before the attacks. Lower --max-tokens-at-once.") from error
             raise
         if target.base is not None:
             figures = target.untouched("base", described).to_dict()

@@ -6,7 +6,7 @@
 import argparse
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
 Field = dataclasses.Field[Any]
@@ -52,9 +52,8 @@ def add_field(group: Any, field: Field, text: str, defaults: Mapping[str, Any]) 
 
 def _kind_of(field: Field) -> Any:
     """What a value of the field is, beside None: int, float, str, bool, or tuple (of texts)."""
-    kind = field.type if get_origin(field.type) is tuple or not get_args(field.type) else None
-    if kind is None:
-        (kind,) = (each for each in get_args(field.type) if each is not NoneType)
+    members = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
+    (kind,) = (each for each in members if each is not NoneType)
     return get_origin(kind) or kind
 
 

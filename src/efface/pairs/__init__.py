@@ -3,9 +3,8 @@
 A new source is one file with the frozen dataclass of its settings (see `source.py`), and one entry here.
 """
 
-import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from efface.errors import UserError
 from efface.registry import Entry, resolve
@@ -60,9 +59,8 @@ def load_source(name: str) -> "type[SourceSettings]":
     Raises:
         UserError: if there is no such source.
     """
-    found: Any = resolve("pair source", name, SOURCES, "package.module:Class")
-    fits = isinstance(found, type) and dataclasses.is_dataclass(found) and hasattr(found, "make")
-    if not fits:
+    found: type[SourceSettings] = resolve("pair source", name, SOURCES, "package.module:Class")
+    if not (isinstance(found, type) and all(hasattr(found, each) for each in ("__dataclass_fields__", "make"))):
         raise UserError(
             f"pair source {name!r} is no source of efface: a dataclass of settings with a method make(build) is "
             "needed, see efface.pairs.source."
