@@ -266,7 +266,7 @@ def test_want_of_memory_before_the_attacks_is_said_in_a_line(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Target, "measure", measure)
-    with pytest.raises(RunError, match="edited ran out of memory before the attacks. Lower --max-batch-tokens"):
+    with pytest.raises(RunError, match="edited ran out of memory before the attacks. Lower --max-tokens-at-once"):
         run()
 
 
