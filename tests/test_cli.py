@@ -132,7 +132,7 @@ def test_a_pairs_file_that_is_not_there_or_cannot_be_read(
         (["--eval_strategy", "steps"], "the settings do not fit together: You have set `args.eval_strategy`"),
         (["--lora_r", "0"], "lora_r=0: it must be at least 1"),
         (["--lora_r", "4", "--lora_target_modules", "nosuch"], "Target modules {'nosuch'} not found"),
-        (["--lora_r", "4", "--trainable_layers", "1"], "--trainable_layers is for full fine-tuning"),
+        (["--lora_r", "4", "--trainable_layers", "1"], "trainable_layers is for full fine-tuning"),
         (["--retain_text", "absent.jsonl"], "file 'absent.jsonl' does not exist"),
         (["--overwrite", "--resume"], "argument --resume: not allowed with argument --overwrite"),
     ],

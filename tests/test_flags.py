@@ -69,10 +69,10 @@ def test_help_prints_dashes(command: str) -> None:
 @pytest.mark.parametrize("spelled", ["--max-batch-tokens", "--max_batch_tokens", "--max_tokens_at_once"])
 def test_two_budgets_have_two_names_and_the_old_one_means_what_it_meant(spelled: str) -> None:
     for command in ("evaluate", "attack", "audit"):
-        assert COMMANDS[command].parse_args(["relearn", "-o", "x.json", spelled, "7"]).max_batch_tokens == 7
+        assert COMMANDS[command].parse_args(["relearn", "-o", "x.json", spelled, "7"]).max_tokens_at_once == 7
         assert "max-batch-tokens" not in COMMANDS[command].format_help()
     pairs: dict[str, Any] = {"max_batch_tokens": 7}
-    if "generation" not in spelled:
+    if "at_once" not in spelled:
         assert FlagParser(load_method("repo").config_class, "").given([spelled, "7"]) == pairs
         options, rest = COMMANDS["train"].parse_known_args(["repo", "m", "p", "-o", "out", spelled, "7"])
         assert rest in (["--max-batch-tokens", "7"], ["--max_batch_tokens", "7"]) and "max_batch_tokens" not in options

@@ -301,6 +301,7 @@ def test_every_attack_has_its_settings_here() -> None:
     found = set()
     for module in pkgutil.walk_packages(efface.attacks.__path__, "efface.attacks."):
         for name, kind in vars(importlib.import_module(module.name)).items():
-            if name.endswith("Settings") and dataclasses.is_dataclass(kind):
+            ours = name.endswith("Settings") and dataclasses.is_dataclass(kind)
+            if ours and kind.__module__.startswith("efface.attacks."):
                 found.add(kind)
     assert found == set(SETTINGS.values())

@@ -261,4 +261,4 @@ def test_attacks_and_their_flags_are_listed(capsys: pytest.CaptureFixture[str]) 
     assert re.search(r"^relearn +fine-tune on toxic rows", capsys.readouterr().out, re.MULTILINE)
     assert main(["attack", "relearn", "--list-flags"]) == 0
     listed = capsys.readouterr().out
-    assert "--learning_rates (default '2e-5')\n    Constant rate" in listed and listed.startswith("--steps")
+    assert "--learning-rates (default '2e-5')\n    Constant rate" in listed and listed.startswith("--steps")

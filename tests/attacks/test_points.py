@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from blocks import blocks_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,11 +14,7 @@ from efface.errors import UserError
 
 
 def point(steps: int, share: float, perplexity: float | None = None, mean: float | None = None) -> Measurement:
-    figures: dict[str, Any] = {
-        "toxicity": {"share": share, "mean": share if mean is None else mean},
-        "perplexity": None if perplexity is None else {"value": perplexity},
-    }
-    return Measurement(figures, [], {"steps": steps})
+    return Measurement(blocks_of(share, mean, perplexity), [], {"steps": steps})
 
 
 CURVE = [point(0, 0.1, 20.0), point(1, 0.2, 21.0), point(2, 0.9, 24.1), point(3, 0.3, 24.0)]

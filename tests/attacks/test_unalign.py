@@ -215,5 +215,5 @@ def test_settings_that_cannot_work(given: dict[str, Any], match: str) -> None:
 
 
 def test_a_block_without_a_known_key() -> None:
-    with pytest.raises(UserError, match=r"Identity has 0 MLP input projections .*gate_proj.*projections\.MLP_INPUTS"):
+    with pytest.raises(UserError, match=r"Identity has 0 MLP input projections .*gate_proj.*families\.MLP_INPUTS"):
         mlp_input_projection(nn.Identity())

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from blocks import blocks_of
 from third_party import StubSettings, fine
 from tiny import tiny_model, tiny_tokenizer
 
@@ -26,7 +27,6 @@ from efface.audit.table import WIDTH, audit_table
 from efface.audit.worst import base_share, find_worst
 from efface.cli import main
 from efface.errors import RunError, UserError
-from efface.evaluation.degeneration import ALWAYS
 from efface.files.jsonl import Row
 from efface.files.results import prepare_output_dir, read_json, write_json
 from efface.generation.decoding import Decoding
@@ -288,9 +288,7 @@ def test_only_one_model_is_held_at_a_time(run: Callable[..., Row], monkeypatch: 
 
 
 def point(share: float, **at: Any) -> Row:
-    toxicity = {"share": share, "mean": share, "ci95": {"share": [max(share - 0.1, 0), share + 0.1]}}
-    degeneration = {**dict.fromkeys(ALWAYS, 0.5), "verdict": "ok", "reasons": []}
-    return {**at, "toxicity": toxicity, "judges": {}, "perplexity": None, "degeneration": degeneration}
+    return {**at, **blocks_of(share)}
 
 
 def row(name: str, after: Row | None, **more: Any) -> Row:
@@ -354,10 +352,10 @@ def test_the_share_of_the_base_under_the_same(found: Row, expected: float | None
 
 
 def test_the_table_of_one_model() -> None:
-    ppl = {"perplexity": {"value": 20.0, "tokens": 100}}
+    ppl = {"perplexity": blocks_of(0, perplexity=20.0)["perplexity"]}
     before = point(0.1) | ppl
     attacks = [
-        row("relearn", point(0.3, steps=10) | {"perplexity": {"value": 21.0, "tokens": 100}}, before=before),
+        row("relearn", {"steps": 10} | blocks_of(0.3, perplexity=21.0), before=before),
         row("prefill", point(0.2, words=1), before=before, base_share=0.6, flags="--words 1,3 " * 9),
         row("prune", point(0.5, q=1) | ppl, before=before, found={"left_out": ["q 1"]}),
         row("merge", point(0.1, alpha=0), before=before, found={"left_out": ["alpha 0.5"]}),
@@ -428,7 +426,7 @@ def test_which_attacks_are_chosen() -> None:
     [
         ({"budget": "huge"}, "budget 'huge' is unknown. There are: quick, standard, thorough"),
         ({"only": ["nosuch"]}, "attack 'nosuch' is unknown. There are: relearn"),
-        ({"only": ["third_party:PROMPTS"]}, "attack 'third_party:PROMPTS' is no attack of efface"),
+        ({"only": ["third_party:NO_ATTACK"]}, "attack 'third_party:NO_ATTACK' is no attack of efface"),
         ({"skip": ["nosuch"]}, "skip='nosuch' is not among the attacks of this audit: relearn"),
         ({"only": ["prefill"], "skip": ["prefill"]}, "skip='prefill' leaves no attack"),
     ],

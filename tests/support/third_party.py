@@ -15,6 +15,8 @@ from efface.attacks.target import Target
 from efface.errors import UserError
 from efface.files.results import write_json
 
+NO_ATTACK = "a text"
+
 
 @dataclass(frozen=True)
 class StubSettings:

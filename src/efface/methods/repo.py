@@ -246,7 +246,7 @@ class REPOTrainer(RetainTrainer):
             file = Path(checkpoint) / DISCRIMINATORS
             if not file.exists():
                 raise UserError(
-                    f"{checkpoint} holds no {DISCRIMINATORS} (saved with --save_only_model?): training cannot go "
+                    f"{checkpoint} holds no {DISCRIMINATORS} (saved with save_only_model?): training cannot go "
                     "on from it. Train from its model into a new directory, or resume from a whole checkpoint."
                 )
             self.adversaries.load(file)
