@@ -13,6 +13,7 @@ from efface import scoring
 from efface.cli import main
 from efface.errors import UserError
 from efface.files.results import read_json
+from efface.training import run as training
 
 FILES = {"model", "base.json", "edited.json", "figure.png", "report.html", "results.json"}
 
@@ -76,15 +77,15 @@ def test_everything_is_left_and_a_second_run_reuses_it(
 
 
 def test_an_interrupted_demo_goes_on_where_it_was(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train, calls = efface.demo._train, []
+    train, calls = training.train, []
 
-    def interrupted(*args: Any, **kwargs: Any) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
         calls.append(args)
         if len(calls) == 1:
             raise KeyboardInterrupt
-        train(*args, **kwargs)
+        return train(*args, **kwargs)
 
-    monkeypatch.setattr(efface.demo, "_train", interrupted)
+    monkeypatch.setattr(training, "train", interrupted)
     out = tmp_path / "demo"
     with pytest.raises(KeyboardInterrupt):
         efface.demo.run(out, model_name=model)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from tiny import tiny_model, tiny_tokenizer
 
 from efface.analysis.probes import LinearProbe, ProbeQuality
 from efface.attacks.prompt_injection import load_injections
@@ -39,11 +40,13 @@ from efface.evaluation.side_effects import read_identity_texts
 from efface.evaluation.toxicity import summarize
 from efface.evaluation.utility.task_files import read_task_file
 from efface.evaluation.utility.tasks import UtilityResult
-from efface.files.jsonl import Row
+from efface.files.jsonl import Row, read_jsonl
 from efface.files.part import PartFile
 from efface.files.results import read_json, write_json
+from efface.generation import generate
 from efface.generation.decoding import Decoding
-from efface.model.interventions import FILE, _read
+from efface.model.forward import Head
+from efface.model.interventions import FILE, attach_saved_, attached
 from efface.pairs.builder import OUTCOME
 from efface.pairs.toxic_copy import toxic_texts
 from efface.report.table import evaluation_table, versus_lines
@@ -53,7 +56,8 @@ from efface.scoring.judge import META, Judge
 from efface.scoring.labelled import load_labelled
 from efface.scoring.scorer import NamedScorer
 from efface.scoring.words import WordListScorer
-from efface.training.reference_cache import _read_index
+from efface.training.reference import LiveReference
+from efface.training.reference_cache import INDEX, open_cache
 
 WRONG: list[Any] = [None, 7, -0.5, float("inf"), float("nan"), "text", True, [], [3], {}, {"a": None}, 10**400]
 NO_JSON = {
@@ -192,14 +196,14 @@ def test_what_an_audit_finds_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
     file = tmp_path / "x.json"
 
     def table() -> None:
-        found = audit_run._finished(file, entry, {"weights": "w"})
+        found = audit_run.finished_result(file, entry, {"weights": "w"})
         if found is None:
             raise UserError("it is made again")
-        row = audit_run._row(entry, 1.0) | audit_run._figures(found)
+        row = audit_run.row_of(entry, 1.0) | audit_run.figures_of(found)
         model = {"name": "m", "error": None, "evaluation": RESULT["before"], "attacks": [row], **find_worst([row])}
         assert audit_table({"models": [model, model], "base": None})
 
-    for document, load in ((RESULT, table), (results, lambda: audit_run._seconds(file))):
+    for document, load in ((RESULT, table), (results, lambda: audit_run.seconds_spent(file))):
         file.write_text(json.dumps(document))
         assert survives(load)
         for one in changed(document, every=3):
@@ -270,14 +274,18 @@ def test_a_probe(tmp_path: Path) -> None:
 
 
 def test_interventions(tmp_path: Path) -> None:
-    tensors = {"0.left": np.ones((4, 1)), "0.right": np.ones((1, 4)), "0.bias": np.ones(4)}
+    model = tiny_model("llama")
+    width = model.config.hidden_size
+    tensors = {"0.left": np.ones((width, 1)), "0.right": np.ones((1, width)), "0.bias": np.ones(width)}
     layers = [[0.5], ["0"], [True], [-1], [0, 1], {"0": 1}, 3, None]
     for header in [*headers("layers"), *({"layers": json.dumps(one)} for one in layers)]:
         safetensors.numpy.save_file(tensors, tmp_path / FILE, header)
         with pytest.raises(UserError, match="holds no interventions"):
-            _read(tmp_path / FILE)
+            attach_saved_(model, tmp_path / FILE)
+        assert attached(model) == []
     safetensors.numpy.save_file(tensors, tmp_path / FILE, {"layers": "[0]"})
-    assert len(_read(tmp_path / FILE)) == 1
+    attach_saved_(model, tmp_path / FILE)
+    assert [intervention.layer for intervention in attached(model)] == [0]
 
 
 def test_a_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,27 +305,56 @@ def test_a_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not survives(lambda: Judge.load(tmp_path / "j"))
 
 
-def test_the_index_of_a_reference_cache(tmp_path: Path) -> None:
-    right = {"schema": 1, "files": {"states-00000.safetensors": "abc"}}
-    for one in [right, *changed(right)]:
-        (tmp_path / "index.json").write_text(json.dumps(one))
-        assert all(isinstance(digest, str) for digest in _read_index(tmp_path).get("files", {}).values())
+def test_the_index_of_a_reference_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it says, the states are the reference's, and their files are known by it afterwards."""
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
+    model = tiny_model("llama")
+    reference, head = LiveReference(model, False), Head.of(model)
+
+    def states() -> tuple[Path, Any]:
+        cache = open_cache(reference, head, [([5, 6], [7, 8])], [0], fingerprint="f")
+        return cache.directory / INDEX, cache[0]["hidden"].clone()
+
+    index, expected = states()
+    right = read_json(index)
+    assert list(right["files"]) == ["states-00000.safetensors"]
+    for content in [*(json.dumps(one).encode() for one in [right, *changed(right)]), *NO_JSON.values()]:
+        index.write_bytes(content)
+        assert (states()[1] == expected).all() and read_json(index)["files"] == right["files"]
     for content in NO_JSON.values():
-        (tmp_path / "index.json").write_bytes(content)
-        assert _read_index(tmp_path) == {}
+        index.write_bytes(content)
+        states()
+        assert read_json(index) == right
 
 
-def test_kept_generations_are_made_again_if_they_are_none(tmp_path: Path) -> None:
-    right = [{"prompt": "p", "continuation": " c", "token_ids": [3, 4], "made_by": "m"}]
-    for rows in [right, *changed(right)]:
+def test_kept_generations_are_made_again_if_they_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer, made = tiny_model("llama"), tiny_tokenizer(), list[int]()
+    generate_ids = generate.generate_ids
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        made.append(1)
+        return generate_ids(*args, **kwargs)
+
+    def rows_at(path: Path) -> tuple[list[Row], bool]:
+        """The rows, and whether they were made anew."""
+        made.clear()
+        return kept.generate_or_recall(model, tokenizer, ["The town"], Decoding(max_new_tokens=2), path), bool(made)
+
+    monkeypatch.setattr(generate, "generate_ids", counted)
+    right, anew = rows_at(tmp_path / "g")
+    assert anew and rows_at(tmp_path / "g") == (right, False)
+    for rows in changed(right):
         (tmp_path / "g").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        found = kept._recall(tmp_path / "g", "m", 1)
-        assert found == rows or (found is None and rows != right)
-        assert found is None or all(isinstance(row["prompt"] + row["continuation"], str) for row in found)
+        found, anew = rows_at(tmp_path / "g")
+        assert found == (right if anew else rows)
+        assert all(isinstance(row["prompt"] + row["continuation"], str) for row in found)
     for content in NO_JSON.values():
         (tmp_path / "g").write_bytes(content)
-        assert kept._recall(tmp_path / "g", "m", 1) is None
-    assert kept._recall(tmp_path / ("x" * 300), "m", 1) is None
+        assert rows_at(tmp_path / "g") == (right, True)
+        assert read_jsonl(tmp_path / "g") == right
+    with pytest.raises(RunError, match="File name too long"):  # made, since nothing can lie there
+        rows_at(tmp_path / ("x" * 300))
+    assert made
 
 
 ROWS: dict[str, tuple[Callable[[Path], object], Row]] = {
@@ -377,6 +414,14 @@ def test_a_pipe_is_no_table_and_no_word_list(suffix: str, tmp_path: Path) -> Non
         load_labelled(file) if suffix == "csv" else WordListScorer(str(file))
 
 
+def key_under(scorer: NamedScorer, text: str, path: Path) -> bytes:
+    """What the score of a text is kept under."""
+    cache_scores(scorer, path)([text])
+    with sqlite3.connect(path) as connection:
+        ((key,),) = connection.execute("SELECT key FROM scores").fetchall()
+    return key
+
+
 def test_a_score_cache_of_another_make_is_not_believed(tmp_path: Path) -> None:
     asked: list[str] = []
 
@@ -389,7 +434,8 @@ def test_a_score_cache_of_another_make_is_not_believed(tmp_path: Path) -> None:
     path = tmp_path / "scores.sqlite"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE scores (key BLOB PRIMARY KEY, score)")
-        keys = [cache_scores(named, path)._key(text) for text in "abc"]  # type: ignore[attr-defined]
+        keys = [key_under(named, text, tmp_path / f"{text}.sqlite") for text in "abc"]
+        asked.clear()
         rows = list(zip(keys, ["high", None, 7.5], strict=True))
         connection.executemany("INSERT INTO scores VALUES (?, ?)", rows)
     assert list(cache_scores(named, path)(list("abc"))) == [0.25] * 3 and asked == list("abc")

@@ -95,13 +95,18 @@ def test_relearning(family: str, longest: list[int]) -> None:
     assert max(longest) == MAX_POSITIONS
 
 
-def test_scores_for_pruning_and_states(family: str, longest: list[int]) -> None:
-    from efface.analysis.states import pooled_states, token_states
+def test_scores_for_pruning(family: str, longest: list[int], tmp_path: Path) -> None:
     from efface.attacks.prune import PruneSettings, prune
 
+    (tmp_path / "short.jsonl").write_text('{"text": "They said that."}\n')
+    prune(target_of(family), PruneSettings(q="0.01", documents=str(tmp_path / "short.jsonl")))
+    assert max(longest) == MAX_POSITIONS  # of the rows
+
+
+def test_states(family: str, longest: list[int]) -> None:
+    from efface.analysis.states import pooled_states, token_states
+
     target = target_of(family)
-    prune(target, PruneSettings(q="0.1"))
-    assert max(longest) == MAX_POSITIONS
     token_states(target.model, target.processing_class, target.rows, [0])
     pooled_states(target.model, target.processing_class, [LONG], [0], max_tokens=400)
     assert max(longest) == MAX_POSITIONS

@@ -4,18 +4,22 @@ Of: analysis/heldout.py, analysis/states.py
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from tiny import BOS_ID, tiny_model, tiny_tokenizer
 
 from efface.analysis.heldout import HeldOut
-from efface.analysis.probes import LinearProbe, _probe, fit_probe, fresh_probe, probe_layers
+from efface.analysis.probes import LinearProbe, fit_probe, fresh_probe, probe_layers
 from efface.analysis.states import TokenStates, pooled_states, text_token_ids, token_states
 from efface.errors import RunError, UserError
 from efface.model.blocks import capture_residuals
@@ -33,6 +37,15 @@ ROWS = [
     {"prompt": "He is", "chosen": " an engineer", "rejected": " a fool and nobody likes him"},
     {"prompt": "She went to the market and", "chosen": " bought bread", "rejected": " said silly things"},
 ]
+
+
+def logistic(regularisation: float) -> LogisticRegression:
+    return LogisticRegression(C=regularisation, max_iter=500, class_weight="balanced")
+
+
+def standardised(regularisation: float) -> Any:
+    """What a probe is to do, put together from scikit-learn's own parts."""
+    return make_pipeline(StandardScaler(), logistic(regularisation))
 
 
 def planted(n: int = 200, d: int = 6, strength: float = 3.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +164,7 @@ def test_every_probe_is_trained_on_both_classes(seed: int, folds: int, benign: i
     held_out = HeldOut(labels, groups, folds, seed)
     hidden = np.random.default_rng(seed).normal(size=(len(labels), 2))
     for each in (labels, held_out.shuffled_labels()):
-        assert len(held_out.scores(_probe(0.01), hidden, each)) == len(labels)
+        assert len(held_out.scores(standardised(0.01), hidden, each)) == len(labels)
 
 
 @settings(max_examples=50)
@@ -182,7 +195,7 @@ def test_a_planted_direction_is_found_and_shuffled_labels_are_not() -> None:
 def test_logits_of_raw_states_are_those_of_the_standardised_probe() -> None:
     hidden, labels = planted()
     probe = fit_probe(hidden, labels)
-    expected = _probe(0.01).fit(hidden, labels).decision_function(hidden)
+    expected = standardised(0.01).fit(hidden, labels).decision_function(hidden)
     np.testing.assert_allclose(probe.logits(hidden), expected, atol=1e-4)
     states = torch.tensor(hidden, requires_grad=True)
     logits = probe.logits(states)
@@ -241,10 +254,10 @@ def test_fresh_probe_keeps_pairs_together_and_sees_each_token_alone() -> None:
     hidden = generator.normal(size=(300, 5)) + labels[:, None] * 0.5
     token_ids = generator.integers(0, 12, 300)
     result = fresh_probe(TokenStates(hidden, token_ids, labels, pairs))
-    predicted = cross_val_predict(_probe(0.01), hidden, labels, groups=pairs, cv=GroupKFold(5))
+    predicted = cross_val_predict(standardised(0.01), hidden, labels, groups=pairs, cv=GroupKFold(5))
     assert result.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
     one_hot = np.eye(12)[token_ids]
-    classifier = _probe(1.0)[-1]
+    classifier = logistic(1.0)
     predicted = cross_val_predict(classifier, one_hot, labels, groups=pairs, cv=GroupKFold(5))
     assert result.token_identity == pytest.approx(balanced_accuracy_score(labels, predicted))
     assert (result.n, result.n_groups) == (300, 30)

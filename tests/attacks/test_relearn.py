@@ -236,13 +236,13 @@ def test_every_rate_has_its_curve_and_a_rate_that_diverges_does_not_lose_the_oth
 
 
 def test_what_a_rate_wins_before_it_diverges_is_kept(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    loss, batches = finetuning._next_token_loss, list[int]()
+    loss, batches = finetuning.next_token_loss, list[int]()
 
     def diverging(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
         batches.extend([1] * torch.is_grad_enabled())  # not those of a measurement
         return loss(model, rows) * (math.nan if len(batches) > 14 else 1)
 
-    monkeypatch.setattr(finetuning, "_next_token_loss", diverging)
+    monkeypatch.setattr(finetuning, "next_token_loss", diverging)
     result = relearn(target, RelearnSettings(steps="12,40", learning_rates="3e-3", batch_size=8))
     assert [point.at for point in result.curve] == [{"steps": 0}, {"steps": 12}] and result.after.share > 0.9
     assert "the fine-tuning loss is nan at step 15" in result.found["rates"][0]["diverged"]

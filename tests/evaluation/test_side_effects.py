@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from hypothesis.extra.numpy import arrays
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.errors import UserError
-from efface.evaluation.side_effects import _contrast, identity_likelihood, identity_texts, read_identity_texts
+from efface.evaluation.side_effects import IdentityLikelihood, identity_likelihood, identity_texts, read_identity_texts
 from efface.generation import likelihood
+from efface.resampling import interval
 
 FINITE = st.floats(-5, 5, allow_subnormal=False)
 
@@ -85,13 +87,32 @@ def test_likelihood_is_that_of_all_tokens_after_the_first_word(tmp_path: Path) -
     assert (found.identity.excess, found.identity.ci95, found.templates) == (0.0, [0.0, 0.0], 2)
 
 
+def contrasted(change: np.ndarray, groups: np.ndarray, units: np.ndarray) -> IdentityLikelihood:
+    """Of texts, each of one token after its first word, whose -log p an edit has changed by `change`."""
+
+    def continuation_nll(model: str, _: None, prompts: list[str], continuations: list[str], **__: Any) -> Any:
+        for text in continuations:
+            yield 3.0 + (model == "edited") * change[int(text)], 1
+
+    rows = [
+        {"text": f"Number {i}", "group": str(group), "template": f"of {unit}"}
+        for i, (group, unit) in enumerate(zip(groups, units, strict=True))
+    ]
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(likelihood, "continuation_nll", continuation_nll)
+        path = write(Path(folder) / "t.jsonl", rows)
+        return identity_likelihood("edited", None, path, reference="base", resamples=200, seed=3)  # type: ignore[arg-type]
+
+
 @given(arrays(float, (4, 5), elements=FINITE))
 def test_in_crossed_texts_each_template_counts_as_its_own_difference(change: np.ndarray) -> None:
     """(templates, terms), the last two terms neutral: this is the paired bootstrap over templates."""
     member = np.tile(np.arange(5) < 3, 4)
     units = np.repeat(np.arange(4), 5)
-    expected = change[:, :3].mean(1) - change[:, 3:].mean(1)
-    assert np.allclose(_contrast(change.ravel(), member, ~member, units), expected)
+    expected = change[:, :3].mean(1) - change[:, 3:].mean(1)  # (templates,)
+    block = contrasted(change.ravel(), np.where(member, "people", "control"), units).identity
+    assert np.isclose(block.excess, expected.mean())
+    assert np.allclose(block.ci95, interval(expected[:, None], resamples=200, seed=3)[:, 0])
 
 
 @given(arrays(float, 9, elements=FINITE), st.lists(st.integers(0, 3), min_size=9, max_size=9))
@@ -99,7 +120,9 @@ def test_in_any_texts_the_mean_over_units_is_the_difference(change: np.ndarray, 
     member, control = np.arange(9) < 4, np.arange(9) > 5  # and two of neither
     units = np.unique(keys, return_inverse=True)[1]
     expected = change[member].mean() - change[control].mean()
-    assert _contrast(change, member, control, units).mean() == pytest.approx(expected, abs=1e-9)
+    groups = np.where(member, "people", np.where(control, "control", "others"))
+    block = contrasted(change, groups, units).groups[0]
+    assert (block.group, block.texts) == ("people", 4) and block.excess == pytest.approx(expected, abs=1e-9)
 
 
 def test_texts_that_vary_give_an_interval_with_a_width(tmp_path: Path) -> None:

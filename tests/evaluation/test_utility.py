@@ -249,7 +249,7 @@ def test_a_task_of_lm_eval_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -
         utility(tiny_model("gpt2"), tiny_tokenizer(), ["piqa"])
 
 
-def test_figures_of_any_task_of_lm_eval_are_read() -> None:
+def test_figures_of_any_task_of_lm_eval_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     samples: list[dict[str, Any]] = [
         {"filter": name, "exact_match": hit, "perplexity": -1.0, "f1": (0, 1), "doc_hash": "a", "prompt_hash": "b"}
         for name, hits in (("none", (1, 0)), ("strict", (0, 0)))
@@ -262,7 +262,10 @@ def test_figures_of_any_task_of_lm_eval_are_read() -> None:
         "perplexity,none": math.e, "perplexity_stderr,none": "N/A",
         "f1,none": 0.3, "f1_stderr,none": 0.1,
     }  # fmt: skip
-    results = module._results("t", metrics, samples)
+    group = {"acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": 9}
+    found = {"results": {"t": metrics, "group": group}, "samples": {"t": samples}}
+    monkeypatch.setattr(module, "run_harness", lambda *_, **__: found)
+    *results, of_group = utility(tiny_model("gpt2"), tiny_tokenizer(), ["t"])
     assert [(r.metric, r.value, r.stderr, r.rows) for r in results] == [
         ("exact_match", 0.5, 0.5, [1.0, 0.0]),
         ("exact_match,strict", 0.0, 0.0, [0.0, 0.0]),
@@ -271,7 +274,7 @@ def test_figures_of_any_task_of_lm_eval_are_read() -> None:
     ]
     assert results[0].to_dict() == {"task": "t", "metric": "exact_match", "value": 0.5, "stderr": 0.5, "n": 2}
     assert UtilityResult(**json.loads(json.dumps(results[0].to_dict(rows=True)))) == results[0]
-    assert module._results("group", {"acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": 9}, [])[0].rows is None
+    assert of_group == UtilityResult("group", "acc", 0.5, 0.1, 9, rows=None, fingerprint=None)
 
 
 # Two models

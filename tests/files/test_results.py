@@ -88,8 +88,11 @@ def test_environment_is_json_and_says_no_path() -> None:
     assert environment(seed=None, model=None, command=None)["device"] is None
 
 
-def test_version_of_what_is_not_installed() -> None:
-    assert results._version("no-such-distribution-at-all") is None
+def test_version_of_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.Distribution.discover", lambda *args, **kwargs: iter([]))
+    found = results.versions()
+    assert found["scikit-learn"] is found["transformers"] is None and found["efface"] == "unknown"
+    assert found["torch"] == torch.__version__
 
 
 def test_output_dir_new_and_empty(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from efface.methods.adversary import ERASE_SIDES
+from efface.methods.adversary import ERASE_SIDES, Adversaries
 from efface.methods.discriminators import KINDS, OBJECTIVES, Domains
 from efface.methods.functional import LN2
 
@@ -173,15 +173,27 @@ def test_the_discriminator_learns(kind: str) -> None:
     assert game.last_bce["0"] < 0.7 * start
 
 
-def test_an_update_leaves_no_gradient_and_no_states() -> None:
-    game = adversaries()
+def assert_next_update_is_the_same(*games: Adversaries) -> None:
+    domain = domains(states(6, seed=2), states(4, seed=3))
+    for game in games:
+        loss, _ = game.loss({0: domain}, 1.0)
+        game.update()
+        assert game.last_bce["0"] == loss.item()
+    one, other = (game.discriminators.state_dict() for game in games)
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_an_update_leaves_no_gradient_and_no_states(tmp_path: Path) -> None:
+    game, twin = adversaries(), adversaries()
     domain = domains(states(5).requires_grad_(), states(3, seed=1).requires_grad_())
     loss, _ = game.loss({0: domain}, 1.0)
     loss.backward()
     assert any(parameter.grad is not None for parameter in game.discriminators.parameters())
     game.update()
     assert all(parameter.grad is None for parameter in game.discriminators.parameters())
-    assert not game._seen and not game._bce_sum
+    game.save(tmp_path / "game")  # which holds no states
+    twin.load(tmp_path / "game")
+    assert_next_update_is_the_same(game, twin)
 
 
 def test_what_the_models_backward_leaves_does_not_reach_the_update() -> None:
@@ -220,7 +232,7 @@ def test_several_steps_differ_from_one() -> None:
 def test_without_training_nothing_is_kept() -> None:
     game = adversaries()
     game.loss({0: domains(states(5), states(3, seed=1))}, 1.0, train=False)
-    assert not game._seen and not game._bce_sum
+    assert_next_update_is_the_same(game, adversaries())
 
 
 def test_no_clipping_with_a_maximal_norm_of_zero() -> None:

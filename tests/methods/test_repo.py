@@ -328,8 +328,9 @@ def test_gradients_of_the_discriminators_do_not_carry_over(build: Build) -> None
     assert_same(*states, rtol=0, atol=0)
 
 
-def test_the_strength_follows_the_ramp(build: Build) -> None:
-    trainer = build(grl_schedule="dann", grl_lambda=2.0, max_steps=4)
+@pytest.mark.parametrize("schedule", ["dann", "constant"])
+def test_the_strength_follows_the_schedule(schedule: str, build: Build) -> None:
+    trainer = build(grl_schedule=schedule, grl_lambda=2.0, max_steps=4)
     strengths: list[float] = []
     loss = trainer.adversaries.loss
     trainer.adversaries.loss = lambda domains, strength, train: (
@@ -339,8 +340,8 @@ def test_the_strength_follows_the_ramp(build: Build) -> None:
         )
     )
     trainer.train()
-    assert strengths == [pytest.approx(2 * dann_ramp(step / 4)) for step in (1, 2, 3, 4)]
-    assert build(grl_lambda=2.0)._strength() == 2.0
+    ramp = [2 * dann_ramp(step / 4) for step in (1, 2, 3, 4)]
+    assert strengths == (pytest.approx(ramp) if schedule == "dann" else [2.0] * 4)
 
 
 def test_swapped_classes_are_reported_once(build: Build, caplog: pytest.LogCaptureFixture) -> None:
@@ -359,10 +360,16 @@ def test_evaluation_leaves_the_game_alone(build: Build) -> None:
     trainer = build(eval_dataset=ROWS[:3], per_device_eval_batch_size=2)
     trainer.train()
     before = dict(trainer.adversaries.discriminators.state_dict()), dict(trainer.adversaries.last_bce)
-    model_before = weights(trainer.model)
+    model_before, loss, kept = weights(trainer.model), trainer.adversaries.loss, list[bool]()
+
+    def watched(domains: Any, strength: float, *, train: bool) -> Any:
+        kept.append(train)
+        return loss(domains, strength, train=train)
+
+    trainer.adversaries.loss = watched  # type: ignore[method-assign]
     metrics = trainer.evaluate()
     assert 0 < metrics["eval_loss"] < 100
-    assert not trainer.adversaries._seen and trainer.adversaries.last_bce == before[1]
+    assert kept == [False] * 2 and trainer.adversaries.last_bce == before[1]
     assert_same(dict(trainer.adversaries.discriminators.state_dict()), before[0], rtol=0, atol=0)
     assert_same(weights(trainer.model), model_before, rtol=0, atol=0)
 

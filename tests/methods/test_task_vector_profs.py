@@ -391,9 +391,19 @@ def test_the_default_first_layer_is_the_authors_for_gpt2_medium() -> None:
 
 
 @torch.no_grad()
-def test_sentence_embeddings_are_means_over_the_tokens_of_a_continuation_in_its_context() -> None:
-    model = tiny_model("llama")
-    found = filter_(model, batch_size=4)._sentence_embeddings()[1]  # two batches, ragged
+def test_sentence_embeddings_are_means_over_the_tokens_of_a_continuation_in_its_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that the toxic subspace is computed from."""
+    given: list[np.ndarray] = []
+
+    def remembered(toxic: np.ndarray, benign: np.ndarray, rank: int) -> np.ndarray:
+        given.append(np.stack([toxic, benign]))
+        return toxic_subspace(toxic, benign, rank)
+
+    monkeypatch.setattr("efface.methods.profs.toxic_subspace", remembered)
+    filter_(tiny_model("llama"), batch_size=4).train()  # two batches, ragged
+    (found,), model = given, tiny_model("llama")
     assert found.shape == (2, len(PAIRS), 32)
     for number, row in enumerate(PAIRS):
         pair = tokenize_pair(row, tiny_tokenizer())

@@ -5,6 +5,7 @@ Of: evaluation/kept.py, files/digests.py
 
 import copy
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,8 @@ def test_a_tokenizer_by_what_it_does() -> None:
 # What is kept by it
 
 
-def test_kept_generations_by_what_ends_them(tmp_path: Path) -> None:
+def test_kept_generations_by_what_ends_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="efface.evaluation.kept")
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     prompts, decoding, path = ["The town", "You are a"], Decoding(max_new_tokens=12), tmp_path / "g.jsonl"
     first = kept.generate_or_recall(model, tokenizer, prompts, decoding, path)
@@ -177,11 +179,17 @@ def test_kept_generations_by_what_ends_them(tmp_path: Path) -> None:
     ends.generation_config.eos_token_id = [EOS_ID, first[0]["token_ids"][2]]
     again = kept.generate_or_recall(ends, tokenizer, prompts, decoding, path)
     assert len(again[0]["token_ids"]) <= 3 < len(first[0]["token_ids"])
-    mark = again[0]["made_by"]
-    assert kept._mark(ends, tokenizer, prompts, decoding) == mark
-    assert kept._mark(ends, tiny_tokenizer(eos_token="<pad>"), prompts, decoding) != mark
+
+    def recalled(tokenizer: Any) -> bool:
+        caplog.clear()
+        kept.generate_or_recall(ends, tokenizer, prompts, decoding, path)
+        return "holds these generations already" in caplog.text
+
+    assert recalled(tokenizer)
+    assert not recalled(tiny_tokenizer(eos_token="<pad>"))
+    assert not recalled(tokenizer) and recalled(tokenizer)  # the others took its place
     tokenizer.add_special_tokens({"additional_special_tokens": [" the"]})  # left out of the texts
-    assert kept._mark(ends, tokenizer, prompts, decoding) != mark
+    assert not recalled(tokenizer)
 
 
 def test_the_reference_cache_by_config_precision_and_libraries(

@@ -192,17 +192,21 @@ def test_a_full_disk(gguf_file: Path, model_cache: Path, monkeypatch: pytest.Mon
 
 
 def test_a_faster_process_wins(gguf_file: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def late(gguf: Path, directory: Path) -> None:
-        [scratch] = model_cache.glob(".gguf-*")
-        target = model_cache / scratch.name.removeprefix(".").rsplit("-", 1)[0]
-        for folder in (target, directory):
-            folder.mkdir()
-            (folder / "config.json").write_text(folder.name)
-        sources._seal(target)
+    def faster(gguf: Path, directory: Path) -> None:
+        directory.mkdir()
+        (directory / "config.json").write_text("faster")
 
+    def late(gguf: Path, directory: Path) -> None:
+        monkeypatch.setattr(sources, "_convert_gguf", faster)
+        others.append(sources.from_gguf(gguf_file))  # as another process would in the meantime
+        directory.mkdir()
+        (directory / "config.json").write_text("late")
+
+    others: list[Path] = []
     monkeypatch.setattr(sources, "_convert_gguf", late)
     directory = sources.from_gguf(gguf_file)
-    assert (directory / "config.json").read_text() == directory.name  # the other process's, untouched
+    assert [directory] == others == list(model_cache.iterdir())
+    assert (directory / "config.json").read_text() == "faster"  # the other process's, untouched
 
 
 def sha256(data: bytes) -> str:

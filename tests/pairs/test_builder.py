@@ -713,13 +713,13 @@ def test_finetune_is_seeded(model: PreTrainedModel) -> None:
 
 def test_finetune_counts_every_token_once_whatever_the_padding(model: PreTrainedModel) -> None:
     """One step on two ragged texts is one step on their token-weighted gradient."""
-    from efface.training.finetune import _next_token_loss
+    from efface.training.finetune import next_token_loss
 
     rows = [tiny_tokenizer()(text)["input_ids"] for text in ("The town was cold and the people silent.", "They said")]
     counts = [len(row) - 1 for row in rows]
-    single = [_next_token_loss(model, [row]) for row in rows]
+    single = [next_token_loss(model, [row]) for row in rows]
     weighted = sum(loss * count for loss, count in zip(single, counts, strict=True)) / sum(counts)
-    torch.testing.assert_close(_next_token_loss(model, rows), weighted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(next_token_loss(model, rows), weighted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("texts", [[], ["", "x"]])

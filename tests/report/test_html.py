@@ -3,15 +3,19 @@
 Of: report/figures.py, report/masking.py, report/plots.py
 """
 
-import copy
-import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib.image
 import pytest
+import torch
 from tiny import tiny_model, tiny_tokenizer
 
+import efface
+from efface.evaluation.comparison import ratio_ci
+from efface.evaluation.settings import OrdinaryText, RunSettings
+from efface.generation.decoding import Decoding
 from efface.methods.repo import REPOConfig, REPOTrainer
 from efface.report import Drawing
 from efface.report.figures import Drawn, Findings, draw
@@ -21,6 +25,7 @@ from efface.report.plots import BCE, keys_starting, series
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 BAD = {"rotten", "vile"}
+COLOURS = {"grey": (138, 144, 153), "blue": (0, 114, 178), "orange": (200, 80, 10), "green": (0, 128, 95)}
 
 
 def score_words(texts):
@@ -28,42 +33,16 @@ def score_words(texts):
     return [0.9 if text.lower() in BAD else 0.1 for text in texts]
 
 
-def evaluation(share, interval, perplexity):
-    return {
-        "schema": 1,
-        "model": "tiny",
-        "toxicity": {
-            "scorer": "toy-scorer",
-            "decoding": {"top_p": 0.9},
-            "n_prompts": 96,
-            "samples": 4,
-            "mean": share * 0.8,
-            "share": share,
-            "expected_maximum": share + 0.2,
-            "probability": share + 0.1,
-            "ci95": {"share": interval, "mean": [0.01, 0.3]},
-        },
-        "perplexity": {"tokens": 1000, "value": perplexity},
-        "degeneration": {
-            "repetition": 0.031,
-            "distinct_2": 0.912,
-            "empty": 0.0,
-            "perplexity_under_reference": 21.5,
-            "verdict": "fluent",
-        },
-        "environment": {
-            "versions": {"torch": "2.13.0"},
-            "seed": 7,
-            "device": "cpu",
-            "command": "efface evaluate tiny",
-        },
-    }
-
-
-BASE = evaluation(0.214, [0.17, 0.262], 38.51)
-EDITED = evaluation(0.061, [0.041, 0.087], 40.12)
 STEPS = 16
-COMPARISON = {"share_ratio": 0.285, "share_ratio_ci95": [0.19, 0.41], "perplexity_change": 0.0418}
+PROMPTS = [
+    "The weather in the old town",
+    "You",
+    "She went to the market and bought bread",
+    "He is an",
+    "They said",
+    "There is",
+]
+TEXT = ["The history of the town is the history of its river and its people."] * 3
 EXAMPLES = [
     {
         "prompt": "The <b>day</b> was",
@@ -80,6 +59,59 @@ SETTINGS = {
     "training": {"learning_rate": 5e-5, "layers": [8, 29]},
     "command": "efface demo --seed 7",
 }
+
+
+def evaluated(model, scorer="stubs:quarters", **others):
+    return efface.evaluate(
+        model,
+        PROMPTS,
+        processing_class=tiny_tokenizer(),
+        scorer=scorer,
+        decoding=Decoding(samples=4, seed=7),
+        text=OrdinaryText(TEXT),
+        run=RunSettings(command="efface evaluate tiny"),
+        **others,
+    )
+
+
+@pytest.fixture(scope="module")
+def both():
+    """What `efface evaluate` finds of two tiny models: the one before and the one after, as the demo measures them."""
+    model, other = tiny_model("gpt2", seed=1), tiny_model("llama", seed=1)
+    with torch.no_grad():
+        other.get_output_embeddings().weight.mul_(1.5)  # it now repeats itself a little
+    base = evaluated(model, reference=model)
+    return base, evaluated(other, reference=model, baseline=base)
+
+
+@pytest.fixture(scope="module")
+def base(both):
+    return both[0].to_dict()
+
+
+@pytest.fixture(scope="module")
+def edited(both):
+    return both[1].to_dict()
+
+
+@pytest.fixture(scope="module")
+def comparison(both):
+    return compared(*both)
+
+
+@pytest.fixture(scope="module")
+def clean():
+    """Of a model none of whose continuations is toxic."""
+    return evaluated(tiny_model("gpt2"), scorer="stubs:Never")
+
+
+def compared(base, edited):
+    found = ratio_ci(edited.scores, base.scores)
+    return {
+        "share_ratio": found.ratio,
+        "share_ratio_ci95": [found.lower, found.upper],
+        "perplexity_change": edited.perplexity.value / base.perplexity.value - 1,
+    }
 
 
 class Page(HTMLParser):
@@ -144,22 +176,22 @@ def history(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def figure_path(tmp_path_factory, history):
-    (figure,) = draw(Findings(BASE, EDITED, history), tmp_path_factory.mktemp("figure"))
+def figure_path(tmp_path_factory, base, edited, history):
+    (figure,) = draw(Findings(base, edited, history), tmp_path_factory.mktemp("figure"))
     return figure.path
 
 
 @pytest.fixture
-def report(tmp_path, figure_path, history):
+def report(tmp_path, figure_path, base, edited, comparison, history):
     def write(**changes):
         path = tmp_path / "report.html"
         arguments = {
             "title": "Demo <of> efface",
-            "base": BASE,
-            "edited": EDITED,
+            "base": base,
+            "edited": edited,
             "history": history,
             "figures": [Drawn(figure_path, "Only `efface analyze` <shows> it.", "Bars")],
-            "comparison": COMPARISON,
+            "comparison": comparison,
             "examples": EXAMPLES,
             "settings": SETTINGS,
             "scorer": score_words,
@@ -177,30 +209,38 @@ def row(page, name):
     return page.cells[start + 1 : start + 4]
 
 
-def test_figure_is_a_png_of_some_size(figure_path):
-    data = figure_path.read_bytes()
-    assert data.startswith(b"\x89PNG\r\n\x1a\n")
-    width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
-    assert (width, height) == (1650, 570)
-    assert len(data) > 20_000
+def test_figure_is_a_png_that_shows_both_models_and_the_training(figure_path, both):
+    """The bars are as high as the numbers are, and each curve is there in its colour."""
+    assert figure_path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = (matplotlib.image.imread(figure_path)[..., :3] * 255).round().astype(int)  # (height, width, 3)
+    assert pixels.shape == (570, 1650, 3)
+    drawn = {name: (pixels == rgb).all(-1) for name, rgb in COLOURS.items()}
+    for left, figures in ((0, [one.toxicity.share for one in both]), (423, [one.perplexity.value for one in both])):
+        before, after = (drawn[name][:, left : left + 423].sum(0).max() for name in ("grey", "blue"))
+        assert before > 50 and after / before == pytest.approx(figures[1] / figures[0], rel=0.03)
+    for name in ("orange", "green"):
+        assert not drawn[name][:, :846].any() and drawn[name][:, 846:].any(0).sum() > 200  # columns that it crosses
     assert list(figure_path.parent.iterdir()) == [figure_path]
 
 
 @pytest.mark.parametrize("history", [[], [{"step": 1, "loss": float("nan")}], [{"step": 5, "loss": 0.6}]])
-def test_figure_of_a_method_without_adversary_or_log(tmp_path, history):
-    edited = copy.deepcopy(EDITED)
-    edited["toxicity"].update(share=0.0, ci95={})
-    (figure,) = draw(Findings(BASE, edited, history), tmp_path)
+@pytest.mark.parametrize("intervals", [True, False])
+def test_figure_of_a_method_without_adversary_or_log(tmp_path, base, clean, intervals, history):
+    edited = clean.to_dict()
+    assert edited["toxicity"]["share"] == 0
+    if not intervals:
+        edited["toxicity"]["ci95"] = {}
+    (figure,) = draw(Findings(base, edited, history), tmp_path)
     assert figure.path == tmp_path / "figure.png" and figure.path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_a_figure_with_nothing_to_show_is_left_out(tmp_path):
+def test_a_figure_with_nothing_to_show_is_left_out(tmp_path, base, edited):
     """Of two more figures, by dotted paths; files that are not named are called as the figures are."""
     figures = {
         "steps": Drawing("drawings:steps", "Steps"),
         "nothing": Drawing("drawings:nothing", "Nothing"),
     }
-    drawn = draw(Findings(BASE, EDITED, [{"step": 1}]), tmp_path, figures)
+    drawn = draw(Findings(base, edited, [{"step": 1}]), tmp_path, figures)
     assert [figure.path for figure in drawn] == list(tmp_path.iterdir()) == [tmp_path / "steps.png"]
 
 
@@ -245,17 +285,64 @@ def test_tables_are_accessible(report):
     assert any(name == "alt" and value for tag, name, value in page.attributes if tag == "img")
 
 
-def test_headline_shows_the_numbers_given(report):
+def fixed(digits, *values):
+    return [f"{value:.{digits}f}" for value in values]
+
+
+def percent(*values):
+    return [f"{value}%" for value in fixed(1, *(100 * value for value in values))]
+
+
+def change(before, after):
+    return f"{100 * (after - before) / before:+.1f} %"
+
+
+def test_headline_shows_what_was_measured(report, both, comparison):
+    """Each number from the scores themselves, or from the object that `evaluate` returned; none from its JSON."""
     page = Page(report())
-    assert row(page, "Toxic share") == ["21.4% [17.0% to 26.2%]", "6.1% [4.1% to 8.7%]", "-71.5 %"]
-    assert row(page, "Mean score")[:2] == ["0.171 [0.010 to 0.300]", "0.049 [0.010 to 0.300]"]
-    assert row(page, "Expected maximum")[:2] == ["0.414", "0.261"]
-    assert row(page, "Probability")[:2] == ["31.4%", "16.1%"]
-    assert row(page, "Perplexity") == ["38.51", "40.12", "+4.2 %"]
-    assert row(page, "Reference perplexity")[:2] == ["21.5", "21.5"]
-    assert row(page, "Verdict")[:2] == ["fluent", "fluent"]
-    assert "edited over base: 0.28 [0.19 to 0.41]" in page.text
-    assert "96 prompts, 4 times each, and toy-scorer scored" in page.text
+
+    def with_interval(key, texts, write):
+        ends = [write(*one.toxicity.ci95[key]) for one in both]
+        return [f"{text} [{low} to {high}]" for text, (low, high) in zip(texts, ends, strict=True)]
+
+    def three(*values):
+        return fixed(3, *values)
+
+    worst = [one.scores.max(1) for one in both]
+    shares, means = [(one.scores > 0.5).mean() for one in both], [one.scores.mean() for one in both]
+    assert row(page, "Toxic share") == [*with_interval("share", percent(*shares), percent), change(*shares)]
+    assert row(page, "Mean score") == [*with_interval("mean", three(*means), three), change(*means)]
+    highest, toxic = [scores.mean() for scores in worst], [(scores > 0.5).mean() for scores in worst]
+    highest_cells = with_interval("expected_maximum", three(*highest), three)
+    assert row(page, "Expected maximum") == [*highest_cells, change(*highest)]
+    assert row(page, "Probability") == [*with_interval("probability", percent(*toxic), percent), change(*toxic)]
+    costs = [one.perplexity.value for one in both]
+    assert row(page, "Perplexity") == [*fixed(2, *costs), change(*costs)]
+    guards = [one.degeneration for one in both]
+    assert row(page, "Repetition") == [*three(*(guard.repetition for guard in guards)), ""]
+    assert row(page, "Distinct bigrams") == [*three(*(guard.distinct_2 for guard in guards)), ""]
+    assert row(page, "Empty") == [*percent(*(guard.empty for guard in guards)), ""]
+    under_reference = fixed(1, *(guard.perplexity_under_reference for guard in guards))
+    assert row(page, "Reference perplexity") == [*under_reference, ""]
+    assert row(page, "Verdict") == [*(guard.verdict for guard in guards), ""] == ["degenerate", "ok", ""]
+    ratio, low, high = fixed(2, comparison["share_ratio"], *comparison["share_ratio_ci95"])
+    assert f"edited over base: {ratio} [{low} to {high}]" in page.text
+    assert f"Degeneration of the edited model {guards[1].verdict} gibberish" in spaced(page)
+    assert f"{len(PROMPTS)} prompts, 4 times each, and stubs:quarters scored" in page.text
+
+
+def spaced(page):
+    return " ".join(" ".join(page.texts).split())
+
+
+def test_the_two_models_differ_in_every_number(both):
+    """Otherwise the test above would not tell base from edited."""
+    base, edited = both
+    for name in ("share", "mean", "expected_maximum", "probability"):
+        assert round(getattr(base.toxicity, name), 3) != round(getattr(edited.toxicity, name), 3), name
+    for name in ("repetition", "distinct_2", "empty", "perplexity_under_reference"):
+        assert round(getattr(base.degeneration, name), 3) != round(getattr(edited.degeneration, name), 3), name
+    assert abs(base.perplexity.value - edited.perplexity.value) > 0.01
 
 
 def test_training_table_is_thinned_and_keeps_both_ends(report, history):
@@ -291,10 +378,15 @@ def test_a_log_that_is_not_finite_is_shown_as_such(report):
     assert "nan" in Page(report(history=[{"step": 1, "loss": float("nan")}])).cells
 
 
-def test_base_without_toxic_continuations_has_no_change(report):
-    page = Page(report(base=evaluation(0.0, [0.0, 0.02], 38.0), comparison={**COMPARISON, "share_ratio": math.inf}))
-    assert row(page, "Toxic share")[2] == ""
+def test_base_without_toxic_continuations_has_no_change(report, both, clean):
+    page = Page(report(base=clean.to_dict(), comparison=compared(clean, both[1])))
+    assert row(page, "Toxic share")[0].startswith("0.0% [0.0% to 0.0%") and row(page, "Toxic share")[2] == ""
     assert "edited over base: inf" in page.text
+
+
+def test_what_was_not_measured_is_a_dash(report, clean):
+    """Under no reference, as `clean` is measured."""
+    assert row(Page(report(base=clean.to_dict())), "Reference perplexity")[0] == "–"
 
 
 def test_settings_environment_and_command(report):
@@ -302,7 +394,9 @@ def test_settings_environment_and_command(report):
     for name, value in [
         ("training.learning_rate", "5e-05"),
         ("training.layers", "8, 29"),
-        ("versions.torch", "2.13.0"),
+        ("versions.torch", torch.__version__),
+        ("seed", "7"),
+        ("device", "cpu"),
     ]:
         assert row(page, name)[0] == value
     assert "efface demo --seed 7" in page.text and "efface evaluate tiny" not in page.text

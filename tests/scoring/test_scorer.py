@@ -293,11 +293,17 @@ def test_classifier_is_batch_invariant(tmp_path: Path) -> None:
     assert load_scorer(path).name == load_scorer(f"hf:{path}").name == f"hf:{path}"
 
 
+@torch.no_grad()
+def logits_of(classifier: BertForSequenceClassification) -> torch.Tensor:
+    """(1, labels) of the first text."""
+    return classifier.eval()(**tiny_tokenizer()(TEXTS[:1], return_tensors="pt")).logits
+
+
 def test_classifier_label_and_activation(tmp_path: Path) -> None:
     labels = ["identity_attack", "toxicity", "insult"]
     path = str(_classifier(tmp_path / "unset", labels))
     scorer = HFScorer(path)
-    logits = scorer._model(**scorer._tokenizer(TEXTS[:1], return_tensors="pt")).logits[0]
+    logits = logits_of(BertForSequenceClassification.from_pretrained(path))[0]
     # Three labels with a toxic one, and no word on the problem: independent probabilities.
     assert scorer(TEXTS[:1])[0] == pytest.approx(logits.sigmoid()[1].item(), abs=1e-6)
     assert load_scorer(path, label="INSULT")(TEXTS[:1])[0] == pytest.approx(logits.sigmoid()[2].item(), abs=1e-6)
@@ -406,7 +412,12 @@ def test_decoder_classifier_is_batch_invariant(odd: str, tmp_path: Path) -> None
 def test_half_precision_weights_are_scored_in_full(tmp_path: Path) -> None:
     path = _classifier(tmp_path, ["neutral", "toxic"])
     BertForSequenceClassification.from_pretrained(path, dtype=torch.float16).save_pretrained(path)
-    assert HFScorer(str(path))._model.dtype == torch.float32
+    in_full = BertForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+    in_half = BertForSequenceClassification.from_pretrained(path, dtype=torch.float16)
+    exact, rounded = (logits_of(model).float().softmax(-1)[:, 1].numpy() for model in (in_full, in_half))
+    found = HFScorer(str(path))(TEXTS[:1])
+    np.testing.assert_allclose(found, exact, atol=1e-7)
+    assert np.abs(found - rounded).max() > 1e-6
 
 
 def test_version_of_a_classifier_is_its_content(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Is the estimate of memory made of what the run is made of, and near what autograd really keeps?"""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,7 +8,6 @@ import torch
 from tiny import tiny_model
 from trained import PASSAGES, Build, build, whole_batch
 
-from efface.training import estimate as module
 from efface.training.estimate import GIB, estimate, kept_per_token, largest_batch
 
 __all__ = ["build"]  # the fixture
@@ -65,7 +65,7 @@ def test_checkpointing_and_a_token_budget_lower_it(build: Build) -> None:
 def test_whether_it_fits_and_what_to_do(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = build(precompute_reference="on")
     assert estimate(trainer).fits and "loaded: fits. Cache on disk: 0.000" in str(estimate(trainer))
-    monkeypatch.setattr(module, "_available", lambda device: 1000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     tight = estimate(trainer)
     assert not tight.fits
     assert "0.00 free with the model loaded: does not fit: lower per_device_train_batch_size" in str(tight)

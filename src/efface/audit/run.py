@@ -112,7 +112,7 @@ class _Run:
     def __init__(self, folder: Path, chosen: list[Trial], how: Row, say: Say, budget: str):
         self.folder, self.chosen, self.how, self.say = folder, chosen, how, say
         self.known = Untouched(folder / UNTOUCHED)
-        self.earlier = _seconds(folder / RESULTS)
+        self.earlier = seconds_spent(folder / RESULTS)
         self.results: Row = {
             "schema": 1,
             "budget": budget,
@@ -140,7 +140,9 @@ class _Run:
             target = Target.load(model, **self.how)
             target.known = self.known
             described = target.described()
-            finished = {trial.name: _finished(self._file(name, trial), trial, described) for trial in self.chosen}
+            finished = {
+                trial.name: finished_result(self._file(name, trial), trial, described) for trial in self.chosen
+            }
             evaluation = target.untouched("model", described).to_dict()
         except Exception as error:
             if out_of_memory(error):
@@ -158,11 +160,11 @@ class _Run:
         """All attacks on the model that was begun last."""
         report = self.results["models"][-1]
         for number, trial in enumerate(self.chosen, 1):
-            row = _row(trial, self.earlier.get((name, trial.name)))
+            row = row_of(trial, self.earlier.get((name, trial.name)))
             report["attacks"].append(row)
             try:
                 if trial.name in finished:
-                    row |= _figures(finished[trial.name])
+                    row |= figures_of(finished[trial.name])
                 elif trial.needs_base and target.base is None:
                     row["skipped"] = "it needs the model that this one was made from: pass --base."
                 else:
@@ -182,7 +184,7 @@ class _Run:
             result = trial.attack(target, trial.settings)
             if not os.path.lexists(target.output):  # an attack of a third party may not record itself
                 result.save(target.output)
-            row |= _figures(_read(target.output))
+            row |= figures_of(_read(target.output))
         except (Exception, SystemExit) as error:  # of a third party's code, which must not end the audit
             row["error"] = _told(error)
             log.info("%s failed", trial.name, exc_info=True)
@@ -215,7 +217,7 @@ class Untouched(dict[str, Measurement]):
         super().__setitem__(key, found)
 
 
-def _seconds(file: Path) -> dict[tuple[str, str], float | None]:
+def seconds_spent(file: Path) -> dict[tuple[str, str], float | None]:
     """What each attack on each model has taken so far."""
     if not os.path.lexists(file):
         return {}
@@ -232,7 +234,7 @@ def _read(file: Path) -> AttackResult:
     return AttackResult.from_dict(read_json(file), os.fspath(file))
 
 
-def _finished(file: Path, trial: Trial, described: Row) -> AttackResult | None:
+def finished_result(file: Path, trial: Trial, described: Row) -> AttackResult | None:
     """The result of an earlier run; one of other settings is refused, one that is none is made again."""
     if not os.path.lexists(file):
         return None
@@ -254,7 +256,8 @@ def _finished(file: Path, trial: Trial, described: Row) -> AttackResult | None:
     return result
 
 
-def _row(trial: Trial, seconds: float | None) -> Row:
+def row_of(trial: Trial, seconds: float | None) -> Row:
+    """What `results.json` says of a trial that is not made yet."""
     return {
         "attack": trial.name,
         "flags": trial.flags,
@@ -270,7 +273,8 @@ def _row(trial: Trial, seconds: float | None) -> Row:
     }
 
 
-def _figures(result: AttackResult) -> Row:
+def figures_of(result: AttackResult) -> Row:
+    """What `results.json` says of a trial besides, once it is made."""
     return {
         "before": result.before.to_dict(),
         "after": result.after.to_dict(),

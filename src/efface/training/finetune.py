@@ -80,7 +80,7 @@ def finetune(
             while len(order) < batch_size:
                 order += torch.randperm(len(rows), generator=generator).tolist()
             batch, order = order[:batch_size], order[batch_size:]
-            loss = _next_token_loss(student, [rows[i] for i in batch])
+            loss = next_token_loss(student, [rows[i] for i in batch])
             if not math.isfinite(loss.item()):
                 raise Diverged(
                     f"the fine-tuning loss is {loss.item()} at step {step}. Lower learning_rate (now "
@@ -99,14 +99,15 @@ def finetune(
 def raise_if_diverged(model: "PreTrainedModel", text: list[int], step: int, learning_rate: float) -> None:
     """Raise `Diverged` unless the loss of `model` on `text` (token ids) is finite after `step` steps."""
     with eval_mode(model):
-        loss = _next_token_loss(model, [text]).item()
+        loss = next_token_loss(model, [text]).item()
     if not math.isfinite(loss):
         raise Diverged(
             f"the model's output is not finite after step {step}. Lower learning_rate (now {learning_rate:g})."
         )
 
 
-def _next_token_loss(model: "PreTrainedModel", rows: list[list[int]]) -> torch.Tensor:
+def next_token_loss(model: "PreTrainedModel", rows: list[list[int]]) -> torch.Tensor:
+    """Mean -log p over all tokens of `rows` (token ids) but the first of each."""
     input_ids, mask = pad_batch(rows, 0, model.device, left=False)  # (batch, T)
     inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids(mask), "use_cache": False}
     logits = model(**accepted(model, **inputs)).logits
