@@ -50,7 +50,9 @@ def ids_of(prompts: list[str]) -> list[list[int]]:
 # What it comes down to without a push
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["gpt2", "llama", "gemma3", *(pytest.param(f, marks=pytest.mark.full) for f in FAMILIES)]
+)
 def test_without_a_step_it_is_greedy_decoding(family: str) -> None:
     model, tokenizer = tiny_model(family), tiny_tokenizer(add_bos=family.startswith("gemma"))
     plain = generate_ids(model, tokenizer, PROMPTS, Decoding(max_new_tokens=12))
@@ -167,7 +169,9 @@ def test_an_expected_token_that_is_certain_is_that_token(family: str) -> None:
 # Batches
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "qwen2", "gpt_neox"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", "llama", *(pytest.param(f, marks=pytest.mark.full) for f in ("gemma3", "qwen2", "gpt_neox"))]
+)
 def test_a_sequence_does_not_depend_on_its_batch(family: str) -> None:
     # In double precision: rounding is amplified by the push, and random models are chaotic.
     model, tokenizer = tiny_model(family).double(), tiny_tokenizer(add_bos=family == "gemma3")
