@@ -110,6 +110,7 @@ def _interrupt(case: Case, place: Place, folder: Path) -> None:
         code, _, error = place.run(case.command(folder), case.name)
     if code != 130:
         raise SystemExit(f"{case.name} was not interrupted (exit {code}): {error[-2000:]}")
+    shutil.rmtree(place.work / "cache", ignore_errors=True)  # `compare` has none of it either
     if case.spoil is not None:
         case.spoil(folder)
 
