@@ -426,7 +426,7 @@ def test_which_attacks_are_chosen() -> None:
     [
         ({"budget": "huge"}, "budget 'huge' is unknown. There are: quick, standard, thorough"),
         ({"only": ["nosuch"]}, "attack 'nosuch' is unknown. There are: relearn"),
-        ({"only": ["third_party:NO_ATTACK"]}, "attack 'third_party:NO_ATTACK' is no attack of efface"),
+        ({"only": ["third_party:StubSettings"]}, "attack 'third_party:StubSettings' is no attack of efface"),
         ({"skip": ["nosuch"]}, "skip='nosuch' is not among the attacks of this audit: relearn"),
         ({"only": ["prefill"], "skip": ["prefill"]}, "skip='prefill' leaves no attack"),
     ],
