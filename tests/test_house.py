@@ -22,6 +22,7 @@ ORDER = (
 """A room imports only rooms before it."""
 MOST_LOOSE, MOST_ROOMS, MOST_FLOORS = 14, 26, 10
 LEAST_LINES, MOST_LINES = 40, 300
+MOST_LOSS_LINES = 11
 REASONS = {"short": "Short: ", "long": "Long: "}
 """How the line of a docstring begins that says why a file is no longer, or no shorter."""
 
@@ -120,6 +121,25 @@ def test_a_file_is_of_a_size_to_be_read(name: str):
         assert re.search(rf"^{reason}", docstring, re.MULTILINE), (
             f"{name} has {lines} lines: merge or split it, or let a line of its docstring begin with {reason!r}"
         )
+
+
+def test_the_loss_of_a_method_is_read_at_a_glance():
+    trainers = [
+        node
+        for file in (SOURCE / "methods").glob("*.py")
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Trainer")
+    ]
+    losses = {
+        trainer.name: [each for each in node.body if not isinstance(each, ast.Expr)]
+        for trainer in trainers
+        for node in trainer.body
+        if isinstance(node, ast.FunctionDef) and node.name == "loss"
+    }
+    assert {"REPOTrainer", "DPOTrainer", "RMUTrainer"} <= set(losses)
+    for name, code in losses.items():
+        lines = (code[-1].end_lineno or 0) - code[0].lineno + 1
+        assert lines <= MOST_LOSS_LINES, f"{name}: {lines} lines"
 
 
 def test_every_file_has_a_test_of_its_name_or_is_named_by_one():

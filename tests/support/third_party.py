@@ -15,6 +15,7 @@ from efface.attacks.target import Target
 from efface.errors import UserError
 from efface.files.results import write_json
 
+
 @dataclass(frozen=True)
 class StubSettings:
     words: int = field(default=1, metadata={"help": "How often a word is put before the prompt."})

@@ -13,6 +13,7 @@ w_retain gives back the weight that a large norm would lend.
 """
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,16 +107,9 @@ class CircuitBreakersTrainer(PairTrainer):
 
     def loss(self, step: Step) -> Loss:
         text, metrics = step.retain()
-        overlap = [
-            cosine_overlap(step.states(layer, "rejected"), step.reference_states(layer, "rejected"))
-            for layer in self.reroute_layers
-        ]  # (tokens,) each
-        change = [
-            relative_change(step.states(layer, "chosen"), step.reference_states(layer, "chosen"))
-            for layer in self.retain_layers
-        ]
-        reroute = step.mean(torch.stack(overlap).mean(0), over="rejected")
-        retain = step.mean(torch.stack(change).mean(0), over="chosen")
+        overlap = mean_over_layers(cosine_overlap, step, self.reroute_layers, "rejected")
+        change = mean_over_layers(relative_change, step, self.retain_layers, "chosen")
+        reroute, retain = step.mean(overlap, over="rejected"), step.mean(change, over="chosen")
         metrics |= {"reroute_loss": reroute.item(), "retain_loss": retain.item()}
         c_reroute, c_retain = coefficients(self.state.global_step / max(self.state.max_steps, 1))
         return text + self.args.alpha * (c_reroute * reroute + c_retain * self.args.w_retain * retain), metrics
@@ -138,6 +132,14 @@ def _above(model: PreTrainedModel, layers: str) -> str | None:
     path = next(name for name, module in model.named_modules() if module is blocks)
     numbers = "|".join(map(str, range(first, len(blocks))))
     return rf"{re.escape(path)}\.({numbers})\..*" if numbers else None
+
+
+def mean_over_layers(
+    compare: Callable[[Tensor, Tensor], Tensor], step: Step, layers: Sequence[int], side: str
+) -> Tensor:
+    """(tokens,) what `compare` says of the states and the reference's, at the tokens of a side; the mean of layers."""
+    found = [compare(step.states(layer, side), step.reference_states(layer, side)) for layer in layers]
+    return torch.stack(found).mean(0)
 
 
 def coefficients(progress: float) -> tuple[float, float]:
