@@ -12,6 +12,7 @@ from typing import Any
 
 from efface.files.jsonl import read_jsonl
 from efface.files.results import read_json
+from efface.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -294,7 +295,8 @@ def methods() -> str:
     entries = read_json(RESULTS / "methods.json")["methods"]
     base = entries["base"]["quality"]["result"]["perplexity"]["value"]
     rows = []
-    for name, entry in entries.items():
+    for name in ("base", *METHODS):
+        entry = entries.get(name, {})  # a new method has none yet
         cost, found = entry.get("cost"), entry.get("quality")
         cells = ["", ""] if cost is None else [f"{cost['time_ratio']:.2f}", f"{cost['memory_ratio']:.2f}"]
         after = "" if found is None or not found["trained"].get("after") else f" (after {found['trained']['after']})"

@@ -65,4 +65,5 @@ def test_its_tests_pass_and_the_command_line_knows_the_new_names(copy: Path):
     assert found.split()[0] == "." * 7, found
     for kind, name in (("methods", "unlikelihood"), ("attacks", "ask_twice"), ("scorers", "shouting")):
         assert name in run("-m", "efface.cli", kind)
+    assert "cost not measured" in run("-m", "efface.cli", "methods")
     assert "shouted" in run("-m", "efface.cli", "pairs", "--help")

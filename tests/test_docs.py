@@ -36,7 +36,7 @@ def test_tables_are_what_the_result_files_say():
 def test_costs_of_methods_are_those_measured():
     measured = read_json(RESULTS / "methods.json")["methods"]
     for name, method in METHODS.items():
-        cost = measured[name].get("cost")
+        cost = measured.get(name, {}).get("cost")  # one that was not measured is empty
         assert method.cost == (None if cost is None else round(cost["time_ratio"], 2)), name
 
 

@@ -18,11 +18,14 @@ class Method(Entry):
     memory: str = ""
     """What it keeps beside model, gradients and optimizer."""
     cost: float | None = None
-    """Seconds of an optimizer step relative to SFT's (`benchmarks/results/methods.json`); None without such steps."""
+    """Seconds of an optimizer step relative to SFT's (`benchmarks/results/methods.json`); None if it was not measured,
+    as of a method that takes none."""
 
     @property
     def cost_text(self) -> str:
-        return "no steps" if self.cost is None else f"a step costs {self.cost:.2f} of SFT's"
+        if self.cost is not None:
+            return f"a step costs {self.cost:.2f} of SFT's"
+        return "no steps" if self.path.endswith("Editor") else "cost not measured"
 
 
 METHODS = {
