@@ -1,13 +1,16 @@
 """Is there one spelling of flags: dashes in help, both accepted, in every parser of the command line?"""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from efface.attacks import ATTACKS, load_attack, settings_class
-from efface.cli import Parser, build_parser
+from efface.cli import Parser, build_parser, name_flags
 from efface.commands.fields import flag_of
+from efface.data.pairs import load_pairs
+from efface.errors import UserError
 from efface.flags import FlagParser, flags_help
 from efface.methods import METHODS, load_method
 
@@ -81,3 +84,13 @@ def test_two_budgets_have_two_names_and_the_old_one_means_what_it_meant(spelled:
 def test_a_word_that_is_no_flag_is_left_as_it_is() -> None:
     options, rest = COMMANDS["train"].parse_known_args(["repo", "a_model", "--no_such_flag", "a_b", "--output=a_b-c"])
     assert (options.model, str(options.output), rest) == ("a_model", "a_b-c", ["--no_such_flag", "a_b"])
+
+
+def test_the_command_line_names_flags_where_the_library_names_arguments(tmp_path: Path) -> None:
+    """What the library says; that the command says it in flags is seen in test_cli.py."""
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n')
+    with pytest.raises(UserError, match="train with skip_bad_rows=True") as raised:
+        load_pairs(tmp_path / "pairs.jsonl")
+    assert "train with --skip-bad-rows" in name_flags(str(raised.value))
+    assert name_flags("pass overwrite=True or resume=True") == "pass --overwrite or --resume"
+    assert name_flags("pass base=MODEL; do_sample=True") == "pass --base MODEL; do_sample=True"

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -99,8 +100,14 @@ def _failed(code: int, message: str, verbose: bool = False) -> int:
         if verbose and error is not None and (not isinstance(error, UserError | RunError) or error.__cause__):
             for line in traceback.format_exc().splitlines():
                 print(escaped(line), file=sys.stderr)
-        print(f"efface: {one_line(message)}", file=sys.stderr)
+        print(f"efface: {name_flags(one_line(message))}", file=sys.stderr)
     return code
+
+
+def name_flags(message: str) -> str:
+    """The library tells what to set by the names of its arguments (`resume=True`); here these are flags."""
+    message = re.sub(r"\b(overwrite|resume|skip_bad_rows)=True\b", lambda match: f"--{match[1]}", message)
+    return message.replace("base=MODEL", "--base MODEL").replace("--skip_bad_rows", "--skip-bad-rows")
 
 
 def _close_standard_output() -> None:

@@ -138,7 +138,7 @@ def _rows(file: Path) -> list[Row]:
     rows = read_jsonl(file)
     check_shape(rows, [{"prompt": str, "continuation": str, "score": float}], str(file))
     if len(rows) != SAMPLES * len(load_texts("shipped:prompts", field="prompt")):
-        raise UserError(f"{file} has {len(rows)} rows, which are not {SAMPLES} of each prompt. Pass --overwrite.")
+        raise UserError(f"{file} has {len(rows)} rows, which are not {SAMPLES} of each prompt. Pass overwrite=True.")
     return rows
 
 

@@ -89,7 +89,7 @@ def test_what_was_measured_before_a_failure_is_kept_and_resumed(
     with monkeypatch.context() as patch:
         counting(patch, fail_at=3, error=RunError("the disk is on fire."))
         with pytest.raises(
-            RunError, match=r"fire\. What was measured so far \(before, steps 1\) is kept in .*--resume"
+            RunError, match=r"fire\. What was measured so far \(before, steps 1\) is kept in .*resume=True"
         ):
             relearn(target, settings)
     assert [path.name for path in tmp_path.iterdir()] == ["out.json.part"]

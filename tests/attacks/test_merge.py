@@ -136,7 +136,7 @@ def test_what_was_measured_before_a_failure_is_resumed(tmp_path: Path, monkeypat
 
 def test_models_that_cannot_be_merged() -> None:
     target = target_of(tiny_model("llama"))
-    with pytest.raises(UserError, match="merge needs the model that this one was made from: pass --base"):
+    with pytest.raises(UserError, match="merge needs the model that this one was made from: pass base=MODEL"):
         merge(target, MergeSettings())
     target.base = tiny_model("llama", intermediate_size=48)
     with pytest.raises(

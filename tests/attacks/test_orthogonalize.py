@@ -284,7 +284,7 @@ def test_without_a_base_two_directions_are_left(tmp_path: Path) -> None:
     assert first == again
     assert first.found["directions"] == ["contrast", "pca"] and first.found["not_tried"] == ["base"]
     assert len(first.curve) == 3 and (first.before.share, first.after.share) == (0, 1)
-    with pytest.raises(UserError, match=r"^orthogonalize needs the model that this one was made from: pass --base\.$"):
+    with pytest.raises(UserError, match=r"^orthogonalize needs the model .* was made from: pass base=MODEL\.$"):
         orthogonalize(target_of(edited), OrthogonalizeSettings(directions="base"))
 
 

@@ -193,7 +193,7 @@ def test_a_failure_of_one_attack_does_not_lose_the_others(
     assert found["third_party:exits"]["error"] == "its code ended the program (sys.exit(0))."
     assert "result.json: 'before' has no 'toxicity'" in found["third_party:misshapen"]["error"]
     told = found["third_party:hungry"]["error"]
-    assert re.match(r"hungry ran out of memory.*\(before\) is kept in .*--resume", told)
+    assert re.match(r"hungry ran out of memory.*\(before\) is kept in .*resume=True", told)
     assert all(found[name]["error"] is None and found[name]["after"] for name in STUBS)
     assert results["models"][0]["worst"]["attack"] in STUBS
     assert any(line.startswith("third_party:crashes failed: Zero") for line in said)
@@ -266,7 +266,7 @@ def test_want_of_memory_before_the_attacks_is_said_in_a_line(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Target, "measure", measure)
-    with pytest.raises(RunError, match="edited ran out of memory before the attacks. Lower --max-tokens-at-once"):
+    with pytest.raises(RunError, match="edited ran out of memory before the attacks. Lower max_tokens_at_once"):
         run()
 
 

@@ -59,7 +59,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "not an object": (["a"], "a row must be a JSON object with prompt, chosen, rejected, not list"),
     "no prompt": (
         {"chosen": "a", "rejected": "b"},
-        "field 'prompt' is missing, and chosen and rejected have no beginning in common .*--skip-bad",
+        "field 'prompt' is missing, and chosen and rejected have no beginning in common .*skip_bad_rows=True",
     ),
     "no rejected": ({"prompt": "a", "chosen": "b"}, "field 'rejected' is missing"),
     "no field at all": ({}, "field 'prompt' is missing .found nothing"),

@@ -428,7 +428,7 @@ def test_an_edit_merges_an_adapter_first(tmp_path: Path) -> None:
 def test_a_block_with_a_norm_after_its_projections_cannot_be_edited(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
     plain = logits(model)
-    with pytest.raises(UserError, match="mode='edit': block 1 of Gemma.ForCausalLM.*Use --mode hook"):
+    with pytest.raises(UserError, match="mode='edit': block 1 of Gemma.ForCausalLM.*Use mode=hook"):
         leace(model, tmp_path, mode="edit")
     assert torch.equal(logits(model), plain)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

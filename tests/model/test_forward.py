@@ -187,5 +187,5 @@ def test_the_head_inside_an_adapter() -> None:
     hidden = torch.randn(3, 32)
     torch.testing.assert_close(Head.of(model)(hidden), Head.of(tiny_model("llama"))(hidden))
     adapted = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["lm_head"]))
-    with pytest.raises(UserError, match="the output head is a Linear, not a plain linear map.*--lora_target_modules"):
+    with pytest.raises(UserError, match="the output head is a Linear, not a plain linear map.*lora_target_modules"):
         Head.of(adapted)

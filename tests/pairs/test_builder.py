@@ -411,7 +411,7 @@ def test_what_an_interrupted_run_left_is_not_overwritten(build: Build, tmp_path:
         build(Source(stop_at=1))
     left = (tmp_path / "pairs.jsonl.part").read_bytes()
     with pytest.raises(
-        UserError, match=r"pairs.jsonl.part is left from an interrupted run. Pass --resume to continue"
+        UserError, match=r"pairs.jsonl.part is left from an interrupted run. Pass resume=True to continue"
     ):
         build(Source())
     other = BuilderConfig(max_new_tokens=7, min_words=0, max_perplexity_ratio=1e9, batch_prompts=3, seed=1)

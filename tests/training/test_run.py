@@ -202,7 +202,7 @@ def test_the_newest_whole_checkpoint_is_found(
     assert newest_whole(run, *needed) == run / "checkpoint-1"
     assert "checkpoint-2 is not whole" in caplog.text and name in caplog.text
     shutil.rmtree(run / "checkpoint-1")
-    with pytest.raises(UserError, match=f"no checkpoint is whole.*{name}.*--overwrite"):
+    with pytest.raises(UserError, match=f"no checkpoint is whole.*{name}.*overwrite=True"):
         newest_whole(run, *needed)
 
 

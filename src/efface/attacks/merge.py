@@ -63,7 +63,7 @@ def merge(target: Target, settings: MergeSettings) -> AttackResult:
         UserError: without a base, or if its parameters are others than the model's.
     """
     if target.base is None:
-        raise UserError("merge needs the model that this one was made from: pass --base.")
+        raise UserError("merge needs the model that this one was made from: pass base=MODEL.")
     base = without_adapter(target.base)
     distance = _distance(without_adapter(target.model), base)
     with recorded(target, "merge", settings) as record:
@@ -121,7 +121,7 @@ def _distance(edited: "PreTrainedModel", base: "PreTrainedModel") -> float:
         if shapes[0] != shapes[1]:
             raise UserError(
                 f"parameter {name!r} is {shapes[0]} in the model and {shapes[1]} in the base: they cannot be "
-                "merged. Pass as --base the model that this one was made from."
+                "merged. Pass as base the model that this one was made from."
             )
     squares, norm = 0.0, 0.0
     for name, parameter in parameters.items():

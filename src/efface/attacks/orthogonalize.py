@@ -101,7 +101,7 @@ def orthogonalize(target: Target, settings: OrthogonalizeSettings) -> AttackResu
     layers = list(range(n_layers)) if of_all else [place for place in places if isinstance(place, int)]
     kinds = [kind for kind in settings.directions if kind != "base" or target.base is not None]
     if not kinds:
-        raise UserError("orthogonalize needs the model that this one was made from: pass --base.")
+        raise UserError("orthogonalize needs the model that this one was made from: pass base=MODEL.")
     none: list[str] = []
     with recorded(target, "orthogonalize", settings) as record:
         record.start(direction="none")

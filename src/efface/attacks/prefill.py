@@ -94,7 +94,7 @@ def _answers(target: Target) -> list[str]:
         if tokens_of(tokenizer, text) != ids:
             raise UserError(
                 "the chat template writes no BOS but the tokenizer adds one, so that an answer's beginning cannot be "
-                "given as text. Attack it with plain prompts (without --chat)."
+                "given as text. Attack it with plain prompts (without chat)."
             )
         found.append(text)
     return found

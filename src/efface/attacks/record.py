@@ -175,7 +175,7 @@ class Record:
             self.part.remove()
             return ""
         points = ", ".join(row["title"] for row in self.rows)
-        return f" What was measured so far ({points}) is kept in {self.part.path}: --resume goes on from there."
+        return f" What was measured so far ({points}) is kept in {self.part.path}: resume=True goes on from there."
 
     def _once(self, name: str, make: Callable[[], Measurement]) -> Measurement:
         for row in self.rows:
@@ -213,6 +213,6 @@ def recorded(target: Target, attack: str, settings: Any) -> Iterator[Record]:
             raise type(error)(f"{error}{kept}") from error
         if out_of_memory(error):
             raise RunError(
-                f"{attack} ran out of memory. Lower --max-tokens-at-once or the attack's own batch size.{kept}"
+                f"{attack} ran out of memory. Lower max_tokens_at_once or the attack's own batch size.{kept}"
             ) from error
         raise

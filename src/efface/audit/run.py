@@ -146,7 +146,7 @@ class _Run:
             evaluation = target.untouched("model", described).to_dict()
         except Exception as error:
             if out_of_memory(error):
-                raise RunError(f"{name} ran out of memory before the attacks. Lower --max-tokens-at-once.") from error
+                raise RunError(f"{name} ran out of memory before the attacks. Lower max_tokens_at_once.") from error
             raise
         if target.base is not None:
             figures = target.untouched("base", described).to_dict()
@@ -251,7 +251,7 @@ def finished_result(file: Path, trial: Trial, described: Row) -> AttackResult | 
     if differing:
         raise UserError(
             f"{file} was made with other settings ({', '.join(differing)}). Use the same ones, another output "
-            "directory, or --overwrite."
+            "directory, or overwrite=True."
         )
     return result
 

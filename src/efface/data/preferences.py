@@ -21,7 +21,7 @@ OTHERS = ("user", "human", "system", "developer", "tool", "function", "ipython")
 
 _IDENTICAL = (
     "chosen and rejected are identical, so nothing can be learned from them. Drop the row or train with "
-    "--skip-bad-rows."
+    "skip_bad_rows=True."
 )
 
 Turn = dict[str, Any]
@@ -40,7 +40,7 @@ def check_row(raw: Any, where: str) -> Row:
         if missing not in ([], ["prompt"]):  # which may be implicit
             raise UserError(
                 f"field {missing[0]!r} is missing (found {', '.join(map(repr, row)) or 'nothing'}). "
-                "Add it or train with --skip-bad-rows."
+                "Add it or train with skip_bad_rows=True."
             )
         for field in SIDES:
             row[field] = _readable(row[field], field)
@@ -72,7 +72,7 @@ def _parts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
         if prompt is None and not shared:
             raise UserError(
                 "field 'prompt' is missing, and chosen and rejected have no beginning in common that could be it. "
-                "Add it or train with --skip-bad-rows."
+                "Add it or train with skip_bad_rows=True."
             )
         if isinstance(shared, str):
             return shared, sides[0], sides[1]
@@ -110,7 +110,7 @@ def _raise_if_useless(row: Row) -> None:
                     )
         calls = isinstance(value, list) and any("tool_calls" in turn for turn in value)
         if not text_of(value).strip() and not calls:
-            raise UserError(f"field {field!r} is empty. Give a continuation or train with --skip-bad-rows.")
+            raise UserError(f"field {field!r} is empty. Give a continuation or train with skip_bad_rows=True.")
     if row["chosen"] == row["rejected"]:
         raise UserError(_IDENTICAL)
 
@@ -135,7 +135,7 @@ def _readable(value: Any, field: str) -> str | list[Turn]:
     if isinstance(value, str):
         problem = unreadable(value)
         if problem is not None:
-            raise UserError(f"field {field!r} {problem}. Repair the text or train with --skip-bad-rows.")
+            raise UserError(f"field {field!r} {problem}. Repair the text or train with skip_bad_rows=True.")
         return value
     if not isinstance(value, list):
         raise UserError(f"field {field!r} is {type(value).__name__}; it must be text or a list of chat messages.")
@@ -165,7 +165,7 @@ def _turn(turn: Any, place: str) -> Turn:
         raise UserError(f"{place}: 'content' is {found}; it must be text, or text in parts.")
     problem = unreadable(turn | {"content": content})
     if problem is not None:
-        raise UserError(f"{place}: {problem}. Repair the text or train with --skip-bad-rows.")
+        raise UserError(f"{place}: {problem}. Repair the text or train with skip_bad_rows=True.")
     return turn | {"content": content}
 
 

@@ -41,16 +41,16 @@ def _json_line(line: bytes, where: str) -> tuple[str, Any]:
         problem = unreadable(row) if b"\\u" in line else None  # a lone surrogate can only be written as an escape
         if problem is None:
             return where, row
-        problem += ". Repair the text or train with --skip-bad-rows."
+        problem += ". Repair the text or train with skip_bad_rows=True."
     except UnicodeDecodeError as error:
-        problem = f"not valid UTF-8 at byte {error.start}. Re-encode the file or train with --skip-bad-rows."
+        problem = f"not valid UTF-8 at byte {error.start}. Re-encode the file or train with skip_bad_rows=True."
     except json.JSONDecodeError as error:
         problem = f"not valid JSON ({error.msg} at column {error.colno}). Each line must be one JSON object."
     except RecursionError:
-        problem = "lists or objects nested too deeply to be read. Flatten the row or train with --skip-bad-rows."
+        problem = "lists or objects nested too deeply to be read. Flatten the row or train with skip_bad_rows=True."
     except ValueError as error:  # a whole number of more digits than Python converts
         problem = (
-            f"a number that cannot be read ({str(error).split(';')[0]}). Shorten it or train with --skip-bad-rows."
+            f"a number that cannot be read ({str(error).split(';')[0]}). Shorten it or train with skip_bad_rows=True."
         )
     return where, UserError(f"{where}: {problem}")
 

@@ -38,7 +38,7 @@ class PartFile:
             self.outcomes = self._left(settings, batch)
         elif self.path.read_bytes().count(b"\n") > 1:  # more than the settings
             raise UserError(
-                f"{self.path} is left from an interrupted run. Pass --resume to continue it, or delete it."
+                f"{self.path} is left from an interrupted run. Pass resume=True to continue it, or delete it."
             )
         else:
             write_jsonl(self.path, [{"settings": settings}])
@@ -81,7 +81,7 @@ class PartFile:
             if whole:  # else it is gone: another process has removed it
                 os.truncate(self.path, whole)
             reason = error.strerror or error
-            raise RunError(f"{self.path} was not written: {reason}. Make room and pass --resume.") from error
+            raise RunError(f"{self.path} was not written: {reason}. Make room and pass resume=True.") from error
         self.outcomes += outcomes
 
     def remove(self) -> None:

@@ -1,7 +1,7 @@
 """What of an earlier run stays when a command meets it again? Its plan is compared, or it is set aside.
 
 The *plan* says with what a run was begun, in `plan.json`, before its first step: a run of another plan is not
-continued. With --overwrite the *former run* lies in a folder of the directory until the new one is whole, so that one
+continued. With `overwrite` the *former run* lies in a folder of the directory until the new one is whole, so that one
 that fails or is killed has cost nothing.
 """
 
@@ -51,7 +51,7 @@ def check_plan(directory: Path, found: Plan | None, plan: Plan, what: str, defau
     if differing:
         raise UserError(
             f"{str(directory)!r} holds {what} of other settings: {'; '.join(differing)}. Use the same ones to go on, "
-            "pass --overwrite, or choose another -o DIR."
+            "pass overwrite=True, or choose another -o DIR."
         )
 
 

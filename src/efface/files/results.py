@@ -204,8 +204,8 @@ def check_output_dir(
             )
         if not (overwrite or resume):
             raise UserError(
-                f"output directory {str(path)!r} already holds a run. Choose another one, or pass --overwrite or "
-                "--resume."
+                f"output directory {str(path)!r} already holds a run. Choose another one, or pass overwrite=True or "
+                "resume=True."
             )
         if overwrite and any(place.is_relative_to(directory.resolve()) for place in (Path.cwd(), Path.home())):
             raise UserError(

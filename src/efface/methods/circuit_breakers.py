@@ -92,7 +92,7 @@ class CircuitBreakersTrainer(PairTrainer):
             if args.lora_r is None:
                 raise UserError(
                     "circuit_breakers trains a LoRA adapter, but lora_r is None and there is no peft_config. "
-                    "Set --lora_r 16 or pass peft_config=."
+                    "Set lora_r=16 or pass peft_config=."
                 )
             model, processing_class = model_and_tokenizer(model, processing_class, use_cpu=args.use_cpu)
             peft_config = lora_config(args)

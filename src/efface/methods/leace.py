@@ -142,7 +142,7 @@ class LeaceEditor(HookedEditor):
             raise UserError(
                 f"mode='edit': block {layer} of {type(self.model).__name__} changes what its output projections give "
                 "before it reaches the stream (by a norm, as in Gemma 2 and 3, or an intervention), so LEACE cannot "
-                "be folded into them. Use --mode hook."
+                "be folded into them. Use mode=hook."
             )
 
 

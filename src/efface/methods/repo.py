@@ -227,8 +227,8 @@ class REPOTrainer(RetainTrainer):
                 self._swapped_layers.add(layer)
                 logger.warning(
                     "layer %d: the adversary is swapped, not confused (BCE %.2f above ln 2 = %.2f, balanced accuracy "
-                    "%.2f): toxic states are pushed past the benign ones. Use --bound layer, more "
-                    "--discriminator_steps or a lower --grl_lambda.",
+                    "%.2f): toxic states are pushed past the benign ones. Use bound=layer, more "
+                    "discriminator_steps or a lower grl_lambda.",
                     layer,
                     bce,
                     LN2,

@@ -56,7 +56,7 @@ class RMUConfig(PairConfig):
         default=None,
         metadata={
             "help": "Layers whose MLP output projection is trained; default steer_layer and the two before it. Not "
-            "with LoRA or --trainable_layers, which choose for themselves."
+            "with LoRA or trainable_layers, which choose for themselves."
         },
     )
 
@@ -90,7 +90,7 @@ class RMUTrainer(PairTrainer):
         return Needs(sides=(), layers=layers, reference=args.w_retain > 0, residuals=("chosen",))
 
     def _choose_weights_(self, model: PreTrainedModel) -> None:
-        """Leave trainable what RMU trains; an adapter and the blocks of --trainable_layers stay as they are."""
+        """Leave trainable what RMU trains; an adapter and the blocks of trainable_layers stay as they are."""
         from peft import PeftModel
 
         blocks, args = decoder_blocks(model), self.args
@@ -98,7 +98,7 @@ class RMUTrainer(PairTrainer):
         if args.rmu_layers is not None and (adapted or args.trainable_layers is not None):
             raise UserError(
                 f"rmu_layers={args.rmu_layers!r} chooses MLP projections for training in full; LoRA and "
-                "--trainable_layers choose other weights. Give one of them."
+                "trainable_layers choose other weights. Give one of them."
             )
         if adapted:
             return
@@ -119,7 +119,7 @@ class RMUTrainer(PairTrainer):
                     raise UserError(
                         f"rmu trains the output projection of the MLP, and {type(blocks[layer]).__name__} has not one "
                         "under a known name (a mixture of experts has many). Choose other weights with "
-                        "--trainable_layers or --lora_r."
+                        "trainable_layers or lora_r."
                     ) from error
                 projection.weight.requires_grad_(True)
 

@@ -140,7 +140,7 @@ class Head:
         if type(linear) is not nn.Linear:
             raise UserError(
                 f"the output head is a {type(linear).__name__}, not a plain linear map: it cannot be adapted (LoRA, "
-                "modules_to_save) or quantised. Leave it out of --lora_target_modules."
+                "modules_to_save) or quantised. Leave it out of lora_target_modules."
             )
         width = inner.config.get_text_config(decoder=True).hidden_size
         # A shallow copy that skips the body and gives the scores as those of the output embedding: what is left is

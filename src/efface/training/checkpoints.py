@@ -119,8 +119,8 @@ def newest_whole(directory: Path, *more: str) -> Path | None:
         broken.append(f"{folder} ({reason})")
     if broken:
         raise UserError(
-            f"training cannot go on: no checkpoint is whole. {'; '.join(broken)}. Pass --overwrite to begin anew, or "
-            "train from a checkpoint's model into a new directory."
+            f"training cannot go on: no checkpoint is whole. {'; '.join(broken)}. Pass overwrite=True to begin anew, "
+            "or train from a checkpoint's model into a new directory."
         )
     return None
 

@@ -431,7 +431,7 @@ def test_half_precision_and_a_tokenizer_with_bos(target: Target) -> None:
 
 def test_without_a_base(target: Target) -> None:
     target.base = None
-    with pytest.raises(UserError, match=r"enhanced_gcg needs the model that this one was made from: pass --base\."):
+    with pytest.raises(UserError, match=r"enhanced_gcg needs the model .* was made from: pass base=MODEL\."):
         enhanced_gcg(target, EnhancedGCGSettings())
     result = enhanced_gcg(target, EnhancedGCGSettings(w_hidden=0, **QUICK))
     assert list(result.found["parts"]) == ["force", "fluency", "repetition"] and result.base is None
@@ -446,7 +446,7 @@ def test_an_interrupted_search_goes_on_where_it_was(
     target = dataclasses.replace(target, output=tmp_path / "out.json")
     with monkeypatch.context() as patch:
         watch_steps(patch, fail_at)
-        with pytest.raises(RunError, match=r"fire\. What was measured so far \(.*before, .*\) is kept in .*--resume"):
+        with pytest.raises(RunError, match=r"fire\. What was measured .* \(.*before, .*\) is kept in .*resume=True"):
             enhanced_gcg(target, settings)
     with monkeypatch.context() as patch:
         steps = watch_steps(patch)

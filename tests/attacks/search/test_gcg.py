@@ -345,7 +345,7 @@ def test_an_interrupted_search_goes_on_where_it_was(
     target = dataclasses.replace(copy.copy(target), output=tmp_path / "out.json", known={})
     with monkeypatch.context() as patch:
         counting(patch, fail_at=3, error=RunError("fire."))  # before, at step 2, at step 13
-        with pytest.raises(RunError, match=rf"fire\. What was measured .*{STATE} 10.* is kept in .*--resume"):
+        with pytest.raises(RunError, match=rf"fire\. What was measured .*{STATE} 10.* is kept in .*resume=True"):
             gcg(target, settings)
     steps = list[int]()
     monkeypatch.setattr(TokenSearch, "step", lambda self: steps.append(self.done))

@@ -34,7 +34,7 @@ def enhanced_gcg(target: Target, settings: EnhancedGCGSettings) -> AttackResult:
     """
     if settings.w_hidden and target.base is None:
         raise UserError(
-            "enhanced_gcg needs the model that this one was made from: pass --base. (Or set --w_hidden 0 to search "
+            "enhanced_gcg needs the model that this one was made from: pass base=MODEL. (Or set w_hidden=0 to search "
             "without its hidden states.)"
         )
     layers = parse_layers(settings.layers, len(decoder_blocks(target.model)))
