@@ -10,38 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import WEIGHTS, edit, logits, rewrite, saved
 from forwards import TEXT, batch, model_of, plain_logits
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from efface.errors import RunError, UserError
 from efface.model.load import load_model, tokenizer_of
 from efface.model.save import save_model
 from efface.scoring.hf import HFScorer
-
-WEIGHTS = "model.safetensors"
-
-
-def saved(directory: Path, family: str = "llama", **overrides: Any) -> Path:
-    save_model(tiny_model(family, **overrides), tiny_tokenizer(), directory)
-    return directory
-
-
-def edit(file: Path, **fields: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
-
-
-def rewrite(directory: Path, change: Any, name: str = WEIGHTS) -> None:
-    """`change` gets the tensors of a file by their names and returns those that are to be in it."""
-    save_file(change(load_file(directory / name)), directory / name, metadata={"format": "pt"})
-
-
-def logits(model: nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=torch.tensor([[5, 6, 7, 8, 9, 10]])).logits
 
 
 def test_more_layers_than_could_be_built(tmp_path: Path) -> None:
