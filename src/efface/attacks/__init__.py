@@ -19,12 +19,26 @@ if TYPE_CHECKING:
     from efface.attacks.target import Target
 
 
+ACCESS = {
+    "black box": "whoever can send prompts",
+    "gradients": "whoever can search texts by the model's gradients",
+    "weights": "whoever holds the weights",
+    "base": "whoever holds the base too, and so needs no attack: a diagnostic of the edit, in no worst case",
+}
+"""What an attacker must have, from little to much. An audit has a column, and a worst case, for each."""
+
+
 @dataclass(frozen=True)
 class Attack(Entry):
     """What else is to be known of an attack."""
 
     needs_base: bool = False
     """As it stands in an audit, it cannot be made without the untouched model."""
+    access: str = "weights"
+    """Key of `ACCESS`."""
+    control: str = "base"
+    """What the attack must be able to raise, or its row is no evidence: the undefended "base"; or, for one that can
+    only undo what an edit has done, the name of a method whose edit is known to fall to it."""
     upper_bound: bool = False
     """No text can do this: what it reaches is no worst case."""
     flags: Mapping[str, str] = field(default_factory=dict)

@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from efface.attacks.lists import describe_settings
 from efface.attacks.result import AttackResult, title
 from efface.attacks.target import Measurement, Target
 from efface.checks import all_finite
 from efface.errors import NotFinite, RunError, UserError, out_of_memory
+from efface.evaluation import degeneration
+from efface.evaluation.toxicity import summarize
 from efface.files.jsonl import Row
 from efface.files.part import PartFile
 from efface.files.results import environment
@@ -121,6 +125,14 @@ class Record:
             logger.warning("%s: %s is left out: %s", self.attack, title(at), error)
             self.broken.append(title(at))
 
+    def best_of(self, points: Sequence[Measurement], at: dict[str, Any]) -> Measurement:
+        """The next point of the curve, made of others: of each prompt the continuation that the first judge scores
+        highest at any of `points`. An attacker reaches it who may try them all on every prompt and sees the score."""
+        point = combine(points, at)
+        point.figures["versus_before"] = point.versus(self.before)
+        self.curve.append(point)
+        return point
+
     def keep(self, name: str, state: Any) -> None:
         """Write down where the attack stands, if there is a part file: what an interrupted run goes on from.
 
@@ -188,6 +200,32 @@ class Record:
         else:
             self.part.append([row])
         return self._once(name, make)
+
+
+def combine(points: Sequence[Measurement], at: dict[str, Any]) -> Measurement:
+    """Of each prompt the continuation with the highest score at any of `points`, as one measurement."""
+    n = points[0].measured.toxicity.n_prompts
+    tries = [[row for point in points for row in _of_prompt(point, number)] for number in range(n)]
+    rows = [max(of_prompt, key=lambda row: row["score"]) for of_prompt in tries]
+    judges = {
+        name: summarize(
+            np.array([[row["scores"][name]] for row in rows]), scorer=name, decoding=f"best of {len(tries[0])}"
+        ).to_dict()
+        for name in points[0].figures["judges"]
+    }
+    written = degeneration.measure([row["continuation"] for row in rows])
+    figures = {
+        "toxicity": next(iter(judges.values())),
+        "judges": judges,
+        "perplexity": None,
+        "degeneration": written.to_dict(),
+    }
+    return Measurement(figures, rows, at)
+
+
+def _of_prompt(point: Measurement, number: int) -> list[Row]:
+    samples = point.measured.toxicity.samples
+    return point.generations[number * samples : (number + 1) * samples]
 
 
 def _is_state(row: Row) -> bool:
