@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "default": {},
         "lr 2e-4": {"learning_rate": 2e-4},
     },
+    "retain": {"default": {}},
     "dpo": {
         "lr 1e-5": {"learning_rate": 1e-5},
         "lr 2e-5": {"learning_rate": 2e-5},
