@@ -130,7 +130,7 @@ class Target:
     seed: int = 0
     """Of the attack; that of the generations is in `decoding`."""
     names: dict[str, str | None] = field(default_factory=dict)
-    """What the user called `model`, `base`, `prompts`, `rows` and `text`."""
+    """What the user called `model`, `base`, `prompts`, `rows` and `text`; if prompts were drawn, the `limit`."""
     output: Path | None = None
     """The file of the result. Until it is whole, what has been measured is kept beside it, in `<output>.part`."""
     resume: bool = False
@@ -180,6 +180,8 @@ class Target:
             "text": _name(text),
         }
         one_or_more("limit", limit)
+        if limit is not None:
+            names["limit"] = f"{limit} by seed {limit_seed}"
         several = [scorer] if isinstance(scorer, str) or not isinstance(scorer, Sequence) else scorer
         found: dict[str, Any] = {
             "prompts": draw_prompts(load_texts(load_prompts(prompts), "prompt"), limit, limit_seed),
