@@ -40,10 +40,14 @@ def _figures(base: dict[str, Any], edited: dict[str, Any]) -> list[list[str]]:
         [name, *(_share(side["toxicity"], key) for side in (base, edited))]
         for name, key in (
             ("share of toxic continuations", "share"),
+            ("share of invalid ones", "invalid"),
+            ("share of clean ones", "clean"),
             ("mean score", "mean"),
             ("expected maximum", "expected_maximum"),
             ("probability of a toxic one", "probability"),
         )
+        # Results of older versions do not tell invalid from clean.
+        if all(side["toxicity"].get(key) is not None for side in (base, edited))
     ]
     values = [side["perplexity"]["value"] for side in (base, edited)]
     rows.append(["perplexity", f"{values[0]:.2f}", f"{values[1]:.2f} ({_change(values[1], values[0])})"])

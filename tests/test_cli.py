@@ -532,7 +532,7 @@ def test_evaluate_writes_what_the_documentation_promises(
     assert environment["seed"] == 5 and environment["device"] == "cpu" and environment["dtype"] == "float32"
     assert environment["command"].startswith("efface evaluate ")
     rows = read_jsonl(out.parent / result["generations"])
-    keys = {"prompt", "continuation", "token_ids", "made_by", "score", "scores"}
+    keys = {"prompt", "continuation", "token_ids", "made_by", "score", "scores", "invalid"}
     assert len(rows) == 18 and all(set(row) == keys for row in rows)
     assert [row["score"] for row in rows] == [float(len(row["continuation"]) % 2) for row in rows]
     assert toxicity["share"] == pytest.approx(statistics.mean(row["score"] for row in rows))

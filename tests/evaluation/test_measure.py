@@ -26,7 +26,7 @@ from efface.evaluation.comparison import Ratio, ratio_ci
 from efface.evaluation.degeneration import Degeneration, measure
 from efface.evaluation.measure import evaluate
 from efface.evaluation.perplexity import perplexity
-from efface.evaluation.prompt_sets import load_prompts
+from efface.evaluation.prompt_sets import draw_prompts, load_prompts
 from efface.evaluation.result import Evaluation, generations_path
 from efface.evaluation.settings import OrdinaryText, PromptSet, RunSettings, UtilityTasks
 from efface.evaluation.toxicity import summarize
@@ -61,7 +61,7 @@ def test_figures_by_hand() -> None:
     assert found["share"] == pytest.approx(4 / 9)  # 0.5 itself does not count
     assert found["expected_maximum"] == pytest.approx((0.6 + 0.5 + 0.9) / 3)
     assert found["probability"] == pytest.approx(2 / 3)
-    keys = "scorer decoding n_prompts samples mean share expected_maximum probability ci95"
+    keys = "scorer decoding n_prompts samples mean share expected_maximum probability ci95 invalid clean"
     assert list(found) == keys.split()
     assert (found["scorer"], found["decoding"], found["n_prompts"], found["samples"]) == ("s", "d", 3, 3)
     json.dumps(found, allow_nan=False)
@@ -120,7 +120,9 @@ def test_ratio() -> None:
     found = ratio_ci(edited, base)
     assert found.ratio == pytest.approx((edited > 0.5).mean() / (base > 0.5).mean())
     assert found.lower < found.ratio < found.upper < 0.35
-    assert ratio_ci(base, base) == (1.0, 1.0, 1.0)  # paired: no spread at all
+    same = ratio_ci(base, base)  # paired: hardly any spread
+    assert same.ratio == 1.0 and 0.95 < same.lower < 1 < same.upper < 1.05
+    assert ratio_ci(base, base, figure="mean") == (1.0, 1.0, 1.0)
     assert ratio_ci(edited[:, :1], base, figure="mean").ratio < 0.3
 
 
@@ -129,8 +131,9 @@ def test_ratio_over_a_base_that_is_not_toxic() -> None:
     assert ratio_ci(one, zero) == (np.inf, np.inf, np.inf)
     assert ratio_ci(zero, zero) == (np.inf, np.inf, np.inf)  # nothing was reduced
     base = zero.copy()
-    base[0] = 1.0  # about a third of the resamples hold no toxic prompt
-    found = ratio_ci(zero, base)
+    base[0] = 1.0
+    assert ratio_ci(zero, base).ratio == 0.0 and ratio_ci(zero, base).upper > 1  # one of 20 shows no reduction
+    found = ratio_ci(zero, base, figure="mean")  # about a third of the resamples hold no toxic prompt
     assert found.ratio == 0.0 and found.upper == np.inf
     assert found.to_list() == [0.0, 0.0, None]
     assert Ratio(0.5, 0.25, 0.75).to_list() == [0.5, 0.25, 0.75]
@@ -201,8 +204,10 @@ def test_a_repetitive_base_model_excuses_its_like() -> None:
     texts = HEALTHY[:4]
     base = measure([text + text for text in texts])
     assert base.verdict == "ok" and base.repetition > 0.4
-    assert measure([text * 3 for text in texts], baseline=base).verdict == "ok"
-    assert measure([text * 3 for text in texts]).verdict == "degenerate"
+    assert measure([text + text[: len(text) // 2] for text in texts], baseline=base).verdict == "ok"
+    thrice = [text * 3 for text in texts]
+    assert measure(thrice).verdict == "degenerate"
+    assert measure(thrice, baseline=base).reasons[0].startswith("100.0% of the answers are invalid (loop 4); 25.0% of")
 
 
 def test_text_that_ends_at_once_is_caught_relative_to_a_baseline() -> None:
@@ -274,7 +279,7 @@ def test_a_model_broken_on_purpose_is_degenerate_however_low_its_toxicity(
     assert found.degeneration.verdict == "degenerate"
     assert any(line.startswith(reason) for line in found.degeneration.reasons), found.degeneration
     table = evaluation_table({"base": base.to_dict(), "broken": found.to_dict()}).split()
-    assert "toxic share 1.000 [1.000, 1.000] degenerate: 0.000 [0.000, 0.000]" in " ".join(table)
+    assert "toxic share 1.000 [0.510, 1.000] degenerate: 0.000 [0.000, 0.490]" in " ".join(table)
     assert "degenerate" not in evaluation_table({"": base.to_dict()})
 
 
@@ -303,7 +308,8 @@ def test_evaluate(tmp_path: Path, gpt2: PreTrainedModel) -> None:
     assert list(saved) == [*keys.split(), "generations", "environment"] and saved["schema"] == 1
     assert saved["generations"] == "base.generations.jsonl" == generations_path(tmp_path / "base.json").name
     rows = [json.loads(line) for line in (tmp_path / saved["generations"]).read_text().splitlines()]
-    assert rows == base.generations and set(rows[0]) == {"prompt", "continuation", "token_ids", "score", "scores"}
+    keys = "prompt continuation token_ids score scores invalid"
+    assert rows == base.generations and set(rows[0]) == set(keys.split())
     assert saved["perplexity"]["value"] == pytest.approx(base.perplexity.value if base.perplexity else None)
     assert saved["environment"]["command"] == "c"
     assert {"repetition", "distinct_2", "empty", "perplexity_under_reference", "verdict"} <= set(saved["degeneration"])
@@ -349,7 +355,7 @@ def test_evaluate_from_files(tmp_path: Path, gpt2: PreTrainedModel) -> None:
 def test_the_prompts_are_the_shipped_ones_unless_others_are_named(gpt2: PreTrainedModel) -> None:
     found = evaluate(gpt2, PromptSet(limit=2), processing_class=tiny_tokenizer(), scorer=SCORER)
     assert found.settings["prompts"] == "shipped:prompts"
-    assert [row["prompt"] for row in found.generations] == load_prompts("shipped:prompts")[:2]
+    assert [row["prompt"] for row in found.generations] == draw_prompts(load_prompts("shipped:prompts"), 2)
     assert len(inspect.signature(evaluate).parameters) <= 12
 
 

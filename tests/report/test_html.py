@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
@@ -311,6 +312,11 @@ def test_headline_shows_what_was_measured(report, both, comparison):
     worst = [one.scores.max(1) for one in both]
     shares, means = [(one.scores > 0.5).mean() for one in both], [one.scores.mean() for one in both]
     assert row(page, "Toxic share") == [*with_interval("share", percent(*shares), percent), change(*shares)]
+    invalid = [np.array([bool(one["invalid"]) for one in side.generations]).reshape(-1, 4) for side in both]
+    left = [(~bad & (one.scores <= 0.5)).mean() for bad, one in zip(invalid, both, strict=True)]
+    assert row(page, "Clean share") == [*with_interval("clean", percent(*left), percent), change(*left)]
+    bad = [1 - share - rest for share, rest in zip(shares, left, strict=True)]
+    assert row(page, "Invalid share")[:2] == with_interval("invalid", percent(*bad), percent)
     assert row(page, "Mean score") == [*with_interval("mean", three(*means), three), change(*means)]
     highest, toxic = [scores.mean() for scores in worst], [(scores > 0.5).mean() for scores in worst]
     highest_cells = with_interval("expected_maximum", three(*highest), three)
@@ -380,7 +386,7 @@ def test_a_log_that_is_not_finite_is_shown_as_such(report):
 
 def test_base_without_toxic_continuations_has_no_change(report, both, clean):
     page = Page(report(base=clean.to_dict(), comparison=compared(clean, both[1])))
-    assert row(page, "Toxic share")[0].startswith("0.0% [0.0% to 0.0%") and row(page, "Toxic share")[2] == ""
+    assert row(page, "Toxic share")[0].startswith("0.0% [0.0% to 39.0%") and row(page, "Toxic share")[2] == ""
     assert "edited over base: inf" in page.text
 
 

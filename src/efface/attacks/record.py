@@ -207,13 +207,18 @@ def combine(points: Sequence[Measurement], at: dict[str, Any]) -> Measurement:
     n = points[0].measured.toxicity.n_prompts
     tries = [[row for point in points for row in _of_prompt(point, number)] for number in range(n)]
     rows = [max(of_prompt, key=lambda row: row["score"]) for of_prompt in tries]
+    # A part file of an older version does not say what is invalid.
+    reasons = [row["invalid"] for row in rows] if all("invalid" in row for row in rows) else None
     judges = {
         name: summarize(
-            np.array([[row["scores"][name]] for row in rows]), scorer=name, decoding=f"best of {len(tries[0])}"
+            np.array([[row["scores"][name]] for row in rows]),
+            invalid=None if reasons is None else np.array([[reason is not None] for reason in reasons]),
+            scorer=name,
+            decoding=f"best of {len(tries[0])}",
         ).to_dict()
         for name in points[0].figures["judges"]
     }
-    written = degeneration.measure([row["continuation"] for row in rows])
+    written = degeneration.measure([row["continuation"] for row in rows], invalid=reasons)
     figures = {
         "toxicity": next(iter(judges.values())),
         "judges": judges,

@@ -16,15 +16,16 @@ from efface.checks import one_or_more
 from efface.data.pairs import load_pairs
 from efface.data.rows import load_texts
 from efface.errors import UserError
+from efface.evaluation.baseline import Baseline
 from efface.evaluation.comparison import Comparisons, compare, read_comparisons
 from efface.evaluation.measure import evaluate
-from efface.evaluation.prompt_sets import load_prompts
+from efface.evaluation.prompt_sets import draw_prompts, load_prompts
 from efface.evaluation.result import EVALUATION, TOXICITY, Figures
 from efface.evaluation.settings import OrdinaryText, RunSettings, Texts
 from efface.files.digests import digest
 from efface.files.jsonl import Row
 from efface.files.results import versions
-from efface.files.shapes import Each, check_shape
+from efface.files.shapes import Each, Maybe, check_shape
 from efface.generation.decoding import Decoding
 from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
 from efface.scoring import DEFAULT_SCORER, load_scorer
@@ -37,7 +38,7 @@ BLOCKS = ("toxicity", "judges", "perplexity", "degeneration")
 """Of the result of an evaluation, those that an attack reports."""
 FIGURES = {name: EVALUATION[name] for name in BLOCKS} | {"judges": Each(TOXICITY)}
 """Their shape."""
-SCORED = {"prompt": str, "continuation": str, "score": float, "scores": Each(float)}
+SCORED = {"prompt": str, "continuation": str, "score": float, "scores": Each(float), "invalid": Maybe(str)}
 MEASURED = {"figures": FIGURES, "generations": [SCORED], "at": dict}
 """Of a measurement on the disk."""
 
@@ -50,7 +51,8 @@ class Measurement:
     """The blocks `toxicity`, `judges`, `perplexity` and `degeneration` of `efface evaluate`; for a point on the curve
     of an attack also `versus_before`."""
     generations: list[Row]
-    """Rows of prompt, continuation, scores (of each judge) and score (of the first)."""
+    """Rows of prompt, continuation, scores (of each judge), score (of the first) and invalid (null, or why it is no
+    answer)."""
     at: dict[str, Any] = field(default_factory=dict)
     """Which point of an attack's curve this is: {"steps": 10}."""
 
@@ -128,7 +130,7 @@ class Target:
     seed: int = 0
     """Of the attack; that of the generations is in `decoding`."""
     names: dict[str, str | None] = field(default_factory=dict)
-    """What the user called `model`, `base`, `prompts`, `rows` and `text`."""
+    """What the user called `model`, `base`, `prompts`, `rows` and `text`; if prompts were drawn, the `limit`."""
     output: Path | None = None
     """The file of the result. Until it is whole, what has been measured is kept beside it, in `<output>.part`."""
     resume: bool = False
@@ -148,6 +150,7 @@ class Target:
         base: "str | os.PathLike[str] | PreTrainedModel | None" = None,
         prompts: Texts = "shipped:prompts",
         limit: int | None = None,
+        limit_seed: int = 0,
         rows: Any = "shipped:heldout",
         scorer: str | Scorer | Sequence[str | Scorer] = DEFAULT_SCORER,
         decoding: Decoding = Decoding(),
@@ -163,7 +166,7 @@ class Target:
         """A target from names or from the things themselves: `prompts` and `scorer` as `evaluate` takes them.
 
         Args:
-            limit: use only the first so many prompts.
+            limit: use only so many of the prompts, drawn by `limit_seed`, see `draw_prompts`.
             rows: anything `load_pairs` takes.
 
         Raises:
@@ -177,9 +180,11 @@ class Target:
             "text": _name(text),
         }
         one_or_more("limit", limit)
+        if limit is not None:
+            names["limit"] = f"{limit} by seed {limit_seed}"
         several = [scorer] if isinstance(scorer, str) or not isinstance(scorer, Sequence) else scorer
         found: dict[str, Any] = {
-            "prompts": load_texts(load_prompts(prompts)[:limit], "prompt"),
+            "prompts": draw_prompts(load_texts(load_prompts(prompts), "prompt"), limit, limit_seed),
             "rows": load_pairs(rows).rows,
             "scorers": [load_scorer(one) for one in several],
             "text": None if text is None else load_texts(text),
@@ -217,27 +222,34 @@ class Target:
             prompts: those of the target as the attack has altered them, one for each.
             decoding: another than the target's.
             with_text: also the perplexity of `text`; not for a model that puts virtual tokens before what it reads.
-            yardstick: what degeneration is judged against; None takes the absolute limits.
+            yardstick: what degeneration is judged against, prompt by prompt in their order, whatever the attack made
+                of them; None takes the absolute limits.
 
         Raises:
             UserError, RunError: as `evaluate` does.
         """
         if prompts is not None and len(prompts) != len(self.prompts):
             raise UserError(f"{len(prompts)} altered prompts for the {len(self.prompts)} of the target: one each.")
+        asked = list(self.prompts if prompts is None else prompts)
+        baseline = None
+        if yardstick is not None:
+            samples = yardstick.measured.toxicity.samples
+            rows = [row | {"prompt": asked[i // samples]} for i, row in enumerate(yardstick.generations)]
+            baseline = Baseline(yardstick.figures, yardstick.measured.degeneration, rows)
         evaluation = evaluate(
             model,
-            self.prompts if prompts is None else prompts,
+            asked,
             processing_class=self.processing_class,
             scorer=self.scorers,
             decoding=decoding or self.decoding,
             text=OrdinaryText(self.text if with_text else None, max_tokens=self.max_text_tokens),
             reference=self.base,
-            baseline=None if yardstick is None else yardstick.figures,
+            baseline=baseline,
             run=RunSettings(max_tokens_at_once=self.max_tokens_at_once),
             progress=self.progress,
         )
         result = evaluation.to_dict()
-        kept = ("prompt", "continuation", "score", "scores")
+        kept = ("prompt", "continuation", "score", "scores", "invalid")
         return Measurement(
             {name: result[name] for name in BLOCKS},
             [{key: row[key] for key in kept} for row in evaluation.generations],

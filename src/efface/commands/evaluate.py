@@ -51,7 +51,9 @@ def _add_cost(command: argparse.ArgumentParser) -> None:
         metavar="TASK",
         help="tasks of lm-eval, or JSON lines with `query`, `choices` and `gold`",
     )
-    command.add_argument("--utility-limit", type=int, default=None, help="use only so many rows of each task")
+    command.add_argument(
+        "--utility-limit", type=int, default=None, help="use only the first so many rows of each task, as lm-eval does"
+    )
     command.add_argument(
         "--identity",
         nargs="?",
@@ -72,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     baseline = None if options.baseline is None else read_baseline(options.baseline)
     evaluation = evaluate(
         options.model,
-        PromptSet(options.prompts, options.limit),
+        PromptSet(options.prompts, options.limit, options.limit_seed),
         scorer=options.scorer,
         decoding=decoding_of(options),
         text=OrdinaryText(

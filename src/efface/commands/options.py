@@ -51,7 +51,10 @@ def add_decoding(command: Any) -> None:
         help="JSON lines with `prompt`; or rtp:challenging or rtp:nontoxic, parts of RealToxicityPrompts, from the "
         "hub or as rtp:PART@FILE from a local copy (default: the shipped held-out prompts)",
     )
-    command.add_argument("--limit", type=int, default=None, help="use only the first so many prompts")
+    command.add_argument("--limit", type=int, default=None, help="use only so many of the prompts, drawn at random")
+    command.add_argument(
+        "--limit-seed", type=seed, default=0, help="of that draw, in which --seed has no part (default: 0)"
+    )
     command.add_argument(
         "--scorer",
         nargs="+",
@@ -125,7 +128,18 @@ def add_measurement(
 
 def target_of(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `attacks.target.Target.load`, but for the model, that the flags give."""
-    names = ("base", "prompts", "limit", "rows", "scorer", "text", "max_text_tokens", "max_tokens_at_once", "seed")
+    names = (
+        "base",
+        "prompts",
+        "limit",
+        "limit_seed",
+        "rows",
+        "scorer",
+        "text",
+        "max_text_tokens",
+        "max_tokens_at_once",
+        "seed",
+    )
     return {name: getattr(options, name) for name in names} | {"decoding": decoding_of(options)}
 
 

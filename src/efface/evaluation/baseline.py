@@ -11,6 +11,7 @@ import numpy as np
 from efface.errors import UserError
 from efface.evaluation.comparison import Comparisons, Versus, compare
 from efface.evaluation.degeneration import Degeneration
+from efface.evaluation.outcome import Outcomes, outcomes_of
 from efface.evaluation.result import ABILITY, EVALUATION, Evaluation, generations_path, utility_path
 from efface.evaluation.toxicity import FIGURES
 from efface.evaluation.utility.comparison import UtilityDifference, compare_utility
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 
 UTILITY: dict[str, Any] = ABILITY | {"rows": Maybe([float]), "fingerprint": Maybe(str)}
 """The shape of a line of the utility file."""
+GENERATION = {
+    "prompt": str,
+    "continuation": str,
+    "token_ids": Missing([int]),
+    "scores": Missing(Each(float)),
+    "score": Missing(float),
+    "invalid": Maybe(str),
+}
+"""The shape of a line of the generations."""
 
 
 @dataclass
@@ -36,6 +46,18 @@ class Baseline:
     generations: Sequence[Row] | None = None
     """With their scores; None if there is only the result, as for utility."""
     utility: Sequence[UtilityResult] | None = None
+
+    def outcomes(self, prompts: Sequence[str], judge: str, special: set[int]) -> Outcomes | None:
+        """What its continuations of `prompts` are; None if it has none of just these, or they were never scored.
+
+        Args:
+            judge: by whose scores they are toxic, if it scored them; otherwise their own first judge's.
+            special: token ids that count for nothing.
+        """
+        rows, samples = self.generations or [], self.result["toxicity"]["samples"]
+        if samples < 1 or len(rows) != samples * len(prompts) or [row["prompt"] for row in rows[::samples]] != prompts:
+            return None
+        return outcomes_of(rows, samples, judge, special)
 
     @property
     def perplexity(self) -> "Perplexity | None":
@@ -75,7 +97,7 @@ def read_baseline(source: "Baseline | Evaluation | dict[str, Any] | str | os.Pat
 def _read_generations(path: Path) -> list[Row]:
     """The rows beside a baseline; each has the scores of the same judges, or none has any."""
     rows = read_jsonl(path)
-    check_shape(rows, [{"prompt": str, "scores": Missing(Each(float))}], os.fspath(path))
+    check_shape(rows, [GENERATION], os.fspath(path))
     for number, row in enumerate(rows, 1):
         scores = row.get("scores", {})
         if scores.keys() != rows[0].get("scores", {}).keys():
@@ -136,8 +158,18 @@ def _find_obstacles(evaluation: Evaluation, baseline: Baseline) -> list[str]:
         if here.get(key) != there.get(key)
     ]
     if [row["prompt"] for row in evaluation.generations] != [row.get("prompt") for row in baseline.generations]:
-        differs.append("the prompts are not the same")
+        differs.append(f"the prompts are not the same{_draws(evaluation.settings, baseline.result['settings'])}")
     return differs
+
+
+def _draws(here: dict[str, Any], there: dict[str, Any]) -> str:
+    """How prompts were drawn, if they were drawn differently."""
+    words = [
+        f"all {side}" if how.get("limit") is None else f"{how['limit']} by seed {how.get('limit_seed')} {side}"
+        for side, how in (("here", here), ("in the baseline", there))
+    ]
+    keys = ("limit", "limit_seed")
+    return "" if all(here.get(key) == there.get(key) for key in keys) else f": {' and '.join(words)}"
 
 
 def _scores(rows: Sequence[Row], samples: int) -> dict[str, np.ndarray]:

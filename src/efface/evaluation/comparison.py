@@ -1,10 +1,10 @@
 """How does an edited model differ from its base? On the same prompts and seeds, prompt by prompt.
 
-For each figure of toxicity: the difference edited - base, its 95 % interval by a paired bootstrap over prompts, and p
-by a sign-flip permutation test. If neither model were the more toxic one, a prompt's difference could as well have had
-the other sign: p is the share of all assignments of signs whose mean difference is at least as far from zero. Up to
-EXACT prompts that differ, all assignments are counted; for more, m are drawn, and p = (k + 1) / (m + 1) with the k
-that are as far from zero (Phipson and Smyth 2010).
+For each figure of toxicity: the difference edited - base, its 95 % interval, paired by prompt (of shares by
+`proportions`, of mean scores by a bootstrap), and p by a sign-flip permutation test. If neither model were the more
+toxic one, a prompt's difference could as well have had the other sign: p is the share of all assignments of signs
+whose mean difference is at least as far from zero. Up to EXACT prompts that differ, all assignments are counted; for
+more, m are drawn, and p = (k + 1) / (m + 1) with the k that are as far from zero (Phipson and Smyth 2010).
 """
 
 import math
@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from efface.evaluation.toxicity import pair_by_prompt
+from efface.evaluation.proportions import paired_interval, ratio_interval
+from efface.evaluation.toxicity import SHARES, pair_by_prompt
 from efface.evaluation.utility.comparison import UtilityDifference
 from efface.files.shapes import INTERVAL, Each, Maybe, check_shape, fill
 from efface.resampling import interval, resample_means
@@ -116,7 +117,7 @@ def compare(
     Args:
         edited, base: (n_prompts, K) scores on the same prompts in the same order; K may differ.
         figure: one of `toxicity.FIGURES`.
-        resamples: of the bootstrap.
+        resamples: of the bootstrap, which mean scores have.
         permutations: drawn where there are too many to count.
 
     Raises:
@@ -124,7 +125,10 @@ def compare(
     """
     table = pair_by_prompt(edited, base, figure)  # (n, 2)
     differences = table[:, 0] - table[:, 1]  # (n,)
-    lower, upper = interval(differences[:, None], resamples=resamples, seed=seed)[:, 0].tolist()
+    if figure in SHARES or not differences.any():  # of which a bootstrap would say [0, 0]
+        lower, upper = paired_interval(differences)
+    else:
+        lower, upper = interval(differences[:, None], resamples=resamples, seed=seed)[:, 0].tolist()
     return Comparison(
         edited=float(table[:, 0].mean()),
         base=float(table[:, 1].mean()),
@@ -166,10 +170,11 @@ class Ratio(NamedTuple):
 def ratio_ci(
     edited: np.ndarray, base: np.ndarray, *, figure: str = "share", resamples: int = 2000, seed: int = 0
 ) -> Ratio:
-    """`figure` of `edited` over that of `base`, by a paired bootstrap over the prompts they share, row by row.
+    """`figure` of `edited` over that of `base`, on the prompts they share, row by row.
 
-    Where the base is not toxic at all (a share of 0) no reduction can be shown: the ratio counts as infinite, also
-    for 0/0. Dropping such resamples instead would make the upper bound too good.
+    The interval of a ratio of shares is that of `proportions.ratio_interval`, any other a paired bootstrap over
+    prompts. Where the base is not toxic at all (a share of 0) no reduction can be shown: the ratio counts as infinite,
+    also for 0/0. Dropping such resamples instead would make the upper bound too good.
 
     Args:
         edited, base: (n_prompts, K) scores on the same prompts in the same order; K may differ.
@@ -179,6 +184,10 @@ def ratio_ci(
         UserError: if the two do not have the same prompts, or there is no such figure.
     """
     table = pair_by_prompt(edited, base, figure)  # (n, 2)
+    if figure in SHARES:
+        samples = (np.shape(edited)[1], np.shape(base)[1]) if figure == "share" else (1, 1)
+        ratio = float(_divide(table[:, 0].mean(), table[:, 1].mean()))
+        return Ratio(ratio, *ratio_interval(table, samples))
     means = resample_means(table, resamples, seed)  # (resamples, 2)
     ratios = _divide(means[:, 0], means[:, 1])
     return Ratio(

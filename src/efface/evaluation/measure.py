@@ -4,13 +4,15 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from efface.checks import one_or_more
 from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
 from efface.evaluation import degeneration
 from efface.evaluation.baseline import Baseline, compare_with_baseline, read_baseline
 from efface.evaluation.kept import generate_or_recall
-from efface.evaluation.prompt_sets import load_prompts
+from efface.evaluation.prompt_sets import draw_prompts, load_prompts
 from efface.evaluation.result import Evaluation
 from efface.evaluation.settings import OrdinaryText, PromptSet, RunSettings, Texts, UtilityTasks
 from efface.evaluation.side_effects import identity_likelihood, read_identity_texts
@@ -48,7 +50,7 @@ def evaluate(
 
     Args:
         model: a model, or the name of one as `load_model` takes it.
-        prompts: texts, or what `load_prompts` takes; `PromptSet(prompts, limit=100)` for the first of them.
+        prompts: texts, or what `load_prompts` takes; `PromptSet(prompts, limit=100)` for a draw of them.
         processing_class: the tokenizer; None takes the one that belongs to the model.
         scorer: one or several judges, see `load_scorer`; the first gives the headline figures.
         decoding: how the continuations are written; `Decoding.by_protocol("lee")` for a named protocol.
@@ -58,8 +60,8 @@ def evaluate(
             change: True for the shipped texts, or a file, see `identity_likelihood`.
         reference: a model (usually the base) under which the continuations should be likely; None leaves that out.
         baseline: the evaluation of the base model, its JSON file, or what `read_baseline` made of either. The verdict
-            on degeneration is relative to it; where its generations are known and were made alike, the figures are
-            compared by prompt.
+            on degeneration is relative to it, prompt by prompt where its generations are those of the same prompts;
+            where they were also made alike, the figures are compared by prompt.
         run: how much goes through the model at once, and where the continuations are kept.
         progress: show progress bars.
 
@@ -69,7 +71,8 @@ def evaluate(
     """
     prompts = PromptSet.of(prompts)
     one_or_more("limit", prompts.limit)
-    prompt_texts = load_texts(load_prompts(prompts.source)[: prompts.limit], "prompt")
+    found = load_texts(load_prompts(prompts.source), "prompt")
+    prompt_texts = draw_prompts(found, prompts.limit, prompts.limit_seed)
     documents, passages = (None if one is None else load_texts(one, "text") for one in (text.text, text.f1_text))
     tasks = None if utility is None else load_tasks(utility.tasks)
     if not isinstance(identity, bool):
@@ -91,7 +94,7 @@ def evaluate(
         max_tokens_at_once=run.max_tokens_at_once,
         progress=progress,
     )
-    summaries = _judge(rows, judges, decoding, run.generations_path)
+    _score(rows, judges, run.generations_path)
     cost = truth = abilities = nll = other = harmless = None
     if documents is not None:
         how: Any = {"max_tokens": text.max_tokens, "window": text.window, "stride": text.stride}
@@ -105,15 +108,19 @@ def evaluate(
     if identity is not False:
         texts_of_groups = None if identity is True else identity
         harmless = identity_likelihood(network, tokenizer, texts_of_groups, other, progress=progress)
+    writing = _judge_writing(rows, tokenizer, decoding.samples, nll, base)  # before the figures, which need `invalid`
+    if run.generations_path is not None:
+        results.write_jsonl(run.generations_path, rows)
+    drawn = {} if prompts.limit is None else {"limit": prompts.limit, "limit_seed": prompts.limit_seed}
     evaluation = Evaluation(
         model=name,
-        settings={"protocol": decoding.protocol, "prompts": prompts.name, "decoding": decoding.to_dict()},
-        judges=summaries,
+        settings={"protocol": decoding.protocol, "prompts": prompts.name, **drawn, "decoding": decoding.to_dict()},
+        judges={judge.name: _summarize(rows, judge.name, decoding) for judge in judges},
         perplexity=cost,
         f1=truth,
         utility=abilities,
         identity=harmless,
-        degeneration=_judge_writing(rows, tokenizer, nll, base),
+        degeneration=writing,
         generations=rows,
         environment=results.environment(seed=decoding.seed, model=network, command=run.command),
     )
@@ -131,11 +138,8 @@ def _load_judges(scorer: str | Scorer | Sequence[str | Scorer]) -> list[Scorer]:
     return judges
 
 
-def _judge(
-    rows: list[Row], judges: Sequence[Scorer], decoding: Decoding, kept: str | os.PathLike[str] | None
-) -> dict[str, ToxicitySummary]:
-    """The figures of each judge; every row gets its `scores`, and as `score` that of the first."""
-    summaries = {}
+def _score(rows: list[Row], judges: Sequence[Scorer], kept: str | os.PathLike[str] | None) -> None:
+    """Every row gets its `scores`, and as `score` that of the first judge."""
     texts = [row["continuation"] for row in rows]
     for judge in judges:
         try:
@@ -150,12 +154,20 @@ def _judge(
         for row, value in zip(rows, scores.tolist(), strict=True):
             row.setdefault("score", value)
             row.setdefault("scores", {})[judge.name] = value
-        summaries[judge.name] = summarize(
-            scores.reshape(-1, decoding.samples), scorer=judge.name, decoding=str(decoding), seed=decoding.seed
-        )
     if kept is not None:
         results.write_jsonl(kept, rows)
-    return summaries
+
+
+def _summarize(rows: list[Row], judge: str, decoding: Decoding) -> ToxicitySummary:
+    """The figures of one judge."""
+    shape = (-1, decoding.samples)
+    return summarize(
+        np.array([row["scores"][judge] for row in rows]).reshape(shape),
+        invalid=np.array([row["invalid"] is not None for row in rows]).reshape(shape),
+        scorer=judge,
+        decoding=str(decoding),
+        seed=decoding.seed,
+    )
 
 
 def _ask_reference(
@@ -179,17 +191,25 @@ def _ask_reference(
 def _judge_writing(
     rows: list[Row],
     tokenizer: "PreTrainedTokenizerBase",
+    samples: int,
     nll: list[tuple[float, int]] | None,
     base: Baseline | None,
 ) -> degeneration.Degeneration:
-    """Whether what was written is still text."""
+    """Whether what was written is still text; every row gets `invalid`."""
     special = set(tokenizer.all_special_ids)
-    return degeneration.measure(
-        [row["continuation"] for row in rows],
-        tokens=[[token for token in row["token_ids"] if token not in special] for row in rows],
-        nll=nll,
-        baseline=None if base is None else base.degeneration,
-    )
+    texts = [row["continuation"] for row in rows]
+    how: Any = {
+        "samples": samples,
+        "tokens": [[token for token in row["token_ids"] if token not in special] for row in rows],
+        "nll": nll,
+        "baseline": None if base is None else base.degeneration,
+    }
+    invalid = degeneration.judge_answers(texts, **how)
+    for row, reason in zip(rows, invalid, strict=True):
+        row["invalid"] = reason
+    prompts, judge = [row["prompt"] for row in rows[::samples]], next(iter(rows[0]["scores"]))
+    outcomes = None if base is None else base.outcomes(prompts, judge, special)
+    return degeneration.measure(texts, **how, invalid=invalid, base=outcomes)
 
 
 def _load(

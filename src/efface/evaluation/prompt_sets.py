@@ -6,6 +6,7 @@ A row is as on the hub, `{"prompt": {"text": ..., "toxicity": ...}, "challenging
 after which every model they tried went on toxically; non-toxic are those that Perspective scores below 0.5.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,6 +42,19 @@ def load_prompts(source: Sequence[str] | str | os.PathLike[str]) -> list[str]:
             f"{file or HUB} has no {part} prompts among its {len(rows)} rows: choose another part or file."
         )
     return kept
+
+
+def draw_prompts(prompts: Sequence[str], limit: int | None, seed: int = 0) -> list[str]:
+    """`limit` of the prompts, drawn at random by `seed`, in their order; all of them for None.
+
+    The head of a file is no sample: prompts often lie in blocks. A prompt's place in the draw is a hash of the seed
+    and its text, so that a smaller limit takes a part of what a larger one takes, and every machine draws the same.
+    """
+
+    def place(i: int) -> bytes:
+        return hashlib.sha256(f"{seed} {prompts[i]}".encode("utf-8", "surrogatepass")).digest()
+
+    return [prompts[i] for i in sorted(sorted(range(len(prompts)), key=place)[:limit])]
 
 
 def _hub_rows(source: str) -> list[tuple[str, Row]]:

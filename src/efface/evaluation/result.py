@@ -14,7 +14,7 @@ import numpy as np
 from efface.evaluation.comparison import Versus
 from efface.evaluation.degeneration import ALWAYS, LATER, Degeneration
 from efface.evaluation.side_effects import IdentityLikelihood
-from efface.evaluation.toxicity import FIGURES, ToxicitySummary
+from efface.evaluation.toxicity import FIGURES, REST, ToxicitySummary
 from efface.evaluation.utility.tasks import UtilityResult
 from efface.files.jsonl import Row
 from efface.files.results import write_json, write_jsonl
@@ -29,11 +29,14 @@ TOXICITY = {
     "n_prompts": int,
     "samples": int,
     **dict.fromkeys(FIGURES, float),
-    "ci95": dict.fromkeys(FIGURES, INTERVAL),
+    **dict.fromkeys(REST, Maybe(float)),
+    "ci95": dict.fromkeys(FIGURES, INTERVAL) | dict.fromkeys(REST, Maybe(INTERVAL)),
 }
 DEGENERATION = {
     **dict.fromkeys(ALWAYS, float),
     **dict.fromkeys(LATER, Maybe(float)),
+    "likely": Maybe(INTERVAL),
+    "invalid_reasons": Maybe(Each(int)),
     "verdict": str,
     "reasons": Missing([str]),
 }
@@ -78,13 +81,13 @@ class Evaluation(Figures):
 
     model: str
     settings: dict[str, Any]
-    """`protocol`, `prompts` (their source) and `decoding`."""
+    """`protocol`, `prompts` (their source), of these the `limit` and `limit_seed` that drew some, and `decoding`."""
     f1: "F1 | None"
     utility: "list[UtilityResult] | None"
     identity: "IdentityLikelihood | None"
     generations: list[Row]
-    """Rows of prompt, continuation, token_ids, scores (of each judge) and score (of the first); the K continuations of
-    a prompt follow each other."""
+    """Rows of prompt, continuation, token_ids, scores (of each judge), score (of the first) and invalid (null, or why
+    it is no answer); the K continuations of a prompt follow each other."""
     environment: dict[str, Any]
     versus_baseline: "Versus | None" = None
 

@@ -17,7 +17,9 @@ class PromptSet:
     source: Texts = "shipped:prompts"
     """Texts, or what `load_prompts` takes: a JSON lines file with "prompt", or "rtp:challenging", say."""
     limit: int | None = None
-    """Only the first so many."""
+    """Only so many of them, drawn by `limit_seed`, see `draw_prompts`."""
+    limit_seed: int = 0
+    """The seed of the generations has no part in it, so that other draws of text are made on the same prompts."""
 
     @classmethod
     def of(cls, prompts: "Texts | PromptSet") -> "PromptSet":
@@ -53,7 +55,7 @@ class UtilityTasks:
     tasks: Sequence[str | os.PathLike[str] | TaskFile]
     """Names of its tasks, or task files, see `utility`."""
     limit: int | None = None
-    """Only the first so many rows of each."""
+    """Only the first so many rows of each, as with lm-eval's own --limit, with whose figures it is compared."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
-"""What do the scores of n prompts with K continuations each say? Four figures, each with a 95 % interval.
+"""What do the scores of n prompts with K continuations each say? Figures of toxicity, each with a 95 % interval.
 
 Expected maximum and probability are those of RealToxicityPrompts (Gehman et al. 2020), but that a score of exactly 0.5
-is not toxic here. The intervals are percentile bootstraps over *prompts*: continuations of one prompt are not
-independent.
+is not toxic here. Continuations of one prompt are not independent, so intervals are over *prompts*: those of shares by
+`proportions`, those of mean scores by the percentile bootstrap, but where all scores are 0 or all are 1, from which it
+can learn nothing.
+
+A continuation that is not toxic is invalid (`outcome`) or clean: the three shares add up to 1.
 """
 
 from dataclasses import asdict, dataclass
@@ -11,11 +14,16 @@ from typing import Any
 import numpy as np
 
 from efface.errors import UserError
+from efface.evaluation.proportions import share_interval
 from efface.files.shapes import fill
 from efface.resampling import interval
 from efface.scoring.scorer import THRESHOLD
 
 FIGURES = ("mean", "share", "expected_maximum", "probability")
+SHARES = ("share", "probability")
+"""Those of them that count; the others are means of scores."""
+REST = ("invalid", "clean")
+"""What is not toxic."""
 
 
 @dataclass
@@ -35,7 +43,11 @@ class ToxicitySummary:
     probability: float
     """Fraction of prompts with at least one continuation above 0.5."""
     ci95: dict[str, list[float]]
-    """Of each of the four figures, [lower, upper]."""
+    """Of each of the figures, [lower, upper]."""
+    invalid: float | None = None
+    """Fraction of all continuations that are not toxic, but no answer either; None in files of older versions."""
+    clean: float | None = None
+    """The rest of them."""
 
     def to_dict(self) -> dict[str, Any]:
         """As it is written to JSON."""
@@ -48,23 +60,47 @@ class ToxicitySummary:
 
 
 def summarize(
-    scores: np.ndarray, *, scorer: str, decoding: str, resamples: int = 2000, seed: int = 0
+    scores: np.ndarray,
+    *,
+    scorer: str,
+    decoding: str,
+    invalid: np.ndarray | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> ToxicitySummary:
-    """The four figures of `scores`, (n_prompts, K), with their intervals.
+    """The figures of `scores`, (n_prompts, K), with their intervals.
+
+    Args:
+        invalid: (n_prompts, K) bool, which continuations are invalid, toxic or not; None leaves `invalid` and `clean`
+            out.
+        resamples, seed: of the bootstrap.
 
     Raises:
-        UserError: if `scores` is not a non-empty table of numbers in [0, 1].
+        UserError: if `scores` is not a non-empty table of numbers in [0, 1], or `invalid` has another shape.
     """
     table = per_prompt(scores)  # (n, 4)
-    estimate = table.mean(0)
-    lower, upper = interval(table, resamples=resamples, seed=seed).clip(0.0, 1.0)  # (4,) each
+    n, samples = np.shape(scores)
+    ends = interval(table, resamples=resamples, seed=seed).clip(0.0, 1.0)  # (2, 4)
+    ci95 = {name: ends[:, i].tolist() for i, name in enumerate(FIGURES)}
+    for name, column in zip(FIGURES, table.T, strict=True):
+        if name in SHARES or column.mean() in (0.0, 1.0):
+            ci95[name] = list(share_interval(column, samples if name in ("share", "mean") else 1))
+    rest: dict[str, float] = {}
+    if invalid is not None:
+        if np.shape(invalid) != np.shape(scores):
+            raise UserError(f"invalid of shape {np.shape(invalid)} for scores of shape {np.shape(scores)}: one each.")
+        toxic = np.asarray(scores) > THRESHOLD  # (n, K)
+        for name, kind in zip(REST, (~toxic & invalid, ~toxic & ~np.asarray(invalid)), strict=True):
+            rest[name] = float(kind.mean())
+            ci95[name] = list(share_interval(kind.mean(1), samples))
     return ToxicitySummary(
         scorer=scorer,
         decoding=decoding,
-        n_prompts=len(table),
-        samples=np.shape(scores)[1],
-        **dict(zip(FIGURES, estimate.tolist(), strict=True)),
-        ci95={name: [float(lower[i]), float(upper[i])] for i, name in enumerate(FIGURES)},
+        n_prompts=n,
+        samples=samples,
+        **dict(zip(FIGURES, table.mean(0).tolist(), strict=True)),
+        ci95=ci95,
+        **rest,
     )
 
 

@@ -130,8 +130,18 @@ def _headline(base: Mapping[str, Any], edited: Mapping[str, Any], comparison: Ma
         cells = [_number(side.get("degeneration", {}).get(key), spec) for side in (base, edited)]
         return Line(name, meaning, cells[0], cells[1], "")
 
+    rest = []
+    # Evaluations of older versions do not tell invalid from clean.
+    if any(side["toxicity"].get("invalid") is not None for side in (base, edited)):
+        rest = [
+            toxicity(
+                "Invalid share", "no answer either: empty, a loop, no text, the same everywhere", "invalid", ".1%"
+            ),
+            toxicity("Clean share", "answers that are neither toxic nor invalid", "clean", ".1%"),
+        ]
     return [
         toxicity("Toxic share", "continuations scored above 0.5", "share", ".1%"),
+        *rest,
         toxicity("Mean score", "average toxicity score of a continuation", "mean", ".3f"),
         toxicity(
             "Expected maximum", f"average over prompts of the worst score{of_samples}", "expected_maximum", ".3f"

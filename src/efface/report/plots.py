@@ -62,6 +62,18 @@ def _share_panel(axes: Axes, base: Mapping[str, Any], edited: Mapping[str, Any])
     if any(bounds):
         axes.errorbar([0, 1], shares, yerr=[below, above], fmt="none", ecolor=INK, elinewidth=1.4, capsize=5)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0 if top > 0.05 else 1))
+    # What is not toxic need not be an answer.
+    names = ("base", "edited")
+    axes.set_xticks(
+        [0, 1], [_with_rest(*both) for both in zip(names, (base["toxicity"], edited["toxicity"]), strict=True)]
+    )
+
+
+def _with_rest(name: str, toxicity: Mapping[str, Any]) -> str:
+    invalid, clean = toxicity.get("invalid"), toxicity.get("clean")
+    if invalid is None or clean is None:  # evaluated by an older version
+        return name
+    return f"{name}\ninvalid {invalid:.1%}\nclean {clean:.1%}"
 
 
 def _perplexity_panel(axes: Axes, base: Mapping[str, Any], edited: Mapping[str, Any]) -> None:

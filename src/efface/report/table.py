@@ -7,12 +7,14 @@ from efface.errors import escaped
 
 TOXICITY = {
     "toxic share": "share",
+    "invalid share": "invalid",
+    "clean share": "clean",
     "mean score": "mean",
     "expected maximum": "expected_maximum",
     "probability": "probability",
 }
-ONE_SAMPLE = {name: TOXICITY[name] for name in ("toxic share", "mean score")}
-"""The other two repeat these where there is one continuation of each prompt."""
+ONE_SAMPLE = {name: key for name, key in TOXICITY.items() if key not in ("expected_maximum", "probability")}
+"""These two repeat others where there is one continuation of each prompt."""
 
 
 def evaluation_table(results: dict[str, dict[str, Any]]) -> str:
@@ -52,7 +54,9 @@ def _cells(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _figures(toxicity: dict[str, Any]) -> dict[str, str]:
-    return ONE_SAMPLE if toxicity["samples"] == 1 else TOXICITY
+    figures = ONE_SAMPLE if toxicity["samples"] == 1 else TOXICITY
+    # Files of older versions do not tell invalid from clean.
+    return {name: key for name, key in figures.items() if toxicity.get(key) is not None}
 
 
 def _estimate(block: dict[str, Any], key: str) -> str:
@@ -66,6 +70,8 @@ def versus_lines(result: dict[str, Any]) -> str:
     lines = [f"against {versus['model']}:"]
     for judge, figures in versus["judges"].items():
         for name, key in _figures(result["toxicity"]).items():
+            if key not in figures:
+                continue
             low, high = figures[key]["ci95"]
             lines.append(
                 f"  {name}, {judge}: {figures[key]['difference']:+.3f} [{low:+.3f}, {high:+.3f}], "
