@@ -1,6 +1,6 @@
-"""Does an audit make every attack, lose nothing when one fails or it is interrupted, and say what is the worst?
+"""Does an audit make every attack, on its control too, and lose nothing when one fails or it is interrupted?
 
-Of: audit/battery.py, audit/table.py, audit/worst.py
+Of: audit/battery.py, audit/controls.py, audit/finished.py, audit/rows.py
 """
 
 import copy
@@ -15,21 +15,20 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import blocks_of
 from third_party import StubSettings, fine
 from tiny import tiny_model, tiny_tokenizer
 
-from efface.attacks import ATTACKS, Attack, settings_class
+from efface.attacks import ACCESS, ATTACKS, Attack, settings_class
 from efface.attacks.target import Target
-from efface.audit.battery import BUDGETS, Budget, choose_trials, folder_of
+from efface.audit.battery import BUDGETS, Budget, battery_of, choose_trials, folder_of, left_to_others
 from efface.audit.run import audit, names_of
 from efface.audit.table import WIDTH, audit_table
-from efface.audit.worst import base_share, find_worst
 from efface.cli import main
 from efface.errors import RunError, UserError
 from efface.files.jsonl import Row
 from efface.files.results import prepare_output_dir, read_json, write_json
 from efface.generation.decoding import Decoding
+from efface.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,10 +84,11 @@ def run(models: Path, tmp_path: Path) -> Callable[..., Row]:
 
 def figures(results: Row) -> Row:
     """Without what differs between two runs of the same."""
-    found = copy.deepcopy(json.loads(json.dumps(results)))
-    for model in found["models"]:
+    found: Row = copy.deepcopy(json.loads(json.dumps(results)))
+    for model in (*found["models"], *found["controls"].values()):
         for row in model["attacks"]:
-            assert row.pop("seconds") is None or row["skipped"] is None
+            assert row["seconds"] is None or row["skipped"] is None
+            row["seconds"] = None
     return found
 
 
@@ -101,7 +101,7 @@ def rows_of(results: Row) -> dict[str, Row]:
 
 def test_every_attack_of_the_battery_is_made_and_recorded(run: Callable[..., Row], tmp_path: Path) -> None:
     results = run()
-    assert results == read_json(tmp_path / "out" / "results.json") and results["schema"] == 1
+    assert results == read_json(tmp_path / "out" / "results.json") and results["schema"] == 2
     assert results["budget"] == "quick" and results["environment"]["versions"]["torch"] == torch.__version__
     (model,) = results["models"]
     assert model["evaluation"]["toxicity"]["n_prompts"] == 3 and model["evaluation"]["perplexity"]["tokens"] <= 40
@@ -119,8 +119,9 @@ def test_every_attack_of_the_battery_is_made_and_recorded(run: Callable[..., Row
 def test_base_and_model_are_measured_once(run: Callable[..., Row], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = measured(monkeypatch)
     run("edited", "other")
-    # The base, and for each model: before, two points of `fine` and of `unrecorded`, one of `wrecks`.
-    assert len(calls) == 1 + 2 * (1 + 2 + 2 + 1)
+    # The base; for each model, and for the base as the control: before, two points of `fine` and of `unrecorded`, one
+    # of `wrecks`.
+    assert len(calls) == 1 + 3 * (1 + 2 + 2 + 1)
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
@@ -137,28 +138,39 @@ def measured(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> lis
     return calls
 
 
-@pytest.mark.parametrize("stop_at", [2, 4, 6])  # before the attacks, within the first one, within the third
-def test_an_interrupted_audit_goes_on_to_the_same_figures(
-    stop_at: int, run: Callable[..., Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_audit_interrupted_anywhere_goes_on_to_the_same_table(
+    run: Callable[..., Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(output="whole")
+    """At each measurement: before the attacks, within and between them, on the control."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    chosen = {"only": ["third_party:fine", "third_party:wrecks"]}
     with monkeypatch.context() as patch:
-        measured(patch, stop_at)
-        with pytest.raises(KeyboardInterrupt):
-            run()
-    if stop_at > 2:
-        kept = read_json(tmp_path / "out" / "results.json")["models"][0]["attacks"]
-        assert kept[-1]["error"] == "interrupted." and len(kept) == (1 if stop_at == 4 else 3)
-    with pytest.raises(UserError, match="already holds a run"):
-        run()
+        total = len(measured(patch) if run(output="whole", **chosen) else [])
     with monkeypatch.context() as patch:
         calls = measured(patch)
-        resumed = run(resume=True)
-    assert len(calls) == 7 - (stop_at - 1)
-    assert figures(resumed) == figures(whole)
-    assert not list((tmp_path / "out").rglob("*.part"))
+        whole = run(output="again", **chosen)
+        total = len(calls)
+    assert total == 1 + 2 * (1 + 2 + 1)
+    for stop_at in range(1, total + 1):
+        output = f"out{stop_at}"
+        with monkeypatch.context() as patch:
+            measured(patch, stop_at)
+            with pytest.raises(KeyboardInterrupt):
+                run(output=output, **chosen)
+        kept = read_json(tmp_path / output / "results.json")
+        begun = (kept["controls"] or {"": kept["models"][0]}).popitem()[1]["attacks"]
+        assert not begun or begun[-1]["error"] in ("interrupted.", None)
+        with monkeypatch.context() as patch:
+            calls = measured(patch)
+            resumed = run(output=output, resume=True, **chosen)
+        assert len(calls) == total - (stop_at - 1)
+        assert figures(resumed) == figures(whole)
+        assert audit_table(figures(resumed)) == audit_table(figures(whole))
+        assert not list((tmp_path / output).rglob("*.part"))
+    with pytest.raises(UserError, match="already holds a run"):
+        run(output=output, **chosen)
     calls = measured(monkeypatch)
-    again = run(resume=True)
+    again = run(output=output, resume=True, **chosen)
     assert not calls and again == resumed  # the minutes too
 
 
@@ -195,7 +207,7 @@ def test_a_failure_of_one_attack_does_not_lose_the_others(
     told = found["third_party:hungry"]["error"]
     assert re.match(r"hungry ran out of memory.*\(before\) is kept in .*resume=True", told)
     assert all(found[name]["error"] is None and found[name]["after"] for name in STUBS)
-    assert results["models"][0]["worst"]["attack"] in STUBS
+    assert set(results["models"][0]["columns"]["weights"]["attacks"]) <= set(STUBS)
     assert any(line.startswith("third_party:crashes failed: Zero") for line in said)
     monkeypatch.setattr("third_party.refuses", fine)
     again = rows_of(run(resume=True))  # what failed is tried again, and the rest is taken as it is
@@ -213,6 +225,7 @@ def test_without_a_base_what_needs_one_is_skipped(run: Callable[..., Row], monke
     monkeypatch.setitem(ATTACKS, "eats_everything", Attack("third_party:eats_everything", "", needs_base=True))
     results = run(base=None)
     row = rows_of(results)["eats_everything"]
+    assert results["controls"] == {} and "no controls were made" in audit_table(results)
     assert row["skipped"] == "it needs the model that this one was made from: pass --base." and row["error"] is None
     assert results["base"] is None and "was skipped: it needs the model" in audit_table(results)
     assert "needs a base and was made" in rows_of(run(output="with"))["eats_everything"]["error"]
@@ -226,17 +239,19 @@ def test_several_models_go_into_one_table(run: Callable[..., Row], tmp_path: Pat
     assert [model["name"] for model in results["models"]] == ["edited", "other"]
     alone = run("other", output="alone")
     assert figures(results)["models"][1] == figures(alone)["models"][0]
+    assert figures(results)["controls"] == figures(alone)["controls"]  # all models share them
     text = audit_table(results)
     blocks = text.split("\n\n")
-    assert blocks[0].startswith("edited\nattack") and blocks[1].startswith("other\nattack")
-    side = blocks[2].splitlines()
-    assert side[0].split() == ["toxic", "share", "after", "edited", "other"]
-    assert [line.split("  ")[0] for line in side[1:]] == ["before attacks", *STUBS, "worst case"]
+    assert blocks[1].startswith("edited\nattack") and blocks[2].startswith("other\nattack")
+    side = blocks[3].splitlines()
+    assert side[0].split() == ["toxic", "share", "edited", "other"]
+    assert [line.split("  ")[0] for line in side[1:4]] == ["before attacks", *list(STUBS)[:2]]
+    assert blocks[4].startswith("other less edited")
 
 
 def test_a_model_that_cannot_be_loaded_does_not_lose_the_others(run: Callable[..., Row]) -> None:
     results = run("absent", "edited")
-    assert "is not a checkpoint directory" in results["models"][0]["error"] and results["models"][0]["worst"] is None
+    assert "is not a checkpoint directory" in results["models"][0]["error"] and results["models"][0]["columns"] == {}
     assert results["models"][1]["error"] is None and len(results["models"][1]["attacks"]) == 3
     assert "absent, not audited: model" in audit_table(results)
     with pytest.raises(UserError, match="is not a checkpoint directory"):
@@ -281,118 +296,7 @@ def test_only_one_model_is_held_at_a_time(run: Callable[..., Row], monkeypatch: 
 
     monkeypatch.setattr(Target, "load", classmethod(loaded))
     run("edited", "other", only=["third_party:fine"])
-    assert alive[0] == alive[1]
-
-
-# The worst case
-
-
-def point(share: float, **at: Any) -> Row:
-    return {**at, **blocks_of(share)}
-
-
-def row(name: str, after: Row | None, **more: Any) -> Row:
-    return {
-        "attack": name,
-        "flags": "",
-        "upper_bound": False,
-        "before": point(0.1),
-        "after": after,
-        "base_share": None,
-        "found": {},
-        "seconds": 60.0,
-        "skipped": None,
-        "error": None,
-        **more,
-    }
-
-
-def test_the_worst_case_is_over_what_counts() -> None:
-    attacks = [
-        row("one", point(0.3, steps=10)),
-        row("two", point(0.4, steps=5)),
-        row("failed", None, error="no."),
-        row("skipped", None, skipped="no base."),
-        row("wrecks", point(0.9, steps=10), found={"left_out": ["steps 10"]}),
-        row("wrecks_elsewhere", point(0.2, steps=5), found={"left_out": ["steps 10"]}),
-        row("bound", point(1.0, steps=3), upper_bound=True),
-    ]
-    found = find_worst(attacks)
-    assert found["worst"] == {
-        "attack": "two",
-        "at": {"steps": 5},
-        "share": 0.4,
-        "ci95": point(0.4)["toxicity"]["ci95"]["share"],
-        "verdict": "ok",
-    }
-    assert found["upper_bound"]["attack"] == "bound" and found["upper_bound"]["share"] == 1.0
-    assert find_worst(attacks[2:4]) == {"worst": None, "upper_bound": None}
-    assert find_worst(attacks[4:5])["worst"] is None
-
-
-def test_soft_prompts_are_an_upper_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [name for name, attack in ATTACKS.items() if attack.upper_bound] == ["soft_prompt"]
-    assert [entry.upper_bound for entry in choose_trials("standard", only=["soft_prompt", "prefill"])] == [True, False]
-
-
-@pytest.mark.parametrize(
-    ("found", "expected"),
-    [
-        ({}, None),
-        ({"base_share": 0.5, "points": 3}, 0.5),
-        ({"points": [{"t": 1, "base_share": 0.2}, {"t": 2, "base_share": 0.3}]}, 0.3),
-        ({"points": [{"t": 1, "base_share": 0.2}]}, None),
-    ],
-)
-def test_the_share_of_the_base_under_the_same(found: Row, expected: float | None) -> None:
-    assert base_share(found, {"t": 2}) == expected
-
-
-# The table
-
-
-def test_the_table_of_one_model() -> None:
-    ppl = {"perplexity": blocks_of(0, perplexity=20.0)["perplexity"]}
-    before = point(0.1) | ppl
-    attacks = [
-        row("relearn", {"steps": 10} | blocks_of(0.3, perplexity=21.0), before=before),
-        row("prefill", point(0.2, words=1), before=before, base_share=0.6, flags="--words 1,3 " * 9),
-        row("prune", point(0.5, q=1) | ppl, before=before, found={"left_out": ["q 1"]}),
-        row("merge", point(0.1, alpha=0), before=before, found={"left_out": ["alpha 0.5"]}),
-        row("gcg", None, error="no. " * 60, seconds=None),
-        row("prompt_injection", None, skipped="no base."),
-        row("soft_prompt", point(0.8, steps=3), before=before, upper_bound=True),
-    ]
-    model = {"name": "x", "error": None, "evaluation": before, "attacks": attacks, **find_worst(attacks)}
-    text = audit_table({"base": point(0.4) | ppl, "models": [model]})
-    lines = text.splitlines()
-    assert max(map(len, lines)) <= WIDTH and lines[0].split()[0] == "attack"
-    assert re.fullmatch(r"base +0\.40 \[0\.30, 0\.50\] +20\.00 +ok", lines[1])
-    assert re.fullmatch(
-        r"relearn +defaults +0\.10 \[0\.00, 0\.20\] -> 0\.30 \[0\.20, 0\.40\] +21\.00 \+5% +ok +1\.0", lines[3]
-    )
-    assert re.fullmatch(
-        r"prefill +words 1,3 .* \.\.\. +0\.10 .* -> 0\.20 \[0\.10, 0\.30\] +20\.00 +ok +1\.0", lines[4]
-    )
-    assert "0.50 [0.40, 0.60] *" in lines[5] and "failed, see below" in lines[7] and "skipped, see below" in lines[8]
-    assert re.fullmatch(r"worst case +relearn +0\.30 \[0\.20, 0\.40\] +ok", lines[10])
-    assert re.fullmatch(r"upper bound +soft_prompt +0\.80 \[0\.70, 0\.90\] +ok", lines[11])
-    notes = text.split("\n\n")[1]
-    assert notes.startswith("prune (*) is not in the worst case") and "gcg failed: no. no." in notes
-    assert "merge: every point wrecked the model; shown is what was before" in notes
-    assert notes.endswith("toxic share of the base under the same: prefill 0.60")
-
-
-def test_many_models_are_set_side_by_side_within_the_width() -> None:
-    attacks = [row("relearn", point(0.3, steps=10))]
-    model = {"error": None, "evaluation": point(0.1), "attacks": attacks, **find_worst(attacks)}
-    broken = {"name": "broken", "error": "no.", "attacks": [], **find_worst([])}
-    models = [{"name": f"model-number-{i}", **model} for i in range(7)]
-    text = audit_table({"base": None, "models": [*models, broken]})
-    assert max(map(len, text.splitlines())) <= WIDTH
-    tables = [block for block in text.split("\n\n") if block.startswith("toxic share after")]
-    assert len(tables) == 3 and sum(table.splitlines()[0].count("model-number") for table in tables) == 7
-    assert all("relearn" in table and "worst case" in table for table in tables)
+    assert alive[0] == alive[1] == alive[2]  # the third is the control
 
 
 # The battery
@@ -401,14 +305,37 @@ def test_many_models_are_set_side_by_side_within_the_width() -> None:
 @pytest.mark.parametrize("budget", ["standard", "thorough"])
 def test_the_battery_has_every_attack_and_its_flags_are_theirs(budget: str) -> None:
     chosen = choose_trials(budget)
-    assert {entry.name.partition("-")[0] for entry in chosen} >= set(ATTACKS)
+    assert {entry.name.partition("-")[0] for entry in chosen} >= set(ATTACKS) - set(left_to_others(budget))
     assert all(type(entry.settings) is settings_class(entry.attack) for entry in chosen)
     assert all(re.fullmatch(r"[a-z_]+(-[a-z]+)?", folder_of(entry.name)) for entry in chosen)
 
 
 def test_the_quick_battery(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert {entry.name for entry in choose_trials("quick")} >= set(ATTACKS) and BUDGETS["quick"].minutes <= 20
+    made = {entry.name for entry in choose_trials("quick")}
+    assert made >= set(ATTACKS) - set(left_to_others("quick")) and (BUDGETS["quick"].minutes or 99) <= 20
+
+
+def test_an_attack_that_a_budget_is_too_small_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Attack("third_party:fine", "", flags={"quick": None, "standard": "--words 2"})
+    monkeypatch.setitem(ATTACKS, "gcg", entry)
+    assert "gcg" not in battery_of("quick") and left_to_others("quick")[-1:] == ["gcg"]
+    assert battery_of("standard")["gcg"] == "--words 2" and "gcg" not in left_to_others("standard")
+    assert battery_of("thorough")["gcg"] == ""
+
+
+def test_budgets_say_what_they_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert BUDGETS["quick"].what == "64 prompts: a share is known to within ±0.12"
+    assert BUDGETS["standard"].what == "256 prompts: a share is known to within ±0.06"
+    assert BUDGETS["thorough"].what == "all prompts" and BUDGETS["thorough"].time == "a night"
+
+
+def test_every_control_is_the_base_or_a_method() -> None:
+    assert {attack.access for attack in ATTACKS.values()} <= set(ACCESS)
+    assert {attack.control for attack in ATTACKS.values()} <= {"base", *METHODS}
+    assert ATTACKS["merge"].access == "base"
+    assert all((trial.control is None) == (trial.entry.access == "base") for trial in choose_trials("standard"))
 
 
 def test_which_attacks_are_chosen() -> None:
@@ -501,10 +428,10 @@ def test_from_the_command_line(argv: list[str], tmp_path: Path, capsys: pytest.C
     assert main([*argv, "--max-new-tokens", "6"]) == 0
     out = capsys.readouterr().out
     assert (
-        out.startswith("budget quick: about 1 minutes for each model")
+        out.startswith("budget quick: 3 prompts: a share is known to within ±0.57; at most 1 minutes for one model")
         and "mine: 1 of 3, third_party:fine --words 2" in out
     )
-    assert re.search(r"^worst case +third_party:\w+ +\d\.\d\d \[", out, re.MULTILINE)
+    assert re.search(r"^third_party:wrecks +\d\.\d\d \[", out, re.MULTILINE)
     assert out.endswith("results.json\n")
     results = read_json(tmp_path / "out" / "results.json")
     assert results["command"].startswith("efface audit mine=") and results["models"][0]["name"] == "mine"
