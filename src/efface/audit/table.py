@@ -100,8 +100,8 @@ def _judged_cells(judged: Row, p: float | None) -> tuple[str, ...]:
     low, high = versus["ci95"]
     return (
         _interval(judged["share"], judged["ci95"]),
-        _part(judged["invalid"]),
-        _part(judged["clean"]),
+        _part(judged.get("invalid")),
+        _part(judged.get("clean")),
         _part(second[0]["share"] if second else None),
         f"{versus['difference']:+.2f} [{low:+.2f}, {high:+.2f}]",
         _p(p),

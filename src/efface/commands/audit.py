@@ -15,9 +15,9 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "audit",
         help="measure models and attack them with everything, into one table",
-        description="Measure each MODEL, make every attack of the battery on it and on the attack's control, and print "
-        "a table that ends with the worst case for each access (black box, gradients, weights). An attack that fails "
-        "does not lose the others.",
+        description="Measure each MODEL, make every attack of the battery on it and on the attack's control, and "
+        "print a table that ends with the worst case for each access (black box, gradients, weights). An attack that "
+        "fails does not lose the others.",
     )
     command.add_argument(
         "models", metavar="[NAME=]MODEL", nargs="+", help=f"{MODEL_HELP}; NAME is what tables and directories call it"
@@ -45,8 +45,8 @@ def add(commands: Any) -> None:
         "--no_controls",
         "--no-controls",
         action="store_true",
-        help="do not make the attacks on the base, or on an edit known to fall to them: half of the time, but no row is "
-        "then known to be evidence",
+        help="do not make the attacks on the base, or on an edit known to fall to them: half of the time, but no row "
+        "is then known to be evidence",
     )
     add_target(command)
     # Not given, the number of prompts and of tokens is the budget's.
