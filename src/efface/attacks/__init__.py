@@ -39,10 +39,11 @@ class Attack(Entry):
     control: str = "base"
     """What the attack must be able to raise, or its row is no evidence: the undefended "base"; or, for one that can
     only undo what an edit has done, the name of a method whose edit is known to fall to it."""
-    upper_bound: bool = False
-    """No text can do this: what it reaches is no worst case."""
-    flags: Mapping[str, str] = field(default_factory=dict)
-    """Budget of an audit -> settings there, as flags of `efface attack`; where there are none, the defaults."""
+    published: str = ""
+    """The effort of the paper, beside which that of a budget stands: "500 x 512 candidates (Zou et al.)"."""
+    flags: Mapping[str, str | None] = field(default_factory=dict)
+    """Budget of an audit -> settings there, as flags of `efface attack`; where there are none, the defaults; None: it
+    is not made in that budget, which cannot show it."""
     variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """What else an audit tries: "lora", which is called relearn-lora, -> budget -> flags; only in those budgets."""
 
@@ -114,6 +115,7 @@ ATTACKS = {
         "move the weights back toward the base, or beyond it",
         "Wortsman et al. 2022, arXiv 2203.05482; Ilharco et al. 2023, arXiv 2212.04089",
         needs_base=True,
+        access="base",
         flags={
             "quick": "--alphas 0.25,0.5",
             "standard": "--alphas 0.25,0.5,0.75",
@@ -162,7 +164,6 @@ ATTACKS = {
         "efface.attacks.soft_prompt:soft_prompt",
         "optimise vectors before the prompt (an upper bound: they are no text)",
         "Schwinn et al. 2024, arXiv 2402.09063",
-        upper_bound=True,
         flags={
             "quick": "--steps 10",
             "standard": "--steps 10,30",

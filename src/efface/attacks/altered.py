@@ -59,7 +59,8 @@ def attack_altered(
             altered.append(prompts)
         attacked = record.curve[1:]
         after = worst(record.curve)
-        base = record.base_at(after.at, decoding, altered[attacked.index(after)])
+        number = next((i for i, point in enumerate(attacked) if point is after), None)
+        base = record.base if number is None else record.base_at(after.at, decoding, altered[number])
         judge = next(iter(after.figures["judges"]))
         toxic = [(point.scores(judge) > THRESHOLD).any(1) for point in attacked]  # of (n_prompts,)
         return record.result(

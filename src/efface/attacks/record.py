@@ -11,6 +11,7 @@ import numpy as np
 
 from efface.attacks.lists import describe_settings
 from efface.attacks.result import AttackResult, title
+from efface.attacks.selection import NOTHING, judge_chosen, option_of
 from efface.attacks.target import Measurement, Target
 from efface.checks import all_finite
 from efface.errors import NotFinite, RunError, UserError, out_of_memory
@@ -154,21 +155,27 @@ class Record:
             if _is_state(row) and row["title"].startswith(name)
         ]
 
-    def result(self, after: Measurement, **found: Any) -> AttackResult:
-        """The attack is done. Saved if the target has an output, and the part file is removed.
+    def result(self, after: Measurement, *, among: Sequence[Measurement] | None = None, **found: Any) -> AttackResult:
+        """The attack is done, and judged. Saved if the target has an output, and the part file is removed.
 
         Args:
-            after: the point of the curve that the attack is judged by.
+            after: the highest point of the curve.
+            among: the points that count; None takes all that `found` does not name as `left_out`.
             found: what else the attack has to say, as JSON.
         """
-        target = self.target
+        target, before = self.target, self.before
+        left_out = found.get("left_out", [])
+        counted = [point for point in self.curve if title(point.at) not in left_out] if among is None else among
+        attacked = [point for point in counted if point.generations is not before.generations]
+        options = [option_of(NOTHING, before), *(option_of(title(point.at), point) for point in attacked)]
         result = AttackResult(
             attack=self.attack,
             settings=self.settings,
             target={"names": target.names, **self.described},
             base=self.base,
-            before=self.before,
+            before=before,
             after=after,
+            judged=judge_chosen(options, target.seed),
             curve=self.curve,
             found=found,
             environment=environment(seed=target.seed, model=target.model, command=target.command),

@@ -1,13 +1,15 @@
-"""What has an attack found? A curve of measurements, and the point of it that the attack is judged by."""
+"""What has an attack found? A curve of measurements, its highest point, and what of that holds on other prompts."""
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from efface.attacks.target import BLOCKS, FIGURES, Measurement
+from efface.attacks.selection import JUDGED, NOTHING, Option, option_of
+from efface.attacks.target import BLOCKS, FIGURES, SCORED, Measurement
+from efface.errors import UserError
 from efface.evaluation.result import generations_path
-from efface.files.jsonl import Row
+from efface.files.jsonl import Row, read_jsonl
 from efface.files.results import write_json, write_jsonl
 from efface.files.shapes import Maybe, Missing, check_shape
 
@@ -19,6 +21,7 @@ RESULT = {
     "base": Maybe(FIGURES),
     "before": FIGURES,
     "after": FIGURES,
+    "judged": Missing(Maybe(JUDGED)),
     "curve": Missing([FIGURES]),
     "found": FOUND,
     "environment": Missing(dict),
@@ -38,11 +41,14 @@ class AttackResult:
     base: Measurement | None
     before: Measurement
     after: Measurement
-    """The point of the curve that the attack is judged by."""
+    """The highest point of the curve that counts, chosen on the same prompts that it is measured on."""
     curve: list[Measurement]
     found: dict[str, Any]
     """What else the attack has to say."""
     environment: dict[str, Any]
+    judged: Row | None = None
+    """What an attacker reaches who chooses the point on other prompts, see `selection.judge_chosen`; None in files of
+    older versions."""
 
     def to_dict(self, generations: str | None = None) -> dict[str, Any]:
         """As it is written to JSON; `generations` names the file that holds them."""
@@ -54,6 +60,7 @@ class AttackResult:
             "base": None if self.base is None else self.base.to_dict(),
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
+            "judged": self.judged,
             "curve": [point.to_dict() for point in self.curve],
             "found": self.found,
             "generations": generations,
@@ -79,6 +86,7 @@ class AttackResult:
             curve=[read_point(point) for point in result.get("curve", [])],
             found=result["found"],
             environment=result.get("environment", {}),
+            judged=result.get("judged"),
         )
 
     def columns(self) -> dict[str, dict[str, Any]]:
@@ -111,3 +119,31 @@ def read_point(block: Row) -> Measurement:
     without the generations."""
     figures = {name: block[name] for name in (*BLOCKS, "versus_before") if name in block}
     return Measurement(figures, [], {name: value for name, value in block.items() if name not in figures})
+
+
+def read_options(result: AttackResult, path: str | os.PathLike[str]) -> list[Option]:
+    """What an attacker may do by a result that lies at `path`: nothing, or any point of the curve that counts.
+
+    Raises:
+        UserError: if the generations are not beside it, or not those that were judged.
+    """
+    beside = generations_path(path)
+    rows = read_jsonl(beside)
+    check_shape(rows, [{"at": str, **SCORED}], os.fspath(beside))
+    by_point: dict[str, list[Row]] = {}
+    for row in rows:
+        by_point.setdefault(row["at"], []).append(row)
+    left_out = result.found.get("left_out", [])
+    found = []
+    for name, point in [(NOTHING, result.before), *((title(point.at), point) for point in result.curve)]:
+        among = name in result.judged["among"] if result.judged is not None else name not in left_out
+        # The start of a curve is untouched, and written as what was before.
+        if name == NOTHING or (among and name in by_point):
+            generations = by_point.get(name, [])
+            toxicity = point.measured.toxicity
+            if len(generations) != toxicity.n_prompts * toxicity.samples:
+                raise UserError(f"{beside}: the {len(generations)} rows of {name!r} are not those judged. Remove it.")
+            if any(row["scores"].keys() < point.measured.judges.keys() for row in generations):
+                raise UserError(f"{beside}: {name!r} has not the scores of all judges. Remove it.")
+            found.append(option_of(name, point, generations))
+    return found

@@ -14,6 +14,7 @@ import numpy as np
 
 from efface.checks import one_or_more
 from efface.data.pairs import load_pairs
+from efface.data.preferences import text_of
 from efface.data.rows import load_texts
 from efface.errors import UserError
 from efface.evaluation.baseline import Baseline
@@ -29,7 +30,7 @@ from efface.files.shapes import Each, Maybe, check_shape
 from efface.generation.decoding import Decoding
 from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
 from efface.scoring import DEFAULT_SCORER, load_scorer
-from efface.scoring.scorer import Scorer
+from efface.scoring.scorer import Scorer, score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -282,11 +283,20 @@ class Target:
             "tokenizer": tokenizer_fingerprint(self.processing_class),
             "scorers": [scorer.name for scorer in self.scorers],
             # A judge that was trained anew keeps its name.
-            "judges": [getattr(scorer, "version", None) for scorer in self.scorers],
+            "judges": [getattr(scorer, "version", None) or self._said_by(scorer) for scorer in self.scorers],
             "decoding": self.decoding.to_dict(),
             "seed": self.seed,
             "versions": versions(),
         }
+
+    def _said_by(self, scorer: Scorer) -> str:
+        """A hash of what a judge that has no version, a plain function, says of a few texts."""
+        texts = [text_of(row[side]) for row in self.rows[:PROBES] for side in ("chosen", "rejected")]
+        return digest([round(value, 3) for value in score(scorer, texts).tolist()])
+
+
+PROBES = 16
+"""Rows by whose texts a judge without a version is told from another of its name."""
 
 
 def _name(source: Any) -> str | None:

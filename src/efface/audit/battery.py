@@ -1,11 +1,12 @@
-"""Which attacks does an audit make, how hard does each try, and on how much is it measured?
+"""Which attacks does an audit make, how hard does each try, on how much is it measured, and what does that resolve?
 
 The attacks and their settings in each budget are those of their entries in `efface.attacks`.
 
-Minutes are for one model of the size of SmolLM2-135M on two slow cores, a base included; faster ones took 7 and 18 for
-quick and standard. Those of thorough are reckoned from its points.
+Minutes are for one model of the size of SmolLM2-135M on two slow cores, with its controls, which take as long as the
+model itself and are shared by all models of an audit.
 """
 
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ from typing import Any
 from efface.attacks import ATTACKS, Attack, load_attack, settings_class
 from efface.errors import UserError
 
+DIAGNOSTIC = "base"
+"""The access of attacks that are none: see `efface.attacks.ACCESS`."""
+
 
 @dataclass(frozen=True)
 class Budget:
     """What an audit may cost."""
 
-    minutes: int
-    """About so many, for a model."""
+    minutes: int | None
+    """About so many at most, for a model and its controls; None takes a night."""
     limit: int | None
     """Prompts that it is measured on; None takes all."""
     max_text_tokens: int
@@ -28,20 +32,37 @@ class Budget:
     attacks: dict[str, str]
     """Name -> settings, as flags of `efface attack`. Several settings of one have names like relearn-lora."""
 
+    @property
+    def time(self) -> str:
+        return "a night" if self.minutes is None else f"{self.minutes} minutes"
+
+    @property
+    def what(self) -> str:
+        """What it is measured on, and what that resolves."""
+        if self.limit is None:
+            return "all prompts"
+        return f"{self.limit} prompts: a share is known to within ±{resolution(self.limit):.2f}"
+
+
+def resolution(n_prompts: int) -> float:
+    """Half of the 95 % interval of a share of one half on so many prompts: no other share is known less well."""
+    return 1.96 * math.sqrt(0.25 / n_prompts)
+
 
 def battery_of(budget: str) -> dict[str, str]:
     """What every attack says of a budget, in their order: name -> flags; its variants follow it."""
     found = {}
     for name, attack in ATTACKS.items():
-        found[name] = attack.flags.get(budget, "")
+        flags = attack.flags.get(budget, "")
+        found |= {} if flags is None else {name: flags}
         found |= {f"{name}-{one}": flags[budget] for one, flags in attack.variants.items() if budget in flags}
     return found
 
 
 BUDGETS = {
-    "quick": Budget(minutes=13, limit=64, max_text_tokens=4_000, attacks=battery_of("quick")),
-    "standard": Budget(minutes=32, limit=96, max_text_tokens=4_000, attacks=battery_of("standard")),
-    "thorough": Budget(minutes=240, limit=None, max_text_tokens=20_000, attacks=battery_of("thorough")),
+    "quick": Budget(minutes=20, limit=64, max_text_tokens=4_000, attacks=battery_of("quick")),
+    "standard": Budget(minutes=90, limit=256, max_text_tokens=4_000, attacks=battery_of("standard")),
+    "thorough": Budget(minutes=None, limit=None, max_text_tokens=20_000, attacks=battery_of("thorough")),
 }
 
 
@@ -55,12 +76,19 @@ class Trial:
     settings: Any
 
     @property
-    def needs_base(self) -> bool:
-        return _entry_of(self.name).needs_base
+    def entry(self) -> Attack:
+        """What is known of it; of one of a third party nothing but the defaults."""
+        return ATTACKS.get(_attack(self.name), Attack(self.name, ""))
 
     @property
-    def upper_bound(self) -> bool:
-        return _entry_of(self.name).upper_bound
+    def control(self) -> str | None:
+        """The model that it must be able to raise; a diagnostic, which is in no worst case, needs none."""
+        return None if self.entry.access == DIAGNOSTIC else self.entry.control
+
+
+def left_to_others(budget: str) -> list[str]:
+    """The attacks that a budget is too small for, and so cannot show."""
+    return [name for name, attack in ATTACKS.items() if attack.flags.get(budget, "") is None]
 
 
 def choose_trials(budget: str, only: Sequence[str] = (), skip: Sequence[str] = ()) -> list[Trial]:
@@ -101,11 +129,6 @@ def folder_of(name: str) -> str:
 def _attack(name: str) -> str:
     """Of an attack in the battery; the dotted path of another is its name."""
     return name.partition("-")[0]
-
-
-def _entry_of(name: str) -> Attack:
-    """What is known of an attack in the battery; of one of a third party nothing."""
-    return ATTACKS.get(_attack(name), Attack(name, ""))
 
 
 def _make_trial(name: str, flags: str) -> Trial:

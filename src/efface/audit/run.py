@@ -1,38 +1,38 @@
 """How robust are models against everything we have? `efface audit`: each attack of a budget, one after the other.
 
-    DIR/results.json                 everything below, and for each model the worst case over attacks
+    DIR/results.json                 everything below, and for each model its columns (`columns.py`)
     DIR/untouched/                   what the base and the models do before any attack, measured once
     DIR/MODEL/ATTACK/result.json     as `efface attack` writes it, the generations beside it; .part until it is done
+    DIR/controls/                    the same of the controls (`controls.py`)
 
 Whatever one attack dies of, the others are made.
 """
 
 import dataclasses
 import gc
-import json
+import itertools
 import logging
 import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from efface.attacks.lists import describe_settings
-from efface.attacks.result import AttackResult
-from efface.attacks.target import Measurement, Target
-from efface.audit.battery import BUDGETS, Trial, choose_trials, folder_of
-from efface.audit.worst import base_share, find_worst
-from efface.errors import RunError, UserError, out_of_memory, reason_of
+from efface.attacks.result import AttackResult, read_options
+from efface.attacks.selection import NOTHING, Option, option_of
+from efface.attacks.target import Target
+from efface.audit.battery import BUDGETS, Trial, choose_trials, folder_of, left_to_others
+from efface.audit.columns import columns_of, compare_models, weigh
+from efface.audit.controls import BASE, CONTROLS, control_model, needed, rows_of
+from efface.audit.finished import Untouched, finished_result, read_result, seconds_spent
+from efface.audit.rows import figures_of, is_base, row_of, told, training_seed
+from efface.errors import RunError, UserError, out_of_memory
 from efface.files.jsonl import Row
-from efface.files.results import MARKER, RESULTS, environment, prepare_output_dir, read_json, write_json
-from efface.files.shapes import Maybe, check_shape
+from efface.files.results import MARKER, RESULTS, environment, prepare_output_dir, write_json
 
 log = logging.getLogger(__name__)
 UNTOUCHED = "untouched"
-AUDIT = {"models": [{"name": str, "attacks": [{"attack": str, "seconds": Maybe(float)}]}]}
-"""The shape of an audit's results, as far as one that goes on reads them."""
 Say = Callable[[str], None]
 
 
@@ -43,6 +43,7 @@ def audit(
     budget: str = "quick",
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    controls: bool = True,
     measurement: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -54,6 +55,7 @@ def audit(
         models: name -> what `Target.load` takes for a model.
         output: a run directory.
         budget, only, skip: which attacks, see `battery.choose_trials`.
+        controls: make each attack on its control too, without which no row is known to be evidence; needs a base.
         measurement: other arguments of `Target.load`: `base`, `scorer`, `command`, ... Where `text`, `limit` and
             `max_text_tokens` are None or missing, it is the shipped text and as much as the budget says.
         overwrite, resume: delete what lies in `output`, or take it as far as it goes.
@@ -61,7 +63,7 @@ def audit(
 
     Returns:
         What `results.json` says. An attack that failed or was skipped says so there, under `error` or `skipped`; a
-        model that could not be loaded or measured, too.
+        model, or a control, that could not be loaded or measured, too.
 
     Raises:
         UserError: for input that cannot work.
@@ -74,10 +76,14 @@ def audit(
     read = [*models.values(), *(given.get(name) for name in ("base", "prompts", "rows", "text"))]
     folder = prepare_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
     run = _Run(folder, chosen, how | {"resume": resume}, say, budget)
-    errors = [error for name, model in models.items() if (error := run.model(name, model)) is not None]
-    if len(errors) == len(models):
-        raise errors[0]
-    run.save()
+    try:
+        errors = [error for name, model in models.items() if (error := run.model(name, model)) is not None]
+        if len(errors) == len(models):
+            raise errors[0]
+        if controls and given.get("base") is not None:
+            run.controls()
+    finally:  # also when it is interrupted
+        run.conclude()
     return run.results
 
 
@@ -102,79 +108,142 @@ def _check(models: Mapping[str, Any]) -> None:
     if not models:
         raise UserError("an audit needs at least one model.")
     for name in models:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in (UNTOUCHED, RESULTS, MARKER):
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in (UNTOUCHED, CONTROLS, RESULTS, MARKER):
             raise UserError(f"model name {name!r} cannot be a directory of the audit. Name it otherwise: NAME=MODEL.")
 
 
 class _Run:
-    """An audit in the making; `results` is on disk after every attack."""
+    """An audit in the making; `results` is on disk after every attack.
+
+    What is attacked has a place, its directory: that of a model has its name, that of a control is "controls/NAME".
+    """
 
     def __init__(self, folder: Path, chosen: list[Trial], how: Row, say: Say, budget: str):
         self.folder, self.chosen, self.how, self.say = folder, chosen, how, say
         self.known = Untouched(folder / UNTOUCHED)
         self.earlier = seconds_spent(folder / RESULTS)
+        self.reports: dict[str, Row] = {}
+        """By place, of what could be measured."""
+        self.before: dict[str, Option] = {}
+        self.options: dict[str, dict[str, Sequence[Option]]] = {}
+        self.seed = int(how.get("seed", 0))
         self.results: Row = {
-            "schema": 1,
+            "schema": 2,
             "budget": budget,
+            "cannot_show": left_to_others(budget),
             "base": None,
             "models": [],
+            "controls": {},
+            "comparisons": [],
+            "seeds": {"attack": self.seed, "generations": None},
             "environment": None,
             "command": how.get("command"),
         }
 
     def model(self, name: str, model: Any) -> UserError | RunError | None:
         """Measure and attack a model. Returns why, if it could not even be measured."""
+        report: Row = {"name": name, "error": None, "attacks": [], "columns": {}}
+        self.results["models"].append(report)
+        return self._audit(name, model, report, self.chosen)
+
+    def controls(self) -> None:
+        """Make the attacks on their controls, those that were made on a model."""
+        made = {row["attack"] for model in self.results["models"] for row in model["attacks"] if row["judged"]}
+        for name, trials in needed(self.chosen).items():
+            wanted = [trial for trial in trials if trial.name in made]
+            if not wanted:
+                continue
+            twins = (one["name"] for one in self.results["models"] if one["error"] is None and is_base(one))
+            report: Row = {
+                "name": name,
+                "as": next(twins, None) if name == BASE else None,
+                "error": None,
+                "attacks": [],
+            }
+            self.results["controls"][name] = report
+            if report["as"] is None:
+                place = f"{CONTROLS}/{name}"
+                try:
+                    rows = self.how.get("rows", "shipped:heldout")
+                    model = control_model(name, self.how["base"], rows, self.folder / place, self.say)
+                except (Exception, SystemExit) as error:
+                    log.info("the control %s could not be made", name, exc_info=True)
+                    report["error"] = told(error)
+                else:
+                    self._audit(place, model, report, wanted)
+
+    def conclude(self) -> None:
+        """What all of it shows, as far as it was made."""
+        controls = rows_of(self.results)
+        for place, report in self.reports.items():
+            weigh(report["attacks"], controls)
+            report["columns"] = columns_of(report["attacks"], self.before[place], self.options[place], self.seed)
+        made = {
+            place: (self.before[place], self.options[place], report["columns"])
+            for place, report in self.reports.items()
+            if not place.startswith(f"{CONTROLS}/")
+        }
+        self.results["comparisons"] = [
+            compare_models(*pair, made, self.seed) for pair in itertools.combinations(made, 2)
+        ]
+        self.save()
+
+    def save(self) -> None:
+        write_json(self.folder / RESULTS, self.results)
+
+    def _audit(self, place: str, model: Any, report: Row, chosen: Sequence[Trial]) -> UserError | RunError | None:
         try:
-            target, finished = self._begin(name, model)
+            target, finished = self._begin(place, model, report, chosen)
         except (Exception, SystemExit) as error:  # SystemExit: of a scorer of a third party
-            log.info("%s could not be measured", name, exc_info=True)
-            self.results["models"].append({"name": name, "error": _told(error), "attacks": [], **find_worst([])})
-            return error if isinstance(error, UserError | RunError) else RunError(f"{name}: {_told(error)}")
-        self._attack(name, target, finished)
+            log.info("%s could not be measured", place, exc_info=True)
+            report["error"] = told(error)
+            return error if isinstance(error, UserError | RunError) else RunError(f"{place}: {told(error)}")
+        self._attack(place, target, finished, chosen)
         return None
 
-    def _begin(self, name: str, model: Any) -> tuple[Target, dict[str, AttackResult]]:
+    def _begin(
+        self, place: str, model: Any, report: Row, chosen: Sequence[Trial]
+    ) -> tuple[Target, dict[str, AttackResult]]:
         """Load the model and measure it. Returns also the results of earlier attacks on it, by trial."""
-        self.say(f"{name}: measured before the attacks")
+        self.say(f"{place}: measured before the attacks")
         try:
             target = Target.load(model, **self.how)
             target.known = self.known
             described = target.described()
-            finished = {
-                trial.name: finished_result(self._file(name, trial), trial, described) for trial in self.chosen
-            }
-            evaluation = target.untouched("model", described).to_dict()
+            finished = {trial.name: finished_result(self._file(place, trial), trial, described) for trial in chosen}
+            untouched = target.untouched("model", described)
         except Exception as error:
             if out_of_memory(error):
-                raise RunError(f"{name} ran out of memory before the attacks. Lower max_tokens_at_once.") from error
+                raise RunError(f"{place} ran out of memory before the attacks. Lower max_tokens_at_once.") from error
             raise
         if target.base is not None:
             figures = target.untouched("base", described).to_dict()
             self.results["base"] = {"model": target.names["base"], **figures}
         self.results["environment"] = environment(seed=target.seed, model=target.model, command=target.command)
-        report = {"name": name, "model": target.names["model"], "target": described, "evaluation": evaluation}
-        self.results["models"].append({**report, "error": None, "attacks": [], **find_worst([])})
+        self.results["seeds"]["generations"] = target.decoding.seed
+        named = target.names["model"]
+        report |= {"model": named, "target": described, "evaluation": untouched.to_dict()}
+        report["training_seed"] = training_seed(named)
+        self.reports[place], self.before[place], self.options[place] = report, option_of(NOTHING, untouched), {}
         return target, {key: result for key, result in finished.items() if result is not None}
 
-    def _attack(self, name: str, target: Target, finished: dict[str, AttackResult]) -> None:
+    def _attack(self, place: str, target: Target, finished: dict[str, AttackResult], chosen: Sequence[Trial]) -> None:
         """All attacks on the model that was begun last."""
-        report = self.results["models"][-1]
-        for number, trial in enumerate(self.chosen, 1):
-            row = row_of(trial, self.earlier.get((name, trial.name)))
-            report["attacks"].append(row)
+        for number, trial in enumerate(chosen, 1):
+            row = row_of(trial, self.earlier.get((place, trial.name)))
+            self.reports[place]["attacks"].append(row)
             try:
                 if trial.name in finished:
-                    row |= figures_of(finished[trial.name])
-                elif trial.needs_base and target.base is None:
+                    self._take(row, place, trial, finished[trial.name])
+                elif trial.entry.needs_base and target.base is None:
                     row["skipped"] = "it needs the model that this one was made from: pass --base."
                 else:
-                    self.say(f"{name}: {number} of {len(self.chosen)}, {trial.name} {trial.flags}".rstrip())
-                    self._one(row, trial, dataclasses.replace(target, output=self._file(name, trial)))
+                    self.say(f"{place}: {number} of {len(chosen)}, {trial.name} {trial.flags}".rstrip())
+                    self._one(row, place, trial, dataclasses.replace(target, output=self._file(place, trial)))
             finally:  # also when it is interrupted
-                report |= find_worst(report["attacks"])
                 self.save()
 
-    def _one(self, row: Row, trial: Trial, target: Target) -> None:
+    def _one(self, row: Row, place: str, trial: Trial, target: Target) -> None:
         """Make one attack; `row` says what came of it, whatever that is."""
         assert target.output is not None
         start = time.monotonic()
@@ -184,9 +253,9 @@ class _Run:
             result = trial.attack(target, trial.settings)
             if not os.path.lexists(target.output):  # an attack of a third party may not record itself
                 result.save(target.output)
-            row |= figures_of(_read(target.output))
+            self._take(row, place, trial, read_result(target.output))
         except (Exception, SystemExit) as error:  # of a third party's code, which must not end the audit
-            row["error"] = _told(error)
+            row["error"] = told(error)
             log.info("%s failed", trial.name, exc_info=True)
             gc.collect()  # copies of the model that an error holds in cycles
             self.say(f"{trial.name} failed: {row['error']}")
@@ -196,97 +265,12 @@ class _Run:
         finally:
             row["seconds"] = round((row["seconds"] or 0) + time.monotonic() - start, 1)
 
-    def _file(self, name: str, trial: Trial) -> Path:
+    def _take(self, row: Row, place: str, trial: Trial, result: AttackResult) -> None:
+        """The figures of an attack that is made, and what it lets an attacker do."""
+        options = read_options(result, self._file(place, trial))
+        row |= figures_of(result, options, self.seed)
+        self.options[place][trial.name] = options
+
+    def _file(self, place: str, trial: Trial) -> Path:
         """Of the result of an attack on a model."""
-        return self.folder / name / folder_of(trial.name) / "result.json"
-
-    def save(self) -> None:
-        write_json(self.folder / RESULTS, self.results)
-
-
-class Untouched(dict[str, Measurement]):
-    """`Target.known`, a file for each measurement, so that an audit that goes on knows them."""
-
-    def __init__(self, folder: Path):
-        there = sorted(folder.glob("*.json"))
-        super().__init__({path.stem: Measurement.from_dict(read_json(path), os.fspath(path)) for path in there})
-        self.folder = folder
-
-    def __setitem__(self, key: str, found: Measurement) -> None:
-        write_json(self.folder / f"{key}.json", asdict(found))
-        super().__setitem__(key, found)
-
-
-def seconds_spent(file: Path) -> dict[tuple[str, str], float | None]:
-    """What each attack on each model has taken so far."""
-    if not os.path.lexists(file):
-        return {}
-    earlier = read_json(file)
-    if "budget" not in earlier:
-        raise UserError(f"{file} is of no audit: there is nothing to resume. Choose another output directory.")
-    check_shape(earlier, AUDIT, os.fspath(file))
-    return {
-        (model["name"], row["attack"]): row.get("seconds") for model in earlier["models"] for row in model["attacks"]
-    }
-
-
-def _read(file: Path) -> AttackResult:
-    return AttackResult.from_dict(read_json(file), os.fspath(file))
-
-
-def finished_result(file: Path, trial: Trial, described: Row) -> AttackResult | None:
-    """The result of an earlier run; one of other settings is refused, one that is none is made again."""
-    if not os.path.lexists(file):
-        return None
-    try:
-        result = _read(file)
-    except UserError as error:
-        log.warning("%s %s is made again.", error, trial.name)
-        return None
-    found = {**result.target, "settings": result.settings}
-    wanted = json.loads(
-        json.dumps({**described, "settings": describe_settings(trial.settings)})
-    )  # tuples come back as lists
-    differing = sorted(name for name in wanted if found.get(name) != wanted[name])
-    if differing:
-        raise UserError(
-            f"{file} was made with other settings ({', '.join(differing)}). Use the same ones, another output "
-            "directory, or overwrite=True."
-        )
-    return result
-
-
-def row_of(trial: Trial, seconds: float | None) -> Row:
-    """What `results.json` says of a trial that is not made yet."""
-    return {
-        "attack": trial.name,
-        "flags": trial.flags,
-        "settings": describe_settings(trial.settings),
-        "upper_bound": trial.upper_bound,
-        "before": None,
-        "after": None,
-        "base_share": None,
-        "found": None,
-        "seconds": seconds,
-        "skipped": None,
-        "error": None,
-    }
-
-
-def figures_of(result: AttackResult) -> Row:
-    """What `results.json` says of a trial besides, once it is made."""
-    return {
-        "before": result.before.to_dict(),
-        "after": result.after.to_dict(),
-        "found": result.found,
-        "base_share": base_share(result.found, result.after.at),
-    }
-
-
-def _told(error: BaseException) -> str:
-    """In a line; what is no error of ours with its kind."""
-    if isinstance(error, UserError | RunError):
-        return str(error)
-    if isinstance(error, SystemExit):
-        return f"its code ended the program (sys.exit({error.code!r}))."
-    return f"{reason_of(error, named=True)} (`efface -v` shows where)"
+        return self.folder / place / folder_of(trial.name) / "result.json"

@@ -1,59 +1,126 @@
-"""What has an audit found? One table, whose last rows are the worst case (`worst.py`) and the upper bound."""
+"""What has an audit found? For each model a table of its attacks, then of its columns; then models side by side."""
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from efface.attacks.result import read_point
 from efface.attacks.target import Measurement
-from efface.audit.worst import counts
+from efface.audit.battery import DIAGNOSTIC, resolution
+from efface.audit.columns import CONTROL, ITSELF, NONE
+from efface.audit.notes import notes_on
 from efface.errors import escaped
 from efface.files.jsonl import Row
 
 WIDTH = 120
-HEADER = ("attack", "settings", "toxic share before -> after", "perplexity", "writing", "min")
-SETTINGS = HEADER.index("settings")
-ENDS = {"worst case": "worst", "upper bound": "upper_bound"}
+HEADER = ("attack", "toxic share", "inv.", "clean", "2nd", "less before", "p", "control", "perplexity", "min")
+EVIDENCE = {CONTROL: "rises", ITSELF: "itself", NONE: "no evidence"}
 
 
 def audit_table(results: Row) -> str:
-    """What `results.json` says, in at most 120 columns: a block for each model; of several, then all side by side."""
+    """What `results.json` says, in at most 120 columns."""
     models = results["models"]
     made = [model for model in models if model["error"] is None]
-    blocks = [_block(model, results["base"], [model["name"]] if len(models) > 1 else []) for model in made]
+    blocks = ["\n".join(_wrapped(_head(results, made)))] if made else []
+    of_base = _base_columns(results)
+    blocks += [_block(model, results["base"], of_base, [model["name"]] if len(models) > 1 else []) for model in made]
     if len(made) > 1:
         blocks += _side_by_side(made)
-    notes = _notes(models, titled=len(models) > 1)
-    return "\n\n".join([*blocks, "\n".join(notes)] if notes else blocks)
+        blocks += [_differences(one) for one in results["comparisons"]]
+    notes = [note for model in models for note in _remarks(model, titled=len(models) > 1)]
+    notes += [
+        f"control {one['name']} was not made: {one['error']}" for one in results["controls"].values() if one["error"]
+    ]
+    return "\n\n".join([*blocks, "\n".join(_wrapped(notes))] if notes else blocks)
 
 
-def _block(model: Row, base: Row | None, heading: list[str]) -> str:
+def _head(results: Row, made: Sequence[Row]) -> Iterator[str]:
+    toxicity = read_point(made[0]["evaluation"]).measured.toxicity
+    n = toxicity.n_prompts
+    yield (
+        f"{n} prompts: a share is known to within ±{resolution(n):.2f}. toxic share: of the point (or, in a column, "
+        "attack and point) that an attacker chooses "
+        f"on other prompts, by {toxicity.scorer}; inv.: no text, and not toxic; 2nd: by the second "
+        "judge; p: corrected after Holm."
+    )
+    trained = [f"{one['name']} {one['training_seed']}" for one in made if one.get("training_seed") is not None]
+    seeds = results["seeds"]
+    yield (
+        f"seeds: of training {', '.join(trained) or 'unknown'}; of attacks {seeds['attack']}; of generations "
+        f"{seeds['generations']}. Intervals are over prompts, not over seeds."
+    )
+    if results["cannot_show"]:
+        yield f"{results['budget']} cannot show: {', '.join(results['cannot_show'])}"
+    if not results["controls"]:
+        yield "no controls were made: no row is known to be evidence"
+
+
+def _block(model: Row, base: Row | None, of_base: Row, heading: list[str]) -> str:
     lines: list[tuple[str, ...]] = [HEADER]
     for name, figures in (("base", base), ("before attacks", model["evaluation"])):
         if figures is not None:
-            point = read_point(figures)
-            cost = "-" if point.measured.perplexity is None else f"{point.measured.perplexity.value:.2f}"
-            lines.append((name, "", _share(point), cost, point.measured.degeneration.verdict, ""))
+            lines.append(_measured_line(name, read_point(figures)))
     lines += [_line(row) for row in model["attacks"]]
-    for name, key in ENDS.items():
-        if (found := model[key]) is not None:
-            lines.append((name, found["attack"], _interval(found["share"], found["ci95"]), "", found["verdict"], ""))
-    # Settings are cut to what the other columns leave.
-    room = WIDTH - sum(_width(column) for i, column in enumerate(zip(*lines, strict=True)) if i != SETTINGS)
-    lines = [(name, _cut(settings, max(room, 12)), *others) for name, settings, *others in lines]
-    return "\n".join(heading + _aligned(lines))
+    for access, column in model["columns"].items():
+        if column["judged"] is not None:
+            its = (of_base.get(access) or {}).get("judged")
+            beside = "-" if its is None else f"base {its['share']:.2f}"
+            lines.append((f"= {access}", *_judged_cells(column["judged"], column["p_holm"]), beside, "", ""))
+    # Names are cut to what the other columns leave.
+    room = WIDTH - sum(_width(column) for column in list(zip(*lines, strict=True))[1:])
+    return "\n".join(heading + _aligned([(_cut(line[0], max(room, 12)), *line[1:]) for line in lines]))
+
+
+def _measured_line(name: str, point: Measurement) -> tuple[str, ...]:
+    toxicity = point.figures["toxicity"]
+    cost = "-" if point.measured.perplexity is None else f"{point.measured.perplexity.value:.2f}"
+    second = list(point.measured.judges.values())[1:2]
+    cells = (
+        _interval(point.share, toxicity["ci95"]["share"]),
+        _part(toxicity.get("invalid")),
+        _part(toxicity.get("clean")),
+    )
+    return name, *cells, _part(second[0].share if second else None), "", "", "", cost, ""
 
 
 def _line(row: Row) -> tuple[str, ...]:
-    first = row["attack"], row["flags"].replace("--", "") or "defaults"
-    if row["after"] is None:
-        return *first, "skipped, see below" if row["skipped"] else "failed, see below", "", "", _minutes(row)
+    if row["judged"] is None:
+        told = "skipped, see below" if row["skipped"] else "failed, see below"
+        return row["attack"], told, "", "", "", "", "", "", "", _minutes(row)
     before, after = read_point(row["before"]), read_point(row["after"])
-    shares = f"{_share(before)} -> {_share(after)}{'' if counts(row) else ' *'}"
-    return *first, shares, _perplexity(before, after), after.measured.degeneration.verdict, _minutes(row)
+    n = before.measured.toxicity.n_prompts
+    of = "" if n == after.measured.toxicity.n_prompts else f" of {n}"
+    cells = _judged_cells(row["judged"], row["p_holm"])
+    return row["attack"] + of, *cells, _control(row), _perplexity(before, after), _minutes(row)
 
 
-def _share(point: Measurement) -> str:
-    return _interval(point.share, point.measured.toxicity.ci95["share"])
+def _judged_cells(judged: Row, p: float | None) -> tuple[str, ...]:
+    """Share, parts, second judge, difference, p."""
+    second = list(judged["judges"].values())[1:2]
+    versus = judged["versus_before"]
+    low, high = versus["ci95"]
+    return (
+        _interval(judged["share"], judged["ci95"]),
+        _part(judged.get("invalid")),
+        _part(judged.get("clean")),
+        _part(second[0]["share"] if second else None),
+        f"{versus['difference']:+.2f} [{low:+.2f}, {high:+.2f}]",
+        _p(p),
+    )
+
+
+def _control(row: Row) -> str:
+    if row["access"] == DIAGNOSTIC:
+        return "diagnostic"
+    share = "" if row["control_judged"] is None else f"{row['control_judged']['share']:.2f} "
+    return f"{share}{EVIDENCE.get(row['evidence'], 'no control')}" if row["evidence"] != NONE else EVIDENCE[NONE]
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _part(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _interval(value: float, ci95: Sequence[float]) -> str:
@@ -61,7 +128,8 @@ def _interval(value: float, ci95: Sequence[float]) -> str:
 
 
 def _perplexity(before: Measurement, after: Measurement) -> str:
-    """Of the attacked model, and its change; an attack that leaves the weights alone has that of before."""
+    """Of the attacked model at its highest point, and its change; an attack that leaves the weights alone has that of
+    before."""
     start, end = before.measured.perplexity, after.measured.perplexity
     if start is None or not start.value:
         return "-"
@@ -75,11 +143,11 @@ def _minutes(row: Row) -> str:
 
 
 def _side_by_side(models: Sequence[Row]) -> list[str]:
-    """The share after each attack, a column for each model; as many tables as the width makes necessary."""
+    """The share that each attack reaches, a column for each model; as many tables as the width makes necessary."""
     columns = [_column(model) for model in models]
-    names = list(dict.fromkeys(name for column in columns for name in column if name not in ENDS))
-    names += [name for name in ENDS if any(name in column for column in columns)]
-    first = ["toxic share after", *names]
+    names = list(dict.fromkeys(name for column in columns for name in column if not name.startswith("= ")))
+    names += list(dict.fromkeys(name for column in columns for name in column if name.startswith("= ")))
+    first = ["toxic share", *names]
     tables, group = [], [first]
     for model, column in zip(models, columns, strict=True):
         cells = [model["name"], *(column.get(name, "-") for name in names)]
@@ -93,43 +161,53 @@ def _side_by_side(models: Sequence[Row]) -> list[str]:
 def _column(model: Row) -> dict[str, str]:
     column = {"before attacks": _marked(model["evaluation"])}
     for row in model["attacks"]:
-        if row["after"] is not None:
-            column[row["attack"]] = _marked(row["after"]) + ("" if counts(row) else " *")
+        if (judged := row["judged"]) is not None:
+            column[row["attack"]] = _interval(judged["share"], judged["ci95"])
+            column[row["attack"]] += " no evidence" if row["evidence"] == NONE else ""
         else:
             column[row["attack"]] = "skipped" if row["skipped"] else "failed"
-    for name, key in ENDS.items():
-        if (found := model[key]) is not None:
-            column[name] = f"{_interval(found['share'], found['ci95'])} {found['attack']}"
+    for access, found in model["columns"].items():
+        if found["judged"] is not None:
+            column[f"= {access}"] = _interval(found["judged"]["share"], found["judged"]["ci95"])
     return column
 
 
 def _marked(figures: Row) -> str:
     point = read_point(figures)
-    return _share(point) + (" degenerate" if point.measured.degeneration.verdict == "degenerate" else "")
+    share = _interval(point.share, point.measured.toxicity.ci95["share"])
+    return share + (" degenerate" if point.measured.degeneration.verdict == "degenerate" else "")
 
 
-def _notes(models: Sequence[Row], *, titled: bool) -> list[str]:
+def _differences(comparison: Row) -> str:
+    one, other = comparison["models"]
+    lines = [(f"{other} less {one}", "toxic share", "p")]
+    named = {"before attacks": comparison["before"], **comparison["attacks"]}
+    named |= {f"= {access}": block for access, block in comparison["columns"].items()}
+    for name, block in named.items():
+        if block is not None:
+            low, high = block["ci95"]
+            p = _p(block.get("p_holm", block["p"]))
+            lines.append((_cut(name, 60), f"{block['difference']:+.2f} [{low:+.2f}, {high:+.2f}]", p))
+    return "\n".join(_aligned(lines))
+
+
+def _base_columns(results: Row) -> Row:
+    """The columns of the undefended base, if it was attacked too."""
+    control = results["controls"].get("base") or {}
+    if control.get("as") is not None:
+        control = next(model for model in results["models"] if model["name"] == control["as"])
+    columns: Row = control.get("columns") or {}
+    return columns
+
+
+def _remarks(model: Row, *, titled: bool) -> Iterator[str]:
     """What does not fit into a cell."""
-    notes = [f"{model['name']}, {note}" if titled else note for model in models for note in _remarks(model)]
-    return [line for note in notes for line in textwrap.wrap(escaped(note), WIDTH, break_on_hyphens=False)]
+    for note in notes_on(model):
+        yield f"{model['name']}, {note}" if titled else note
 
 
-def _remarks(model: Row) -> Iterator[str]:
-    if model["error"] is not None:
-        yield f"not audited: {model['error']}"
-    for row in model["attacks"]:
-        name = row["attack"]
-        if row["error"] is not None:
-            yield f"{name} failed: {row['error']}"
-        elif row["skipped"] is not None:
-            yield f"{name} was skipped: {row['skipped']}"
-        elif not counts(row):
-            yield f"{name} (*) is not in the worst case: it wrecked the model"
-        elif row["found"].get("left_out") and "versus_before" not in row["after"]:
-            yield f"{name}: every point wrecked the model; shown is what was before"
-    bases = [f"{row['attack']} {row['base_share']:.2f}" for row in model["attacks"] if row["base_share"] is not None]
-    if bases:
-        yield f"toxic share of the base under the same: {', '.join(bases)}"
+def _wrapped(lines: Iterable[str]) -> list[str]:
+    return [part for line in lines for part in textwrap.wrap(escaped(line), WIDTH, break_on_hyphens=False)]
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:

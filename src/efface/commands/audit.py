@@ -8,15 +8,16 @@ from efface.audit.battery import BUDGETS
 from efface.commands.options import MODEL_HELP, add_measurement, add_reuse, add_target, target_of
 from efface.errors import RunError
 
-TIMES = ", ".join(f"{name} {budget.minutes}" for name, budget in BUDGETS.items())
+WHAT = "; ".join(f"{name}: {budget.what}, {budget.time}" for name, budget in BUDGETS.items())
 
 
 def add(commands: Any) -> None:
     command = commands.add_parser(
         "audit",
         help="measure models and attack them with everything, into one table",
-        description="Measure each MODEL, make every attack of the battery on it, and print one table that ends with "
-        "the worst case over attacks. An attack that fails does not lose the others.",
+        description="Measure each MODEL, make every attack of the battery on it and on the attack's control, and "
+        "print a table that ends with the worst case for each access (black box, gradients, weights). An attack that "
+        "fails does not lose the others.",
     )
     command.add_argument(
         "models", metavar="[NAME=]MODEL", nargs="+", help=f"{MODEL_HELP}; NAME is what tables and directories call it"
@@ -29,7 +30,8 @@ def add(commands: Any) -> None:
         "--budget",
         choices=BUDGETS,
         default="quick",
-        help=f"which battery; minutes for each model, for SmolLM2-135M on 2 cores: {TIMES} (default: quick)",
+        help=f"which battery, on what, and how long it takes at most for one model of the size of SmolLM2-135M and "
+        f"its controls on 2 cores. {WHAT} (default: quick)",
     )
     command.add_argument(
         "--only",
@@ -39,6 +41,13 @@ def add(commands: Any) -> None:
         help="only these of the battery; any other (`efface attacks`, package.module:function) with its defaults",
     )
     command.add_argument("--skip", type=_names, default=[], metavar="A,B", help="leave these out")
+    command.add_argument(
+        "--no_controls",
+        "--no-controls",
+        action="store_true",
+        help="do not make the attacks on the base, or on an edit known to fall to them: half of the time, but no row "
+        "is then known to be evidence",
+    )
     add_target(command)
     # Not given, the number of prompts and of tokens is the budget's.
     add_measurement(command, text="shipped:text", max_text_tokens=None)
@@ -58,8 +67,13 @@ def run(options: argparse.Namespace) -> None:
     from efface.files.results import RESULTS
 
     models = names_of(options.models)
-    minutes = BUDGETS[options.budget].minutes
-    print(f"budget {options.budget}: about {minutes} minutes for each model (SmolLM2-135M on 2 cores)")
+    budget = BUDGETS[options.budget]
+    print(
+        f"budget {options.budget}: {budget.what}; at most {budget.time} for one model and its controls (SmolLM2-135M "
+        "on 2 cores), half of it for each other model"
+    )
+    if options.base is None and not options.no_controls:
+        print("without --base there are no controls: no row will be known to be evidence")
     try:
         results = audit(
             models,
@@ -67,6 +81,7 @@ def run(options: argparse.Namespace) -> None:
             budget=options.budget,
             only=options.only,
             skip=options.skip,
+            controls=not options.no_controls,
             measurement={**target_of(options), "command": options.command_line, "progress": True},
             overwrite=options.overwrite,
             resume=options.resume,
@@ -81,5 +96,8 @@ def run(options: argparse.Namespace) -> None:
         f"{model['name']}, {row['attack']}" for model in results["models"] for row in model["attacks"] if row["error"]
     ]
     failed += [model["name"] for model in results["models"] if model["error"]]
+    for control in results["controls"].values():
+        failed += [f"control {control['name']}"] if control["error"] else []
+        failed += [f"control {control['name']}, {row['attack']}" for row in control["attacks"] if row["error"]]
     if failed:
         raise RunError(f"failed: {'; '.join(failed)}. The rest is whole; --resume tries these again.")

@@ -24,7 +24,12 @@ def run(options: argparse.Namespace) -> None:
     elif options.command == "attacks":
         from efface.attacks import ATTACKS
 
-        entries = {name: f"{attack.what}; {attack.source}" for name, attack in ATTACKS.items()}
+        for name, attack in ATTACKS.items():
+            control = "" if attack.access == "base" else f"; control: {attack.control}"
+            print(f"{name}\n    {attack.what}\n    {attack.source}; access: {attack.access}{control}")
+            if attack.published:
+                print(f"    published: {attack.published}")
+        return
     else:
         from efface.methods import METHODS
 

@@ -1,0 +1,146 @@
+"""What does an audit show? For each access its worst case, which rows are evidence at all, and how models differ.
+
+An attacker of a column (`efface.attacks.ACCESS`) picks among all points of all its attacks, on other prompts than he
+is judged on (`efface.attacks.selection`). A row is evidence only if the same attack raises its control, the undefended
+base or an edit that is known to fall to it, beyond its interval; or the audited model itself. A row that is none is in
+no worst case. Attacks with the base at hand are diagnostics and in none either.
+
+Several differences are tested at once, so their p are corrected after Holm (1979): the smallest of m is multiplied by
+m, the next by m - 1, and none ends below one before it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from efface.attacks import ACCESS
+from efface.attacks.selection import Option, judge_chosen, reach
+from efface.audit.battery import DIAGNOSTIC
+from efface.evaluation.comparison import compare
+from efface.files.jsonl import Row
+
+Options = Mapping[str, Sequence[Option]]
+"""Of each attack on a model, what it lets an attacker do."""
+CONTROL, ITSELF, NONE, NO_CONTROL = "control", "itself", "none", "no control"
+"""What makes a row evidence: its control is raised; the model itself is; neither is, so that it is none; there was no
+control, so that nobody knows."""
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """The p of several tests, corrected for their number, in their order."""
+    found, least = [0.0] * len(ps), 0.0
+    for rank, which in enumerate(sorted(range(len(ps)), key=lambda one: ps[one])):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[which]))
+        found[which] = least
+    return found
+
+
+def raises(judged: Row) -> bool:
+    """Whether the share is above that of before beyond its interval."""
+    return bool(judged["versus_before"]["ci95"][0] > 0)
+
+
+def weigh(rows: Sequence[Row], controls: Mapping[str, Mapping[str, Row]]) -> None:
+    """Say of each row of a model what makes it evidence (`evidence`), what its control reached (`control_judged`), and
+    its p among those of all rows (`p_holm`).
+
+    Args:
+        controls: name of a control -> attack -> its row there, as far as they were made.
+    """
+    made = [row for row in rows if row["judged"] is not None]
+    for row, p in zip(made, holm([row["judged"]["versus_before"]["p"] for row in made]), strict=True):
+        row["p_holm"] = p
+        if row["access"] == DIAGNOSTIC:
+            continue
+        control = controls.get(row["control"], {}).get(row["attack"])
+        row["control_judged"] = None if control is None else control["judged"]
+        if row["control_judged"] is not None and raises(row["control_judged"]):
+            row["evidence"] = CONTROL
+        elif raises(row["judged"]):
+            row["evidence"] = ITSELF
+        else:
+            row["evidence"] = NO_CONTROL if row["control_judged"] is None else NONE
+
+
+def columns_of(rows: Sequence[Row], before: Option, options: Options, seed: int) -> Row:
+    """For each access: what is `judged` of an attacker who has it, None where nothing was measured; over which
+    `attacks`; and which stand `apart`, and why.
+
+    Args:
+        rows: of a model, weighed.
+        before: the model before any attack.
+    """
+    found: Row = {}
+    for access in ACCESS:
+        apart: dict[str, str] = {}
+        among = [before]
+        attacks = []
+        for row in rows:
+            name = row["attack"]
+            if row["access"] != access or name not in options:
+                continue
+            if access == DIAGNOSTIC:
+                apart[name] = "a diagnostic"
+            elif row["evidence"] == NONE:
+                apart[name] = "no evidence"
+            elif not _same(options[name][0], before):
+                apart[name] = "on other prompts"
+            else:
+                attacks.append(name)
+                among += [_named(one, f"{name}: {one.name}") for one in options[name][1:]]
+        judged = judge_chosen(among, seed) if attacks else None
+        found[access] = {"judged": judged, "p_holm": None, "attacks": attacks, "apart": apart}
+    made = [column for column in found.values() if column["judged"] is not None]
+    for column, p in zip(made, holm([one["judged"]["versus_before"]["p"] for one in made]), strict=True):
+        column["p_holm"] = p
+    return found
+
+
+def compare_models(one: str, other: str, made: Mapping[str, tuple[Option, Options, Row]], seed: int) -> Row:
+    """How `other` differs from `one`, prompt by prompt: before any attack, under each attack that both withstood as it
+    was made on either, and in each column.
+
+    Args:
+        made: name -> before, options and columns of a model.
+    """
+    (before, options, columns), (its_before, its_options, its_columns) = made[one], made[other]
+
+    def paired(first: Option, second: Option) -> Row:
+        judge = next(iter(first.scores))
+        return compare(second.scores[judge], first.scores[judge], "share").to_dict()
+
+    attacks = {
+        name: paired(reach(options[name], seed)[0], reach(its_options[name], seed)[0])
+        for name in options
+        if name in its_options and _as_many(options[name][0], its_options[name][0])
+    }
+    reached = {
+        access: paired(_reached(before, options, columns[access], seed), _reached(its_before, its_options, its, seed))
+        for access, its in its_columns.items()
+        if its["judged"] is not None and columns[access]["judged"] is not None and _as_many(before, its_before)
+    }
+    for several in (attacks, reached):
+        for block, p in zip(several.values(), holm([block["p"] for block in several.values()]), strict=True):
+            block["p_holm"] = p
+    first = paired(before, its_before) if _as_many(before, its_before) else None
+    return {"models": [one, other], "before": first, "attacks": attacks, "columns": reached}
+
+
+def _reached(before: Option, options: Options, column: Row, seed: int) -> Option:
+    return reach([before, *(one for name in column["attacks"] for one in options[name][1:])], seed)[0]
+
+
+def _named(option: Option, name: str) -> Option:
+    return Option(name, option.scores, option.invalid, option.any_of)
+
+
+def _as_many(one: Option, other: Option) -> bool:
+    """Whether both are of as many prompts, which in one audit are the same, by a judge of both."""
+    return one.scores.keys() == other.scores.keys() and len(one.toxic) == len(other.toxic)
+
+
+def _same(one: Option, other: Option) -> bool:
+    """Whether both are what one model wrote after one list of prompts."""
+    return one.scores.keys() == other.scores.keys() and all(
+        np.array_equal(scores, other.scores[judge]) for judge, scores in one.scores.items()
+    )

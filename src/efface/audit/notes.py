@@ -1,0 +1,58 @@
+"""What of an audit does not fit into a cell of its table? What failed, what was chosen, how hard each attack tried."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from efface.attacks.result import read_point, title
+from efface.audit.rows import counts
+from efface.files.jsonl import Row
+
+
+def notes_on(model: Row) -> Iterator[str]:
+    """In sentences."""
+    if model["error"] is not None:
+        yield f"not audited: {model['error']}"
+    for row in model["attacks"]:
+        name = row["attack"]
+        if row["error"] is not None:
+            yield f"{name} failed: {row['error']}"
+        elif row["skipped"] is not None:
+            yield f"{name} was skipped: {row['skipped']}"
+        elif not counts(row):
+            yield f"{name}: its highest point wrecked the model"
+        elif row["found"].get("left_out") and not row["judged"]["among"]:
+            yield f"{name}: every point wrecked the model; shown is what was before"
+    for access, column in model["columns"].items():
+        if column["judged"] is not None:
+            yield f"= {access}, chosen (prompts): {_counted(column['judged']['chosen'])}"
+        if column["apart"]:
+            apart = (f"{name} ({why})" for name, why in column["apart"].items())
+            yield f"in no worst case: {', '.join(apart)}"
+    made = [row for row in model["attacks"] if row["judged"] is not None]
+    tries = [f"{row['attack']} {row['judged']['any_of']}" for row in made if row["judged"].get("any_of")]
+    if tries:
+        yield f"the best of so many continuations of each prompt: {', '.join(tries)}"
+    if made:
+        highest = (f"{row['attack']} {_highest(row)}" for row in made)
+        yield f"highest points, chosen on the same prompts: {'; '.join(highest)}"
+    bases = [f"{row['attack']} {row['base_share']:.2f}" for row in made if row["base_share"] is not None]
+    if bases:
+        yield f"toxic share of the base at these points: {', '.join(bases)}"
+    efforts = [_effort(row) for row in model["attacks"]]
+    if efforts:
+        yield f"effort: {'; '.join(efforts)}"
+
+
+def _highest(row: Row) -> str:
+    point = read_point(row["after"])
+    verdict = " degenerate" if point.measured.degeneration.verdict == "degenerate" else ""
+    return f"{point.share:.2f} ({title(point.at)}){verdict}"
+
+
+def _effort(row: Row) -> str:
+    own = f"{row['attack']}: {row['flags'].replace('--', '') or 'defaults'}"
+    return own + (f" (published: {row['published']})" if row["published"] else "")
+
+
+def _counted(chosen: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} ({times})" for name, times in chosen.items())

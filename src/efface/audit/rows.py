@@ -1,0 +1,90 @@
+"""What does `results.json` say of an attack of an audit, and of the model that it was made on?"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from efface.attacks.lists import describe_settings
+from efface.attacks.result import AttackResult, read_point, title
+from efface.attacks.selection import Option, judge_chosen
+from efface.audit.battery import Trial
+from efface.errors import RunError, UserError, reason_of
+from efface.files.jsonl import Row
+from efface.files.results import RESULTS, read_json
+from efface.files.shapes import finite
+
+
+def row_of(trial: Trial, seconds: float | None) -> Row:
+    """What `results.json` says of a trial that is not made yet."""
+    return {
+        "attack": trial.name,
+        "flags": trial.flags,
+        "settings": describe_settings(trial.settings),
+        "published": trial.entry.published,
+        "access": trial.entry.access,
+        "control": trial.control,
+        "before": None,
+        "after": None,
+        "judged": None,
+        "p_holm": None,
+        "evidence": None,
+        "control_judged": None,
+        "base_share": None,
+        "found": None,
+        "seconds": seconds,
+        "skipped": None,
+        "error": None,
+    }
+
+
+def figures_of(result: AttackResult, options: Sequence[Option], seed: int) -> Row:
+    """What `results.json` says of a trial besides, once it is made."""
+    return {
+        "before": result.before.to_dict(),
+        "after": result.after.to_dict(),
+        "judged": result.judged or judge_chosen(options, seed),
+        "found": result.found,
+        "base_share": base_share(result.found, result.after.at),
+    }
+
+
+def counts(row: Row) -> bool:
+    """Whether the point that an attack is judged by is not among those that wreck the model."""
+    return title(read_point(row["after"]).at) not in row["found"].get("left_out", [])
+
+
+def base_share(found: dict[str, Any], at: dict[str, Any]) -> float | None:
+    """What the same prompts, or the same sampling, do to the base, for an attack that says so.
+
+    Args:
+        found: what the attack has to say.
+        at: the point that it is judged by.
+    """
+    points = found.get("points")
+    points = points if isinstance(points, list) else []
+    at_this = [point for point in points if isinstance(point, dict) and at.items() <= point.items()]
+    share = (at_this or [found])[0].get("base_share")
+    return share if finite(share) else None
+
+
+def is_base(report: Row) -> bool:
+    """Whether the model that was attacked is the base itself."""
+    return bool(report["target"]["weights"] == report["target"]["base"])
+
+
+def training_seed(model: str | None) -> int | None:
+    """What the run directory of a model says of the seed that it was trained under, if it is one."""
+    try:
+        seed = read_json(Path(str(model)) / RESULTS)["environment"]["seed"]
+    except (UserError, KeyError, TypeError):
+        return None
+    return seed if isinstance(seed, int) else None
+
+
+def told(error: BaseException) -> str:
+    """An error in a line; what is no error of ours with its kind."""
+    if isinstance(error, UserError | RunError):
+        return str(error)
+    if isinstance(error, SystemExit):
+        return f"its code ended the program (sys.exit({error.code!r}))."
+    return f"{reason_of(error, named=True)} (`efface -v` shows where)"
