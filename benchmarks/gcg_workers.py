@@ -61,7 +61,8 @@ class Turns:
 
 
 def run_efface(model: Any, tokenizer: Any, task: dict[str, Any], turns: Turns) -> None:
-    from efface.attacks.search.gcg import GCGSettings, TokenSearch
+    from efface.attacks.search.gcg import GCGSettings
+    from efface.attacks.search.token_search import TokenSearch
     from efface.attacks.search.slot import slot_in
 
     settings = GCGSettings(**{name: task[name] for name in ("search_width", "topk", "length", "init")})

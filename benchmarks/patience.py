@@ -12,7 +12,8 @@ import argparse
 
 from common import RESULTS, command
 
-from efface.attacks.search.gcg import GCGSettings, TokenSearch
+from efface.attacks.search.gcg import GCGSettings
+from efface.attacks.search.token_search import TokenSearch
 from efface.attacks.search.slot import slot_in
 from efface.data.rows import shipped
 from efface.files.jsonl import read_jsonl

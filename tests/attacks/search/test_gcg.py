@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from efface.attacks.search.candidates import allowed_ids, most_promising, one_hot_gradient, slot_text, stable, swaps
-from efface.attacks.search.gcg import STATE, GCGSettings, TokenSearch, gcg
+from efface.attacks.search.gcg import GCGSettings, gcg
 from efface.attacks.search.slot import PLACES, Slot, altered, put, slot_in, universal
 from efface.attacks.search.slot_loss import SlotLoss
+from efface.attacks.search.token_search import TokenSearch
 from efface.attacks.target import Target
 from efface.data.tokens import encode_continuation, encode_prompt
 from efface.errors import RunError, UserError
