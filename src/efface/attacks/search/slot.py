@@ -119,6 +119,12 @@ def universal(target: Target, k: int, place: str, *, length: int, target_tokens:
     tokenizer, chat = target.processing_class, target.decoding.chat
     rows = draw(target.rows, k, target.seed)
     slots = [slot_in(row, tokenizer, place, target_tokens=target_tokens, chat=chat) for row in rows]
+    check_slots_fit(target, slots, length)
+    return slots
+
+
+def check_slots_fit(target: Target, slots: Sequence[Slot], length: int) -> None:
+    """Raise UserError if a slot of `length` tokens with what is around it does not fit into the model's positions."""
     limit = max_positions(target.model)
     needed = max(len(slot.before + slot.after + slot.target) for slot in slots) + length
     if limit is not None and needed > limit:
@@ -126,7 +132,6 @@ def universal(target: Target, k: int, place: str, *, length: int, target_tokens:
             f"the longest prompt with {length} tokens in its slot and its target has {needed} tokens, more than the "
             f"model's {limit} positions. Lower length or target_tokens, or give shorter rows."
         )
-    return slots
 
 
 def altered(target: Target, text: str, place: str) -> tuple[list[str], Decoding]:
