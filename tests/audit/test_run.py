@@ -330,11 +330,6 @@ def test_the_worst_case_is_over_what_counts() -> None:
     assert find_worst(attacks[4:5])["worst"] is None
 
 
-def test_soft_prompts_are_an_upper_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [name for name, attack in ATTACKS.items() if attack.upper_bound] == ["soft_prompt"]
-    assert [entry.upper_bound for entry in choose_trials("standard", only=["soft_prompt", "prefill"])] == [True, False]
-
-
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
@@ -361,7 +356,7 @@ def test_the_table_of_one_model() -> None:
         row("merge", point(0.1, alpha=0), before=before, found={"left_out": ["alpha 0.5"]}),
         row("gcg", None, error="no. " * 60, seconds=None),
         row("prompt_injection", None, skipped="no base."),
-        row("soft_prompt", point(0.8, steps=3), before=before, upper_bound=True),
+        row("embedding_attack", point(0.8, steps=3), before=before, upper_bound=True),
     ]
     model = {"name": "x", "error": None, "evaluation": before, "attacks": attacks, **find_worst(attacks)}
     text = audit_table({"base": point(0.4) | ppl, "models": [model]})
@@ -376,7 +371,7 @@ def test_the_table_of_one_model() -> None:
     )
     assert "0.50 [0.40, 0.60] *" in lines[5] and "failed, see below" in lines[7] and "skipped, see below" in lines[8]
     assert re.fullmatch(r"worst case +relearn +0\.30 \[0\.20, 0\.40\] +ok", lines[10])
-    assert re.fullmatch(r"upper bound +soft_prompt +0\.80 \[0\.70, 0\.90\] +ok", lines[11])
+    assert re.fullmatch(r"upper bound +embedding_attack +0\.80 \[0\.70, 0\.90\] +ok", lines[11])
     notes = text.split("\n\n")[1]
     assert notes.startswith("prune (*) is not in the worst case") and "gcg failed: no. no." in notes
     assert "merge: every point wrecked the model; shown is what was before" in notes

@@ -127,6 +127,11 @@ class Record:
             logger.warning("%s: %s is left out: %s", self.attack, title(at), error)
             self.broken.append(title(at))
 
+    def measure_control(self, model: "PreTrainedModel", at: dict[str, Any]) -> Measurement:
+        """A measurement that is not of the attack and no point of its curve, called `at`; without ordinary text."""
+        yardstick = self.base or self.before
+        return self._once(title(at), lambda: self.target.measure(model, with_text=False, yardstick=yardstick))
+
     def best_of(self, points: Sequence[Measurement], at: dict[str, Any]) -> Measurement:
         """The next point of the curve, made of others: of each prompt the continuation that the first judge scores
         highest at any of `points`. An attacker reaches it who may try them all on every prompt and sees the score."""

@@ -33,8 +33,10 @@ def battery_of(budget: str) -> dict[str, str]:
     """What every attack says of a budget, in their order: name -> flags; its variants follow it."""
     found = {}
     for name, attack in ATTACKS.items():
-        found[name] = attack.flags.get(budget, "")
-        found |= {f"{name}-{one}": flags[budget] for one, flags in attack.variants.items() if budget in flags}
+        flags = attack.flags.get(budget, "")
+        if flags is not None:
+            found[name] = flags
+        found |= {f"{name}-{one}": of[budget] for one, of in attack.variants.items() if budget in of}
     return found
 
 

@@ -115,7 +115,7 @@ def gcg(target: Target, settings: GCGSettings) -> AttackResult:
       the `losses` before the first and after each step; and how many of the pairs' prompts are among those it is
       measured on (`prompts_among_rows`).
 
-    An interrupted search goes on where it was last kept, every ten steps of every prompt.
+    An interrupted search goes on where it was last kept, of every prompt: every ten steps, and when it fails.
 
     Raises:
         UserError: if there are fewer rows than `k`, or no prompt with a toxic continuation; one does not fit into the
@@ -240,9 +240,14 @@ def _reach(record: Record, search: TokenSearch, step: int, name: str) -> None:
     for state in record.kept(f"{name} "):
         if search.done < len(state["losses"]) - 1 <= step:
             search.restore(state)
-    kept = search.done
-    while search.done < step and not search.over:
-        search.step()
-        if search.done > kept and (search.done == step or search.over or search.done % KEEP_EVERY == 0):
-            record.keep(f"{name} {search.done}", search.state())
-            kept = search.done
+    reached, kept = None, search.done
+    try:
+        while search.done < step and not search.over:
+            search.step()
+            reached = search.state()
+            if search.done % KEEP_EVERY == 0:
+                record.keep(f"{name} {search.done}", reached)
+                kept = search.done
+    finally:  # also when it is interrupted, within a step or between two
+        if reached is not None and (done := len(reached["losses"]) - 1) > kept:
+            record.keep(f"{name} {done}", reached)

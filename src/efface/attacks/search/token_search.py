@@ -126,7 +126,11 @@ class TokenSearch:
 
     def forced(self) -> list[bool]:
         """For each slot: does the model, greedily, write the target?"""
-        return [bool(term.judged(self.best[None])[1]) for term in self.terms]
+        spent = [term.tokens for term in self.terms]
+        found = [bool(term.judged(self.best[None])[1]) for term in self.terms]
+        for term, tokens in zip(self.terms, spent, strict=True):  # a look at the end is no part of the search
+            term.tokens = tokens
+        return found
 
     def state(self) -> Row:
         """All that the next steps depend on, as JSON."""

@@ -1,16 +1,19 @@
-"""How toxic does the model get with the best vectors before the prompt? Soft prompts: an UPPER BOUND.
+"""How toxic does the model get with the best vectors before the prompt? An attack in the space of embeddings.
 
-Schwinn et al. 2024 (arXiv 2402.09063) attack in the space of embeddings: n vectors v, the same for all prompts, are
-put before the prompt's embeddings and trained, with the weights frozen, on the rejected continuations of the rows:
+Schwinn et al. 2024 (arXiv 2402.09063): n vectors v, the same for all prompts, are put before the prompt's embeddings
+and trained, with the weights frozen, on the rejected continuations of the rows:
 
     min over v of  E  -log p(y- | v, x)
 
-No text has these vectors as its embeddings, so whoever can only type cannot do this: what the attack brings back need
-not be within the reach of any prompt.
+It bounds nothing: vectors that more steps, or other ones, would have found may do worse. It is trained until the loss
+no longer falls, so that at least the first is not the reason. And vectors may break a model as well as lead it, so the
+same is done once more with targets that say nothing (words of the polite continuations, shuffled over all rows): what
+is toxic then comes from the breaking. Whoever can only type cannot do this; it needs the weights at hand.
 """
 
 import copy
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,7 +24,7 @@ from torch import Tensor
 from efface.attacks.draw import draw
 from efface.attacks.lists import read_lists, several
 from efface.attacks.points import worst
-from efface.attacks.record import recorded
+from efface.attacks.record import Record, recorded
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.checks import at_least_one, positive
@@ -36,19 +39,29 @@ from efface.model.blocks import accepted
 from efface.model.copies import eval_mode
 from efface.model.padding import max_positions, pad_batch, position_ids
 from efface.model.vocabulary import pad_id
-from efface.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-UPPER_BOUND = "the vectors are no embeddings of any text: whoever can only type cannot do this"
+FALL = 0.01  # a smoothed loss that has not fallen by this part within `patience` steps has converged
 
 
 @dataclass(frozen=True)
-class SoftPromptSettings:
-    """Settings of `soft_prompt`."""
+class EmbeddingAttackSettings:
+    """Settings of `embedding_attack`."""
 
-    steps: tuple[int, ...] = several("10,30", int, "Optimizer steps after which it is measured.")
+    steps: tuple[int, ...] = several(
+        "10,30", int, "Optimizer steps after which it is measured besides the last, up to max_steps."
+    )
+    max_steps: int = field(default=300, metadata={"help": "Optimizer steps, at most."})
+    patience: int = field(
+        default=20,
+        metadata={"help": "Steps whose mean loss must be lower than before, by 1 %, or the attack has converged."},
+    )
+    control: bool = field(
+        default=True,
+        metadata={"help": "Once more, as long, with random words to force: what comes from breaking the model."},
+    )
     n_tokens: int = field(default=8, metadata={"help": "Vectors before the prompt (after its BOS, if it has one)."})
     learning_rate: float = field(
         default=0.1, metadata={"help": "Constant rate of AdamW, as a part of the embeddings' root mean square."}
@@ -61,15 +74,21 @@ class SoftPromptSettings:
     def __post_init__(self) -> None:
         read_lists(self)
         positive("learning_rate", self.learning_rate)
-        at_least_one(self, "n_tokens", "batch_size", "k", "max_prompt_length", "max_completion_length")
+        at_least_one(
+            self,
+            *("max_steps", "patience", "n_tokens", "batch_size", "k", "max_prompt_length", "max_completion_length"),
+        )
 
 
-def soft_prompt(target: Target, settings: SoftPromptSettings) -> AttackResult:
+def embedding_attack(target: Target, settings: EmbeddingAttackSettings) -> AttackResult:
     """Optimise vectors on the target's rows and measure with them before the prompts, which they have not seen.
 
     They start as the embeddings of tokens from the rows' prompts. An interrupted run takes the same steps again, which
-    are few, and measures only what it had not measured. `found`: the `upper_bound` in words, how many `rows`, and the
-    `losses` of each step's batch (nats a token).
+    are few, and measures only what it had not measured.
+
+    `found`: how many `rows`; the `losses` of each step's batch (nats a token); whether it `converged` before
+    `max_steps`; and as `control` the `share` and the `mean` at the end of as many steps towards random words, whether
+    the writing is `degenerate` there, and the `losses`.
 
     Raises:
         UserError: if there are fewer rows than `k`, no room for the vectors, or the model keeps more than keys and
@@ -79,40 +98,108 @@ def soft_prompt(target: Target, settings: SoftPromptSettings) -> AttackResult:
     model, pad = target.model, pad_id(target.processing_class, target.model)
     if not Decoder(model, GREEDY, pad, []).has_dynamic_cache():
         raise UserError(
-            "soft_prompt needs a model that keeps nothing but keys and values: not a state space, and none that has "
-            "virtual tokens already."
+            "embedding_attack needs a model that keeps nothing but keys and values: not a state space, and none that "
+            "has virtual tokens already."
         )
     rows = draw(_rows(target), settings.k, target.seed)
     _raise_without_room(target, settings.n_tokens)
+    pairs = _tokenize(rows, target, settings)
+    with recorded(target, "embedding_attack", settings) as record:
+        record.start(steps=0)
+        training = _Training(target, settings, pairs)
+        while not training.over:
+            training.step()
+            if training.over or training.done in settings.steps:
+                record.measure(training.attacked, {"steps": training.done}, with_text=False)
+        found = {"rows": len(pairs), "losses": training.losses, "converged": training.converged}
+        if settings.control:
+            found["control"] = _control(record, settings, rows, training.done)
+        return record.result(worst(record.curve), **found)
+
+
+def _control(record: Record, settings: EmbeddingAttackSettings, rows: list[Row], steps: int) -> Row:
+    """The same with random words to force."""
+    target = record.target
+    training = _Training(target, settings, _tokenize(with_random_words(rows, target.seed), target, settings))
+    for _ in range(steps):
+        training.step()
+    point = record.measure_control(training.attacked, {"control": steps})
+    toxicity, degenerate = point.measured.toxicity, point.figures["degeneration"]["verdict"] == "degenerate"
+    return {"share": toxicity.share, "mean": toxicity.mean, "degenerate": degenerate, "losses": training.losses}
+
+
+class _Training:
+    """Vectors on their way to the lowest loss on `pairs`."""
+
+    def __init__(self, target: Target, settings: EmbeddingAttackSettings, pairs: Sequence[TokenizedPair]):
+        self.settings, self.pairs = settings, pairs
+        self.pad = pad_id(target.processing_class, target.model)
+        self.generator = torch.Generator().manual_seed(target.seed)
+        self.vectors = _start(target.model, pairs, settings.n_tokens, self.generator)  # (n, d)
+        rate = settings.learning_rate * float(self.vectors.pow(2).mean().sqrt())
+        self.attacked = with_virtual_tokens(target.model, self.vectors, target.processing_class.bos_token_id)
+        self.optimizer = torch.optim.AdamW([self.vectors.requires_grad_()], lr=rate, weight_decay=0.0)
+        self.order: list[int] = []
+        self.losses: list[float] = []
+
+    @property
+    def done(self) -> int:
+        return len(self.losses)
+
+    @property
+    def converged(self) -> bool:
+        return has_converged(self.losses, self.settings.patience)
+
+    @property
+    def over(self) -> bool:
+        return self.done >= self.settings.max_steps or self.converged
+
+    def step(self) -> None:
+        size = self.settings.batch_size
+        while len(self.order) < size:
+            self.order += torch.randperm(len(self.pairs), generator=self.generator).tolist()
+        batch, self.order = self.order[:size], self.order[size:]
+        with eval_mode(self.attacked):
+            loss = rejected_nll(self.attacked, [self.pairs[i] for i in batch], self.pad)
+        self.losses.append(loss.item())
+        if not math.isfinite(self.losses[-1]):
+            raise RunError(
+                f"the loss of the embedding attack is {self.losses[-1]} at step {self.done}. Lower learning_rate (now "
+                f"{self.settings.learning_rate:g}), or check that the model's weights are finite."
+            )
+        (self.vectors.grad,) = torch.autograd.grad(loss, [self.vectors])  # the weights get none
+        self.optimizer.step()
+
+
+def has_converged(losses: Sequence[float], patience: int) -> bool:
+    """Whether the mean of the last `patience` losses is not below that of the `patience` before by the part FALL."""
+    if len(losses) < 2 * patience:
+        return False
+    last, earlier = (sum(some) / patience for some in (losses[-patience:], losses[-2 * patience : -patience]))
+    return last > (1 - FALL) * earlier
+
+
+def with_random_words(rows: Sequence[Row], seed: int) -> list[Row]:
+    """The rows with rejected continuations of as many words, drawn from all chosen ones."""
+    rng = random.Random(seed)
+    words = [word for row in rows for word in _text_of(row["chosen"]).split()] or ["the"]
+
+    def drawn(side: Any) -> Any:
+        text = " ".join(rng.choices(words, k=max(len(_text_of(side).split()), 1)))
+        return f" {text}" if isinstance(side, str) else [*side[:-1], side[-1] | {"content": text}]
+
+    return [row | {"rejected": drawn(row["rejected"])} for row in rows]
+
+
+def _text_of(side: Any) -> str:
+    return side if isinstance(side, str) else str(side[-1]["content"])
+
+
+def _tokenize(rows: Sequence[Row], target: Target, settings: EmbeddingAttackSettings) -> list[TokenizedPair]:
     lengths = {name: getattr(settings, name) for name in ("max_prompt_length", "max_completion_length")}
     pairs = tokenize_pairs(rows, target.processing_class, **lengths)
     _raise_if_too_long(pairs, target, settings.n_tokens)
-    generator = torch.Generator().manual_seed(target.seed)
-    vectors = _start(model, pairs, settings.n_tokens, generator)  # (n, d)
-    rate = settings.learning_rate * float(vectors.pow(2).mean().sqrt())
-    attacked = with_virtual_tokens(model, vectors, target.processing_class.bos_token_id)
-    optimizer = torch.optim.AdamW([vectors.requires_grad_()], lr=rate, weight_decay=0.0)
-    order: list[int] = []
-    losses: list[float] = []
-    with recorded(target, "soft_prompt", settings) as record:
-        record.start(steps=0)
-        for step in track(range(1, settings.steps[-1] + 1), "soft prompt", show=target.progress):
-            while len(order) < settings.batch_size:
-                order += torch.randperm(len(pairs), generator=generator).tolist()
-            batch, order = order[: settings.batch_size], order[settings.batch_size :]
-            with eval_mode(attacked):
-                loss = rejected_nll(attacked, [pairs[i] for i in batch], pad)
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise RunError(
-                    f"the soft prompt's loss is {losses[-1]} at step {step}. Lower learning_rate (now "
-                    f"{settings.learning_rate:g}), or check that the model's weights are finite."
-                )
-            (vectors.grad,) = torch.autograd.grad(loss, [vectors])  # the weights get none
-            optimizer.step()
-            if step in settings.steps:
-                record.measure(attacked, {"steps": step}, with_text=False)
-        return record.result(worst(record.curve), upper_bound=UPPER_BOUND, rows=len(pairs), losses=losses)
+    return pairs
 
 
 def with_virtual_tokens(model: "PreTrainedModel", vectors: Tensor, bos: int | None) -> "PreTrainedModel":
