@@ -1,4 +1,7 @@
-"""Do virtual tokens stand where real ones would, and do optimised ones undo a fine-tuned refusal, at no one's cost?"""
+"""Do virtual tokens stand where real ones would, and do optimised ones undo a fine-tuned refusal, at no one's cost?
+
+Of: attacks/virtual_tokens.py
+"""
 
 import copy
 import dataclasses
@@ -22,9 +25,9 @@ from efface.attacks.embedding_attack import (
     has_converged,
     rejected_nll,
     with_random_words,
-    with_virtual_tokens,
 )
 from efface.attacks.target import Target
+from efface.attacks.virtual_tokens import with_virtual_tokens
 from efface.data.pair_tokens import TokenizedPair
 from efface.errors import RunError, UserError
 from efface.generation.decoder import Decoder

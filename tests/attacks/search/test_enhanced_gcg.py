@@ -1,7 +1,7 @@
 """Does the search for a universal prefix undo an edit, and do its parts what the formulas say?
 
 Of: attacks/search/flrt.py, attacks/search/prefix_objective.py, attacks/search/prefix_search.py,
-attacks/search/prefix_settings.py, attacks/search/tree.py
+attacks/search/prefix_settings.py, attacks/search/tree.py, attacks/search/hidden_distance.py
 """
 
 import copy
@@ -26,15 +26,8 @@ from efface.attacks.search.candidates import slot_text
 from efface.attacks.search.drafts import draft_of
 from efface.attacks.search.enhanced_gcg import EnhancedGCGSettings, enhanced_gcg, slots_of
 from efface.attacks.search.flrt import OPERATORS, SHARES, Buffer, deleted, inserted, picked, possible, sampled, swapped
-from efface.attacks.search.prefix_objective import (
-    PrefixObjective,
-    Scored,
-    clamped,
-    edited_layers,
-    hidden_distance,
-    repetition,
-    states_at_targets,
-)
+from efface.attacks.search.hidden_distance import edited_layers, hidden_distance, states_at_targets
+from efface.attacks.search.prefix_objective import PrefixObjective, Scored, clamped, repetition
 from efface.attacks.search.prefix_search import PrefixSearch, bare_prompt
 from efface.attacks.search.slot import Slot, slot_in
 from efface.attacks.target import Measurement, Target

@@ -1,7 +1,7 @@
 """Does the search compute what it says, never get worse, and find the trigger of a model that has one?
 
 Of: attacks/search/candidates.py, attacks/search/slot.py, attacks/search/slot_loss.py, attacks/search/drafts.py,
-attacks/search/own_targets.py, attacks/search/token_search.py
+attacks/search/own_targets.py, attacks/search/token_search.py, attacks/search/gcg_settings.py
 """
 
 import copy
@@ -278,17 +278,25 @@ def test_several_prompts_are_attacked_by_their_mean(place: str) -> None:
     assert both.losses[-1] == pytest.approx(sum(singles) / 3, abs=1e-4) and both.active == 3
 
 
-def test_slots_are_added_one_by_one_after_so_many_steps_or_a_success(polite: PreTrainedModel) -> None:
+def test_slots_are_added_one_by_one_after_so_many_steps() -> None:
     slots = [slot(), slot(row=ROWS[3]), slot(row=ROWS[5])]
     model = tiny_model("llama")
     assert [searched(model, slots, steps, add_after=3).active for steps in (2, 3, 5, 6, 9)] == [1, 2, 2, 3, 3]
     first = searched(model, slots, 2, add_after=3)
     assert first.losses[0] == searched(model, slots[:1], 2).losses[0]  # the others have no say yet
-    # What is written anyway is forced at once: each step adds a slot, and when all are forced the search is over.
-    easy = [slot_in({**row, "rejected": BENIGN}, TOKENIZER, "suffix", target_tokens=1) for row in ROWS[:3]]
-    search = searched(polite, easy, 6, add_after=100)
-    assert search.over and search.success and all(search.forced()) and search.done <= 2
-    assert not searched(polite, easy, 4, add_after=100, early_stop=False).over
+
+
+def test_a_target_that_is_written_anyway_needs_no_search() -> None:
+    model, here = tiny_model("llama"), slot()
+    ids = here.prompt(START[:4].tolist())
+    with torch.no_grad():
+        target = [int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
+    easy = dataclasses.replace(here, target=target)
+    search = searched(model, [easy], 1)
+    assert search.over and search.forced() == [True] and search.done == search.evaluations == 0
+    assert search.terms[0].is_forced and len(search.losses) == 1
+    more = searched(model, [easy], 2, early_stop=False)
+    assert more.success and not more.over and more.done == 2 and more.forced() == [True]
 
 
 def test_candidates_that_a_draft_chooses_have_the_losses_of_the_model_itself() -> None:

@@ -13,8 +13,8 @@ from efface.attacks.points import worst
 from efface.attacks.record import recorded
 from efface.attacks.result import AttackResult
 from efface.attacks.search.candidates import slot_text
+from efface.attacks.search.hidden_distance import edited_layers
 from efface.attacks.search.own_targets import own_targets
-from efface.attacks.search.prefix_objective import edited_layers
 from efface.attacks.search.prefix_search import PrefixSearch, bare_prompt
 from efface.attacks.search.prefix_settings import EnhancedGCGSettings
 from efface.attacks.search.slot import Slot, altered, check_slots_fit, slot_before, slot_in

@@ -27,12 +27,12 @@ from torch import Tensor
 
 from efface.attacks.search.candidates import one_hot_gradient
 from efface.attacks.search.drafts import VERIFIED
+from efface.attacks.search.hidden_distance import NEGLIGIBLE, States, hidden_distance, states_at_targets
 from efface.attacks.search.slot import Slot
 from efface.attacks.search.slot_loss import TOLERANCE, leaf_embeddings
 from efface.attacks.search.tree import read_as_rows, read_as_trees
 from efface.errors import RunError
 from efface.generation.likelihood import states_nll
-from efface.model.blocks import decoder_blocks
 from efface.model.copies import frozen
 from efface.model.forward import Head, forward
 from efface.model.layout import Layout, plain_layout, why_not_shared
@@ -42,27 +42,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Ids = tuple[int, ...]
-States = Mapping[int, Tensor]
-MOST_LAYERS = 4  # in which hidden states are compared
-NEGLIGIBLE = 1e-6  # of a squared norm: rounding
 
 
 def clamped(nll: Tensor, enough: float) -> Tensor:
     """(N,) -> (N,): negative log-likelihoods, none below that of the probability `enough`."""
     return nll.clamp(min=-math.log(enough))
-
-
-def hidden_distance(edited: States, base: States) -> Tensor:
-    """Squared distance of the states as a part of the base's squared norm, a mean over layers; a scalar.
-
-    Args:
-        edited, base: layer -> (T, d) at the same tokens.
-    """
-    parts = [
-        (edited[layer].float() - base[layer].float()).square().sum() / base[layer].float().square().sum()
-        for layer in base
-    ]
-    return torch.stack(parts).mean()
 
 
 def repetition(ids: Sequence[int]) -> float:
@@ -125,7 +109,7 @@ class PrefixObjective:
     def balance(self, parts: Mapping[str, float]) -> None:
         """From now on the hidden terms weigh, by weight 1, as much as the force does in `parts`."""
         distance = parts.get("hidden", 0.0) + parts.get("dynamic", 0.0)
-        self.scale = parts["force"] / distance if distance > 1e-6 else 0.0
+        self.scale = parts["force"] / distance if distance > NEGLIGIBLE else 0.0
 
     @torch.no_grad()
     def score(self, prefixes: Sequence[Ids]) -> list[Scored]:
@@ -300,33 +284,3 @@ class PrefixObjective:
             each = len(self.slots) * (max(map(len, prefixes), default=0) + max(map(len, self.branches)))
         size = max(self.max_batch_tokens // max(each, 1), 1)
         return [list(prefixes[start : start + size]) for start in range(0, len(prefixes), size)]
-
-
-@torch.no_grad()
-def states_at_targets(
-    model: "PreTrainedModel", starts: Sequence[list[int]], slots: Sequence[Slot], layers: Sequence[int], pad: int
-) -> list[dict[int, Tensor]]:
-    """For each slot layer -> (T, d): what `model` holds at the slot's target after a start of its own."""
-    found = []
-    for start, slot in zip(starts, slots, strict=True):
-        input_ids, mask = pad_batch([[*start, *slot.target]], pad, model.device, left=False)  # (1, T)
-        at = torch.zeros_like(mask, dtype=torch.bool)
-        at[0, len(start) :] = True
-        states = forward(model, plain_layout(input_ids, mask), torch.zeros_like(at), layers, at).residuals
-        found.append(dict(states))
-    return found
-
-
-def edited_layers(
-    model: "PreTrainedModel", base: "PreTrainedModel", starts: Sequence[list[int]], slots: Sequence[Slot], pad: int
-) -> list[int]:
-    """The blocks after which the edit shows most: where the states of the two models at the targets lie further apart
-    than half of the farthest, at most MOST_LAYERS; none if they are the same everywhere."""
-    layers = range(len(decoder_blocks(model)))
-    pairs = zip(*(states_at_targets(one, starts, slots, layers, pad) for one in (model, base)), strict=True)
-    parts = [
-        [hidden_distance({i: own[i]}, {i: other[i].to(own[i].device)}).item() for i in layers] for own, other in pairs
-    ]
-    far = [sum(values) / len(parts) for values in zip(*parts, strict=True)]
-    order = sorted(layers, key=lambda layer: -far[layer])[:MOST_LAYERS]
-    return sorted(layer for layer in order if far[layer] > max(NEGLIGIBLE, max(far) / 2))

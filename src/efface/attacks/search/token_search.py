@@ -19,6 +19,7 @@ from torch import Tensor
 
 from efface.attacks.search.candidates import allowed_ids, most_promising, one_hot_gradient, slot_text, stable, swaps
 from efface.attacks.search.drafts import VERIFIED
+from efface.attacks.search.gcg_settings import GCGSettings
 from efface.attacks.search.slot import Slot
 from efface.attacks.search.slot_loss import SlotLoss
 from efface.data.tokens import encode_continuation
@@ -27,8 +28,6 @@ from efface.files.jsonl import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from efface.attacks.search.gcg import GCGSettings
 
 KEPT = ("loss", "misses", "best_loss", "losses", "evaluations", "active", "since", "success")
 
@@ -50,7 +49,7 @@ class TokenSearch:
         model: "PreTrainedModel",
         processing_class: "PreTrainedTokenizerBase",
         slots: Sequence[Slot],
-        settings: "GCGSettings",
+        settings: GCGSettings,
         seed: int = 0,
         draft: "PreTrainedModel | None" = None,
         allowed: Tensor | None = None,
