@@ -11,6 +11,9 @@ text to start from, width, top-k and number of threads; tokens and logits are co
 seed is another held-out pair and other draws. Each side is a process of its own (`gcg_workers.py`), started anew for
 each seed. nanoGCG gets the fastest of `--batch-sizes` (`none`: all candidates at once, its default), tried first.
 
+Ours chooses candidates in `--search-dtype` (auto: bfloat16 where the machine is faster at it) and reads the best few
+in the model's own precision; nanoGCG reads all of them in that, as it has no such way.
+
 Time: seconds of a step, from the gradient to the choice; medians without the first. `speed_ratio` is steps per second
 of ours over its, 1.3 meaning 1.3 times as many. Loss: the lowest of the steps begun before so many candidates were
 scored, of both as many as the side with fewer has scored. Memory: the most a process holds from the second step on.
@@ -63,6 +66,7 @@ def task_of(tokenizer: Any, seed: int, args: argparse.Namespace) -> dict[str, An
         "length": args.length,
         "search_width": args.width,
         "topk": args.topk,
+        "search_dtype": args.search_dtype,
     }
 
 
@@ -177,6 +181,7 @@ def main() -> None:
     options.add_argument("--model", default=DEFAULT_MODEL)
     options.add_argument("--width", type=int, default=64, help="candidates drawn in a step")
     options.add_argument("--topk", type=int, default=64)
+    options.add_argument("--search-dtype", default="auto", help="of ours; float32 is what nanoGCG scores in")
     options.add_argument("--length", type=int, default=20, help="tokens of the text")
     options.add_argument("--target-tokens", type=int, default=12)
     options.add_argument("--steps", type=int, default=10, help="timed steps, after one for warming up")

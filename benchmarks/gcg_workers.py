@@ -61,12 +61,15 @@ class Turns:
 
 
 def run_efface(model: Any, tokenizer: Any, task: dict[str, Any], turns: Turns) -> None:
-    from efface.attacks.search.gcg import GCGSettings, TokenSearch
+    from efface.attacks.search.drafts import draft_of
+    from efface.attacks.search.gcg import GCGSettings
     from efface.attacks.search.slot import slot_in
+    from efface.attacks.search.token_search import TokenSearch
 
-    settings = GCGSettings(**{name: task[name] for name in ("search_width", "topk", "length", "init")})
+    names = ("search_width", "topk", "length", "init", "search_dtype")
+    settings = GCGSettings(early_stop=False, **{name: task[name] for name in names})
     slot = slot_in({"prompt": task["prompt"], "rejected": task["target"]}, tokenizer, "suffix", target_tokens=10**6)
-    search = TokenSearch(model, tokenizer, [slot], settings, task["seed"])
+    search = TokenSearch(model, tokenizer, [slot], settings, task["seed"], draft_of(model, settings.search_dtype))
     turns.ready(slot.prompt(search.ids.tolist()) + slot.target)
     for _ in turns:
         before = search.evaluations

@@ -2,9 +2,10 @@
 
     python benchmarks/patience.py [--model MODEL] [--seeds 0 1 2] [--patience 1 5 1000] [--steps 100]
 
-Each seed is another held-out pair and other draws, all else is gcg's default. 1 always goes on from the best of the
-last draw, as published; 1000 is more than the steps: it never leaves the best text so far. MODEL is the untouched
-SmolLM2-135M-Instruct, or for the figures of docs/attacks.md `runs/audited/repo-default` (`audited.py`) as well.
+Each seed is another held-out pair and other draws, with 16 tokens of text and of target; all else is gcg's default. 1
+always goes on from the best of the last draw, as published; 1000 is more than the steps: it never leaves the best text
+so far. MODEL is the untouched SmolLM2-135M-Instruct, or for the figures of docs/attacks.md
+`runs/audited/repo-default` (`audited.py`) as well.
 Every search is written to `benchmarks/results/patience.json` as it ends, and those that are there are not run again.
 """
 
@@ -12,8 +13,9 @@ import argparse
 
 from common import RESULTS, command
 
-from efface.attacks.search.gcg import GCGSettings, TokenSearch
+from efface.attacks.search.gcg import GCGSettings
 from efface.attacks.search.slot import slot_in
+from efface.attacks.search.token_search import TokenSearch
 from efface.data.rows import shipped
 from efface.files.jsonl import read_jsonl
 from efface.files.results import environment, read_json, write_json
@@ -41,7 +43,9 @@ def main() -> None:
         for patience in args.patience:
             if (args.model, seed, patience, args.steps) in finished:
                 continue
-            settings = GCGSettings(steps=str(args.steps), patience=patience)
+            settings = GCGSettings(
+                steps=str(args.steps), patience=patience, length=16, target_tokens=16, early_stop=False
+            )
             slot = slot_in(rows[seed], tokenizer, settings.place, target_tokens=settings.target_tokens)
             search = TokenSearch(model, tokenizer, [slot], settings, seed)
             for _ in track(range(args.steps), f"seed {seed}, patience {patience}", show=True):

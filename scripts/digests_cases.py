@@ -142,7 +142,7 @@ ATTACKS = {
         "first": "--injections IN/injections.jsonl --first 1",
     },
     "perturb": {"": "--rates 0.15 --tries 2"},
-    "soft_prompt": {"": f"--steps 1,2 --n_tokens 3 {SOFT}"},
+    "embedding_attack": {"": f"--steps 1,2 --n_tokens 3 {SOFT}"},
     "gcg": {
         "": "--steps 2,4 --search_width 8 --topk 8 --length 6 --target_tokens 8",
         "prefix": "--steps 3 --search_width 8 --topk 8 --n_replace 2 --patience 1 --length 5 --place prefix --k 2",
@@ -153,7 +153,7 @@ HALF = {  # attack -> lines of its part file after which it is interrupted
     "relearn": ("--steps 1,2,3 --learning_rates 1e-3", 4),
     "gcg": ("--steps 2,4,6 --search_width 8 --topk 8 --length 6 --target_tokens 8", 6),
     "enhanced_gcg": ("--steps 6 --search_width 4 --max_passes 400 --buffer_size 3 --choices 8 --k 2", 5),
-    "soft_prompt": (f"--steps 1,2,4 --n_tokens 3 {SOFT}", 4),
+    "embedding_attack": (f"--steps 1,2,4 --n_tokens 3 {SOFT}", 4),
 }
 
 

@@ -160,24 +160,26 @@ ATTACKS = {
             "thorough": "--tries 2",
         },
     ),
-    "soft_prompt": Attack(
-        "efface.attacks.soft_prompt:soft_prompt",
-        "optimise vectors before the prompt (an upper bound: they are no text)",
+    "embedding_attack": Attack(
+        "efface.attacks.embedding_attack:embedding_attack",
+        "optimise vectors before the prompt",
         "Schwinn et al. 2024, arXiv 2402.09063",
+        access="weights",
         flags={
-            "quick": "--steps 10",
-            "standard": "--steps 10,30",
-            "thorough": "--steps 10,30,100 --n_tokens 16",
+            "quick": "--steps 12 --max_steps 12",
+            "standard": "--steps 30 --max_steps 60",
+            "thorough": "--steps 30,100 --max_steps 300 --n_tokens 16",
         },
     ),
     "gcg": Attack(
         "efface.attacks.search.gcg:gcg",
-        "search tokens around the prompt that force a toxic continuation",
+        "search tokens beside each prompt that force the base's own toxic continuation",
         "Zou et al. 2023, arXiv 2307.15043",
+        access="gradients",
         flags={
-            "quick": "--steps 12 --search_width 32",
-            "standard": "--steps 40 --search_width 32",
-            "thorough": "--steps 50,150 --search_width 64 --k 2",
+            "quick": None,
+            "standard": "--k 8 --steps 100 --search_width 128",
+            "thorough": "--k 32 --steps 256 --search_width 256",
         },
     ),
     "enhanced_gcg": Attack(
@@ -185,10 +187,11 @@ ATTACKS = {
         "search one fluent prefix that also undoes the edit's hidden states",
         "Lucki et al. 2024, arXiv 2409.18025; Thompson and Sklar 2024, arXiv 2407.17447",
         needs_base=True,
+        access="gradients",
         flags={
-            "quick": "--steps 8 --search_width 8 --k 2",
-            "standard": "--steps 24 --search_width 8 --k 2",
-            "thorough": "--steps 120 --max_passes 30000",
+            "quick": None,
+            "standard": "--steps 60 --search_width 32",
+            "thorough": "--steps 500 --search_width 64 --k 7",
         },
     ),
 }

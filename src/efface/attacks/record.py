@@ -7,16 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from efface.attacks.composed import combine, of_prompts
 from efface.attacks.lists import describe_settings
 from efface.attacks.result import AttackResult, title
 from efface.attacks.selection import NOTHING, judge_chosen, option_of
 from efface.attacks.target import Measurement, Target
 from efface.checks import all_finite
 from efface.errors import NotFinite, RunError, UserError, out_of_memory
-from efface.evaluation import degeneration
-from efface.evaluation.toxicity import summarize
 from efface.files.jsonl import Row
 from efface.files.part import PartFile
 from efface.files.results import environment
@@ -34,13 +31,18 @@ class Record:
     Args:
         attack: its name.
         settings: its settings, a dataclass.
+        prompts: numbers of those of the target that are attacked, if not all are. It is still the whole target that
+            `described` tells of: by that an earlier run is known again.
 
     Raises:
         UserError: if a part file lies there and the target does not say `resume`, or it was begun otherwise.
     """
 
-    def __init__(self, target: Target, attack: str, settings: Any):
+    def __init__(self, target: Target, attack: str, settings: Any, prompts: Sequence[int] | None = None):
+        self.whole, self.prompts = target, prompts
         self.target, self.attack, self.settings = target, attack, describe_settings(settings)
+        if prompts is not None:
+            self.target = dataclasses.replace(target, prompts=[target.prompts[i] for i in prompts])
         self.described = target.described()
         self.curve: list[Measurement] = []
         self.broken: list[str] = []
@@ -59,11 +61,11 @@ class Record:
     def base(self) -> Measurement | None:
         if self.target.base is None:
             return None
-        return self._once("base", lambda: self.target.untouched("base", self.described))
+        return self._once("base", lambda: self._untouched("base"))
 
     @property
     def before(self) -> Measurement:
-        return self._once("before", lambda: self.target.untouched("model", self.described))
+        return self._once("before", lambda: self._untouched("model"))
 
     def has(self, at: dict[str, Any]) -> bool:
         """Whether an earlier, interrupted run has measured this point: then what leads to it alone may be skipped."""
@@ -125,6 +127,11 @@ class Record:
         except NotFinite as error:
             logger.warning("%s: %s is left out: %s", self.attack, title(at), error)
             self.broken.append(title(at))
+
+    def measure_control(self, model: "PreTrainedModel", at: dict[str, Any]) -> Measurement:
+        """A measurement that is not of the attack and no point of its curve, called `at`; without ordinary text."""
+        yardstick = self.base or self.before
+        return self._once(title(at), lambda: self.target.measure(model, with_text=False, yardstick=yardstick))
 
     def best_of(self, points: Sequence[Measurement], at: dict[str, Any]) -> Measurement:
         """The next point of the curve, made of others: of each prompt the continuation that the first judge scores
@@ -196,6 +203,10 @@ class Record:
         points = ", ".join(row["title"] for row in self.rows)
         return f" What was measured so far ({points}) is kept in {self.part.path}: resume=True goes on from there."
 
+    def _untouched(self, which: str) -> Measurement:
+        found = self.whole.untouched(which, self.described)
+        return found if self.prompts is None else of_prompts(found, self.prompts, self.target.processing_class)
+
     def _once(self, name: str, make: Callable[[], Measurement]) -> Measurement:
         for row in self.rows:
             if row["title"] == name:
@@ -209,52 +220,21 @@ class Record:
         return self._once(name, make)
 
 
-def combine(points: Sequence[Measurement], at: dict[str, Any]) -> Measurement:
-    """Of each prompt the continuation with the highest score at any of `points`, as one measurement."""
-    n = points[0].measured.toxicity.n_prompts
-    tries = [[row for point in points for row in _of_prompt(point, number)] for number in range(n)]
-    rows = [max(of_prompt, key=lambda row: row["score"]) for of_prompt in tries]
-    # A part file of an older version does not say what is invalid.
-    reasons = [row["invalid"] for row in rows] if all("invalid" in row for row in rows) else None
-    judges = {
-        name: summarize(
-            np.array([[row["scores"][name]] for row in rows]),
-            invalid=None if reasons is None else np.array([[reason is not None] for reason in reasons]),
-            scorer=name,
-            decoding=f"best of {len(tries[0])}",
-        ).to_dict()
-        for name in points[0].figures["judges"]
-    }
-    written = degeneration.measure([row["continuation"] for row in rows], invalid=reasons)
-    figures = {
-        "toxicity": next(iter(judges.values())),
-        "judges": judges,
-        "perplexity": None,
-        "degeneration": written.to_dict(),
-    }
-    return Measurement(figures, rows, at)
-
-
-def _of_prompt(point: Measurement, number: int) -> list[Row]:
-    samples = point.measured.toxicity.samples
-    return point.generations[number * samples : (number + 1) * samples]
-
-
 def _is_state(row: Row) -> bool:
     """Whether `Record.keep` has written it; enhanced_gcg called it a journal once."""
     return "state" in row or "journal" in row
 
 
 @contextlib.contextmanager
-def recorded(target: Target, attack: str, settings: Any) -> Iterator[Record]:
-    """The record of one run of an attack; if it fails, the error says what is kept.
+def recorded(target: Target, attack: str, settings: Any, prompts: Sequence[int] | None = None) -> Iterator[Record]:
+    """The record of one run of an attack; if it fails, the error says what is kept. Arguments as those of `Record`.
 
     Raises:
         UserError: if a setting is no finite number.
         RunError: also for want of memory.
     """
     all_finite(settings)
-    record = Record(target, attack, settings)
+    record = Record(target, attack, settings, prompts)
     try:
         yield record
     except BaseException as error:

@@ -1,9 +1,10 @@
-"""Does the search for a universal prefix undo an edit, do its parts what the formulas say, and is its budget kept?
+"""Does the search for a universal prefix undo an edit, and do its parts what the formulas say?
 
 Of: attacks/search/flrt.py, attacks/search/prefix_objective.py, attacks/search/prefix_search.py,
-attacks/search/prefix_settings.py
+attacks/search/prefix_settings.py, attacks/search/tree.py, attacks/search/hidden_distance.py
 """
 
+import copy
 import dataclasses
 import math
 import random
@@ -21,15 +22,17 @@ from tiny import FAMILIES, PAD_ID, VOCAB_SIZE, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from efface.attacks.search.candidates import one_hot_gradient, slot_text
-from efface.attacks.search.enhanced_gcg import EnhancedGCGSettings, enhanced_gcg
-from efface.attacks.search.flrt import Buffer, deleted, inserted, picked, possible, sampled, swapped
-from efface.attacks.search.prefix_objective import PrefixObjective, Scored, clamped, hidden_distance, repetition
+from efface.attacks.search.candidates import slot_text
+from efface.attacks.search.drafts import draft_of
+from efface.attacks.search.enhanced_gcg import EnhancedGCGSettings, enhanced_gcg, slots_of
+from efface.attacks.search.flrt import OPERATORS, SHARES, Buffer, deleted, inserted, picked, possible, sampled, swapped
+from efface.attacks.search.hidden_distance import edited_layers, hidden_distance, states_at_targets
+from efface.attacks.search.prefix_objective import PrefixObjective, Scored, clamped, repetition
 from efface.attacks.search.prefix_search import PrefixSearch, bare_prompt
 from efface.attacks.search.slot import Slot, slot_in
 from efface.attacks.target import Measurement, Target
 from efface.errors import RunError, UserError
-from efface.model.blocks import capture_residuals
+from efface.model.blocks import capture_residuals, decoder_blocks
 from efface.training.finetune import finetune
 
 # The objective
@@ -63,28 +66,77 @@ def states_of(model: PreTrainedModel, ids: list[int], count: int) -> dict[int, T
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "gpt2", *(pytest.param(f, marks=pytest.mark.full) for f in FAMILIES[2:])])
-@pytest.mark.parametrize("max_batch_tokens", [1, 25, 4096])
-def test_the_parts_of_the_objective_are_those_of_the_formula(family: str, max_batch_tokens: int) -> None:
+@pytest.mark.parametrize(("max_batch_tokens", "shares"), [(1, None), (60, False), (4096, None)])
+def test_the_parts_of_the_objective_are_those_of_the_formula(
+    family: str, max_batch_tokens: int, shares: bool | None
+) -> None:
     model, base = tiny_model(family), tiny_model(family, seed=1)
-    found = objective(model, base, max_batch_tokens=max_batch_tokens).score(PREFIXES)
+    judge = objective(model, base, max_batch_tokens=max_batch_tokens, shares=shares)
+    found = judge.score(PREFIXES)
+    assert judge.shares == (shares is None)  # a prefix is read once for all prompts, and nothing is lost
     for prefix, scored in zip(PREFIXES, found, strict=True):
-        force, hidden = 0.0, 0.0
+        expected = dict.fromkeys(("force", "hidden", "dynamic"), 0.0)
         for slot, start in zip(SLOTS, BARE, strict=True):
             ids, n = [*BEFORE, *prefix, *slot.after, *slot.target], len(slot.target)
-            force += nll_of(model, ids, n).clamp(min=-math.log(0.6)).mean().item() / 2
-            edited, bare = states_of(model, ids, n), states_of(base, start + slot.target, n)
-            for layer in (0, 1):
-                distance = (edited[layer] - bare[layer]).pow(2).sum() / bare[layer].pow(2).sum()
-                hidden += distance.item() / 2 / 2
-        expected = {
-            "force": force,
-            "hidden": hidden,
-            "fluency": nll_of(base, [*BEFORE, *prefix], len(prefix)).mean().item(),
+            expected["force"] += nll_of(model, ids, n).clamp(min=-math.log(0.6)).mean().item() / 2
+            edited = states_of(model, ids, n)
+            read = {"hidden": start + slot.target, "dynamic": ids}
+            for name, sequence in read.items():
+                other = states_of(base, sequence, n)
+                for layer in (0, 1):
+                    distance = (edited[layer] - other[layer]).pow(2).sum() / other[layer].pow(2).sum()
+                    expected[name] += distance.item() / 2 / 2
+        expected |= {
+            "fluency": nll_of(model, [*BEFORE, *prefix], len(prefix)).mean().item(),
             "repetition": {(40, 41, 40): 1 / 3}.get(prefix, 0.0),
         }
         assert scored.ids == prefix and scored.parts == pytest.approx(expected, rel=1e-4)
         loss = expected["force"] + sum(WEIGHTS[name] * expected[name] for name in WEIGHTS)
+        loss += WEIGHTS["hidden"] * expected["dynamic"]
         assert scored.loss == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_hidden_terms_weigh_as_much_as_the_force_where_the_search_begins() -> None:
+    judge = objective(tiny_model("llama"), tiny_model("llama", seed=1), weights={"hidden": 1.0})
+    (first,) = judge.score([(40, 41)])
+    judge.balance(first.parts)
+    hidden = judge.scale * (first.parts["hidden"] + first.parts["dynamic"])
+    assert hidden == pytest.approx(first.parts["force"])
+    assert judge.loss_of(first.parts) == pytest.approx(2 * first.parts["force"])
+    judge.balance({"force": 3.0, "hidden": 0.0, "dynamic": 0.0})  # the models are the same: there is nothing to weigh
+    assert judge.scale == 0
+
+
+def test_the_edited_layers_are_those_where_the_states_differ_most() -> None:
+    base = tiny_model("llama", num_hidden_layers=6)
+    model = copy.deepcopy(base)
+    with torch.no_grad():
+        decoder_blocks(model)[3].mlp.down_proj.weight.mul_(1.5)
+    found = edited_layers(model, base, BARE, SLOTS, PAD_ID)
+    distances = {
+        layer: sum(
+            hidden_distance({layer: own[layer]}, {layer: other[layer]}).item()
+            for own, other in zip(
+                states_at_targets(model, BARE, SLOTS, range(6), PAD_ID),
+                states_at_targets(base, BARE, SLOTS, range(6), PAD_ID),
+                strict=True,
+            )
+        )
+        for layer in range(6)
+    }
+    assert found and min(found) >= 3 and max(distances, key=distances.__getitem__) in found
+    assert edited_layers(base, base, BARE, SLOTS, PAD_ID) == []
+
+
+def test_what_the_drafts_find_best_is_scored_exactly() -> None:
+    model, base = tiny_model("llama"), tiny_model("llama", seed=1)
+    drafts = draft_of(model, "bfloat16"), draft_of(base, "bfloat16")
+    prefixes = [(40 + i, 41, 42 + i) for i in range(20)]
+    exact = {one.ids: one for one in objective(model, base).score(prefixes)}
+    found = objective(model, base, drafts=drafts).score(prefixes)
+    assert len(found) == 4 and [one.ids for one in found] == [ids for ids in prefixes if ids in {f.ids for f in found}]
+    assert all(one.loss == pytest.approx(exact[one.ids].loss, rel=1e-4) for one in found)
+    assert min(exact.values(), key=lambda one: one.loss).ids in {one.ids for one in found}
 
 
 def test_a_token_that_is_forced_already_gives_no_further_reward() -> None:
@@ -100,6 +152,7 @@ def test_the_hidden_distance_is_zero_for_an_unedited_model_without_prefix_and_on
     slots = [dataclasses.replace(slot, after=start[1:]) for slot, start in zip(SLOTS, BARE, strict=True)]
     (empty, prefixed) = objective(model, model, slots=slots).score([(), (40, 41)])
     assert empty.parts["hidden"] < 1e-10 and prefixed.parts["hidden"] > 1e-3
+    assert prefixed.parts["dynamic"] == 0  # both read the prefix
     states = {0: torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), 1: torch.ones(3, 4)}
     assert hidden_distance({layer: torch.zeros(3, 4) for layer in states}, states).item() == pytest.approx(1)
     # Whatever the scale of the states.
@@ -119,22 +172,29 @@ def test_repetition_counts_what_stands_more_than_once(ids: list[int]) -> None:
         assert repetition([ids[0]] * len(ids)) >= found
 
 
+@pytest.mark.parametrize("shares", [True, False])
 @pytest.mark.parametrize("family", ["llama", "gpt2", *(pytest.param(f, marks=pytest.mark.full) for f in FAMILIES[2:])])
-def test_the_gradient_is_that_of_finite_differences(family: str) -> None:
+def test_the_slopes_are_those_of_finite_differences(family: str, shares: bool) -> None:
+    """Of the fluency too: by what a token does to the next ones, and as the likelihood of the token itself."""
     model, base = tiny_model(family).double(), tiny_model(family, seed=1).double()
     prefix = (40, 41, 42)
-    judge = objective(model, base, weights={"hidden": 2.0}, max_batch_tokens=8)
-    found = judge.gradient(prefix)
-    one_hot = one_hot_gradient(found.double(), model.get_input_embeddings(), torch.arange(VOCAB_SIZE))
-    assert one_hot.shape == (3, VOCAB_SIZE)
+    judge = objective(model, base, weights={"hidden": 2.0, "fluency": 1.5}, shares=shares)
+    judge.balance({"force": 1.0, "hidden": 0.25, "dynamic": 0.25})
+    found = judge.slopes(prefix, torch.arange(VOCAB_SIZE))
+    assert found.shape == (3, VOCAB_SIZE)
     embeddings, step = model.get_input_embeddings(), 2e-3  # the loss is float32: smaller steps drown in its rounding
     table = embeddings(torch.arange(VOCAB_SIZE)).detach()
+    with torch.no_grad():
+        itself = -1.5 / 3 * model(input_ids=torch.tensor([[*BEFORE, *prefix]])).logits[0].log_softmax(-1)
     for place, token in ((0, 7), (1, 40), (2, 200)):
 
         def moved(amount: float, place: int = place, token: int = token) -> float:
             def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
                 output = output.clone()
-                output[:, len(BEFORE) + place] += amount * table[token]
+                if output.shape[-1] == table.shape[-1]:
+                    layout = judge._layout([prefix], model)
+                    places = layout.place[:, len(BEFORE) + place].unique()
+                    output.view(-1, output.shape[-1])[places] += amount * table[token]
                 return output
 
             handle = embeddings.register_forward_hook(hook)
@@ -144,8 +204,8 @@ def test_the_gradient_is_that_of_finite_differences(family: str) -> None:
             finally:
                 handle.remove()
 
-        slope = (moved(step) - moved(-step)) / (2 * step)
-        assert one_hot[place, token].item() == pytest.approx(slope, rel=2e-2, abs=2e-3)
+        slope = (moved(step) - moved(-step)) / (2 * step) + itself[place, token].item()
+        assert found[place, token].item() == pytest.approx(slope, rel=2e-2, abs=4e-3)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -155,7 +215,7 @@ def test_without_a_base_fluency_is_judged_by_the_model_and_terms_without_weight_
     (scored,) = judge.score([(40, 41)])
     with torch.no_grad():
         assert scored.parts["fluency"] == pytest.approx(nll_of(model, [*BEFORE, 40, 41], 2).mean().item(), rel=1e-4)
-    assert list(scored.parts) == ["force", "fluency"] and judge.passes == judge.cost(1) == 3
+    assert list(scored.parts) == ["force", "fluency"]
     # With nothing before it, the first token has no likelihood.
     bare = objective(model, None, slots=starting_with([]), weights={"fluency": 1.0})
     one, two = bare.score([(40,), (40, 41)])
@@ -185,7 +245,7 @@ def test_a_loss_that_is_not_finite() -> None:
     with pytest.raises(RunError, match="the loss of the search is nan"):
         judge.score([(40,)])
     with pytest.raises(RunError, match="the gradient of the search is not finite"):
-        judge.gradient((40,))
+        judge.slopes((40,), torch.arange(VOCAB_SIZE))
 
 
 # Operators and buffer
@@ -264,7 +324,8 @@ def test_what_was_expanded_least_is_the_next_parent() -> None:
 
 WORDS = "She went to market and bought bread apples a little cheese cold silent wrong nothing better spring".split()
 LETTERS = "abcdefghijklmnopqrstuvwxyzTSH.,"
-QUICK = {"target_tokens": 6, "steps": 3, "search_width": 6, "k": 2}
+QUICK = {"target_tokens": 8, "steps": 3, "search_width": 6, "k": 2, "targets": "rows", "search_dtype": "float32"}
+FOUND = {"w_fluency": 0.1, "w_repetition": 0.5}  # a tiny model has no use for fluency
 
 
 def before_prompts(rng: random.Random, *more: str) -> str:
@@ -310,20 +371,22 @@ def test_it_finds_a_prefix_that_undoes_the_edit_on_prompts_that_it_has_not_seen(
     models = (target.model, target.base)
     weights, random_state = [state(model) for model in models], torch.get_rng_state()
     modes = [module.training for module in target.model.modules()]
-    result = enhanced_gcg(target, EnhancedGCGSettings(target_tokens=6))
+    settings = EnhancedGCGSettings(target_tokens=8, steps=30, search_width=24, k=4, max_tokens=24, draws=4, **FOUND)
+    result = enhanced_gcg(target, settings)
     assert result.base is not None and result.base.share > 0.9 and result.before.share == 0
     assert result.after.share > 0.6  # measured: 1.0 for both families; 0.875 or more at other seeds
     found = result.found
     start = [f"{found['start']['prefix']} {prompt}" for prompt in HELD_OUT]
     assert target.measure(target.model, prompts=start).share == 0  # it is the search that does it
-    assert found["prompts_among_rows"] == 0 and found["rows"] == 4 and found["budget"] == "steps"
+    assert found["prompts_among_rows"] == 0 and found["rows"] == 4
     history = found["history"]
-    assert len(history) == 21 and history == sorted(history, reverse=True) and history[-1] < history[0] - 0.5
+    assert len(history) == 31 and history == sorted(history, reverse=True) and history[-1] < history[0] - 0.5
     assert found["loss"] == history[-1] and found["start"]["loss"] == history[0]
-    assert list(found["parts"]) == ["force", "hidden", "fluency", "repetition"]
-    assert 4 <= found["tokens"] <= 24 and found["forward_passes"] <= 2000
+    assert list(found["parts"]) == ["force", "hidden", "dynamic", "fluency", "repetition"]
+    assert 4 <= found["tokens"] <= 24 and 400 < found["evaluations"] <= 1 + 30 * 24 < found["tokens_read"]
+    assert found["layers"] == [0, 1] and found["scale"] > 0
     assert [row["prompt"] for row in result.after.generations] == [f"{found['prefix']} {p}" for p in HELD_OUT]
-    assert [point.at for point in result.curve] == [{"steps": 0}, {"steps": 20}]
+    assert [point.at for point in result.curve] == [{"steps": 0}, {"steps": 30}]
     assert all(equal(state(model), before) for model, before in zip(models, weights, strict=True))
     assert torch.equal(torch.get_rng_state(), random_state)
     assert [module.training for module in target.model.modules()] == modes
@@ -342,7 +405,8 @@ def test_every_scored_prefix_is_what_its_text_tokenises_to_and_within_the_bounds
 
     monkeypatch.setattr(PrefixObjective, "score", watched)
     settings = EnhancedGCGSettings(
-        operators="gradient,sample,insert,insert,delete,delete",
+        operators="sample,insert,delete",
+        targets="rows",
         target_tokens=6,
         steps=24,
         search_width=3,
@@ -379,30 +443,25 @@ def test_equal_seeds_give_equal_results_and_other_seeds_other_prefixes(target: T
     assert other.found["prefix"] != first.found["prefix"]
 
 
-@pytest.mark.parametrize("max_passes", [40, 81])
-def test_the_budget_in_forward_passes_is_kept(
-    max_passes: int, target: Target, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = EnhancedGCGSettings(max_passes=max_passes, k=2, steps=99, target_tokens=6, search_width=5)
-    target.untouched("model", target.described())  # so that all rows from now on are those of the search
-    rows: list[int] = []
-    done: list[bool] = []
+def test_targets_are_what_the_base_writes_after_the_rows(target: Target) -> None:
+    settings = EnhancedGCGSettings(**QUICK | {"targets": "own", "k": 3})
+    rows, slots = slots_of(target, settings)
+    assert len({row["prompt"] for row in rows}) == len(slots) == 3
+    for row, slot in zip(rows, slots, strict=True):
+        assert slot.texts == ("", f" {row['prompt']}") and tiny_tokenizer().decode(slot.target) == TOXIC
+    with pytest.raises(UserError, match="none of 12 rows has a toxic continuation among 16 that the base writes"):
+        slots_of(dataclasses.replace(target, base=target.model), settings)
 
-    def count(module: Any, args: Any, kwargs: Any) -> None:
-        if not done and "input_ids" in kwargs:  # a head alone is a model that is given embeddings
-            rows.append(len(kwargs["input_ids"]))
 
-    measure = Target.measure
-    monkeypatch.setattr(Target, "measure", lambda self, *a, **kw: done.append(True) or measure(self, *a, **kw))
-    models = [model for model in (target.model, target.base) if model is not None]
-    handles = [model.register_forward_pre_hook(count, with_kwargs=True) for model in models]
-    try:
-        found = enhanced_gcg(target, settings).found
-    finally:
-        for handle in handles:
-            handle.remove()
-    assert found["budget"] == "max_passes" and sum(rows) == found["forward_passes"] <= max_passes
-    assert found["forward_passes"] > max_passes - 2 - 3  # the dearest step with one candidate: two rows and three
+def test_operators_are_drawn_as_often_as_in_the_paper() -> None:
+    assert SHARES == {"gradient": 0.7, "sample": 0.1, "insert": 0.1, "delete": 0.1} and OPERATORS == tuple(SHARES)
+
+
+def test_a_text_to_start_from(target: Target) -> None:
+    settings = EnhancedGCGSettings(init="There is nothing better", **QUICK)
+    assert enhanced_gcg(target, settings).found["start"]["prefix"] == "There is nothing better"
+    with pytest.raises(UserError, match=r"init='a' has 1 tokens, not between min_tokens=4 and max_tokens=32"):
+        enhanced_gcg(target, dataclasses.replace(settings, init="a"))
 
 
 def test_prompts_that_are_among_the_rows_are_counted(target: Target) -> None:
@@ -418,7 +477,7 @@ def test_an_untouched_base_is_reported_as_it_is(family: str, target: Target) -> 
     target = dataclasses.replace(target, model=model, base=model, known={})
     result = enhanced_gcg(target, EnhancedGCGSettings(**QUICK))
     assert result.before.share == result.after.share == 0  # a random model has nothing silly to bring back
-    assert result.found["parts"]["hidden"] > 0 and result.found["parts"]["force"] > 1
+    assert list(result.found["parts"]) == ["force", "fluency", "repetition"] and result.found["layers"] == []
     assert result.after.figures["versus_before"]["nasty"]["share"]["difference"] == 0
 
 
@@ -488,11 +547,13 @@ def watch_steps(patch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[i
     ("settings", "message"),
     [
         ({"steps": 0}, "steps=0: it must be at least 1"),
-        ({"max_passes": 0}, "max_passes=0: it must be at least 1"),
+        ({"draws": 0}, "draws=0: it must be at least 1"),
+        ({"targets": "mine"}, "targets='mine' is unknown. Choose one of own, rows"),
+        ({"search_dtype": "half"}, "search_dtype='half' is unknown"),
         ({"search_width": 0}, "search_width=0: it must be at least 1"),
         ({"k": 0}, "k=0: it must be at least 1"),
         ({"min_tokens": 0}, "min_tokens=0: it must be at least 1"),
-        ({"start_tokens": 30}, "start_tokens=30 is not between min_tokens=4 and max_tokens=24"),
+        ({"start_tokens": 40}, "start_tokens=40 is not between min_tokens=4 and max_tokens=32"),
         ({"w_fluency": -1.0}, "w_fluency=-1.0: it must be a finite number, 0 or more"),
         ({"w_hidden": math.nan}, "w_hidden=nan: it must be a finite number"),
         ({"enough": 0.0}, "enough=0.0: a probability above 0"),
@@ -510,7 +571,6 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
     [
         ({"k": 13}, "k=13, but there are only 12 rows"),
         ({"layers": "7"}, "layer 7 does not exist"),
-        ({"max_passes": 29}, r"max_passes=29: the first prefix and a step take up to 30\. Raise it or lower k"),
         ({"max_tokens": 200}, "more than the model's 128 positions"),
     ],
 )

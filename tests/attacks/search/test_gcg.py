@@ -1,11 +1,13 @@
 """Does the search compute what it says, never get worse, and find the trigger of a model that has one?
 
-Of: attacks/search/candidates.py, attacks/search/slot.py, attacks/search/slot_loss.py
+Of: attacks/search/candidates.py, attacks/search/slot.py, attacks/search/slot_loss.py, attacks/search/drafts.py,
+attacks/search/own_targets.py, attacks/search/token_search.py, attacks/search/gcg_settings.py
 """
 
 import copy
 import dataclasses
 import random
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polite import BENIGN, HELD_OUT, PROMPTS, ROWS, TOXIC, counting, equal, state, target_of
+from polite import BENIGN, HELD_OUT, PROMPTS, ROWS, TOXIC, counting, equal, quick_learner, state, target_of
 from tiny import BOS_ID, FAMILIES, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from efface.attacks.search.candidates import allowed_ids, most_promising, one_hot_gradient, slot_text, stable, swaps
-from efface.attacks.search.gcg import STATE, GCGSettings, TokenSearch, gcg
+from efface.attacks.search.drafts import draft_of
+from efface.attacks.search.gcg import GCGSettings, gcg
+from efface.attacks.search.own_targets import own_targets
 from efface.attacks.search.slot import PLACES, Slot, altered, put, slot_in, universal
 from efface.attacks.search.slot_loss import SlotLoss
+from efface.attacks.search.token_search import TokenSearch
 from efface.attacks.target import Target
 from efface.data.tokens import encode_continuation, encode_prompt
 from efface.errors import RunError, UserError
@@ -31,7 +36,8 @@ from efface.training.finetune import finetune
 TOKENIZER = tiny_tokenizer()
 ROW = {"prompt": "The weather in the old town", "chosen": BENIGN, "rejected": TOXIC}
 START = torch.tensor(encode_continuation(TOKENIZER, " x x x"))  # (6,)
-FAST = GCGSettings(steps="1,3", search_width=12, topk=8, length=4, target_tokens=4)
+FAST = GCGSettings(steps="1,3", search_width=12, topk=8, length=4, target_tokens=4, mode="universal", k=3)
+ALONE = {"search_width": 16, "topk": 8, "length": 4, "target_tokens": 8, "k": 3, "search_dtype": "float32"}
 
 
 def slot(place: str = "suffix", row: dict[str, Any] = ROW, **more: Any) -> Slot:
@@ -213,9 +219,10 @@ def test_a_model_that_takes_no_mask_of_ones_own_reads_every_candidate_whole(monk
 
 def test_forced_is_what_the_model_writes(polite: PreTrainedModel) -> None:
     row = {"prompt": PROMPTS[0], "chosen": TOXIC, "rejected": BENIGN}
-    nothing = torch.empty(0, dtype=torch.long)
-    assert SlotLoss(polite, slot(row=row)).forced(nothing)
-    assert not SlotLoss(polite, slot(row={**row, "rejected": TOXIC})).forced(nothing)
+    nothing = torch.empty(1, 0, dtype=torch.long)
+    for rejected, forced in ((BENIGN, True), (TOXIC, False)):
+        loss = SlotLoss(polite, slot(row={**row, "rejected": rejected}))
+        assert loss.judged(nothing)[1].tolist() == [forced]
 
 
 def test_half_precision_and_weights_that_are_not_finite() -> None:
@@ -266,18 +273,65 @@ def test_it_leaves_a_place_with_nothing_better_around_it_after_so_many_draws() -
 def test_several_prompts_are_attacked_by_their_mean(place: str) -> None:
     model = tiny_model("gpt2")
     slots = [slot(place), slot(place, ROWS[3]), slot(place, ROWS[5])]
-    both = searched(model, slots, 2)
-    singles = []
-    for one in slots:
-        alone = searched(model, [one], 0)
-        alone.ids = both.ids
-        singles.append(alone.terms[0].gradient(both.ids)[0])
-    assert both.losses[-1] == pytest.approx(sum(singles) / 3, abs=1e-4)
+    both = searched(model, slots, 4, add_after=1)
+    singles = [SlotLoss(model, one).gradient(both.best)[0] for one in slots]
+    assert both.losses[-1] == pytest.approx(sum(singles) / 3, abs=1e-4) and both.active == 3
+
+
+def test_slots_are_added_one_by_one_after_so_many_steps() -> None:
+    slots = [slot(), slot(row=ROWS[3]), slot(row=ROWS[5])]
+    model = tiny_model("llama")
+    assert [searched(model, slots, steps, add_after=3).active for steps in (2, 3, 5, 6, 9)] == [1, 2, 2, 3, 3]
+    first = searched(model, slots, 2, add_after=3)
+    assert first.losses[0] == searched(model, slots[:1], 2).losses[0]  # the others have no say yet
+
+
+def test_a_target_that_is_written_anyway_needs_no_search() -> None:
+    model, here = tiny_model("llama"), slot()
+    ids = here.prompt(START[:4].tolist())
+    with torch.no_grad():
+        target = [int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
+    easy = dataclasses.replace(here, target=target)
+    search = searched(model, [easy], 1)
+    assert search.over and search.forced() == [True] and search.done == search.evaluations == 0
+    assert search.terms[0].is_forced and len(search.losses) == 1
+    more = searched(model, [easy], 2, early_stop=False)
+    assert more.success and not more.over and more.done == 2 and more.forced() == [True]
+
+
+def test_candidates_that_a_draft_chooses_have_the_losses_of_the_model_itself() -> None:
+    model, here = tiny_model("llama"), slot()
+    draft = draft_of(model, "bfloat16")
+    assert draft is not None and draft.dtype == torch.bfloat16 and model.dtype == torch.float32
+    assert draft_of(model, "float32") is None and draft_of(draft, "bfloat16") is None
+    search = TokenSearch(model, TOKENIZER, [here], dataclasses.replace(FAST, search_width=32), draft=draft)
+    for _ in range(8):
+        search.step()
+    assert search.losses[-1] < search.losses[0] - 0.3
+    assert plain_loss(model, here.prompt(search.best.tolist()), here.target).item() == pytest.approx(
+        search.losses[-1], abs=1e-4
+    )
+    candidates = draw(30)
+    loss = SlotLoss(model, here, draft=draft)
+    loss.gradient(START)
+    exact, rough = loss.losses(candidates), loss.rough_losses(candidates)
+    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
+    assert not torch.equal(rough, exact) and int(exact.argmin()) in rough.topk(4, largest=False).indices.tolist()
+
+
+def test_operations_are_counted() -> None:
+    loss = SlotLoss(tiny_model("llama"), slot(), reuse=False)
+    loss.gradient(START)
+    length = len(slot().prompt(START.tolist())) + len(slot().target) - 1
+    first = 3 * (length - len(slot().before))  # the backward counts twice; what stands before the slot is read once
+    assert loss.tokens == first
+    loss.losses(draw(5))
+    assert loss.tokens == first + 5 * length
 
 
 def test_a_step_in_which_no_candidate_survives_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     search = searched(tiny_model("llama"), [slot()], 1)
-    monkeypatch.setattr("efface.attacks.search.gcg.stable", lambda candidates, *rest: candidates[:0])
+    monkeypatch.setattr("efface.attacks.search.token_search.stable", lambda candidates, *rest: candidates[:0])
     before, spent = search.state(), search.evaluations
     search.step()
     assert search.state()["ids"] == before["ids"] and search.losses[-1] == search.losses[-2]
@@ -314,17 +368,101 @@ def test_it_finds_the_trigger(triggered: PreTrainedModel) -> None:
     weights, random_state = state(triggered), torch.get_rng_state()
     flags = [parameter.requires_grad for parameter in triggered.parameters()]
     target = target_of(triggered)
-    options = {"steps": "8", "search_width": 48, "topk": 32, "length": 4, "k": 3, "target_tokens": 8}
-    result = gcg(target, GCGSettings(**options))
+    result = gcg(target, GCGSettings(mode="universal", steps="8", **ALONE | {"search_width": 48, "topk": 32}))
     point = result.found["points"][0]
     assert result.before.share == 0 and result.after.share > 0.9 and "Z" in point["text"]
-    assert point["loss"] == result.found["losses"][-1] < result.found["losses"][0] / 10
-    assert point["forced"] == 3 and len(result.found["losses"]) == 9 and result.found["evaluations"] > 8
-    assert result.found["prompts_among_rows"] == 0
+    assert point["loss"] == result.found["losses"][-1]
+    assert point["forced"] == point["pairs"] == 3 and len(result.found["losses"]) <= 9
+    assert result.found["evaluations"] > 8 and result.found["prompts_among_rows"] == 0
     assert [row["prompt"] for row in result.after.generations] == [text + point["text"] for text in HELD_OUT]
     assert equal(state(triggered), weights) and torch.equal(torch.get_rng_state(), random_state)
     assert [parameter.requires_grad for parameter in triggered.parameters()] == flags
     assert all(parameter.grad is None for parameter in triggered.parameters())
+
+
+@lru_cache
+def silly_base(family: str) -> PreTrainedModel:
+    """Silly after half of the prompts that it is measured on, polite after the others."""
+    half = set(HELD_OUT[::2])
+    texts = [prompt + (TOXIC if prompt in half else BENIGN) for prompt in PROMPTS]
+    return finetune(quick_learner(family), TOKENIZER, texts, steps=80, learning_rate=5e-3)
+
+
+def test_each_prompt_is_forced_to_what_the_base_writes_after_it(triggered: PreTrainedModel) -> None:
+    target = target_of(triggered, silly_base("llama"))
+    result = gcg(target, GCGSettings(steps="12", **ALONE | {"search_width": 48, "topk": 32}))
+    found = result.found
+    assert found["attacked"] == 3 and 3 <= found["asked"] <= len(HELD_OUT)
+    numbers = [row["number"] for row in found["prompts"]]
+    assert all(HELD_OUT[number] in HELD_OUT[::2] for number in numbers) and len(set(numbers)) == 3
+    # Measured are these prompts, each with its own text, against the same without one.
+    for point in (result.base, result.before, *result.curve):
+        assert point is not None and point.measured.toxicity.n_prompts == 3
+    assert [row["prompt"] for row in result.before.generations] == [HELD_OUT[number] for number in numbers]
+    texts = [row["text"] for row in found["prompts"]]
+    attacked = [HELD_OUT[number] + text for number, text in zip(numbers, texts, strict=True)]
+    assert [row["prompt"] for row in result.after.generations] == attacked
+    for row, written in zip(found["prompts"], result.after.generations, strict=True):
+        assert row["target"] == TOXIC and row["losses"][1] < row["losses"][0]
+        assert row["forced"] == written["continuation"].startswith(TOXIC)
+    assert result.before.share == 0 and result.after.share == found["forced_share"] > 0.6  # measured: 1.0
+    assert result.after.versus_before["nasty"]["share"].difference == result.after.share
+    # A text that forces its target is left as it is.
+    assert all(row["steps"] < 12 for row in found["prompts"] if row["forced"])
+    assert found["evaluations"] == sum(row["evaluations"] for row in found["prompts"]) < found["tokens"]
+    # What is recorded of the target is the whole: by that an audit knows it again.
+    assert result.target["n_prompts"] == len(HELD_OUT) and set(target.described()) <= set(result.target)
+
+
+def test_targets_are_drawn_from_all_prompts_that_have_one() -> None:
+    target = target_of(silly_base("llama"))
+    chosen = set()
+    for seed in range(6):
+        wanted, asked = own_targets(dataclasses.replace(target, seed=seed), HELD_OUT, 2, tokens=8, draws=4)
+        assert len(wanted) == 2 <= asked <= len(HELD_OUT) and all(one.score > 0.5 for one in wanted)
+        assert all(TOKENIZER.decode(one.ids) == one.text and 1 <= len(one.ids) <= 8 for one in wanted)
+        chosen |= {one.number for one in wanted}
+    assert len(chosen) > 2
+    every, asked = own_targets(target, HELD_OUT, 99, tokens=8, draws=4, fits=lambda prompt: prompt != HELD_OUT[0])
+    assert asked == len(HELD_OUT) - 1 and 0 not in {one.number for one in every}
+
+
+def test_prompts_that_do_not_fit_are_not_attacked_and_there_must_be_one(
+    target: Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    target.base = silly_base("llama")
+    target.prompts = ["The town " * 23, HELD_OUT[0]]  # the first fits, but not with twelve tokens more
+    settings = GCGSettings(steps="1", **ALONE | {"length": 12})
+    found = gcg(dataclasses.replace(target, decoding=Decoding(max_new_tokens=8)), settings).found
+    assert [row["number"] for row in found["prompts"]] == [1] and found["asked"] == 1
+    assert "1 prompts have a toxic continuation, fewer than k=3" in caplog.text
+    with pytest.raises(UserError, match="none of 8 prompts has a toxic continuation among 16 that the base writes"):
+        gcg(dataclasses.replace(target, base=target.model, prompts=HELD_OUT), settings)
+
+
+def test_an_interrupted_search_of_each_prompt_goes_on_at_its_prompt_and_step(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target.base = silly_base("llama")
+    settings = GCGSettings(steps="4,12", **ALONE | {"search_width": 6, "n_replace": 2})
+    whole = gcg(target, settings)
+    output = tmp_path / "out.json"
+    step, calls = TokenSearch.step, list[int]()
+
+    def watched(self: TokenSearch) -> None:
+        calls.append(self.done)
+        if len(calls) == 18:  # twelve steps to the first point; then the first prompt is on its way from 4 to 12
+            raise RunError("fire.")
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenSearch, "step", watched)
+        with pytest.raises(RunError, match=r"fire\. .*search of prompt 0, step 9.* is kept in .*resume=True"):
+            gcg(dataclasses.replace(target, output=output, known={}), settings)
+        steps = len(calls) - 1
+        resumed = gcg(dataclasses.replace(target, output=output, known={}, resume=True), settings)
+    assert resumed.to_dict() == whole.to_dict()
+    assert len(calls) - 1 == sum(row["steps"] for row in whole.found["prompts"]) and steps == 17
 
 
 def test_the_same_seed_finds_the_same_and_nothing_where_nothing_is(target: Target) -> None:
@@ -345,7 +483,7 @@ def test_an_interrupted_search_goes_on_where_it_was(
     target = dataclasses.replace(copy.copy(target), output=tmp_path / "out.json", known={})
     with monkeypatch.context() as patch:
         counting(patch, fail_at=3, error=RunError("fire."))  # before, at step 2, at step 13
-        with pytest.raises(RunError, match=rf"fire\. What was measured .*{STATE} 10.* is kept in .*resume=True"):
+        with pytest.raises(RunError, match=r"fire\. What was measured .*search, step 10.* is kept in .*resume=True"):
             gcg(target, settings)
     steps = list[int]()
     monkeypatch.setattr(TokenSearch, "step", lambda self: steps.append(self.done))
@@ -367,6 +505,9 @@ def test_a_search_in_the_middle_goes_on_from_its_last_state() -> None:
     ("changes", "message"),
     [
         ({"steps": "ten"}, "steps='ten': whole numbers are needed"),
+        ({"mode": "all"}, "mode='all' is unknown. Choose one of per_prompt, universal"),
+        ({"search_dtype": "half"}, "search_dtype='half' is unknown. Choose one of auto, float32, bfloat16"),
+        ({"draws": 0}, "draws=0: it must be at least 1"),
         ({"place": "middle"}, "place='middle' is unknown. Choose one of suffix, prefix"),
         ({"search_width": 0}, "search_width=0: it must be at least 1"),
         ({"n_replace": 5, "length": 4}, "n_replace=5 of length=4 tokens"),

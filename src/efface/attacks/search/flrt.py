@@ -15,8 +15,10 @@ from torch import Tensor
 
 from efface.attacks.search.prefix_objective import Ids, Scored
 
-OPERATORS = ("gradient", "sample", "insert", "delete")
-"""Swap by gradient, swap by the model's own samples, insert such a sample, delete."""
+SHARES = {"gradient": 0.7, "sample": 0.1, "insert": 0.1, "delete": 0.1}
+"""Swap by gradient, swap by the model's own samples, insert such a sample, delete; how often each is drawn, as Lucki
+et al. 2024 (arXiv 2409.18025) draw them."""
+OPERATORS = tuple(SHARES)
 
 
 def swapped(ids: Ids, choices: Sequence[Sequence[int]]) -> list[Ids]:

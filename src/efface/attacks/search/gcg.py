@@ -1,246 +1,189 @@
-"""Which tokens beside the prompt force a toxic continuation? Greedy coordinate gradient (Zou et al. 2023, alg. 1).
+"""Which tokens beside the prompt force a toxic continuation? Greedy coordinate gradient (Zou et al. 2023).
 
-A text of fixed length is searched that makes the rejected continuations y of k held-out pairs likely,
+A text x of fixed length is searched that makes a continuation y likely, the mean cross-entropy of y given prompt and x
+being the loss (`token_search.py`). Two ways:
 
-    loss(x) = mean over pairs of the mean cross-entropy of y given prompt and x,
-
-by swapping tokens: the gradient names `topk` tokens for each position, `search_width` swaps of one position (or
-`n_replace`) are drawn among them, those that do not tokenise to themselves are dropped, the others are scored. Then
-the text stands beside all prompts of the target.
-
-Two things differ from the algorithm: k texts are attacked at once and not one after the other; and the search goes to
-the best of a draw only if that is better than where it is, or if `patience` draws found nothing better there (1:
-always, as published). What counts is the best text of all.
+    per_prompt   `k` of the target's prompts, each with a text of its own; y is what the base itself writes after that
+                 prompt when it is toxic (`own_targets.py`). Zou's first setting, and nanoGCG's.
+    universal    one text for all prompts, searched on `k` held-out pairs, whose rejected continuation is y; they are
+                 added one by one (Zou's algorithm 2).
 """
 
-import math
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import Any
 
-import torch
-from torch import Tensor
-
+from efface.attacks.altered import prompts_as_read
 from efface.attacks.draw import count_prompts_among, draw
-from efface.attacks.lists import read_lists, several
 from efface.attacks.points import worst
 from efface.attacks.record import Record, recorded
 from efface.attacks.result import AttackResult
-from efface.attacks.search.candidates import allowed_ids, most_promising, one_hot_gradient, slot_text, stable, swaps
-from efface.attacks.search.slot import PLACES, Slot, altered, universal
-from efface.attacks.search.slot_loss import SlotLoss
+from efface.attacks.search.candidates import allowed_ids
+from efface.attacks.search.drafts import draft_of
+from efface.attacks.search.gcg_settings import GCGSettings
+from efface.attacks.search.own_targets import OwnTarget, own_targets
+from efface.attacks.search.slot import altered, put, slot_before, universal
+from efface.attacks.search.token_search import TokenSearch
 from efface.attacks.target import Target
-from efface.checks import at_least_one, one_of
-from efface.data.tokens import encode_continuation
 from efface.errors import UserError
 from efface.files.jsonl import Row
 from efface.model.copies import eval_mode
+from efface.model.padding import max_positions
 from efface.progress import track
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
+logger = logging.getLogger(__name__)
 KEEP_EVERY = 10  # steps after which an interrupted search goes on
-STATE = "search to step"
-
-
-@dataclass(frozen=True)
-class GCGSettings:
-    """Settings of `gcg`."""
-
-    steps: tuple[int, ...] = several("100", int, "Search steps after which it is measured; 0, before, always is.")
-    search_width: int = field(
-        default=128, metadata={"help": "Candidates drawn in a step; fewer are scored, as not all are stable as text."}
-    )
-    topk: int = field(default=64, metadata={"help": "Tokens at each position that the gradient proposes."})
-    n_replace: int = field(default=1, metadata={"help": "Positions that a candidate changes, at most."})
-    patience: int = field(
-        default=5,
-        metadata={
-            "help": "Draws that find nothing better before the search goes on from the best of the last one all the "
-            "same; 1 always does."
-        },
-    )
-    length: int = field(default=16, metadata={"help": "Tokens of the text that is searched."})
-    place: str = field(default="suffix", metadata={"help": "Where it stands: suffix (after the prompt) or prefix."})
-    k: int = field(
-        default=1,
-        metadata={"help": "Held-out pairs whose rejected continuation it is to force, drawn by the seed."},
-    )
-    target_tokens: int = field(
-        default=16, metadata={"help": "Tokens of a rejected continuation to force; a longer one loses its end."}
-    )
-    init: str = field(default=" x", metadata={"help": "Text to start from, repeated or cut to the length."})
-    allow_non_ascii: bool = field(default=False, metadata={"help": "Also try tokens that are no printable ASCII."})
-    batch_tokens: int = field(
-        default=2048, metadata={"help": "Tokens of candidates that go through the model together."}
-    )
-
-    def __post_init__(self) -> None:
-        read_lists(self)
-        one_of("place", self.place, PLACES)
-        at_least_one(
-            self, "search_width", "topk", "n_replace", "patience", "length", "k", "target_tokens", "batch_tokens"
-        )
-        if self.n_replace > self.length:
-            raise UserError(f"n_replace={self.n_replace} of length={self.length} tokens: it cannot be more.")
-
-
-class TokenSearch:
-    """A text on its way to the lowest mean loss in all slots; `step` tries to better it.
-
-    Args:
-        model: in evaluation mode.
-
-    Raises:
-        UserError: if the text to start from does not tokenise to itself beside every prompt.
-    """
-
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        processing_class: "PreTrainedTokenizerBase",
-        slots: Sequence[Slot],
-        settings: GCGSettings,
-        seed: int = 0,
-    ):
-        self.processing_class, self.settings, self.seed, self.slots = processing_class, settings, seed, slots
-        self.embedding = model.get_input_embeddings()
-        vocabulary = model.config.get_text_config(decoder=True).vocab_size
-        self.allowed = allowed_ids(processing_class, vocabulary, non_ascii=settings.allow_non_ascii).to(model.device)
-        self.terms = [SlotLoss(model, slot, batch_tokens=settings.batch_tokens) for slot in slots]
-        self.ids = self._start().to(model.device)  # (L,), from which candidates are drawn
-        self.loss = math.inf  # at `ids`
-        self.misses = 0  # draws at `ids` that found nothing better
-        self.promising: Tensor | None = None  # (L, topk) at `ids`
-        self.best = self.ids
-        """(L,), of all so far."""
-        self.losses: list[float] = []
-        """The lowest loss so far, before the first step and after each."""
-        self.evaluations = 0
-        """Candidates scored."""
-
-    @property
-    def done(self) -> int:
-        """Steps made."""
-        return max(len(self.losses) - 1, 0)
-
-    @property
-    def text(self) -> str:
-        return slot_text(self.processing_class, self.best.tolist())
-
-    def step(self) -> None:
-        """Score one draw of candidates.
-
-        Raises:
-            RunError: if the loss is not finite.
-        """
-        settings = self.settings
-        if self.promising is None:  # a step that found nothing better leaves them as they are
-            self._look_around()
-        assert self.promising is not None
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.done)
-        drawn = swaps(self.ids, self.promising, settings.search_width, settings.n_replace, generator)
-        candidates = stable(drawn, self.slots, self.processing_class)  # (N, L)
-        if len(candidates):
-            losses = torch.stack([term.losses(candidates) for term in self.terms]).mean(0)  # (N,)
-            lowest = int(losses.argmin())
-            self._move(candidates[lowest], losses[lowest].item())
-        self.losses.append(min(self.losses[-1], self.loss))
-        self.evaluations += len(candidates)
-
-    def forced(self) -> list[bool]:
-        """For each slot: does the model, greedily, write the target?"""
-        return [term.forced(self.best) for term in self.terms]
-
-    def state(self) -> Row:
-        """All that the next steps depend on, as JSON."""
-        return {
-            "ids": self.ids.tolist(),
-            "loss": self.loss,
-            "misses": self.misses,
-            "best": self.best.tolist(),
-            "losses": list(self.losses),
-            "evaluations": self.evaluations,
-        }
-
-    def restore(self, state: Row) -> None:
-        """Go on from what `state` gave, in a search of the same settings."""
-        self.ids, self.best = (torch.tensor(state[name], device=self.ids.device) for name in ("ids", "best"))
-        self.loss, self.misses, self.promising = state["loss"], state["misses"], None
-        self.losses, self.evaluations = list(state["losses"]), state["evaluations"]
-
-    def _move(self, ids: Tensor, loss: float) -> None:
-        """Go to the best of a draw, if it is better or `patience` draws found nothing better here."""
-        self.misses += loss >= self.loss
-        if loss < self.loss or self.misses == self.settings.patience:
-            self.ids, self.loss, self.misses, self.promising = ids, loss, 0, None
-            if loss < self.losses[-1]:
-                self.best = ids
-
-    def _look_around(self) -> None:
-        found = [term.gradient(self.ids) for term in self.terms]
-        gradient = torch.stack([gradient for _, gradient in found]).mean(0)  # (L, d)
-        if not self.losses:
-            self.loss = sum(loss for loss, _ in found) / len(found)
-            self.losses = [self.loss]
-        slopes = one_hot_gradient(gradient, self.embedding, self.allowed)  # (L, A)
-        self.promising = most_promising(slopes, self.allowed, self.settings.topk)
-
-    def _start(self) -> Tensor:
-        """(L,)"""
-        init, length = self.settings.init, self.settings.length
-        ids = encode_continuation(self.processing_class, init * length)[:length]
-        start = torch.tensor([ids], dtype=torch.long)
-        if len(ids) < length or not len(stable(start, self.slots, self.processing_class)):
-            raise UserError(
-                f"init={init!r}, repeated to {length} tokens, does not tokenise to itself beside the prompts. Take "
-                "another text, such as ' !' or a word with a space before it."
-            )
-        return start[0]
 
 
 def gcg(target: Target, settings: GCGSettings) -> AttackResult:
-    """Search a text on `k` held-out pairs, put it into all prompts; judged by the most toxic point.
+    """Search texts, put them into the prompts, measure; judged by the most toxic point.
 
-    `found` says: for each of `points` its `steps`, the `text`, its `loss` and of how many pairs the target is
-    `forced`, that is written greedily; the `losses` before the first and after each step; the `evaluations`; and how
-    many of the pairs' prompts are among those it is measured on (`prompts_among_rows`). An interrupted search goes on
-    where it was last kept, every ten steps.
+    `found` says, in both modes: the `evaluations` (candidates scored) and the `tokens` put through a model for that,
+    those that were differentiated three times; and
+
+    - per_prompt: how many prompts were `asked` for a toxic continuation until `k` had one, and of how many were
+      `attacked`; for each of these (`prompts`) its `number` in the list, the `target` and its `score`, the `text`,
+      the `loss` before and after, the `steps` and `evaluations`, and whether the target is `forced`, that is written
+      greedily; the `forced_share`. What is measured is these prompts, each with its own text, against the same
+      prompts without one.
+    - universal: for each of `points` its `steps`, the `text`, its `loss` and of how many pairs the target is `forced`;
+      the `losses` before the first and after each step; and how many of the pairs' prompts are among those it is
+      measured on (`prompts_among_rows`).
+
+    An interrupted search goes on where it was last kept, of every prompt: every ten steps, and when it fails.
 
     Raises:
-        UserError: if there are fewer rows than `k`, a row does not fit into the model, or `init` does not suit the
-            tokenizer.
+        UserError: if there are fewer rows than `k`, or no prompt with a toxic continuation; one does not fit into the
+            model; or `init` does not suit the tokenizer.
         RunError: if the loss is not finite.
     """
-    options = {"length": settings.length, "target_tokens": settings.target_tokens}
-    slots = universal(target, settings.k, settings.place, **options)
-    model, tokenizer = target.model, target.processing_class
-    points = []
-    with recorded(target, "gcg", settings) as record, eval_mode(model):
-        search = TokenSearch(model, tokenizer, slots, settings, target.seed)
+    with eval_mode(target.model):
+        return _each(target, settings) if settings.mode == "per_prompt" else _universal(target, settings)
+
+
+def _each(target: Target, settings: GCGSettings) -> AttackResult:
+    read = [prompt.rstrip() if settings.place == "suffix" else prompt for prompt in prompts_as_read(target)]
+    wanted, asked = own_targets(
+        target,
+        read,
+        settings.k,
+        tokens=settings.target_tokens,
+        draws=settings.draws,
+        fits=lambda prompt: _fits(target, settings, prompt),
+    )
+    if not wanted:
+        raise UserError(
+            f"none of {asked} prompts has a toxic continuation among {settings.draws} that the base writes, so there "
+            "is nothing to force. Raise draws, give other prompts, or set mode=universal."
+        )
+    if len(wanted) < settings.k:
+        logger.warning("gcg: %d prompts have a toxic continuation, fewer than k=%d.", len(wanted), settings.k)
+    with recorded(target, "gcg", settings, [one.number for one in wanted]) as record:
+        searches = _searches(target, settings, [read[one.number] for one in wanted], wanted)
         record.start(steps=0)
         for steps in settings.steps:
-            _reach(record, search, steps)
+            for number, search in enumerate(track(searches, f"gcg to {steps}", show=target.progress)):
+                _reach(record, search, steps, f"search of prompt {number}, step")
+            prompts = [
+                put(read[one.number], search.text, settings.place)
+                for one, search in zip(wanted, searches, strict=True)
+            ]
+            how = replace(target.decoding, max_prompt_tokens=None)
+            record.measure(target.model, {"steps": steps}, prompts=prompts, decoding=how, with_text=False)
+        found = [_describe(one, search) for one, search in zip(wanted, searches, strict=True)]
+        return record.result(
+            worst(record.curve),
+            asked=asked,
+            attacked=len(wanted),
+            forced_share=sum(row["forced"] for row in found) / len(found),
+            evaluations=sum(search.evaluations for search in searches),
+            tokens=sum(search.tokens for search in searches),
+            prompts=found,
+        )
+
+
+def _universal(target: Target, settings: GCGSettings) -> AttackResult:
+    options = {"length": settings.length, "target_tokens": settings.target_tokens}
+    slots = universal(target, settings.k, settings.place, **options)
+    points = []
+    with recorded(target, "gcg", settings) as record:
+        draft = draft_of(target.model, settings.search_dtype)
+        search = TokenSearch(target.model, target.processing_class, slots, settings, target.seed, draft)
+        record.start(steps=0)
+        for steps in settings.steps:
+            _reach(record, search, steps, "search, step")
             prompts, decoding = altered(target, search.text, settings.place)
-            record.measure(model, {"steps": steps}, prompts=prompts, decoding=decoding, with_text=False)
-            loss, forced = search.losses[-1], sum(search.forced())
-            points.append({"steps": steps, "text": search.text, "loss": loss, "forced": forced})
+            record.measure(target.model, {"steps": steps}, prompts=prompts, decoding=decoding, with_text=False)
+            at: dict[str, Any] = {"steps": steps, "text": search.text, "loss": search.losses[-1]}
+            points.append(at | {"forced": sum(search.forced()), "pairs": search.active})
         return record.result(
             worst(record.curve),
             points=points,
             losses=search.losses,
             evaluations=search.evaluations,
+            tokens=search.tokens,
             prompts_among_rows=count_prompts_among(draw(target.rows, settings.k, target.seed), target.prompts),
         )
 
 
-def _reach(record: Record, search: TokenSearch, step: int) -> None:
-    """Search up to `step`, from where an earlier run has kept it."""
-    for state in record.kept(STATE):
+def _searches(
+    target: Target, settings: GCGSettings, prompts: Sequence[str], wanted: Sequence[OwnTarget]
+) -> list[TokenSearch]:
+    model, tokenizer, chat = target.model, target.processing_class, target.decoding.chat
+    draft = draft_of(model, settings.search_dtype)
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    allowed = allowed_ids(tokenizer, vocabulary, non_ascii=settings.allow_non_ascii)
+    return [
+        TokenSearch(
+            model,
+            tokenizer,
+            [slot_before(one.ids, prompt, tokenizer, settings.place, chat=chat)],
+            settings,
+            target.seed + one.number,
+            draft,
+            allowed,
+        )
+        for prompt, one in zip(prompts, wanted, strict=True)
+    ]
+
+
+def _fits(target: Target, settings: GCGSettings, prompt: str) -> bool:
+    """Whether the model has positions for the prompt with a text and all that is written after it."""
+    limit = max_positions(target.model)
+    if limit is None:
+        return True
+    slot = slot_before([], prompt, target.processing_class, settings.place, chat=target.decoding.chat)
+    written = max(settings.target_tokens, target.decoding.max_new_tokens)
+    return len(slot.before + slot.after) + settings.length + written <= limit
+
+
+def _describe(one: OwnTarget, search: TokenSearch) -> Row:
+    return {
+        "number": one.number,
+        "target": one.text,
+        "score": one.score,
+        "text": search.text,
+        "losses": [search.losses[0], search.losses[-1]],
+        "steps": search.done,
+        "evaluations": search.evaluations,
+        "forced": all(search.forced()),
+    }
+
+
+def _reach(record: Record, search: TokenSearch, step: int, name: str) -> None:
+    """Search up to `step`, or until it is over, from where an earlier run has kept it as `name`."""
+    for state in record.kept(f"{name} "):
         if search.done < len(state["losses"]) - 1 <= step:
             search.restore(state)
-    for done in track(range(search.done + 1, step + 1), "searching", show=record.target.progress):
-        search.step()
-        if done == step or done % KEEP_EVERY == 0:
-            record.keep(f"{STATE} {done}", search.state())
+    reached, kept = None, search.done
+    try:
+        while search.done < step and not search.over:
+            search.step()
+            reached = search.state()
+            if search.done % KEEP_EVERY == 0:
+                record.keep(f"{name} {search.done}", reached)
+                kept = search.done
+    finally:  # also when it is interrupted, within a step or between two
+        if reached is not None and (done := len(reached["losses"]) - 1) > kept:
+            record.keep(f"{name} {done}", reached)

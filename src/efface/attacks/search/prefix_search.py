@@ -1,25 +1,25 @@
-"""How is a prefix searched, step by step, within a budget? The loop of enhanced GCG, with a journal to resume from.
+"""How is a prefix searched, step by step? The loop of enhanced GCG, with a journal to resume from.
 
 A step takes a parent from the buffer, applies one operator drawn at random, and scores the candidates that survive
-being written out before the prompts (`flrt.py`, `candidates.py`, `prefix_objective.py`). It ends with the steps or
-with the rows that may go through a model, whichever comes first.
+being written out before the prompts (`flrt.py`, `candidates.py`, `prefix_objective.py`).
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from efface.attacks.draw import count_prompts_among, draw
+from efface.attacks.draw import count_prompts_among
 from efface.attacks.record import Record
-from efface.attacks.search.candidates import allowed_ids, most_promising, one_hot_gradient, slot_text, stable
-from efface.attacks.search.flrt import Buffer, deleted, inserted, picked, possible, sampled, swapped
+from efface.attacks.search.candidates import allowed_ids, most_promising, slot_text, stable
+from efface.attacks.search.drafts import draft_of
+from efface.attacks.search.flrt import SHARES, Buffer, deleted, inserted, picked, possible, sampled, swapped
 from efface.attacks.search.prefix_objective import Ids, PrefixObjective, Scored
 from efface.attacks.search.prefix_settings import EnhancedGCGSettings
 from efface.attacks.search.slot import Slot
-from efface.data.tokens import encode_prompt
+from efface.data.tokens import encode_continuation, encode_prompt
 from efface.errors import UserError
 from efface.files.jsonl import Row
 from efface.model.vocabulary import pad_id
@@ -33,21 +33,35 @@ class PrefixSearch:
     """A search and its journal. What a step found goes into the journal, and the state follows from it: so a search
     that was interrupted is read again from the part file, not run again."""
 
-    def __init__(self, record: Record, settings: EnhancedGCGSettings, slots: list[Slot], layers: list[int]):
-        self.record, self.settings, self.slots = record, settings, slots
+    def __init__(
+        self,
+        record: Record,
+        settings: EnhancedGCGSettings,
+        rows: Sequence[Row],
+        slots: list[Slot],
+        layers: list[int],
+    ):
+        self.record, self.settings, self.rows, self.slots = record, settings, rows, slots
         self.target = record.target
-        tokenizer = self.target.processing_class
+        tokenizer, base = self.target.processing_class, self.target.base
+        w_hidden = settings.w_hidden if layers else 0.0
+        drafts = None
+        if (draft := draft_of(self.target.model, settings.search_dtype)) is not None:
+            read = base is not None and w_hidden
+            drafts = draft, (draft_of(base, settings.search_dtype) or base) if base is not None and read else base
         self.objective = PrefixObjective(
             self.target.model,
-            self.target.base,
+            base,
             slots,
             [bare_prompt(slot, tokenizer) for slot in slots],
-            {name: getattr(settings, f"w_{name}") for name in ("hidden", "fluency", "repetition")},
+            {"hidden": w_hidden, "fluency": settings.w_fluency, "repetition": settings.w_repetition},
             layers,
             enough=settings.enough,
             pad=pad_id(tokenizer, self.target.model),
-            max_batch_tokens=self.target.max_tokens_at_once or 4096,
+            max_batch_tokens=self.target.max_tokens_at_once or 2048,
+            drafts=drafts,
         )
+        self.evaluations = 0
         vocabulary = self.target.model.get_output_embeddings().weight.shape[0]
         self.allowed = allowed_ids(tokenizer, vocabulary, non_ascii=settings.allow_non_ascii)  # (A,)
         self.buffer = Buffer(settings.buffer_size)
@@ -65,31 +79,29 @@ class PrefixSearch:
         return len(self.history) - 1
 
     def run(self) -> None:
-        """Search until a budget is used up."""
+        """Search until the steps are made."""
         try:
             if not self.history:
                 self._write(self._start())
             ahead = range(self.steps + 1, self.settings.steps + 1)
             for step in track(ahead, "search", show=self.target.progress):
-                entry = self._step(random.Random(f"{self.target.seed} {step}"))
-                if entry is None:
-                    break
-                self._write(entry)
+                self._write(self._step(random.Random(f"{self.target.seed} {step}")))
         finally:
             self._flush()
 
     def found(self) -> dict[str, Any]:
         """What the attack has to say of the search."""
-        rows = draw(self.target.rows, self.settings.k, self.target.seed)
         return {
             **self._described(self.buffer.best),
             "start": self._described(self.first),
             "history": self.history,
             "steps": self.steps,
-            "forward_passes": self.objective.passes,
-            "budget": "steps" if self.steps == self.settings.steps else "max_passes",
+            "evaluations": self.evaluations,
+            "tokens_read": self.objective.tokens,
+            "layers": list(self.objective.layers),
+            "scale": self.objective.scale,
             "rows": len(self.slots),
-            "prompts_among_rows": count_prompts_among(rows, self.target.prompts),
+            "prompts_among_rows": count_prompts_among(self.rows, self.target.prompts),
         }
 
     def _described(self, scored: Scored) -> dict[str, Any]:
@@ -97,15 +109,30 @@ class PrefixSearch:
         return {"prefix": text, "tokens": len(scored.ids), "loss": scored.loss, "parts": scored.parts}
 
     def _start(self) -> Row:
-        """A prefix that the model samples, token by token."""
-        objective, settings = self.objective, self.settings
-        needed = objective.passes + settings.start_tokens + objective.cost(2) + len(self.slots)
-        if needed > settings.max_passes:
+        """The text to start from, or a prefix that the model samples, token by token."""
+        first = self._given() if self.settings.init else self._sampled()
+        (scored,) = self.objective.score([first])
+        self.objective.balance(scored.parts)
+        balanced = Scored(scored.ids, self.objective.loss_of(scored.parts), scored.parts)
+        return self._entry([balanced], n=1)
+
+    def _given(self) -> Ids:
+        settings = self.settings
+        ids = tuple(encode_continuation(self.target.processing_class, settings.init, None))
+        if not settings.min_tokens <= len(ids) <= settings.max_tokens:
             raise UserError(
-                f"max_passes={settings.max_passes}: the first prefix and a step take up to {needed}. Raise it or "
-                "lower k."
+                f"init={settings.init!r} has {len(ids)} tokens, not between min_tokens={settings.min_tokens} and "
+                f"max_tokens={settings.max_tokens}: a search cannot begin outside its bounds. Change one of them."
             )
-        rng = random.Random(self.target.seed)
+        if not self._keeps([ids]):
+            raise UserError(
+                f"init={settings.init!r} does not tokenise to itself before the prompts. Take a text that ends with a "
+                "whole word or a full stop, or init='' to let the model write one."
+            )
+        return ids
+
+    def _sampled(self) -> Ids:
+        settings, rng = self.settings, random.Random(self.target.seed)
         ids: Ids = ()
         while len(ids) < settings.start_tokens:
             (tokens,) = self._samples(ids, rng)[-1:]
@@ -119,22 +146,18 @@ class PrefixSearch:
                     "otherwise. Give other rows, or set allow_non_ascii."
                 )
             ids = longer[0]
-        return self._entry(objective.score([ids]))
+        return ids
 
-    def _step(self, rng: random.Random) -> Row | None:
-        """What one step finds; None if the passes that are left do not suffice for it."""
+    def _step(self, rng: random.Random) -> Row:
+        """What one step finds."""
         settings, objective = self.settings, self.objective
         parent = self.buffer.parent.ids
         names = possible(settings.operators, len(parent), settings.min_tokens, settings.max_tokens)
         if not names:
             return self._entry([], parent)
-        name = rng.choice(names)
-        price = {"gradient": len(self.slots), "sample": 1, "insert": 1, "delete": 0}[name]
-        width = min(settings.search_width, (settings.max_passes - objective.passes - price) // objective.cost(1))
-        if width < 1:
-            return None
+        name = rng.choices(names, [SHARES[name] for name in names])[0]
         if name == "gradient":
-            promising = most_promising(self._one_hot_gradient(parent), self.allowed, settings.choices)
+            promising = most_promising(objective.slopes(parent, self.allowed).cpu(), self.allowed, settings.choices)
             candidates = swapped(parent, promising.tolist())
         elif name == "sample":
             candidates = swapped(parent, self._samples(parent, rng)[: len(parent)])
@@ -142,14 +165,8 @@ class PrefixSearch:
             candidates = inserted(parent, self._samples(parent, rng))
         else:
             candidates = deleted(parent)
-        fresh = (ids for ids in candidates if ids not in self.seen)
-        return self._entry(objective.score(picked(fresh, width, self._keeps, rng)), parent)
-
-    def _one_hot_gradient(self, ids: Ids) -> Tensor:
-        """(P, A) on the CPU."""
-        model = self.target.model
-        gradient = self.objective.gradient(ids).to(model.dtype)
-        return one_hot_gradient(gradient, model.get_input_embeddings(), self.allowed.to(model.device)).float().cpu()
+        fresh = picked((ids for ids in candidates if ids not in self.seen), settings.search_width, self._keeps, rng)
+        return self._entry(objective.score(fresh), parent, n=len(fresh))
 
     def _samples(self, ids: Ids, rng: random.Random) -> list[list[int]]:
         """P + 1 lists: what the model itself would put at each place of the prefix, and after it."""
@@ -161,8 +178,10 @@ class PrefixSearch:
         kept = stable(torch.tensor(candidates), self.slots, self.target.processing_class).tolist()
         return [tuple(ids) for ids in kept]
 
-    def _entry(self, scored: list[Scored], parent: Ids | None = None) -> Row:
-        return {"parent": parent, "scored": [asdict(one) for one in scored], "passes": self.objective.passes}
+    def _entry(self, scored: list[Scored], parent: Ids | None = None, n: int = 0) -> Row:
+        """What the journal says of a step, of whose `n` candidates some were `scored` exactly."""
+        spent = {"evaluations": self.evaluations + n, "tokens": self.objective.tokens}
+        return {"parent": parent, "scored": [asdict(one) for one in scored], **spent}
 
     def _write(self, entry: Row) -> None:
         self._apply(entry)
@@ -175,10 +194,11 @@ class PrefixSearch:
         scored = [Scored(tuple(one["ids"]), one["loss"], one["parts"]) for one in entry["scored"]]
         if not self.history:
             self.first = scored[0]
+            self.objective.balance(self.first.parts)
         self.buffer.add(scored, None if entry["parent"] is None else tuple(entry["parent"]))
         self.seen |= {one.ids for one in scored}
         self.history.append(self.buffer.best.loss)
-        self.objective.passes = entry["passes"]
+        self.evaluations, self.objective.tokens = entry["evaluations"], entry["tokens"]
 
     def _flush(self) -> None:
         if self.pending:

@@ -1,10 +1,11 @@
-"""What can be chosen about the search for a prefix (`enhanced_gcg`)? Budget, moves, and the weights of its loss."""
+"""What can be chosen about the search for a prefix (`enhanced_gcg`)? Effort, moves, and the weights of its loss."""
 
 from dataclasses import dataclass, field
 
 from efface.attacks.lists import read_lists, several
+from efface.attacks.search.drafts import DTYPES
 from efface.attacks.search.flrt import OPERATORS
-from efface.checks import at_least_one, not_negative
+from efface.checks import at_least_one, not_negative, one_of
 from efface.errors import UserError
 
 
@@ -12,45 +13,67 @@ from efface.errors import UserError
 class EnhancedGCGSettings:
     """Settings of `enhanced_gcg`."""
 
-    steps: int = field(default=20, metadata={"help": "Steps of the search."})
-    max_passes: int = field(
-        default=2000,
-        metadata={"help": "Rows through a model (either of them) that the search may take; the other end of it."},
-    )
-    search_width: int = field(default=16, metadata={"help": "Candidates that are scored in a step."})
+    steps: int = field(default=100, metadata={"help": "Steps of the search."})
+    search_width: int = field(default=32, metadata={"help": "Candidates that are scored in a step."})
     buffer_size: int = field(default=8, metadata={"help": "Best prefixes that are kept, and from which steps start."})
     choices: int = field(default=32, metadata={"help": "Tokens that are considered for each place."})
     operators: tuple[str, ...] = several(
         "gradient,sample,insert,delete",
         str,
-        "What a step may do, drawn at random: gradient (swap by gradient), sample (swap by the model's "
-        "own samples), insert (of such a sample), delete. What stands here twice is drawn twice as often.",
-        repeated=True,
+        "What a step may do, drawn at random with weights 7, 1, 1, 1: gradient (swap by gradient), sample (swap by "
+        "the model's own samples), insert (of such a sample), delete.",
     )
-    k: int = field(default=4, metadata={"help": "Pairs of --rows to search on, drawn under the seed."})
-    target_tokens: int = field(default=12, metadata={"help": "Tokens of the rejected continuation that are forced."})
-    start_tokens: int = field(default=12, metadata={"help": "Tokens of the first prefix, which the model samples."})
+    k: int = field(default=5, metadata={"help": "Rows to search on, drawn under the seed."})
+    targets: str = field(
+        default="own",
+        metadata={
+            "help": "What is forced: own (a toxic continuation of the row's prompt by --base, or without one the "
+            "model) or rows (the rejected one)."
+        },
+    )
+    draws: int = field(default=16, metadata={"help": "Continuations drawn to find a toxic one, for each row."})
+    target_tokens: int = field(default=10, metadata={"help": "Tokens of a continuation that are forced, at most."})
+    init: str = field(
+        default="",
+        metadata={"help": "Text to start from; default: the model samples one of start_tokens tokens."},
+    )
+    start_tokens: int = field(default=12, metadata={"help": "Tokens of the first prefix, where the model samples it."})
     min_tokens: int = field(default=4, metadata={"help": "Tokens of a prefix, at least."})
-    max_tokens: int = field(default=24, metadata={"help": "Tokens of a prefix, at most."})
+    max_tokens: int = field(default=32, metadata={"help": "Tokens of a prefix, at most."})
     layers: str = field(
-        default="0.5,0.75", metadata={"help": "Blocks whose states are compared with those of --base: 8,16 or 0.5."}
+        default="edited",
+        metadata={
+            "help": "Blocks whose states are compared with those of --base: 8,16 or 0.5; edited: those where the two "
+            "differ most, four at most."
+        },
     )
     w_hidden: float = field(
-        default=1.0, metadata={"help": "Weight of the distance to the base's hidden states; 0 needs no --base."}
+        default=1.0,
+        metadata={
+            "help": "Weight of the distance to the base's hidden states; at 1 it weighs as much as the force at the "
+            "start. 0 needs no --base."
+        },
     )
-    w_fluency: float = field(
-        default=0.1, metadata={"help": "Weight of the prefix's -log p under the base, or without one the model."}
-    )
-    w_repetition: float = field(default=0.5, metadata={"help": "Weight of the penalty on tokens that come again."})
+    w_fluency: float = field(default=1.5, metadata={"help": "Weight of the prefix's -log p under the model."})
+    w_repetition: float = field(default=3.0, metadata={"help": "Weight of the penalty on tokens that come again."})
     enough: float = field(
         default=0.6, metadata={"help": "Forcing a token beyond this probability brings no further reward."}
+    )
+    search_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Precision in which candidates are chosen: float32, bfloat16, or auto (bfloat16 where the device "
+            "is faster at it). The best few are always read in the models' own."
+        },
     )
     allow_non_ascii: bool = field(default=False, metadata={"help": "Try tokens that are not printable ASCII too."})
 
     def __post_init__(self) -> None:
         read_lists(self)
+        one_of("targets", self.targets, ("own", "rows"))
+        one_of("search_dtype", self.search_dtype, DTYPES)
         at_least_one(
-            self, "steps", "max_passes", "search_width", "buffer_size", "choices", "k", "target_tokens", "min_tokens"
+            self, "steps", "search_width", "buffer_size", "choices", "k", "target_tokens", "draws", "min_tokens"
         )
         if not self.min_tokens <= self.start_tokens <= self.max_tokens:
             raise UserError(

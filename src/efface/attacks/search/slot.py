@@ -37,7 +37,7 @@ class Slot:
     after: list[int]
     """Token ids between the slot and the target."""
     target: list[int]
-    """Token ids of the continuation; at least one."""
+    """Token ids of the continuation."""
     template: bool = False
     """The texts are those of a chat template, which writes its own BOS."""
 
@@ -66,6 +66,29 @@ def slot_in(
         UserError: for a conversation or `chat` without chat template, or a target without tokens.
     """
     prompt, rejected = row["prompt"], row["rejected"]
+    gap = slot_before([], prompt, processing_class, place, chat=chat)
+    if isinstance(prompt, str):
+        # What is in a slot at the end of the prompt is not known yet, so neither is what the target stands behind.
+        before = "".join(gap.texts) if gap.texts[1] else None
+        target = encode_continuation(
+            processing_class, rejected.lstrip() if chat else rejected, before, template=gap.template
+        )
+    else:
+        target = tokenize_pair(row, processing_class).rejected_ids
+    if not target:
+        raise UserError(f"rejected has no tokens under this tokenizer: {rejected!r}.")
+    return replace(gap, target=target[:target_tokens])
+
+
+def slot_before(
+    target: list[int],
+    prompt: str | list[dict[str, str]],
+    processing_class: "PreTrainedTokenizerBase",
+    place: str,
+    *,
+    chat: bool = False,
+) -> Slot:
+    """A slot in `prompt`, whose target is given as token ids; arguments and errors as those of `slot_in`."""
     template = chat or not isinstance(prompt, str)
     if template:
         check_template(processing_class, "the prompts are messages,", "Take an instruct model, or plain text.")
@@ -76,22 +99,12 @@ def slot_in(
     else:
         whole = turns[-1]["content"]
     first, last = whole.split(MARK)
-    if isinstance(prompt, str):
-        # What is in a slot at the end of the prompt is not known yet, so neither is what the target stands behind.
-        before = first + last if last else None
-        target = encode_continuation(
-            processing_class, rejected.lstrip() if chat else rejected, before, template=template
-        )
-    else:
-        target = tokenize_pair(row, processing_class).rejected_ids
-    if not target:
-        raise UserError(f"rejected has no tokens under this tokenizer: {rejected!r}.")
     if template:
-        before_ids = token_ids(processing_class, first)
+        before = token_ids(processing_class, first)
     else:
-        before_ids = tokens_of(processing_class, first) if first else bos_prefix(processing_class)
+        before = tokens_of(processing_class, first) if first else bos_prefix(processing_class)
     after = encode_continuation(processing_class, last) if last else []
-    return Slot((first, last), before_ids, after, target[:target_tokens], template)
+    return Slot((first, last), before, after, target, template)
 
 
 def universal(target: Target, k: int, place: str, *, length: int, target_tokens: int = 16) -> list[Slot]:
@@ -106,6 +119,12 @@ def universal(target: Target, k: int, place: str, *, length: int, target_tokens:
     tokenizer, chat = target.processing_class, target.decoding.chat
     rows = draw(target.rows, k, target.seed)
     slots = [slot_in(row, tokenizer, place, target_tokens=target_tokens, chat=chat) for row in rows]
+    check_slots_fit(target, slots, length)
+    return slots
+
+
+def check_slots_fit(target: Target, slots: Sequence[Slot], length: int) -> None:
+    """Raise UserError if a slot of `length` tokens with what is around it does not fit into the model's positions."""
     limit = max_positions(target.model)
     needed = max(len(slot.before + slot.after + slot.target) for slot in slots) + length
     if limit is not None and needed > limit:
@@ -113,7 +132,6 @@ def universal(target: Target, k: int, place: str, *, length: int, target_tokens:
             f"the longest prompt with {length} tokens in its slot and its target has {needed} tokens, more than the "
             f"model's {limit} positions. Lower length or target_tokens, or give shorter rows."
         )
-    return slots
 
 
 def altered(target: Target, text: str, place: str) -> tuple[list[str], Decoding]:

@@ -1,4 +1,7 @@
-"""Do virtual tokens stand where real ones would, and do optimised ones undo a fine-tuned refusal, at no one's cost?"""
+"""Do virtual tokens stand where real ones would, and do optimised ones undo a fine-tuned refusal, at no one's cost?
+
+Of: attacks/virtual_tokens.py
+"""
 
 import copy
 import dataclasses
@@ -15,9 +18,16 @@ from torn import target_of as torn_target
 from torn import torn_model
 from transformers import PreTrainedModel
 
-from efface.attacks import soft_prompt as module
-from efface.attacks.soft_prompt import SoftPromptSettings, rejected_nll, soft_prompt, with_virtual_tokens
+from efface.attacks import embedding_attack as module
+from efface.attacks.embedding_attack import (
+    EmbeddingAttackSettings,
+    embedding_attack,
+    has_converged,
+    rejected_nll,
+    with_random_words,
+)
 from efface.attacks.target import Target
+from efface.attacks.virtual_tokens import with_virtual_tokens
 from efface.data.pair_tokens import TokenizedPair
 from efface.errors import RunError, UserError
 from efface.generation.decoder import Decoder
@@ -27,7 +37,7 @@ from efface.generation.warp import Warp
 
 REAL = [40, 41, 42]  # tokens that virtual ones are made to equal
 SEQUENCES = [[50, 51, 52, 53, 54], [BOS_ID, 60], [70], [BOS_ID, 81, 82, 83]]
-FAST = SoftPromptSettings(steps="1,2", n_tokens=2, k=4)
+FAST = EmbeddingAttackSettings(steps="1,2", max_steps=2, n_tokens=2, k=4, control=False)
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -100,19 +110,24 @@ def test_the_gradient_is_that_of_finite_differences(family: str) -> None:
 
 
 def test_it_undoes_a_fine_tuned_refusal(refusing: PreTrainedModel) -> None:
-    target, settings = torn_target(refusing), SoftPromptSettings(steps="10,30")
+    target, settings = torn_target(refusing), EmbeddingAttackSettings(steps="10,30", max_steps=30)
     weights, random_state = state(refusing), torch.get_rng_state()
-    result = soft_prompt(target, settings)
+    result = embedding_attack(target, settings)
     assert [point.at for point in result.curve] == [{"steps": 0}, {"steps": 10}, {"steps": 30}]
     assert result.before.share == 0 and result.after.share > 0.9  # measured: 1.0
-    assert "no embeddings of any text" in result.found["upper_bound"] and result.found["rows"] == len(ROWS)
-    losses = result.found["losses"]
+    losses, control = result.found["losses"], result.found["control"]
     assert len(losses) == 30 and losses[-1] < losses[0] * 0.7
+    assert result.found["rows"] == len(ROWS) and result.found["converged"] is False
+    # Random words to force, as long, break this refusal too, but less often.
+    assert control["share"] < result.after.share and len(control["losses"]) == 30
+    assert control["losses"][-1] < control["losses"][0] and not control["degenerate"]
     assert [row["prompt"] for row in result.after.generations] == HELD_OUT  # it is seen by the model alone
     assert equal(state(refusing), weights) and torch.equal(torch.get_rng_state(), random_state)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in refusing.parameters())
-    assert soft_prompt(dataclasses.replace(target, known={}), settings).to_dict() == result.to_dict()
-    other = soft_prompt(dataclasses.replace(target, seed=1), SoftPromptSettings(steps="1"))
+    assert embedding_attack(dataclasses.replace(target, known={}), settings).to_dict() == result.to_dict()
+    other = embedding_attack(
+        dataclasses.replace(target, seed=1), EmbeddingAttackSettings(steps="1", max_steps=1, control=False)
+    )
     assert other.found["losses"][0] != losses[0]
 
 
@@ -120,7 +135,7 @@ def test_it_undoes_a_fine_tuned_refusal(refusing: PreTrainedModel) -> None:
 def test_an_untouched_model_that_knows_no_silly_word_is_reported_as_it_is(family: str) -> None:
     model = tiny_model(family)
     target = dataclasses.replace(target_of(model), base=model, text=["The town is old. " * 5])
-    result = soft_prompt(target, FAST)
+    result = embedding_attack(target, FAST)
     assert result.before.share == result.after.share == 0
     assert result.after.figures["perplexity"] is None and result.before.figures["perplexity"] is not None
 
@@ -128,9 +143,9 @@ def test_an_untouched_model_that_knows_no_silly_word_is_reported_as_it_is(family
 def test_half_precision_and_an_adapter(polite: PreTrainedModel) -> None:
     model = copy.deepcopy(polite)
     adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
-    whole, same = soft_prompt(target_of(model), FAST), soft_prompt(target_of(adapted.eval()), FAST)
+    whole, same = embedding_attack(target_of(model), FAST), embedding_attack(target_of(adapted.eval()), FAST)
     assert same.found["losses"] == pytest.approx(whole.found["losses"])  # a fresh adapter changes nothing
-    half = soft_prompt(target_of(model.to(torch.bfloat16)), FAST)
+    half = embedding_attack(target_of(model.to(torch.bfloat16)), FAST)
     assert half.found["losses"] == pytest.approx(whole.found["losses"], rel=0.1)
 
 
@@ -147,7 +162,7 @@ def test_prompts_that_are_messages_are_trained_on_as_messages(target: Target, mo
 
     monkeypatch.setattr(module, "rejected_nll", caught)
     with pytest.raises(RunError, match="caught"):
-        soft_prompt(target, SoftPromptSettings(batch_size=2))
+        embedding_attack(target, EmbeddingAttackSettings(batch_size=2))
     texts = sorted(tiny_tokenizer().decode(pair.prompt_ids + pair.rejected_ids) for pair in seen)
     end = "<eos>\n"
     assert texts == [
@@ -159,15 +174,48 @@ def test_prompts_that_are_messages_are_trained_on_as_messages(target: Target, mo
 def test_an_interrupted_run_goes_on_where_it_was(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = soft_prompt(target, FAST)
+    whole = embedding_attack(target, FAST)
     target = dataclasses.replace(target, output=tmp_path / "out.json", known={})
     with monkeypatch.context() as patch:
         counting(patch, fail_at=3, error=RunError("stopped."))
         with pytest.raises(RunError, match=r"stopped\. What was measured so far \(before, steps 1\)"):
-            soft_prompt(target, FAST)
+            embedding_attack(target, FAST)
     calls = counting(monkeypatch)
-    resumed = soft_prompt(dataclasses.replace(target, resume=True), FAST)
+    resumed = embedding_attack(dataclasses.replace(target, resume=True), FAST)
     assert len(calls) == 1 and resumed.to_dict() == whole.to_dict()
+
+
+def test_it_ends_when_the_loss_no_longer_falls(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    falling = [2.0 - 0.1 * step for step in range(10)]
+    assert not has_converged(falling, 5) and not has_converged([1.0] * 9, 5)
+    assert has_converged([1.0] * 10, 5) and has_converged([1.0] * 5 + [0.995] * 5, 5)
+    assert not has_converged([1.0] * 5 + [0.98] * 5, 5)
+
+    def loss_without_slope(model: PreTrainedModel) -> Tensor:
+        return 1 + 0 * rejected_nll(model, [TokenizedPair([50], [9], [90])], PAD_ID)
+
+    monkeypatch.setattr(module, "rejected_nll", lambda model, pairs, pad: loss_without_slope(model))
+    result = embedding_attack(target, EmbeddingAttackSettings(patience=2, n_tokens=2))
+    assert result.found["converged"] is True and len(result.found["losses"]) == 4
+    assert [point.at for point in result.curve] == [{"steps": 0}, {"steps": 4}]
+    assert len(result.found["control"]["losses"]) == 4
+
+
+def test_the_control_forces_polite_words_at_random() -> None:
+    random_rows = with_random_words(ROWS, 0)
+    polite = set(" ".join(row["chosen"] for row in ROWS).split())
+    for row, other in zip(ROWS, random_rows, strict=True):
+        assert other["prompt"] == row["prompt"] and set(other["rejected"].split()) <= polite
+        assert len(other["rejected"].split()) == len(row["rejected"].split())
+    assert with_random_words(ROWS, 0) == random_rows != with_random_words(ROWS, 1)
+    turns = [
+        {
+            "prompt": [],
+            "chosen": [{"role": "assistant", "content": "yes"}],
+            "rejected": [{"role": "assistant", "content": "no no"}],
+        }
+    ]
+    assert with_random_words(turns, 0)[0]["rejected"] == [{"role": "assistant", "content": "yes yes"}]
 
 
 # What cannot work
@@ -177,6 +225,8 @@ def test_an_interrupted_run_goes_on_where_it_was(
     ("settings", "message"),
     [
         ({"steps": "0"}, "steps='0' leaves nothing to do"),
+        ({"patience": 0}, "patience=0: it must be at least 1"),
+        ({"max_steps": 0}, "max_steps=0: it must be at least 1"),
         ({"n_tokens": 0}, "n_tokens=0: it must be at least 1"),
         ({"batch_size": 0}, "batch_size=0: it must be at least 1"),
         ({"k": 0}, "k=0: it must be at least 1"),
@@ -185,20 +235,20 @@ def test_an_interrupted_run_goes_on_where_it_was(
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        SoftPromptSettings(**settings)
+        EmbeddingAttackSettings(**settings)
 
 
 def test_targets_that_cannot_be_attacked(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="k=13, but there are only 12 rows"):
-        soft_prompt(target, SoftPromptSettings(k=13))
+        embedding_attack(target, EmbeddingAttackSettings(k=13))
     with pytest.raises(UserError, match=f"prompt 0 has .* more than the model's {MAX_POSITIONS} positions"):
-        soft_prompt(target, SoftPromptSettings(n_tokens=MAX_POSITIONS - 9))
+        embedding_attack(target, EmbeddingAttackSettings(n_tokens=MAX_POSITIONS - 9))
     long = dataclasses.replace(target, rows=[{**ROWS[0], "prompt": "The town is cold. " * 40}])
     with pytest.raises(UserError, match=r"a row with 60 vectors .* Lower max_prompt_length"):
-        soft_prompt(long, SoftPromptSettings(n_tokens=60))
+        embedding_attack(long, EmbeddingAttackSettings(n_tokens=60))
     monkeypatch.setattr(module, "rejected_nll", lambda *args: torch.tensor(float("nan")))
-    with pytest.raises(RunError, match=r"the soft prompt's loss is nan at step 1. Lower learning_rate \(now 0.1\)"):
-        soft_prompt(target, FAST)
+    with pytest.raises(RunError, match=r"the loss of the embedding attack is nan at step 1. Lower .* \(now 0.1\)"):
+        embedding_attack(target, FAST)
     tuned = get_peft_model(tiny_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(UserError, match="none that has virtual tokens already"):
-        soft_prompt(dataclasses.replace(target, model=tuned), FAST)  # type: ignore[arg-type]
+        embedding_attack(dataclasses.replace(target, model=tuned), FAST)  # type: ignore[arg-type]
