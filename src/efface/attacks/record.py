@@ -72,12 +72,31 @@ class Record:
         self, at: dict[str, Any], decoding: Decoding, prompts: Sequence[str] | None = None
     ) -> Measurement | None:
         """The base decoded (and prompted) as the point `at` is, None without one; not part of the curve."""
-        base, measure = self.target.base, self.target.measure
-        if base is None:
+        target = self.target
+        if target.base is None:
             return None
-        return self._once(
-            f"base, {title(at)}", lambda: measure(base, prompts=prompts, decoding=decoding, with_text=False)
-        )
+        return self._once(f"base, {title(at)}", lambda: target.base_under(self.described, prompts, decoding))
+
+    def attempt(
+        self,
+        model: "PreTrainedModel",
+        at: dict[str, Any],
+        *,
+        prompts: Sequence[str] | None = None,
+        decoding: Decoding | None = None,
+    ) -> Measurement:
+        """One of many tries, of which `best_of` makes a point, or a control: kept, but no point of the curve.
+
+        It is cheap: without the perplexity of text, and without the likelihood under the base.
+        """
+
+        def make() -> Measurement:
+            found = self.target.measure(
+                model, prompts=prompts, decoding=decoding, with_text=False, with_likelihood=False
+            )
+            return dataclasses.replace(found, at=at)
+
+        return self._once(title(at), make)
 
     def start(self, **at: Any) -> None:
         """The curve begins here: at this point the model is untouched."""
@@ -91,6 +110,7 @@ class Record:
         prompts: Sequence[str] | None = None,
         decoding: Decoding | None = None,
         with_text: bool = True,
+        with_likelihood: bool = True,
         yardstick: Measurement | None = None,
     ) -> Measurement:
         """The next point of the curve, called `at`; arguments as those of `Target.measure`.
@@ -106,6 +126,7 @@ class Record:
                 prompts=prompts,
                 decoding=decoding,
                 with_text=with_text,
+                with_likelihood=with_likelihood,
                 yardstick=yardstick or base or before,
             )
             return Measurement(point.figures | {"versus_before": point.versus(before)}, point.generations, at)

@@ -137,7 +137,8 @@ class Target:
     """How this was called, for the record."""
     progress: bool = False
     known: dict[str, Measurement] = field(default_factory=dict, repr=False)
-    """What `untouched` has measured; shared by the copies that `dataclasses.replace` makes for several attacks."""
+    """What `untouched` and `base_under` have measured; shared by the copies that `dataclasses.replace` makes for
+    several attacks."""
 
     @classmethod
     def load(
@@ -209,6 +210,7 @@ class Target:
         prompts: Sequence[str] | None = None,
         decoding: Decoding | None = None,
         with_text: bool = True,
+        with_likelihood: bool = True,
         yardstick: Measurement | None = None,
     ) -> Measurement:
         """Toxicity, perplexity and degeneration of `model`, whatever was done to it.
@@ -217,6 +219,7 @@ class Target:
             prompts: those of the target as the attack has altered them, one for each.
             decoding: another than the target's.
             with_text: also the perplexity of `text`; not for a model that puts virtual tokens before what it reads.
+            with_likelihood: also how likely the base finds what is written, which costs as much as writing it.
             yardstick: what degeneration is judged against; None takes the absolute limits.
 
         Raises:
@@ -231,7 +234,7 @@ class Target:
             scorer=self.scorers,
             decoding=decoding or self.decoding,
             text=OrdinaryText(self.text if with_text else None, max_tokens=self.max_text_tokens),
-            reference=self.base,
+            reference=self.base if with_likelihood else None,
             baseline=None if yardstick is None else yardstick.figures,
             run=RunSettings(max_tokens_at_once=self.max_tokens_at_once),
             progress=self.progress,
@@ -255,6 +258,17 @@ class Target:
             judged = which == "model" and self.base is not None
             yardstick = self.untouched("base", described) if judged else None
             self.known[key] = self.measure(getattr(self, which), yardstick=yardstick)
+        return self.known[key]
+
+    def base_under(self, described: dict[str, Any], prompts: Sequence[str] | None, decoding: Decoding) -> Measurement:
+        """What the base does after other prompts or decoded otherwise, the same for all models made from it: measured
+        once, as `untouched` is, and without the likelihood. Only with a base."""
+        key = digest(["base", described | {"weights": described["base"]}, prompts, decoding.to_dict()])
+        if key not in self.known:
+            assert self.base is not None
+            self.known[key] = self.measure(
+                self.base, prompts=prompts, decoding=decoding, with_text=False, with_likelihood=False
+            )
         return self.known[key]
 
     def described(self) -> dict[str, Any]:
