@@ -44,7 +44,7 @@ def test_the_words_are_those_that_the_base_itself_would_have_said(with_base: boo
     target.rows = [{**row, "rejected": " silly stuff"} for row in target.rows]
     drawn = target.measure(
         target.base or target.model,
-        decoding=dataclasses.replace(target.decoding, samples=3, do_sample=True, temperature=1.0, top_p=1.0),
+        decoding=dataclasses.replace(target.decoding, samples=3, do_sample=True, temperature=1.0, top_p=0.9),
     )
     own = [
         [row["continuation"] for row in drawn.generations[3 * i : 3 * i + 3] if row["score"] > 0.5] for i in range(8)

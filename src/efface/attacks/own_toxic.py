@@ -1,8 +1,8 @@
 """What would the base itself have said that is toxic? For each prompt a toxic continuation of its own, if it has one.
 
-A few continuations of every prompt are drawn at temperature 1 from the base, or without one from the model; the most
-toxic is taken if the first judge finds it toxic. An attack that forces, or searches for, these *own* words is stronger
-than one with words from elsewhere, which fit no prompt. All attacks on all models of a base share the draws.
+A few continuations of every prompt are drawn at temperature 1, from the nucleus of 0.9, from the base, or without one
+from the model; the most toxic is taken if the first judge finds it toxic. An attack that forces these *own* words is
+stronger than one with words from elsewhere, which fit no prompt. All attacks on all models of a base share the draws.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def own_toxic(record: Record, draws: int = DRAWS) -> list[str | None]:
 def _drawn(record: Record, draws: int) -> Measurement:
     target, at = record.target, {"own draws": draws}
     decoding = dataclasses.replace(
-        target.decoding, do_sample=True, samples=draws, temperature=1.0, top_p=1.0, top_k=0, protocol=None
+        target.decoding, do_sample=True, samples=draws, temperature=1.0, top_p=0.9, top_k=0, protocol=None
     )
     found = record.base_at(at, decoding)
     return record.attempt(target.model, at, decoding=decoding) if found is None else found
