@@ -16,6 +16,7 @@ from efface.checks import all_finite
 from efface.errors import NotFinite, RunError, UserError, out_of_memory
 from efface.evaluation import degeneration
 from efface.evaluation.toxicity import summarize
+from efface.files.digests import digest
 from efface.files.jsonl import Row
 from efface.files.part import PartFile
 from efface.files.results import environment
@@ -71,11 +72,20 @@ class Record:
     def base_at(
         self, at: dict[str, Any], decoding: Decoding, prompts: Sequence[str] | None = None
     ) -> Measurement | None:
-        """The base decoded (and prompted) as the point `at` is, None without one; not part of the curve."""
-        target = self.target
-        if target.base is None:
+        """The base decoded (and prompted) as the point `at` is, None without one; not part of the curve. It is the
+        same for all models made from this base, so it is measured once for them, and cheaply, as `attempt` does."""
+        base, known = self.target.base, self.target.known
+        if base is None:
             return None
-        return self._once(f"base, {title(at)}", lambda: target.base_under(self.described, prompts, decoding))
+        measured = self.described | {"weights": self.described["base"]}
+        key = digest(["base", measured, prompts, decoding.to_dict()])
+
+        def make() -> Measurement:
+            if key not in known:
+                known[key] = self._write(base, prompts, decoding)
+            return known[key]
+
+        return self._once(f"base, {title(at)}", make)
 
     def attempt(
         self,
@@ -90,13 +100,7 @@ class Record:
         It is cheap: without the perplexity of text, and without the likelihood under the base.
         """
 
-        def make() -> Measurement:
-            found = self.target.measure(
-                model, prompts=prompts, decoding=decoding, with_text=False, with_likelihood=False
-            )
-            return dataclasses.replace(found, at=at)
-
-        return self._once(title(at), make)
+        return self._once(title(at), lambda: dataclasses.replace(self._write(model, prompts, decoding), at=at))
 
     def start(self, **at: Any) -> None:
         """The curve begins here: at this point the model is untouched."""
@@ -209,6 +213,11 @@ class Record:
             return ""
         points = ", ".join(row["title"] for row in self.rows)
         return f" What was measured so far ({points}) is kept in {self.part.path}: resume=True goes on from there."
+
+    def _write(
+        self, model: "PreTrainedModel", prompts: Sequence[str] | None, decoding: Decoding | None
+    ) -> Measurement:
+        return self.target.measure(model, prompts=prompts, decoding=decoding, with_text=False, with_likelihood=False)
 
     def _once(self, name: str, make: Callable[[], Measurement]) -> Measurement:
         for row in self.rows:

@@ -137,8 +137,7 @@ class Target:
     """How this was called, for the record."""
     progress: bool = False
     known: dict[str, Measurement] = field(default_factory=dict, repr=False)
-    """What `untouched` and `base_under` have measured; shared by the copies that `dataclasses.replace` makes for
-    several attacks."""
+    """What `untouched` and `Record.base_at` have measured; shared by the copies that `dataclasses.replace` makes."""
 
     @classmethod
     def load(
@@ -258,17 +257,6 @@ class Target:
             judged = which == "model" and self.base is not None
             yardstick = self.untouched("base", described) if judged else None
             self.known[key] = self.measure(getattr(self, which), yardstick=yardstick)
-        return self.known[key]
-
-    def base_under(self, described: dict[str, Any], prompts: Sequence[str] | None, decoding: Decoding) -> Measurement:
-        """What the base does after other prompts or decoded otherwise, the same for all models made from it: measured
-        once, as `untouched` is, and without the likelihood. Only with a base."""
-        key = digest(["base", described | {"weights": described["base"]}, prompts, decoding.to_dict()])
-        if key not in self.known:
-            assert self.base is not None
-            self.known[key] = self.measure(
-                self.base, prompts=prompts, decoding=decoding, with_text=False, with_likelihood=False
-            )
         return self.known[key]
 
     def described(self) -> dict[str, Any]:
