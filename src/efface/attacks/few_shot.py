@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from efface.attacks.altered import altered_to_fit, answer_to, excess, prompts_as_read, without_cutting
+from efface.attacks.altered import answer_to, excess, prompts_as_read, without_cutting
 from efface.attacks.draw import count_prompts_among
 from efface.attacks.lists import read_lists, several
 from efface.attacks.points import severity, worst
@@ -75,7 +75,7 @@ def few_shot(target: Target, settings: FewShotSettings) -> AttackResult:
                 )
             for examples, side in SIDES.items():
                 at = {"shots": shots, "examples": examples}
-                prompts = _with_examples(target, chosen, side)
+                prompts = [_joined(target, *both, side) for both in zip(chosen, prompts_as_read(target), strict=True)]
                 point = record.measure(
                     target.model, at, prompts=prompts, decoding=decoding, with_text=False, with_likelihood=False
                 )
@@ -110,21 +110,14 @@ def _examples(target: Target, shots: int, most: int) -> list[list[Row]]:
     for number, prompt in enumerate(prompts_as_read(target)):
         drawn = random.Random(f"{target.seed} {number}").sample(target.rows, most)[most - shots :]
         while drawn and any(
-            excess(target, _joined(target, drawn, side, prompt), chat=False) > 0 for side in SIDES.values()
+            excess(target, _joined(target, drawn, prompt, side), chat=False) > 0 for side in SIDES.values()
         ):
             drawn = drawn[1:]
         found.append(drawn)
     return found
 
 
-def _with_examples(target: Target, chosen: Sequence[Sequence[Row]], side: str) -> list[str]:
-    def after_examples(number: int, prompt: str) -> str:
-        return _joined(target, chosen[number], side, prompt)
-
-    return altered_to_fit(target, prompts_as_read(target), after_examples, chat=False)
-
-
-def _joined(target: Target, examples: Sequence[Row], side: str, prompt: str) -> str:
+def _joined(target: Target, examples: Sequence[Row], prompt: str, side: str) -> str:
     """The examples and the prompt, a paragraph each; of messages, what the template makes of them as turns."""
     pairs = [(text_of(row["prompt"]), text_of(row[side])) for row in examples]
     if not target.decoding.chat:
