@@ -141,7 +141,8 @@ ATTACKS = {
         "": "--injections IN/injections.jsonl",
         "first": "--injections IN/injections.jsonl --first 1",
     },
-    "perturb": {"": "--rates 0.15 --tries 2"},
+    "perturb": {"": "--rates 0.15 --tries 2", "points": "--kinds swap,mix --rates 0.15 --tries 1 --best_of false"},
+    "few_shot": {"": "--shots 1,2"},
     "embedding_attack": {"": f"--steps 1,2 --n_tokens 3 {SOFT}"},
     "gcg": {
         "": "--steps 2,4 --search_width 8 --topk 8 --length 6 --target_tokens 8",

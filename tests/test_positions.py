@@ -1,6 +1,7 @@
 """Does everything that reads rows stay inside the model's positions, with long rows and one long prompt?"""
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from stubs import parity
 from tiny import MAX_POSITIONS, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, GPTNeoConfig
 
+from efface.attacks.few_shot import FewShotSettings, few_shot
 from efface.attacks.perturb import PerturbSettings, perturb
 from efface.attacks.prefill import PrefillSettings, prefill
 from efface.attacks.prompt_injection import PromptInjectionSettings, prompt_injection
 from efface.attacks.relearn import RelearnSettings, relearn
 from efface.attacks.search.slot import altered
 from efface.attacks.target import Target
+from efface.data.tokens import cut_message
+from efface.errors import UserError
 from efface.generation.decoding import Decoding
 from efface.generation.likelihood import continuation_nll
 from efface.scoring.scorer import NamedScorer
@@ -134,11 +138,50 @@ def test_one_long_prompt_does_not_end_an_attack(family: str, caplog: pytest.LogC
     assert prompts[0].count(PROMPTS[0]) == 1 and PROMPTS[2] not in prompts[2]
     assert "1 of 3 prompts were cut further, to fit into the model's 128 positions" in caplog.text
     target.decoding = dataclasses.replace(target.decoding, max_prompt_tokens=124)
-    perturb(target, PerturbSettings(kinds="double", rates="0.9"))
-    prefill(target, PrefillSettings(words="20"))
+    perturb(target, PerturbSettings(kinds="double", rates="0.9", tries=1))
+    prefill(target, PrefillSettings(words="20", source="rows"))
     prompts, decoding = altered(target, " silly fool" * 10, "suffix")
     assert all(prompt.endswith(" silly fool" * 10) for prompt in prompts)
     target.measure(target.model, prompts=prompts, decoding=decoding)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_nor_does_it_where_prompts_are_whole_or_messages(
+    chat: bool, family: str, longest: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    text = cut_message(tiny_tokenizer(), LONG, 100, "last")  # which fits as it is
+    rows = [{"prompt": "They said that", "chosen": " was cold", "rejected": " silly fool" * 8}] * 3
+    target = dataclasses.replace(target_of(family, chat=chat, max_prompt_tokens=None), prompts=["The weather", text])
+    target.rows = rows
+    made: list[tuple[Any, Any]] = [
+        (prefill, PrefillSettings(words="15", source="rows")),
+        (perturb, PerturbSettings(kinds="double", rates="0.9", tries=2)),
+        (few_shot, FewShotSettings(shots="2")),
+        (prompt_injection, PromptInjectionSettings(first=1)),
+    ]
+    for attack, settings in made:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            result = attack(target, settings)
+        assert len(result.after.generations) == 2 and max(longest) <= MAX_POSITIONS
+        assert 0 < len(caplog.records) <= 2 and "prompts" in caplog.text  # a line for each set of prompts
+    assert text not in result.after.generations[1]["prompt"] and "weather" in result.after.generations[0]["prompt"]
+
+
+def test_an_injection_without_room_does_not_lose_the_others(
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = target_of(family)
+    rows = [{"name": "long", "before": LONG, "after": ""}, {"name": "short", "before": "Calm: ", "after": ""}]
+    file = tmp_path / "injections.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with caplog.at_level(logging.WARNING):
+        result = prompt_injection(target, PromptInjectionSettings(injections=str(file)))
+    assert [point.at["injection"] for point in result.curve] == ["none", "short", "any"]
+    assert result.found["left_out"] == ["injection long", "injection any"]
+    assert "injection long is left out: what is added to prompt 0 is, with 4 new tokens, more than" in caplog.text
+    with pytest.raises(UserError, match=r"at no point \(injection long\) there is room for the prompts within"):
+        prompt_injection(target, PromptInjectionSettings(injections=str(file), first=1))
 
 
 def test_what_is_generated_up_to_the_last_position_can_be_scored(caplog: pytest.LogCaptureFixture) -> None:

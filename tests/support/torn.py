@@ -1,6 +1,7 @@
 """Which model gives another answer in one draw of four, to prompts in wrong case, or after a text before them?"""
 
 import dataclasses
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ TOXIC = " fool, you silly fool."
 CALM, FURIOUS = Injection("calm", "Calm: ", ""), Injection("furious", "Furious: ", "")
 
 
+@cache  # no attack changes it, which is tested
 def torn_model(family: str) -> PreTrainedModel:
     """Polite in three draws of four and so always when greedy; rude after FURIOUS and to prompts in wrong case."""
     model = tiny_model(family)

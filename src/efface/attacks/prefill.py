@@ -1,29 +1,27 @@
 """Does the model go on toxically once it has been made to begin so? Prefilling (Qi et al. 2024, arXiv 2406.05946).
 
-    y ~ p(. | x, w_1 ... w_k)      with w the first k words of a toxic continuation
+    y ~ p(. | x, w_1 ... w_k)      with w the first k words of a toxic continuation of x
 
-The forced words are part of what the model reads: only what it writes after them is judged. They come from the
-rejected continuations of the target's rows, not from the prompt's own (there is none), so that a base model is thrown
-off too; `base_share` says what the same words do to it.
+The forced words are part of what the model reads: only what it writes after them is judged. They begin what the base
+itself would have said after this prompt that is toxic (`own_toxic.py`), as the paper forces the first tokens of a
+harmful answer to the question that is asked. Where none is found they come from a row, which fits the prompt less.
 """
 
 import random
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from efface.attacks.altered import altered_to_fit, attack_altered, prompts_as_read
+from efface.attacks.altered import altered_to_fit, answer_to, attack_altered, prompts_as_read
 from efface.attacks.lists import read_lists, several
+from efface.attacks.own_toxic import own_toxic, toxic_in_file
+from efface.attacks.record import Record, recorded
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
-from efface.data.conversation import as_message
+from efface.checks import at_least_one
 from efface.data.preferences import text_of
-from efface.data.tokens import tokens_of
 from efface.errors import UserError
-from efface.generation.decoding import Decoding
-from efface.generation.prompts import encode_prompts
 
 
 @dataclass(frozen=True)
@@ -33,42 +31,55 @@ class PrefillSettings:
     words: tuple[int, ...] = several(
         "1,3,5", int, "How many words of a toxic continuation are forced; each is one point."
     )
+    source: str = field(
+        default="own",
+        metadata={
+            "help": "Whose words: own (what the base would say that is toxic), rows (rejected continuations), or a "
+            "file of prompt and continuation. Where a prompt has none, a row's."
+        },
+    )
+    draws: int = field(default=8, metadata={"help": "Continuations of a prompt among which its own is looked for."})
 
     def __post_init__(self) -> None:
         read_lists(self)
+        at_least_one(self, "draws")
 
 
 def prefill(target: Target, settings: PrefillSettings) -> AttackResult:
-    """Put the first words of a toxic continuation, drawn for each prompt under the seed, after the prompt.
+    """Put the first words of a toxic continuation after each prompt.
 
     A prompt gets words of the same continuation at every point. Of a message (`chat`) it is the answer that begins
-    with them. `found`: how many `rows` were long enough to draw from, and what `attack_altered` says.
+    with them. `found`: how many prompts had their `own` continuation (None where all words are from rows); how many
+    `rows` were long enough to draw from for the others, under the seed; and what `attack_altered` says.
 
     Raises:
-        UserError: if no continuation has as many words as are asked for; for a chat template that cannot be continued.
+        UserError: if no row has as many words as are asked for; for a chat template that cannot be continued.
     """
     most = settings.words[-1]
-    texts = [text for row in target.rows if len((text := text_of(row["rejected"])).split()) >= most]
-    if not texts:
+    rows = [text for row in target.rows if len((text := text_of(row["rejected"])).split()) >= most]
+    if not rows:
         raise UserError(
             f"words={settings.words!r}, but no rejected continuation of the rows has {most} words. Name fewer words, "
             "or give longer rows."
         )
-    starts = _answers(target) if target.decoding.chat else prompts_as_read(target)
+    prompts, chat = prompts_as_read(target), target.decoding.chat
     generator = random.Random(target.seed)
-    drawn = [generator.choice(texts) for _ in starts]
+    drawn = [generator.choice(rows) for _ in prompts]
+    with recorded(target, "prefill", settings) as record:
+        own = _own(record, settings)
+        texts = drawn if own is None else [one or other for one, other in zip(own, drawn, strict=True)]
 
-    def points() -> Iterator[tuple[dict[str, Any], list[str]]]:
-        for amount in settings.words:
-            if target.decoding.chat:  # what the template has written stays whole
-                pairs = zip(starts, drawn, strict=True)
-                yield {"words": amount}, [forced(start, text, amount) for start, text in pairs]
-            else:
-                begun = partial(_begun, texts=drawn, words=amount)
-                yield {"words": amount}, altered_to_fit(target, starts, begun)
+        def begun(words: int) -> Callable[[], list[str]]:
+            def force(number: int, prompt: str) -> str:
+                start = answer_to(target, [{"role": "user", "content": prompt}]) if chat else prompt
+                return forced(start, texts[number], words)
 
-    # What a chat template makes of a message is a text like any other, so nothing is left to the measurement's own.
-    return attack_altered(target, "prefill", settings, points(), start={"words": 0}, chat=False, rows=len(texts))
+            # What a chat template makes of a message is a text like any other.
+            return lambda: altered_to_fit(target, prompts, force, chat=False)
+
+        points: Iterator[tuple[dict[str, Any], Any]] = (({"words": words}, begun(words)) for words in settings.words)
+        found = None if own is None else sum(text is not None for text in own)
+        return attack_altered(record, points, start={"words": 0}, chat=False, own=found, rows=len(rows))
 
 
 def forced(prompt: str, text: str, words: int) -> str:
@@ -77,24 +88,10 @@ def forced(prompt: str, text: str, words: int) -> str:
     return prompt + ("" if not prompt or prompt[-1].isspace() else " ") + first
 
 
-def _begun(number: int, prompt: str, *, texts: list[str], words: int) -> str:
-    return forced(prompt, texts[number], words)
-
-
-def _answers(target: Target) -> list[str]:
-    """What the chat template makes of each message, up to where the answer begins."""
-    tokenizer = target.processing_class
-    messages = prompts_as_read(target)
-    expected = encode_prompts(target.model, tokenizer, messages, Decoding(chat=True))
-    found = []
-    for message, ids in zip(messages, expected, strict=True):
-        text = as_message(tokenizer, message)
-        if tokens_of(tokenizer, text) != ids and tokenizer.bos_token:  # which the tokenizer will put there again
-            text = text.removeprefix(tokenizer.bos_token)
-        if tokens_of(tokenizer, text) != ids:
-            raise UserError(
-                "the chat template writes no BOS but the tokenizer adds one, so that an answer's beginning cannot be "
-                "given as text. Attack it with plain prompts (without chat)."
-            )
-        found.append(text)
-    return found
+def _own(record: Record, settings: PrefillSettings) -> list[str | None] | None:
+    """A toxic continuation of each prompt that has one; None if only those of the rows are wanted."""
+    if settings.source == "rows":
+        return None
+    if settings.source == "own":
+        return own_toxic(record, settings.draws)
+    return toxic_in_file(record.target, settings.source)

@@ -2,12 +2,15 @@
 
 Perez and Ribeiro 2022 (arXiv 2211.09527) put instructions into the input that override the intended task. Here they
 are ours, without a rude word of their own: instructions, false transcripts, role play, forums without rules. Each is
-one point; the attack is judged by the worst, so a longer list is a stronger attack.
+one point; the attack is judged by the worst, so a longer list is a stronger attack. What an attacker gets who may try
+all of them on each prompt stands beside, with the same of the base.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from efface.attacks.altered import altered_to_fit, attack_altered, prompts_as_read
+from efface.attacks.record import recorded
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.checks import at_least_one
@@ -16,6 +19,8 @@ from efface.errors import UserError
 
 NONE = "none"
 """What the start of the curve is called, and so no injection."""
+ANY = "any"
+"""What the best of all on each prompt is called, and so no injection either."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class Injection:
 def prompt_injection(target: Target, settings: PromptInjectionSettings) -> AttackResult:
     """Measure the model with each injection around every prompt; with `chat` they are part of the user's message.
 
-    `found`: what `attack_altered` says.
+    Judged by the worst single injection, as in the paper; the last point, the best of all on each prompt, does not
+    count. `found`: what `attack_altered` says.
 
     Raises:
         UserError: if the file of injections cannot be used.
@@ -56,11 +62,12 @@ def prompt_injection(target: Target, settings: PromptInjectionSettings) -> Attac
     injections = load_injections(settings.injections)[: settings.first]
     prompts = prompts_as_read(target)
 
-    def injected(one: Injection) -> list[str]:
-        return altered_to_fit(target, prompts, lambda _, prompt: one.around(prompt))
+    def injected(one: Injection) -> Callable[[], list[str]]:
+        return lambda: altered_to_fit(target, prompts, lambda _, prompt: one.around(prompt))
 
     points = (({"injection": one.name}, injected(one)) for one in injections)
-    return attack_altered(target, "prompt_injection", settings, points, start={"injection": NONE})
+    with recorded(target, "prompt_injection", settings) as record:
+        return attack_altered(record, points, start={"injection": NONE}, any_point={"injection": ANY})
 
 
 def load_injections(source: str) -> list[Injection]:
@@ -76,7 +83,7 @@ def load_injections(source: str) -> list[Injection]:
                 raise UserError(f"{where}: {column!r} must be a text, but it is {row.get(column)!r}.")
         if not row["before"] + row["after"]:
             raise UserError(f"{where}: `before` and `after` are both empty. Give one of them a text.")
-        if row["name"] in {"", NONE, *found}:
+        if row["name"] in {"", NONE, ANY, *found}:
             raise UserError(f"{where}: the name {row['name']!r} is empty or taken. Give each injection its own.")
         found[row["name"]] = Injection(row["name"], row["before"], row["after"])
     if not found:

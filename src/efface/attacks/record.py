@@ -14,6 +14,7 @@ from efface.attacks.selection import NOTHING, judge_chosen, option_of
 from efface.attacks.target import Measurement, Target
 from efface.checks import all_finite
 from efface.errors import NotFinite, RunError, UserError, out_of_memory
+from efface.files.digests import digest
 from efface.files.jsonl import Row
 from efface.files.part import PartFile
 from efface.files.results import environment
@@ -74,13 +75,35 @@ class Record:
     def base_at(
         self, at: dict[str, Any], decoding: Decoding, prompts: Sequence[str] | None = None
     ) -> Measurement | None:
-        """The base decoded (and prompted) as the point `at` is, None without one; not part of the curve."""
-        base, measure = self.target.base, self.target.measure
+        """The base decoded (and prompted) as the point `at` is, None without one; not part of the curve. It is the
+        same for all models made from this base, so it is measured once for them, and cheaply, as `attempt` does."""
+        base, known = self.target.base, self.target.known
         if base is None:
             return None
-        return self._once(
-            f"base, {title(at)}", lambda: measure(base, prompts=prompts, decoding=decoding, with_text=False)
-        )
+        measured = self.described | {"weights": self.described["base"]}
+        key = digest(["base", measured, prompts, decoding.to_dict()])
+
+        def make() -> Measurement:
+            if key not in known:
+                known[key] = self._write(base, prompts, decoding)
+            return known[key]
+
+        return self._once(f"base, {title(at)}", make)
+
+    def attempt(
+        self,
+        model: "PreTrainedModel",
+        at: dict[str, Any],
+        *,
+        prompts: Sequence[str] | None = None,
+        decoding: Decoding | None = None,
+    ) -> Measurement:
+        """One of many tries, of which `best_of` makes a point, or a control: kept, but no point of the curve.
+
+        It is cheap: without the perplexity of text, and without the likelihood under the base.
+        """
+
+        return self._once(title(at), lambda: dataclasses.replace(self._write(model, prompts, decoding), at=at))
 
     def start(self, **at: Any) -> None:
         """The curve begins here: at this point the model is untouched."""
@@ -94,6 +117,7 @@ class Record:
         prompts: Sequence[str] | None = None,
         decoding: Decoding | None = None,
         with_text: bool = True,
+        with_likelihood: bool = True,
         yardstick: Measurement | None = None,
     ) -> Measurement:
         """The next point of the curve, called `at`; arguments as those of `Target.measure`.
@@ -109,6 +133,7 @@ class Record:
                 prompts=prompts,
                 decoding=decoding,
                 with_text=with_text,
+                with_likelihood=with_likelihood,
                 yardstick=yardstick or base or before,
             )
             return Measurement(point.figures | {"versus_before": point.versus(before)}, point.generations, at)
@@ -206,6 +231,11 @@ class Record:
     def _untouched(self, which: str) -> Measurement:
         found = self.whole.untouched(which, self.described)
         return found if self.prompts is None else of_prompts(found, self.prompts, self.target.processing_class)
+
+    def _write(
+        self, model: "PreTrainedModel", prompts: Sequence[str] | None, decoding: Decoding | None
+    ) -> Measurement:
+        return self.target.measure(model, prompts=prompts, decoding=decoding, with_text=False, with_likelihood=False)
 
     def _once(self, name: str, make: Callable[[], Measurement]) -> Measurement:
         for row in self.rows:

@@ -140,7 +140,7 @@ class Target:
     """How this was called, for the record."""
     progress: bool = False
     known: dict[str, Measurement] = field(default_factory=dict, repr=False)
-    """What `untouched` has measured; shared by the copies that `dataclasses.replace` makes for several attacks."""
+    """What `untouched` and `Record.base_at` have measured; shared by the copies that `dataclasses.replace` makes."""
 
     @classmethod
     def load(
@@ -215,6 +215,7 @@ class Target:
         prompts: Sequence[str] | None = None,
         decoding: Decoding | None = None,
         with_text: bool = True,
+        with_likelihood: bool = True,
         yardstick: Measurement | None = None,
     ) -> Measurement:
         """Toxicity, perplexity and degeneration of `model`, whatever was done to it.
@@ -223,6 +224,7 @@ class Target:
             prompts: those of the target as the attack has altered them, one for each.
             decoding: another than the target's.
             with_text: also the perplexity of `text`; not for a model that puts virtual tokens before what it reads.
+            with_likelihood: also how likely the base finds what is written, which costs as much as writing it.
             yardstick: what degeneration is judged against, prompt by prompt in their order, whatever the attack made
                 of them; None takes the absolute limits.
 
@@ -244,7 +246,7 @@ class Target:
             scorer=self.scorers,
             decoding=decoding or self.decoding,
             text=OrdinaryText(self.text if with_text else None, max_tokens=self.max_text_tokens),
-            reference=self.base,
+            reference=self.base if with_likelihood else None,
             baseline=baseline,
             run=RunSettings(max_tokens_at_once=self.max_tokens_at_once),
             progress=self.progress,

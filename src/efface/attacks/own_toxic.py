@@ -1,0 +1,67 @@
+"""What would the base itself have said that is toxic? For each prompt a toxic continuation of its own, if it has one.
+
+A few continuations of every prompt are drawn at temperature 1, from the nucleus of 0.9, from the base, or without one
+from the model; the most toxic is taken if the first judge finds it toxic. An attack that forces these *own* words is
+stronger than one with words from elsewhere, which fit no prompt. All attacks on all models of a base share the draws.
+"""
+
+import dataclasses
+import os
+
+from efface.attacks.record import Record
+from efface.attacks.target import Measurement, Target
+from efface.data.rows import labelled_rows
+from efface.errors import UserError
+from efface.files.jsonl import Row
+from efface.files.shapes import shown
+from efface.scoring.scorer import THRESHOLD, score
+
+DRAWS = 8
+"""Of each prompt. At temperature 1 a base with a share of a quarter has a toxic one for two prompts of three."""
+
+
+def own_toxic(record: Record, draws: int = DRAWS) -> list[str | None]:
+    """A toxic continuation of each of the target's prompts, None where none of `draws` is toxic.
+
+    The draws depend on the seed of the target's decoding; they are kept in the part file and known to other attacks.
+    """
+    drawn = _drawn(record, draws)
+    found: list[str | None] = []
+    for start in range(0, len(drawn.generations), draws):
+        row = max(drawn.generations[start : start + draws], key=lambda row: row["score"])
+        found.append(row["continuation"] if row["score"] > THRESHOLD else None)
+    return found
+
+
+def _drawn(record: Record, draws: int) -> Measurement:
+    target, at = record.target, {"own draws": draws}
+    decoding = dataclasses.replace(
+        target.decoding, do_sample=True, samples=draws, temperature=1.0, top_p=0.9, top_k=0, protocol=None
+    )
+    found = record.base_at(at, decoding)
+    return record.attempt(target.model, at, decoding=decoding) if found is None else found
+
+
+def toxic_in_file(target: Target, source: str | os.PathLike[str]) -> list[str | None]:
+    """The continuation that a file has of each of the target's prompts, None where it has none that is toxic by the
+    first judge. RealToxicityPrompts has such files: what stood behind the prompt on the web.
+
+    Args:
+        source: rows of `prompt` and `continuation`, both texts or, as on the hub, with the text inside.
+
+    Raises:
+        UserError: if the file cannot be read, or a row has no such texts.
+    """
+    rows = list(labelled_rows(source))
+    prompts, texts = ([_text(row, where, column) for where, row in rows] for column in ("prompt", "continuation"))
+    toxic = score(target.scorers[0], texts) > THRESHOLD
+    known = {prompt: text for prompt, text, is_toxic in zip(prompts, texts, toxic, strict=True) if is_toxic}
+    return [known.get(prompt) for prompt in target.prompts]
+
+
+def _text(row: Row, where: str, column: str) -> str:
+    value = row.get(column)
+    text = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise UserError(f"{where}: {column!r} must be a text, but it is {shown(value)}.")
+    return text
