@@ -102,11 +102,19 @@ ATTACKS = {
     "quantize": Attack(
         "efface.attacks.quantize:quantize",
         "round the weights to 8 or 4 bits",
-        "Kolbeinsson et al. 2024, arXiv 2407.06483",
+        "Kolbeinsson et al. 2024, arXiv 2407.06483; Dettmers et al. 2023, arXiv 2305.14314",
         flags={
-            "quick": "--bits 4 --scheme asymmetric --group_size 32",
-            "standard": "--bits 8,4 --scheme asymmetric --group_size 32",
-            "thorough": "--bits 8,4,3 --scheme asymmetric --group_size 32",
+            "quick": "--bits 8,4",
+            "standard": "--bits 8,4 --schemes symmetric,nf4",
+            "thorough": "--bits 8,4,3 --schemes symmetric,asymmetric,nf4",
+        },
+        variants={
+            # The grid of Q4_1, from which the embedded base comes: where it is the base's own, a diagnostic.
+            "q4_1": {
+                "quick": "--bits 4 --schemes asymmetric --group_sizes 32",
+                "standard": "--bits 8,4 --schemes asymmetric --group_sizes 32",
+                "thorough": "--bits 8,4 --schemes asymmetric --group_sizes 32",
+            },
         },
     ),
     "merge": Attack(
