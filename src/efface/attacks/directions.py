@@ -52,7 +52,8 @@ def states_of(
     broken = [layer for layer, states in found.items() if not np.isfinite(states.hidden).all()]
     if broken:
         logger.warning(
-            "blocks %s: a state is not finite, so nothing is tried there. The model is broken, or its dtype too small.",
+            "blocks %s: a state is not finite, so nothing is tried there. The model is broken, or its dtype too "
+            "small.",
             ", ".join(map(str, broken)),
         )
     return {layer: states for layer, states in found.items() if layer not in broken}

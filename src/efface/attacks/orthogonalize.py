@@ -89,7 +89,8 @@ def orthogonalize(target: Target, settings: OrthogonalizeSettings) -> AttackResu
 
     `found` says: the `directions` that were tried, and which were `not_tried` for want of a base; the variants that
     are `without_direction` (what is compared there is the same); the points that are `left_out`, among them those of
-    blocks whose states are not finite. An interrupted run finds the directions again, which is cheap, and goes on with what was not measured.
+    blocks whose states are not finite. An interrupted run finds the directions again, which is cheap, and goes on with
+    what was not measured.
 
     Raises:
         UserError: if only "base" is asked for and there is no base, or for layers that the model does not have.

@@ -28,6 +28,7 @@ from efface.files.shapes import Each, check_shape
 from efface.generation.decoding import Decoding
 from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
 from efface.scoring import DEFAULT_SCORER, load_scorer
+from efface.scoring.labelled import load_labelled
 from efface.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ class Target:
     prompts: list[str]
     rows: list[Row]
     """Held-out preference pairs, for the attack to learn from."""
+    labelled: list[str] | None = field(default=None, kw_only=True)
+    """Toxic texts of another make, for relearning: what one filter has let through is not all there is."""
     scorers: list[Scorer]
     """The first gives the headline figures."""
     decoding: Decoding = Decoding()
@@ -149,6 +152,7 @@ class Target:
         prompts: Texts = "shipped:prompts",
         limit: int | None = None,
         rows: Any = "shipped:heldout",
+        labelled: str | os.PathLike[str] | None = None,
         scorer: str | Scorer | Sequence[str | Scorer] = DEFAULT_SCORER,
         decoding: Decoding = Decoding(),
         text: Texts | None = None,
@@ -165,6 +169,7 @@ class Target:
         Args:
             limit: use only the first so many prompts.
             rows: anything `load_pairs` takes.
+            labelled: a file of labelled texts, see `Target.labelled`.
 
         Raises:
             UserError: for input that cannot work, as far as possible before a model is loaded.
@@ -174,6 +179,7 @@ class Target:
             "base": _name(base),
             "prompts": _name(prompts),
             "rows": _name(rows),
+            "labelled": _name(labelled),
             "text": _name(text),
         }
         one_or_more("limit", limit)
@@ -181,6 +187,7 @@ class Target:
         found: dict[str, Any] = {
             "prompts": load_texts(load_prompts(prompts)[:limit], "prompt"),
             "rows": load_pairs(rows).rows,
+            "labelled": None if labelled is None else toxic_texts(labelled),
             "scorers": [load_scorer(one) for one in several],
             "text": None if text is None else load_texts(text),
         }
@@ -265,6 +272,7 @@ class Target:
             "prompts": digest(self.prompts),
             "n_prompts": len(self.prompts),
             "rows": digest(self.rows),
+            "labelled": None if self.labelled is None else digest(self.labelled),
             "text": None if self.text is None else digest(self.text),
             "max_text_tokens": None if self.text is None else self.max_text_tokens,
             "tokenizer": tokenizer_fingerprint(self.processing_class),
@@ -275,6 +283,18 @@ class Target:
             "seed": self.seed,
             "versions": versions(),
         }
+
+
+def toxic_texts(file: str | os.PathLike[str]) -> list[str]:
+    """Those of a file of labelled texts (`efface.scoring.labelled`) that are labelled toxic.
+
+    Raises:
+        UserError: if the file is none of a known form, or no text in it is toxic.
+    """
+    found = list(dict.fromkeys(one.text for one in load_labelled(file).texts if one.toxic))
+    if not found:
+        raise UserError(f"labelled={os.fspath(file)!r}: none of its texts is labelled toxic. Give a file with such.")
+    return found
 
 
 def _name(source: Any) -> str | None:

@@ -59,6 +59,10 @@ class Trial:
         return _entry_of(self.name).needs_base
 
     @property
+    def needs_labelled(self) -> bool:
+        return bool(getattr(self.settings, "needs_labelled", False))
+
+    @property
     def upper_bound(self) -> bool:
         return _entry_of(self.name).upper_bound
 

@@ -109,6 +109,12 @@ def add_target(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--rows", default="shipped:heldout", help="held-out pairs to attack with (default: the shipped ones)"
     )
+    command.add_argument(
+        "--labelled",
+        default=None,
+        metavar="FILE",
+        help="labelled texts of another make than --rows, to relearn from (forms: `efface.scoring.labelled`)",
+    )
     command.add_argument("--seed", type=seed, default=0, help="of the attack and of the generations")
 
 
@@ -125,7 +131,8 @@ def add_measurement(
 
 def target_of(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `attacks.target.Target.load`, but for the model, that the flags give."""
-    names = ("base", "prompts", "limit", "rows", "scorer", "text", "max_text_tokens", "max_tokens_at_once", "seed")
+    names = ("base", "prompts", "limit", "rows", "labelled", "scorer", "text", "max_text_tokens", "max_tokens_at_once")
+    names = (*names, "seed")
     return {name: getattr(options, name) for name in names} | {"decoding": decoding_of(options)}
 
 
