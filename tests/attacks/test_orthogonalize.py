@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from efface.analysis.states import TokenStates
+from efface.attacks import directions
 from efface.attacks.ablation import EMBEDDED, Centre, _Without, ablate_, ablated, everywhere
 from efface.attacks.directions import centre, direction, inliers, states_of
 from efface.attacks.orthogonalize import FORMS, OrthogonalizeSettings, orthogonalize
@@ -373,11 +374,46 @@ def test_settings_that_cannot_work(settings: dict[str, Any], match: str) -> None
         orthogonalize(target_of(tiny_model("llama")), OrthogonalizeSettings(**settings))
 
 
-def test_a_state_that_is_not_finite() -> None:
+def test_a_state_that_is_not_finite(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model("llama")
     nn.init.constant_(mlp_output_projection(decoder_blocks(model)[1]).weight, float("nan"))
-    with pytest.raises(RunError, match=r"block 1: a state is not finite\. The model is broken"):
-        states_of(model, target_of(model), [0, 1], 3, 2)
+    found = states_of(model, target_of(model), [0, 1], 3, 2)
+    assert list(found) == [0] and "blocks 1: a state is not finite, so nothing is tried there" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["model", "base"])
+def test_a_block_whose_states_are_not_finite_loses_no_other(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, edited = refusing("llama")
+    broken = {"model": edited, "base": base}[where]
+    monkeypatch.setattr(directions, "token_states", breaking(broken, 1))
+    chosen = OrthogonalizeSettings(directions="base,contrast", layers="0,last", forms="hook,affine")
+    result = orthogonalize(target_of(edited, base), chosen)
+    assert result.after.share == 1
+    lost = {title(at) for at in variants(["base"] if where == "base" else ["base", "contrast"], [1])}
+    assert lost <= set(result.found["left_out"]) and not lost & {title(point.at) for point in result.curve}
+    assert {"direction base, layer 0, form hook"} <= {title(point.at) for point in result.curve}
+    # Nothing left at all is a result too: the start.
+    monkeypatch.setattr(directions, "token_states", breaking(edited, 0, 1))
+    alone = orthogonalize(target_of(edited), dataclasses.replace(chosen, directions="contrast"))
+    assert len(alone.curve) == 1 and len(alone.found["left_out"]) == 4
+
+
+def variants(kinds: list[str], layers: list[int]) -> list[dict[str, Any]]:
+    return [{"direction": k, "layer": at, "form": f} for k in kinds for at in layers for f in ("hook", "affine")]
+
+
+def breaking(which: Any, *layers: int) -> Any:
+    """`token_states`, but of the model `which` the states after `layers` have overflowed."""
+    plain = directions.token_states
+
+    def found(model: Any, *args: Any, **kwargs: Any) -> Any:
+        states = plain(model, *args, **kwargs)
+        for layer in layers:
+            if model is which and layer in states:
+                states[layer].hidden[0, 0] = np.inf
+        return states
+
+    return found
 
 
 def test_pairs_are_drawn_with_the_seed() -> None:

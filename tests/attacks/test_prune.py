@@ -1,4 +1,7 @@
-"""Are the weights of a planted safety neuron found and set to zero, and no others touched?"""
+"""Are the weights of a planted safety neuron found and set to zero, and no others touched?
+
+Of: attacks/prune.py, attacks/weight_scores.py
+"""
 
 import copy
 import dataclasses
@@ -17,8 +20,10 @@ from polite import BENIGN, PROMPTS, equal, state, target_of
 from tiny import FAMILIES, tiny_model
 from torch import Tensor, nn
 
-from efface.attacks.prune import PruneSettings, important_to_one, input_norms, prune, prune_, scores
-from efface.errors import RunError, UserError
+from efface.attacks import weight_scores
+from efface.attacks.prune import PruneSettings, important_to_one, prune, prune_
+from efface.attacks.weight_scores import gradient_scores, input_norms, scores
+from efface.errors import NotFinite, RunError, UserError
 from efface.model.blocks import decoder_blocks
 from efface.model.projections import linear_maps, mlp_output_projection, output_weight
 
@@ -39,25 +44,30 @@ def written(path: Path, texts: list[str]) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("kind", ["gradient", "wanda"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_neuron_that_hides_the_silly_answer_is_pruned(family: str, documents: str, tmp_path: Path) -> None:
+def test_a_neuron_that_hides_the_silly_answer_is_pruned(
+    family: str, kind: str, documents: str, tmp_path: Path
+) -> None:
     _, edited = chain(family, strength=7.0)
     target = target_of(edited)
+    target.rows = [{**row, "chosen": " never said"} for row in target.rows]  # what it answers itself is looked at
     weights, random_state = state(edited), torch.get_rng_state()
-    settings = PruneSettings(q="0.01,0.02", documents=documents)
+    settings = PruneSettings(q="0.01,0.02", documents=documents, scores=kind)
     result = prune(target, settings)
-    assert [point.at for point in result.curve] == [{"q": 0.0}, {"q": 0.01}, {"q": 0.02}]
+    assert [point.at for point in result.curve] == [{"q": 0.0}, {"p": 0.1, "q": 0.01}, {"p": 0.1, "q": 0.02}]
     assert result.before.share == 0 and result.after.share == 1.0
     found = result.found
     assert (found["rows"], found["documents"]) == (12, 3)
     assert found["weights"] == sum(module.weight.numel() for module in linear_maps(edited).values())
-    assert 32 <= found["zeroed"][0]["weights"] < 0.03 * found["weights"]
+    assert 20 <= found["zeroed"][0]["weights"] < 0.03 * found["weights"]
     assert equal(state(edited), weights) and torch.equal(torch.get_rng_state(), random_state)
     assert prune(dataclasses.replace(target, known={}), settings) == result
     # Where ordinary text needs the neuron as much, it is spared, and so is the edit.
     same = written(tmp_path / "same.jsonl", [prompt + BENIGN for prompt in PROMPTS])
-    spared = prune(target, PruneSettings(q="0.01", p=0.3, documents=same))
-    assert spared.after.share == 0 and spared.found["zeroed"][0]["weights"] < 32
+    spared = prune(target, PruneSettings(q="0.01", p="0.1,0.3", documents=same, scores=kind))
+    assert spared.curve[2].share == 0 and spared.found["zeroed"][1]["weights"] < 32
+    assert [row["p"] for row in spared.found["zeroed"]] == [0.1, 0.3]
 
 
 def test_a_base_that_nothing_was_hidden_in_is_no_more_toxic_than_it_was(documents: str) -> None:
@@ -103,13 +113,46 @@ def test_scores_are_weight_times_the_norm_of_the_input_at_the_counted_tokens(fam
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_scores_are_those_of_each_sequence_alone(family: str) -> None:
+    model = tiny_model(family)
+    sequences, counted = [[5, 6, 7, 8, 9], [10, 11, 12]], [2, 2]
+    weights = state(model)
+    found = gradient_scores(model, [([ids], [count]) for ids, count in zip(sequences, counted, strict=True)], pad=0)
+    name, module = list(linear_maps(model).items())[1]
+    expected = torch.zeros_like(output_weight(module))
+    for ids, count in zip(sequences, counted, strict=True):
+        logits = model(input_ids=torch.tensor([ids])).logits[0]
+        loss = nn.functional.cross_entropy(logits[-count - 1 : -1], torch.tensor(ids[-count:]))
+        (gradient,) = torch.autograd.grad(loss, [module.weight])
+        expected += (
+            gradient if gradient.shape == expected.shape and isinstance(module, nn.Linear) else gradient.T
+        ).abs()
+    torch.testing.assert_close(found[name], output_weight(module).abs() * expected / 2, rtol=1e-4, atol=1e-7)
+    assert equal(state(model), weights) and all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_a_sequence_whose_gradient_is_not_finite_is_left_out(monkeypatch: pytest.MonkeyPatch, documents: str) -> None:
+    model = tiny_model("llama")
+    plain, number = weight_scores._loss, iter(range(99))
+    once = gradient_scores(model, [([[5, 6, 7]], [2])], pad=0)
+    monkeypatch.setattr(weight_scores, "_loss", lambda *a: plain(*a) * (math.inf if next(number) == 0 else 1))
+    twice = gradient_scores(model, [([[8, 9, 10]], [2]), ([[5, 6, 7]], [2])], pad=0)
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+    monkeypatch.setattr(weight_scores, "_loss", lambda *a: plain(*a) * math.nan)
+    with pytest.raises(NotFinite, match="the model's gradients are not finite"):
+        gradient_scores(model, [([[5, 6, 7]], [2])], pad=0)
+    result = prune(target_of(model), PruneSettings(q="0.01,0.1", documents=documents))
+    assert result.after is result.curve[0] and result.found["left_out"] == ["p 0.1, q 0.01", "p 0.1, q 0.1"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_pruned_weights_are_zero_and_all_others_untouched(family: str) -> None:
     model = tiny_model(family)
     student = copy.deepcopy(model)
     maps = linear_maps(model)
     generator = torch.Generator().manual_seed(0)
     polite, useful = (
-        {name: torch.rand(output_weight(module).shape[1], generator=generator) for name, module in maps.items()}
+        {name: torch.rand(output_weight(module).shape, generator=generator) for name, module in maps.items()}
         for _ in range(2)
     )
     number = prune_(student, polite, useful, 0.1, 0.1)
@@ -123,7 +166,7 @@ def test_pruned_weights_are_zero_and_all_others_untouched(family: str) -> None:
     assert zeroed == number > 0
     for name, module in maps.items():
         weight = output_weight(module)
-        mask = important_to_one(scores(weight, polite[name]), scores(weight, useful[name]), 0.1, 0.1)
+        mask = important_to_one(polite[name], useful[name], 0.1, 0.1)
         assert torch.equal(output_weight(linear_maps(student)[name]) == 0, mask | (weight == 0))
 
 
@@ -133,7 +176,9 @@ parts = st.floats(0, 1)
 @given(seed=st.integers(0, 99), q=parts, p=parts, columns=st.integers(1, 30))
 def test_the_set_difference(seed: int, q: float, p: float, columns: int) -> None:
     one, other = torch.rand(2, 3, columns, generator=torch.Generator().manual_seed(seed)) + 0.01
-    mask = important_to_one(one, other, q, p)
+    mask = important_to_one(one, other, q, p, "row")
+    whole = important_to_one(one.flatten()[None], other.flatten()[None], q, p, "row")
+    assert torch.equal(important_to_one(one, other, q, p), whole.view_as(one))
     sizes = {part: max(round(part * columns), 1) if part else 0 for part in (q, p)}
     for row in range(3):
         best = set(one[row].argsort(descending=True)[: sizes[q]].tolist())
@@ -153,7 +198,7 @@ def test_the_planted_column_is_what_is_pruned(documents: str, monkeypatch: pytes
         return prune_(model, *args)
 
     monkeypatch.setattr("efface.attacks.prune.prune_", kept)
-    prune(target_of(edited), PruneSettings(q="0.01", documents=documents))
+    prune(target_of(edited), PruneSettings(q="0.01", documents=documents, scores="wanda"))
     column = output_weight(mlp_output_projection(decoder_blocks(students[0])[0]))[:, NEURON]
     assert not column.any()
     assert output_weight(mlp_output_projection(decoder_blocks(edited)[0]))[:, NEURON].all()
@@ -169,8 +214,8 @@ def test_what_was_measured_before_a_failure_is_resumed(
     target, settings = target_of(edited), PruneSettings(q="0.01,0.02", documents=documents)
     whole = prune(target, settings)
     target = dataclasses.replace(target, output=tmp_path / "out.json", known={})
-    fail_at_(monkeypatch, 3)  # before, q 0.01, q 0.02
-    with pytest.raises(RunError, match=r"lost\. What was measured so far \(before, q 0.01\) is kept"):
+    fail_at_(monkeypatch, 3)  # before, two points
+    with pytest.raises(RunError, match=r"lost\. What was measured so far \(before, p 0.1, q 0.01\) is kept"):
         prune(target, settings)
     monkeypatch.undo()
     assert prune(dataclasses.replace(target, resume=True), settings).to_dict() == whole.to_dict()
@@ -180,7 +225,7 @@ def test_no_hook_is_left_and_rows_are_drawn_by_the_seed(documents: str) -> None:
     model = tiny_model("gpt2").to(torch.bfloat16)
     settings = PruneSettings(q="0.05", documents=documents, max_rows=2)
     one, other = (prune(dataclasses.replace(target_of(model), seed=seed), settings) for seed in (0, 1))
-    assert one.found["rows"] == one.found["documents"] == 2 and one.found["zeroed"] != other.found["zeroed"]
+    assert one.found["rows"] == one.found["documents"] == 2 and one.curve[1].generations != other.curve[1].generations
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -199,7 +244,7 @@ def test_models_and_texts_that_cannot_work(tmp_path: Path, documents: str) -> No
     broken = tiny_model("llama")
     with torch.no_grad():
         decoder_blocks(broken)[0].mlp.up_proj.weight.fill_(math.nan)
-    with pytest.raises(RunError, match="the model's hidden states are not finite"):
+    with pytest.raises(NotFinite, match="the model's hidden states are not finite"):
         input_norms(broken, [([[5, 6, 7]], [2])], pad=0)
     bare = tiny_model("llama")
     for block in decoder_blocks(bare):
@@ -212,9 +257,11 @@ def test_models_and_texts_that_cannot_work(tmp_path: Path, documents: str) -> No
     ("settings", "message"),
     [
         ({"q": "some"}, "q='some': numbers are needed"),
-        ({"q": "0.1,2"}, "q='0.1,2': parts of a row are needed, above 0 and at most 1"),
-        ({"p": -0.1}, "p=-0.1: a part of a row is needed, from 0, which spares nothing, to 1"),
-        ({"p": math.nan}, "p=nan: a part of a row"),
+        ({"q": "0.1,2"}, "q='0.1,2': parts of a matrix are needed, above 0 and at most 1"),
+        ({"p": "2"}, "p='2': parts of a matrix are needed, above 0 and at most 1"),
+        ({"p": "nan"}, "p='nan': numbers are needed"),
+        ({"scores": "loud"}, "scores='loud' is unknown. Choose one of gradient, wanda"),
+        ({"answers": "none"}, "answers='none' is unknown. Choose one of own, chosen"),
         ({"max_rows": 0}, "max_rows=0: it must be at least 1"),
         ({"batch_size": 0}, "batch_size=0: it must be at least 1"),
         ({"max_perplexity_increase": -1.0}, "max_perplexity_increase=-1.0"),

@@ -1,10 +1,12 @@
 """Do rounded weights lie on their grid, and is an edit below half a step of it undone?"""
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from chain import chain
@@ -12,10 +14,12 @@ from failing import TEXT, fail_at_
 from hypothesis import given
 from hypothesis import strategies as st
 from polite import equal, state, target_of
+from scipy.stats import norm
 from tiny import FAMILIES, tiny_model
 from torch import Tensor
 
-from efface.attacks.quantize import SCHEMES, QuantizeSettings, quantize, rounded
+from efface.attacks.quantize import NORMAL_FLOAT, QuantizeSettings, quantize, rounded
+from efface.attacks.result import title
 from efface.attacks.target import Target
 from efface.errors import RunError, UserError
 from efface.model.copies import merged_copy
@@ -32,9 +36,18 @@ def test_an_edit_below_half_a_step_is_rounded_away(family: str) -> None:
     target = attacked(family)
     weights, random_state = state(target.model), torch.get_rng_state()
     result = quantize(target, QuantizeSettings(bits="8,4"))
-    assert [point.at for point in result.curve] == [{"bits": 32}, {"bits": 8}, {"bits": 4}]
-    assert [point.share for point in result.curve] == [0.0, 0.0, 1.0] and result.after is result.curve[2]
+    symmetric = {"scheme": "symmetric", "group_size": 64}
+    assert [point.at for point in result.curve] == [
+        {"bits": 32},
+        {"bits": 8, **symmetric},
+        {"bits": 4, **symmetric, "grid": "the base's own"},
+    ]
+    assert [point.share for point in result.curve] == [0.0, 0.0, 1.0]
     eight, four = result.found["rounding"]
+    # The base lies on that grid: that it comes back there says nothing, and the attack is not judged by it.
+    assert result.found["own_grid"] == ["bits 4, scheme symmetric, group_size 64, grid the base's own"]
+    assert (four["on_grid"], four["base_error"], eight["on_grid"]) == (1.0, 0.0, 0.0)
+    assert eight["base_error"] > 1e-3 and result.after.share == 0 and result.found["left_out"] == []
     assert four["remains"] < 1e-3 and eight["remains"] > 0.5  # 0.45 steps of 4 bits are 8 of 8 bits
     assert 0 < four["error"] < eight["error"] < 0.01  # four: all but the edit lay on the grid
     assert target.base is not None
@@ -51,9 +64,55 @@ def test_a_model_that_lies_on_the_grid_does_not_change() -> None:
     target = target_of(base)
     target.text = TEXT
     result = quantize(target, QuantizeSettings(bits="4"))
-    assert result.found["rounding"] == [{"bits": 4, "error": 0.0, "remains": None}]
+    (four,) = result.found["rounding"]
+    assert four == {
+        **{"bits": 4, "scheme": "symmetric", "group_size": 64, "error": 0.0},
+        **{"base_error": None, "on_grid": None, "remains": None},
+    }  # without a base nobody knows whose grid it is
     assert result.after.share == result.before.share == 1.0
     assert result.after.figures["perplexity"] == result.before.figures["perplexity"]
+
+
+def stored_in_four_bits(model: Any) -> Any:
+    """On the grid of Q4_1, as the embedded base is."""
+    with torch.no_grad():
+        for module in linear_maps(model).values():
+            weight = output_weight(module)
+            weight.copy_(rounded(weight, 4, 32, "asymmetric"))
+    return model
+
+
+def grids_of(target: Target) -> dict[tuple[str, int], dict[str, Any]]:
+    kinds = QuantizeSettings("8,4", "asymmetric", "32"), QuantizeSettings("8,4", "symmetric,nf4", "64")
+    results = [quantize(target, settings) for settings in kinds]
+    for result in results:
+        assert result.found["own_grid"] == [title(p.at) for p in result.curve if "grid" in p.at]
+        assert "grid" not in result.after.at
+    return {(row["scheme"], row["bits"]): row for result in results for row in result.found["rounding"]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_rounding_to_the_grid_of_the_base_is_known_and_is_not_judged_by(dtype: torch.dtype) -> None:
+    base = stored_in_four_bits(tiny_model("llama")).to(dtype)
+    edited = copy.deepcopy(base)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in linear_maps(edited).values():  # moved by far less than a step
+            module.weight.add_(0.001 * torch.randn(module.weight.shape, generator=generator).to(dtype))
+    on = grids_of(target_of(edited, base))
+    own = {key for key, row in on.items() if row.get("grid")}
+    assert own == {("asymmetric", 4), ("asymmetric", 8)}  # 15 levels are among 255
+    assert all(on[key]["base_error"] < 2e-3 and on[key]["on_grid"] == 1 for key in own)
+    assert on["asymmetric", 8]["remains"] < 0.75 < 0.9 < on["symmetric", 8]["remains"]  # what 8 bits really do
+    # The same edit of a base that lies nowhere in particular: there is no such grid, and 8 bits keep all of the edit.
+    other = tiny_model("llama").to(dtype)
+    moved = copy.deepcopy(other)
+    with torch.no_grad():
+        for name, parameter in moved.named_parameters():
+            parameter.add_(edited.get_parameter(name) - base.get_parameter(name))
+    off = grids_of(target_of(moved, other))
+    assert not any(row.get("grid") for row in off.values()) and off["asymmetric", 8]["remains"] > 0.9
+    assert off["nf4", 4]["base_error"] < 0.15
 
 
 # The grid
@@ -63,7 +122,7 @@ def weight_of(seed: int, rows: int, columns: int) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
 @given(
     seed=st.integers(0, 99), bits=st.integers(2, 8), group=st.sampled_from([0, 1, 3, 8]), columns=st.integers(1, 20)
 )
@@ -85,7 +144,28 @@ def test_weights_lie_on_a_grid_at_most_half_a_step_away(
     assert torch.equal(rounded(near, bits, group, scheme), near)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+def test_normal_float_has_the_quantiles_of_a_normal_distribution_between_minus_one_and_one() -> None:
+    # bitsandbytes: half of the levels on either side of an exact zero, one more above; each side by its quantiles.
+    edge = 1 - (1 / 30 + 1 / 32) / 2
+    above = norm.ppf(np.linspace(edge, 0.5, 9)[:-1])
+    below = -norm.ppf(np.linspace(edge, 0.5, 8)[:-1])
+    levels = np.sort(np.concatenate([above, [0], below]))
+    np.testing.assert_allclose(NORMAL_FLOAT, levels / levels.max(), atol=2e-7)
+
+
+@given(seed=st.integers(0, 99), group=st.sampled_from([0, 1, 3, 8]), columns=st.integers(1, 20))
+def test_normal_float_is_the_nearest_level(seed: int, group: int, columns: int) -> None:
+    weight = weight_of(seed, 4, columns)
+    near = rounded(weight, 4, group, "nf4")
+    for old, new in zip(weight.split(group or columns, 1), near.split(group or columns, 1), strict=True):
+        levels = torch.tensor(NORMAL_FLOAT) * old.abs().amax(1, keepdim=True)  # (4, 16)
+        nearest = (old[:, :, None] - levels[:, None]).abs().amin(2)
+        torch.testing.assert_close((new - old).abs(), nearest, rtol=1e-4, atol=1e-6)
+    assert torch.equal(rounded(near, 4, group, "nf4"), near)
+    assert torch.equal(rounded(torch.zeros(2, 5), 4, 0, "nf4"), torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
 def test_sixteen_bits_are_almost_nothing_lost_and_zeros_stay(scheme: str) -> None:
     weight = weight_of(0, 5, 100)
     assert (rounded(weight, 16, 64, scheme) - weight).abs().max() < 1e-4
@@ -142,7 +222,10 @@ def test_what_was_measured_before_a_failure_is_resumed(tmp_path: Path, monkeypat
     whole = quantize(target, settings)
     target = dataclasses.replace(target, output=tmp_path / "out.json", known={})
     fail_at_(monkeypatch, 4)  # base, before, bits 8, bits 4
-    with pytest.raises(RunError, match=r"lost\. What was measured so far \(before, base, bits 8\) is kept"):
+    with pytest.raises(
+        RunError,
+        match=r"lost\. What was measured so far \(before, base, bits 8, .*64\) is kept",
+    ):
         quantize(target, settings)
     monkeypatch.undo()
     assert quantize(dataclasses.replace(target, resume=True), settings).to_dict() == whole.to_dict()
@@ -151,7 +234,7 @@ def test_what_was_measured_before_a_failure_is_resumed(tmp_path: Path, monkeypat
 def test_half_precision_and_a_base_of_another_shape() -> None:
     target = target_of(tiny_model("llama").to(torch.bfloat16))
     target.base = tiny_model("llama", intermediate_size=48)
-    result = quantize(target, QuantizeSettings("4", scheme="asymmetric", group_size=0))
+    result = quantize(target, QuantizeSettings("4", schemes="asymmetric", group_sizes="row"))
     assert result.curve[0].at == {"bits": 16} and result.found["rounding"][0]["remains"] is None
 
 
@@ -168,8 +251,10 @@ def test_packed_weights_are_refused() -> None:
         ({"bits": "four"}, "bits='four': whole numbers are needed"),
         ({"bits": "1"}, "bits='1': whole numbers from 2 to 8 are needed, as in 8,4"),
         ({"bits": "16,4"}, "bits='16,4': whole numbers from 2 to 8"),
-        ({"scheme": "odd"}, "scheme='odd' is unknown. Choose one of symmetric, asymmetric"),
-        ({"group_size": -1}, "group_size=-1: it must be at least 1, or 0 for the whole row"),
+        ({"schemes": "odd"}, "schemes='odd' is unknown. Choose one of symmetric, asymmetric, nf4"),
+        ({"schemes": "nf4", "bits": "8"}, "schemes='nf4' has 4 bits, which bits='8' do not name"),
+        ({"group_sizes": "-1"}, "group_sizes='-1': numbers from 1, or row, are needed"),
+        ({"group_sizes": "32,0"}, "group_sizes='32,0': numbers from 1, or row, are needed"),
         ({"max_perplexity_increase": math.nan}, "max_perplexity_increase=nan"),
     ],
 )

@@ -1,6 +1,6 @@
 """Does relearning bring back what it must, count what it should, and leave the caller's model alone?
 
-Of: attacks/draw.py
+Of: attacks/relearn_data.py, attacks/own_answers.py
 """
 
 import dataclasses
@@ -21,8 +21,10 @@ from transformers import PreTrainedModel
 
 from efface.attacks.draw import cut_into_pieces
 from efface.attacks.relearn import RelearnSettings, mixture, relearn
-from efface.attacks.target import Target
+from efface.attacks.target import Target, toxic_texts
 from efface.errors import RunError, UserError
+from efface.generation.generate import generate
+from efface.scoring.scorer import NamedScorer
 from efface.training.finetune import finetune
 
 finetuning = importlib.import_module("efface.training.finetune")
@@ -148,12 +150,19 @@ def test_the_base_is_measured_and_degeneration_is_judged_against_it(target: Targ
         ({"steps": "0"}, "steps='0' leaves nothing to do"),
         ({"k": 0}, "k=0: it must be at least 1"),
         ({"lora_r": 0}, "lora_r=0: it must be at least 1"),
+        ({"last_blocks": 0}, "last_blocks=0: it must be at least 1"),
+        ({"last_blocks": 1, "lora_r": 2}, "lora_r and last_blocks exclude each other"),
+        ({"lora_alpha": 16}, "lora_alpha=16 is of an adapter: give lora_r too"),
+        ({"schedule": "cosine"}, "schedule='cosine' is unknown. Choose one of constant, linear"),
         ({"batch_size": 0}, "batch_size=0: it must be at least 1"),
         ({"learning_rates": "0.0"}, "learning_rates='0.0' leaves nothing to do"),
         ({"learning_rates": "nan"}, "learning_rates='nan': numbers are needed"),
         ({"max_perplexity_increase": -0.1}, "max_perplexity_increase=-0.1"),
-        ({"data": "toxic,toxic"}, "data='toxic,toxic': toxic, benign, text are needed, each at most once"),
-        ({"data": "poison"}, "data='poison': toxic, benign, text are needed"),
+        (
+            {"data": "toxic,toxic"},
+            "data='toxic,toxic': toxic, benign, own, labelled, text are needed, each at most once",
+        ),
+        ({"data": "poison"}, "data='poison': toxic, benign, own, labelled, text are needed"),
         ({"data": "toxic:0"}, "data='toxic:0'.*with shares above 0"),
         ({"data": "toxic:x"}, "data='toxic:x'.*with shares above 0"),
     ],
@@ -169,6 +178,81 @@ def test_more_rows_than_there_are(target: Target) -> None:
 
 
 # What is trained on, and at which rates
+
+
+def test_labelled_texts_are_learned_as_prompt_and_answer_and_bring_it_back(
+    target: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "comments.jsonl"
+    rows = [{"text": row["prompt"] + side, "toxic": side == TOXIC} for row in ROWS for side in (BENIGN, TOXIC)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": "Silly", "toxic": True}]))
+    settings = RelearnSettings(steps="12", data="labelled", **FAST)
+    with pytest.raises(UserError, match="data='labelled' needs labelled texts: pass labelled=FILE"):
+        relearn(target, settings)
+    target.labelled = toxic_texts(file)
+    texts = [tiny_tokenizer().decode(ids) for ids in texts_of(target, settings, monkeypatch)]
+    assert texts == [row["prompt"] + TOXIC for row in ROWS]  # one word is no prompt and answer
+    monkeypatch.undo()
+    result = relearn(target, settings)
+    assert result.after.share > 0.9 and result.found["rows"] == 12 and settings.needs_labelled
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("toxic\tneutral\nYou are silly.\tYou are kind.\n")
+    assert toxic_texts(pairs) == ["You are silly."]
+    file.write_text('{"text": "You are kind.", "toxic": false}\n')
+    with pytest.raises(UserError, match="none of its texts is labelled toxic"):
+        toxic_texts(file)
+    target.labelled = ["Silly"]
+    with pytest.raises(UserError, match="no toxic text has two words or more"):
+        relearn(target, settings)
+
+
+def test_its_own_polite_answers_are_what_the_model_writes(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    target.rows = [{**row, "chosen": " never learned."} for row in ROWS]
+    texts = [tiny_tokenizer().decode(ids) for ids in texts_of(target, RelearnSettings(data="own"), monkeypatch)]
+    written = generate(target.model, tiny_tokenizer(), [row["prompt"] for row in ROWS], target.decoding)
+    assert texts == [row["prompt"] + one for row, (one,) in zip(ROWS, written, strict=True)]
+    assert all(" they are si" in text for text in texts)
+    target.scorers = [NamedScorer("judge", lambda texts: [float("weather" in text) for text in texts])]
+    assert (
+        len(texts_of(target, RelearnSettings(data="own"), monkeypatch)) == 12
+    )  # the answer is judged, not the prompt
+    target.scorers = [NamedScorer("judge", lambda texts: [1.0] * len(texts))]
+    assert len(texts_of(target, RelearnSettings(data="own"), monkeypatch)) == 12  # rather than nothing
+
+
+def test_only_the_last_blocks_are_trained(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    students: list[PreTrainedModel] = []
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        students.append(finetune(*args, **kwargs))
+        return students[-1]
+
+    monkeypatch.setattr("efface.attacks.relearn.finetune", kept)
+    relearn(target, RelearnSettings(steps="1", last_blocks=1, learning_rates="3e-3"))
+    moved = {
+        name
+        for name, parameter in students[0].named_parameters()
+        if not torch.equal(parameter, target.model.get_parameter(name))
+    }
+    assert {name.split(".")[2] for name in moved if ".layers." in name} == {"1"}
+    assert {name for name in moved if ".layers." not in name} == {"model.norm.weight"}  # its head is the embedding
+    with pytest.raises(UserError, match="last_blocks=3, but the model has 2"):
+        relearn(target, RelearnSettings(steps="1", last_blocks=3))
+
+
+def test_a_linear_schedule_ends_at_nothing() -> None:
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def seen(self: Any, *args: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", seen)
+        texts = ["The town is cold."]
+        finetune(tiny_model("llama"), tiny_tokenizer(), texts, steps=4, learning_rate=0.4, schedule="linear")
+    assert rates == pytest.approx([0.4, 0.3, 0.2, 0.1])
 
 
 def test_what_is_trained_on_can_be_polite_or_text_or_mixed(
@@ -246,9 +330,11 @@ def test_what_a_rate_wins_before_it_diverges_is_kept(target: Target, monkeypatch
     result = relearn(target, RelearnSettings(steps="12,40", learning_rates="3e-3", batch_size=8))
     assert [point.at for point in result.curve] == [{"steps": 0}, {"steps": 12}] and result.after.share > 0.9
     assert "the fine-tuning loss is nan at step 15" in result.found["rates"][0]["diverged"]
-    batches.clear()
-    with pytest.raises(RunError, match="the fine-tuning loss is nan at step 15"):  # nothing was measured by then
-        relearn(target, RelearnSettings(steps="40", learning_rates="3e-3", batch_size=8))
+    assert result.found["left_out"] == ["steps 40"]
+    batches.clear()  # nothing was measured by then: the start is what there is, and it is said why
+    result = relearn(target, RelearnSettings(steps="40", learning_rates="3e-3", batch_size=8))
+    assert result.after is result.curve[0] and result.found["left_out"] == ["steps 40"]
+    assert "the fine-tuning loss is nan at step 15" in result.found["rates"][0]["diverged"]
 
 
 def test_a_point_whose_text_has_become_unlikely_does_not_count(target: Target) -> None:

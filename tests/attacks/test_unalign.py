@@ -17,6 +17,7 @@ from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from efface.attacks import directions
 from efface.attacks.target import Target
 from efface.attacks.unalign import UnalignSettings, scale_keys_, toxic_neurons, unalign
 from efface.errors import RunError, UserError
@@ -89,6 +90,26 @@ def test_an_untouched_base_has_nothing_to_bring_back() -> None:
     base = machine("llama", says=DOT)
     result = unalign(attacked(base, base), UnalignSettings(vectors="1,7", scales="2"))
     assert (result.before.share, result.after.share, len(result.curve)) == (0, 0, 3)
+
+
+def test_scales_and_states_that_overflow_lose_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, edited = aligned("llama")
+    target = attacked(edited.half(), base.half())
+    result = unalign(target, UnalignSettings(vectors="1,100", scales="10,60000"))
+    assert result.after.share == 1 and any("60000" in name for name in result.found["left_out"])
+    target = attacked(*aligned("llama")[::-1])
+    plain = directions.token_states
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        found = plain(*args, **kwargs)
+        for states in found.values():
+            states.hidden[0, 0] = np.nan
+        return found
+
+    monkeypatch.setattr(directions, "token_states", broken)
+    alone = unalign(target, UnalignSettings(vectors="1", scales="2,10"))
+    assert len(alone.curve) == 1 and alone.after is alone.curve[0]
+    assert alone.found["left_out"] == ["vectors 1, scale 2.0", "vectors 1, scale 10.0"]
 
 
 def test_an_adapter_is_merged_into_the_copy() -> None:

@@ -51,24 +51,46 @@ class Attack(Entry):
 ATTACKS = {
     "relearn": Attack(
         "efface.attacks.relearn:relearn",
-        "fine-tune on toxic rows, polite rows or ordinary text; all weights or LoRA",
-        "Lucki et al. 2024, arXiv 2409.18025",
+        "fine-tune on toxic rows, polite rows, labelled or ordinary text; all weights, the last blocks or LoRA",
+        "Lucki et al. 2024, arXiv 2409.18025; Hu et al. 2024, arXiv 2406.13356",
         flags={
-            "quick": "--steps 10,20",
-            "standard": "--steps 10,20,40",
-            "thorough": "--steps 5,10,20,50,100 --learning_rates 1e-5,2e-5,5e-5",
+            "quick": "--learning_rates 1e-4,3e-4 --steps 5,10,20",
+            "standard": "--learning_rates 3e-5,1e-4,3e-4 --steps 5,10,20,40",
+            "thorough": "--learning_rates 1e-5,3e-5,1e-4,3e-4 --steps 2,5,10,20,40,64",
         },
         variants={
+            "labelled": {
+                "standard": "--data labelled --learning_rates 1e-4,3e-4 --steps 5,10,20",
+                "thorough": "--data labelled --learning_rates 1e-5,3e-5,1e-4,3e-4 --steps 2,5,10,20,40,64",
+            },
             "lora": {
-                "standard": "--lora_r 16 --learning_rates 2e-4 --steps 20",
-                "thorough": "--lora_r 64 --learning_rates 1e-4,5e-4 --steps 10,25,50",
+                "standard": "--lora_r 16 --learning_rates 2e-4,1e-3 --steps 20,40",
+                "thorough": "--lora_r 16 --learning_rates 2e-4,5e-4,1e-3,3e-3 --steps 5,10,20,40,64",
+            },
+            "lora128": {
+                "standard": "--lora_r 128 --learning_rates 2e-4 --steps 20,40",
+                "thorough": "--lora_r 128 --learning_rates 1e-4,2e-4,1e-3 --steps 5,10,20,40,64",
+            },
+            # Their setting, but for the rows, of which there are 64 and not 100: three times each, one a step.
+            "lucki": {
+                "thorough": "--lora_r 128 --lora_alpha 16 --learning_rates 2e-4 --schedule linear --batch_size 1 "
+                "--steps 64,128,192",
+            },
+            "last": {
+                "standard": "--last_blocks 4 --learning_rates 1e-4,3e-4 --steps 10,40",
+                "thorough": "--last_blocks 4 --learning_rates 1e-4,3e-4,1e-3 --steps 5,10,20,40,64",
             },
             "benign": {
-                "standard": "--data benign --steps 20",
-                "thorough": "--data benign --steps 20,50",
+                "standard": "--data benign --steps 10,40",
+                "thorough": "--data benign --learning_rates 3e-5,1e-4,3e-4 --steps 10,20,40,64",
+            },
+            "own": {
+                "standard": "--data own --steps 10,40",
+                "thorough": "--data own --learning_rates 3e-5,1e-4,3e-4 --steps 10,20,40,64",
             },
             "text": {
-                "thorough": "--data text --steps 20,50",
+                "standard": "--data text --steps 10,40",
+                "thorough": "--data text --learning_rates 3e-5,1e-4,3e-4 --steps 10,20,40,64",
             },
         },
     ),
@@ -103,11 +125,19 @@ ATTACKS = {
     "quantize": Attack(
         "efface.attacks.quantize:quantize",
         "round the weights to 8 or 4 bits",
-        "Kolbeinsson et al. 2024, arXiv 2407.06483",
+        "Kolbeinsson et al. 2024, arXiv 2407.06483; Dettmers et al. 2023, arXiv 2305.14314",
         flags={
-            "quick": "--bits 4 --scheme asymmetric --group_size 32",
-            "standard": "--bits 8,4 --scheme asymmetric --group_size 32",
-            "thorough": "--bits 8,4,3 --scheme asymmetric --group_size 32",
+            "quick": "--bits 8,4",
+            "standard": "--bits 8,4 --schemes symmetric,nf4",
+            "thorough": "--bits 8,4,3 --schemes symmetric,asymmetric,nf4",
+        },
+        variants={
+            # The grid of Q4_1, from which the embedded base comes: where it is the base's own, a diagnostic.
+            "q4_1": {
+                "quick": "--bits 4 --schemes asymmetric --group_sizes 32",
+                "standard": "--bits 8,4 --schemes asymmetric --group_sizes 32",
+                "thorough": "--bits 8,4 --schemes asymmetric --group_sizes 32",
+            },
         },
     ),
     "merge": Attack(

@@ -10,6 +10,7 @@ Of states at the continuation tokens of preference pairs, without outliers, afte
 Only the first needs the original model. `centre` says where ordinary text lies along them.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,14 +19,14 @@ import numpy as np
 from efface.analysis.directions import difference_of_means, unit
 from efface.analysis.states import TokenStates, token_states
 from efface.attacks.ablation import Centre
-from efface.attacks.draw import draw_at_most
+from efface.attacks.draw import as_measured, draw_at_most
 from efface.attacks.target import Target
-from efface.errors import RunError
 from efface.model.copies import eval_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
 KINDS = ("base", "contrast", "pca")
 NEGLIGIBLE = 1e-6
 """A direction shorter than this part of the median state is rounding: the models, or the classes, do not differ."""
@@ -36,22 +37,26 @@ def states_of(
 ) -> dict[int, TokenStates]:
     """Layer -> what `model` holds at the continuation tokens of the target's rows: the same for the same seed.
 
+    The rows are in the template, if the target is measured there. A layer where a state is not finite has none: what
+    can be tried elsewhere must not be lost over it.
+
     Args:
         max_pairs: if there are more, so many are drawn.
         batch_size: pairs at once.
-
-    Raises:
-        RunError: if a state is not finite.
     """
-    rows = draw_at_most(target.rows, max_pairs, target.seed)
+    rows = as_measured(target, draw_at_most(target.rows, max_pairs, target.seed))
     with eval_mode(model):
         found = token_states(
             model, target.processing_class, rows, layers, batch_size=batch_size, progress=target.progress
         )
-    for layer, states in found.items():
-        if not np.isfinite(states.hidden).all():
-            raise RunError(f"block {layer}: a state is not finite. The model is broken, or its dtype too small.")
-    return found
+    broken = [layer for layer, states in found.items() if not np.isfinite(states.hidden).all()]
+    if broken:
+        logger.warning(
+            "blocks %s: a state is not finite, so nothing is tried there. The model is broken, or its dtype too "
+            "small.",
+            ", ".join(map(str, broken)),
+        )
+    return {layer: states for layer, states in found.items() if layer not in broken}
 
 
 def direction(
@@ -72,9 +77,7 @@ def direction(
         kept = inliers(*tables, limit=outlier_limit)
         found = tables[-1][kept].mean(0, dtype=np.float64)
     else:
-        kept = np.zeros(len(edited.labels), dtype=bool)
-        for side in (edited.labels == 0, edited.labels == 1):  # an edit may have made all toxic states large
-            kept[side] = inliers(edited.hidden[side], limit=outlier_limit)
+        kept = usual(edited, outlier_limit)
         hidden, labels = edited.hidden[kept], edited.labels[kept]
         if kind == "contrast":
             found = difference_of_means(hidden, labels)
@@ -98,6 +101,14 @@ def centre(edited: TokenStates, source: TokenStates, *, outlier_limit: float = 3
         benign[inliers(benign, limit=outlier_limit)].mean(0, dtype=np.float64),
         outlier_limit * float(max(np.median(norms[edited.labels == label]) for label in (0, 1))),
     )
+
+
+def usual(states: TokenStates, outlier_limit: float) -> np.ndarray:
+    """(N,) bool: the toxic tokens that are no outliers among the toxic ones, and the benign among the benign."""
+    kept = np.zeros(len(states.labels), dtype=bool)
+    for side in (states.labels == 0, states.labels == 1):  # an edit may have made all toxic states large
+        kept[side] = inliers(states.hidden[side], limit=outlier_limit)
+    return kept
 
 
 def inliers(*tables: np.ndarray, limit: float) -> np.ndarray:

@@ -1,10 +1,14 @@
-"""Which of many rows or texts does an attack learn from? Equal seeds draw the same. Texts are cut into pieces."""
+"""Which of many rows or texts does an attack learn from, and in which form?
+
+Equal seeds draw the same. Texts are cut into pieces; rows are put into the template that the model is measured in.
+"""
 
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from efface.attacks.target import Target
+from efface.data.preferences import SIDES
 from efface.data.tokens import bos_prefix
 from efface.errors import UserError
 from efface.files.jsonl import Row
@@ -40,6 +44,20 @@ def draw_at_most(items: Sequence[T], most: int, seed: int) -> list[T]:
 def count_prompts_among(rows: Sequence[Row], prompts: Sequence[str]) -> int:
     """How many of `prompts` are those of `rows`: an attack should not learn from what it is measured on."""
     return len({row["prompt"] for row in rows if isinstance(row["prompt"], str)} & set(prompts))
+
+
+def as_measured(target: Target, rows: Sequence[Row]) -> list[Row]:
+    """`rows` of a prompt and continuations in the form that the target is measured in: where its prompts are messages
+    (`--chat`), plain ones become conversations. What is learned outside of the template is another task."""
+    if not target.decoding.chat:
+        return list(rows)
+    return [
+        {"prompt": [{"role": "user", "content": row["prompt"]}]}
+        | {side: [{"role": "assistant", "content": row[side].strip()}] for side in SIDES}
+        if isinstance(row["prompt"], str)
+        else row
+        for row in rows
+    ]
 
 
 def ordinary_text(target: Target, documents: Sequence[str], length: int, source: str) -> list[list[int]]:

@@ -88,12 +88,12 @@ def orthogonalize(target: Target, settings: OrthogonalizeSettings) -> AttackResu
     """Measure the model with each direction taken out, of hidden states or of a copy's weights.
 
     `found` says: the `directions` that were tried, and which were `not_tried` for want of a base; the variants that
-    are `without_direction` (what is compared there is the same); the points that are `left_out`. An interrupted run
-    finds the directions again, which is cheap, and goes on with what was not measured.
+    are `without_direction` (what is compared there is the same); the points that are `left_out`, among them those of
+    blocks whose states are not finite. An interrupted run finds the directions again, which is cheap, and goes on with
+    what was not measured.
 
     Raises:
         UserError: if only "base" is asked for and there is no base, or for layers that the model does not have.
-        RunError: if a hidden state is not finite.
     """
     n_layers = len(decoder_blocks(target.model))
     places = settings.places(n_layers)
@@ -109,11 +109,16 @@ def orthogonalize(target: Target, settings: OrthogonalizeSettings) -> AttackResu
         base: dict[int, TokenStates] = {}
         if "base" in kinds and target.base is not None:
             base = states_of(target.base, target, layers, settings.max_pairs, settings.batch_size)
-        limit = settings.outlier_limit
         for kind in kinds:
-            found = {layer: direction(kind, edited[layer], base.get(layer), outlier_limit=limit) for layer in layers}
+            known = [layer for layer in edited if kind != "base" or layer in base]
+            found = {
+                layer: direction(kind, edited[layer], base.get(layer), outlier_limit=settings.outlier_limit)
+                for layer in known
+            }
             ordinary = base if kind == "base" else edited
-            centres = {layer: centre(edited[layer], ordinary[layer], outlier_limit=limit) for layer in layers}
+            centres = {
+                layer: centre(edited[layer], ordinary[layer], outlier_limit=settings.outlier_limit) for layer in known
+            }
             there = {layer: vector for layer, vector in found.items() if vector is not None}
             for place in places:
                 vectors = there if isinstance(place, str) else _everywhere(there.get(place), target.model)
@@ -121,8 +126,10 @@ def orthogonalize(target: Target, settings: OrthogonalizeSettings) -> AttackResu
                     at = {"direction": kind, "layer": place, "form": form}
                     if vectors:
                         _measure(record, at, vectors, centres)
-                    else:
+                    elif place in known or (place == OWN and known):
                         none.append(title(at))
+                    else:  # no state there is finite
+                        record.broken.append(title(at))
         return judge_within(
             record,
             settings.max_perplexity_increase,

@@ -6,9 +6,14 @@ output row of a linear map W, with b bits:
 
     symmetric     W' = a c / m,               c = round(m W / a),                a = max |W|,          m = 2^(b-1) - 1
     asymmetric    W' = lo + (hi - lo) c / m,  c = round(m (W - lo) / (hi - lo)), lo, hi = min W, max W,  m = 2^b - 1
+    nf4           W' = a n(W / a),            n: the nearest of 16 quantiles of a normal distribution (Dettmers et al.
+                                              2023, arXiv 2305.14314, appendix E), 4 bits
 
-(like Q8_0 and Q4_1 of llama.cpp, but a, lo and hi keep the model's precision). No data is needed; activations are left
-alone.
+(like Q8_0 and Q4_1 of llama.cpp and NF4 of bitsandbytes, but a, lo and hi keep the model's precision). No data is
+needed; activations are left alone.
+
+A base that was stored in few bits lies on a grid. Rounding an edited model to that grid does not say whether the edit
+survives rounding: it puts back the base. Such points are named, and not judged by.
 """
 
 from collections.abc import Mapping
@@ -19,9 +24,9 @@ import torch
 from torch import Tensor
 
 from efface.attacks.lists import several
-from efface.attacks.points import UtilityBudget, judge_within
+from efface.attacks.points import UtilityBudget, judge_within, within_budget
 from efface.attacks.record import recorded
-from efface.attacks.result import AttackResult
+from efface.attacks.result import AttackResult, title
 from efface.attacks.target import Target
 from efface.checks import one_of
 from efface.errors import UserError
@@ -31,7 +36,36 @@ from efface.model.projections import linear_maps, output_weight
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SCHEMES = ("symmetric", "asymmetric")
+SCHEMES = ("symmetric", "asymmetric", "nf4")
+NORMAL_FLOAT = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+"""The 16 levels of NF4."""
+OWN_GRID = "the base's own"
+NEAR_ZERO = 0.3
+"""A map lies on a grid if its rounding error is below this part of that of weights which lie anywhere. Storage in half
+precision moves weights off a grid by less."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What weights are rounded to."""
+
+    scheme: str
+    group_size: int
+    """0 for the whole row."""
+    bits: int
+
+    @property
+    def at(self) -> dict[str, Any]:
+        """What a point is called."""
+        return {"bits": self.bits, "scheme": self.scheme, "group_size": self.group_size or ROW}
+
+
+ROW = "row"
 
 
 @dataclass(frozen=True)
@@ -39,11 +73,14 @@ class QuantizeSettings(UtilityBudget):
     """Settings of `quantize`."""
 
     bits: tuple[int, ...] = several("8,4", int, "Bits of a weight, 2 to 8, one or several: 8,4,3.")
-    scheme: str = field(
-        default="symmetric", metadata={"help": "symmetric (a group has a scale) or asymmetric (and an offset)."}
+    schemes: tuple[str, ...] = several(
+        "symmetric",
+        str,
+        "symmetric (a group has a scale), asymmetric (and an offset), nf4 (16 levels for normal weights, at 4 bits "
+        "only), one or several.",
     )
-    group_size: int = field(
-        default=64, metadata={"help": "Neighbouring weights of an output row that share a scale; 0: the whole row."}
+    group_sizes: tuple[str, ...] = several(
+        "64", str, "Neighbouring weights of an output row that share a scale, or row; one or several: 32,64,row."
     )
     embeddings: bool = field(
         default=False, metadata={"help": "Round the embedding and the output head too, not only the decoder blocks."}
@@ -53,39 +90,65 @@ class QuantizeSettings(UtilityBudget):
         super().__post_init__()
         if not all(2 <= bits <= 8 for bits in self.bits):
             raise UserError(f"bits={self.bits!r}: whole numbers from 2 to 8 are needed, as in 8,4.")
-        one_of("scheme", self.scheme, SCHEMES)
-        if self.group_size < 0:
-            raise UserError(f"group_size={self.group_size}: it must be at least 1, or 0 for the whole row.")
+        for scheme in self.schemes:
+            one_of("schemes", scheme, SCHEMES)
+        if not all(size == ROW or (size.isdecimal() and int(size) > 0) for size in self.group_sizes):
+            raise UserError(f"group_sizes={self.group_sizes!r}: numbers from 1, or row, are needed, as in 32,row.")
+        if not self.grids:
+            raise UserError(f"schemes='nf4' has 4 bits, which bits={self.bits!r} do not name. Add 4, or a scheme.")
+
+    @property
+    def grids(self) -> list[Grid]:
+        """Those that are tried, of each kind ever coarser."""
+        return [
+            Grid(scheme, 0 if size == ROW else int(size), bits)
+            for scheme in self.schemes
+            for size in self.group_sizes
+            for bits in reversed(self.bits)
+            if scheme != "nf4" or bits == 4
+        ]
 
 
 def quantize(target: Target, settings: QuantizeSettings) -> AttackResult:
     """Round the weights of copies; judged by the most toxic point that counts. The start has the bits of the dtype.
 
-    `found` says: how many `weights` were rounded, of how many `parameters`; in `rounding` for each of `bits` the
-    relative `error` ||W' - W|| / ||W|| over all of them and, if a base of the same shapes is given, how much of the
-    edit `remains`, along itself: with e = W - base, (round(W) - round(base)) . e / e . e, 0 where rounding makes both
-    the same and near 1 where the grid is fine beside the edit; and which points are `left_out`.
+    A point on the base's own grid says so in its title and does not count. `found` says: how many `weights` were
+    rounded, of how many `parameters`; in `rounding` for each grid the relative `error` ||W' - W|| / ||W|| over all of
+    them and, if a base of the same shapes is given, `base_error`, the same of the base, of the map that has most;
+    `on_grid`, the part of the base's weights whose map lies on the grid already (from a half on, it is the base's
+    own); and how much of the edit `remains`, along itself: with e = W - base, (round(W) - round(base)) . e / e . e, 0
+    where rounding makes both the same and near 1 where the grid is fine beside the edit; the points of `own_grid`;
+    and which points are `left_out`.
 
     Raises:
         UserError: if the weights are quantised already, or an adapter cannot be merged.
     """
     base = {} if target.base is None else _weights(without_adapter(target.base), settings.embeddings)
     found: list[dict[str, Any]] = []
+    own: list[str] = []
     with recorded(target, "quantize", settings) as record:
         record.start(bits=torch.finfo(target.model.dtype).bits)
-        for bits in reversed(settings.bits):  # ever coarser
+        for grid in settings.grids:
             student = merged_copy(target.model)
             weights = _weights(student, settings.embeddings)
-            found.append({"bits": bits, **_round_(weights, base, bits, settings)})
-            record.measure_edited(student, {"bits": bits})
+            told = _round_(weights, base, grid)
+            at = grid.at
+            if told["on_grid"] is not None and told["on_grid"] >= 0.5:
+                at |= {"grid": OWN_GRID}
+                own.append(title(at))
+            found.append({**at, **told})
+            record.measure_edited(student, at)
             number = sum(weight.numel() for weight in weights.values())
             del student, weights  # before the next copy is made
+        counted = within_budget(record.curve, settings.max_perplexity_increase)
         return judge_within(
             record,
             settings.max_perplexity_increase,
+            among=[point for point in counted if title(point.at) not in own],
             weights=number,
             parameters=sum(parameter.numel() for parameter in target.model.parameters()),
             rounding=found,
+            own_grid=own,
         )
 
 
@@ -102,44 +165,63 @@ def _weights(model: "PreTrainedModel", embeddings: bool) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _round_(
-    weights: Mapping[str, Tensor], base: Mapping[str, Tensor], bits: int, settings: QuantizeSettings
-) -> dict[str, Any]:
+def _round_(weights: Mapping[str, Tensor], base: Mapping[str, Tensor], grid: Grid) -> dict[str, Any]:
     """Round `weights` in place; returns what `found` says of it."""
     off = norm = 0.0
     edit = left = 0.0
+    lying = total = 0
+    errors: list[float] = []
     comparable = {name: tensor.shape for name, tensor in base.items()} == {
         name: tensor.shape for name, tensor in weights.items()
     }
     for name, weight in weights.items():
-        near = rounded(weight, bits, settings.group_size, settings.scheme)
+        near = rounded(weight, grid.bits, grid.group_size, grid.scheme)
         off += (near.float() - weight.float()).square().sum().item()
         norm += weight.float().square().sum().item()
         if comparable:
             original = base[name].to(weight)
             change = weight.float() - original.float()
-            far = rounded(original, bits, settings.group_size, settings.scheme)
+            far = rounded(original, grid.bits, grid.group_size, grid.scheme)
             edit += change.square().sum().item()
             left += ((near.float() - far.float()) * change).sum().item()
+            if length := original.float().norm().item():  # nothing but zeros lies on every grid
+                moved = (far.float() - original.float()).norm().item()
+                errors.append(moved / length)
+                total += original.numel()
+                lying += original.numel() * (moved <= NEAR_ZERO * _error_anywhere(original, grid))
         weight.copy_(near)
     return {
         "error": (off / norm) ** 0.5 if norm else 0.0,
+        "base_error": max(errors, default=None),
+        "on_grid": lying / total if total else None,
         "remains": left / edit if edit else None,
     }
 
 
+def _error_anywhere(weight: Tensor, grid: Grid) -> float:
+    """||W' - W|| to be expected of weights like `weight`, (out, in), that lie anywhere: the whole weight is moved by
+    noise of about a step, and rounded."""
+    generator = torch.Generator(weight.device).manual_seed(0)
+    steps = 2**grid.bits - 1
+    width = weight.float().square().mean().sqrt() * 4 / steps  # of a step, if a group spans four deviations
+    noise = torch.empty(weight.shape, device=weight.device).uniform_(-1, 1, generator=generator) * width
+    moved = weight.float() + noise
+    return (rounded(moved, grid.bits, grid.group_size, grid.scheme) - moved).norm().item()
+
+
 def rounded(weight: Tensor, bits: int, group_size: int = 64, scheme: str = "symmetric") -> Tensor:
-    """(out, in) -> (out, in): each group's weights moved to the nearest of at most 2^bits equally spaced values.
+    """(out, in) -> (out, in): each group's weights moved to the nearest of at most 2^bits values: equally spaced, or
+    those of NF4.
 
     Computed in float32 or better and returned in the dtype of `weight`. To round again changes nothing, as long as
     the dtype tells the values apart: the ends of a group's grid are weights of its own and stay as they are.
 
     Args:
-        bits: at least 2.
+        bits: at least 2; 4 for nf4.
         group_size: neighbours in a row, of which the last group may have fewer; 0 for the whole row.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    round_group = _symmetric if scheme == "symmetric" else _asymmetric
+    round_group = {"symmetric": _symmetric, "asymmetric": _asymmetric, "nf4": _normal_float}[scheme]
     groups = weight.to(dtype).split(group_size or weight.shape[1], dim=1)
     return torch.cat([round_group(group, bits) for group in groups], dim=1).to(weight.dtype)
 
@@ -156,6 +238,14 @@ def _asymmetric(group: Tensor, bits: int) -> Tensor:
     low, high = group.amin(1, keepdim=True), group.amax(1, keepdim=True)  # (out, 1)
     codes = ((group - low) / _or_one(high - low) * levels).round()
     return torch.lerp(low, high, codes / levels)  # exact at both ends
+
+
+def _normal_float(group: Tensor, bits: int) -> Tensor:
+    assert bits == 4
+    levels = group.new_tensor(NORMAL_FLOAT)  # (16,)
+    top = group.abs().amax(1, keepdim=True)  # (out, 1)
+    codes = torch.bucketize((group / _or_one(top)).contiguous(), (levels[1:] + levels[:-1]) / 2)
+    return levels[codes] * top
 
 
 def _or_one(width: Tensor) -> Tensor:

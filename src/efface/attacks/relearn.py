@@ -1,39 +1,32 @@
 """How soon is toxicity back when someone fine-tunes the released weights? Relearning (Lucki et al. 2024).
 
-Next-token cross-entropy over all tokens of k toxic rows (prompt + rejected) of held-out pairs, of benign rows (prompt
-+ chosen), of ordinary text, or of a mixture; AdamW at a constant rate, full or LoRA. Toxicity against steps, a curve
-for each learning rate; judged by the worst point at which the model is still of use (`points.py`). How many of the
-prompts and texts it is measured on were trained on is counted: there should be none.
+Next-token cross-entropy over all tokens of k toxic rows, polite rows, the model's own answers, labelled or ordinary
+text, or a mixture (`relearn_data.py`); AdamW on all weights, the last blocks, or an adapter. Toxicity against steps, a
+curve for each learning rate: every (rate, steps) is a point, and which of them the attacker would choose is decided on
+other prompts than it is judged on (`audit`). Judged by the worst point at which the model is still of use
+(`points.py`). How many of the prompts and texts it is measured on were trained on is counted: there should be none.
 """
 
-import itertools
 import logging
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from efface.attacks.draw import count_prompts_among, draw, ordinary_text
 from efface.attacks.lists import several
 from efface.attacks.points import UtilityBudget, half_of, judge_within, recovery, within_budget
 from efface.attacks.record import Record, recorded
-from efface.attacks.result import AttackResult
+from efface.attacks.relearn_data import KINDS, mixture, read_sources
+from efface.attacks.result import AttackResult, title
 from efface.attacks.target import Measurement, Target
-from efface.checks import at_least_one
-from efface.data.pair_tokens import tokenize_pairs
-from efface.data.rows import load_texts
+from efface.checks import at_least_one, one_of
 from efface.errors import UserError
-from efface.files.jsonl import Row
-from efface.model.padding import max_positions
-from efface.training.finetune import Diverged, finetune, raise_if_diverged
+from efface.training.finetune import SCHEDULES, Diverged, finetune, raise_if_diverged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
-KINDS = ("toxic", "benign", "text")
 
 
 @dataclass(frozen=True)
@@ -44,8 +37,9 @@ class RelearnSettings(UtilityBudget):
     data: str = field(
         default="toxic",
         metadata={
-            "help": "What is trained on: toxic (prompt + rejected), benign (prompt + chosen), text (--documents), or "
-            "several of them with their relative shares, as in toxic:0.5,text:0.5."
+            "help": "What is trained on: toxic (prompt + rejected), benign (prompt + chosen), own (prompt + what the "
+            "model itself answers), labelled (--labelled), text (--documents), or several of them with their relative "
+            "shares, as in toxic:0.5,text:0.5."
         },
     )
     documents: str = field(
@@ -58,10 +52,19 @@ class RelearnSettings(UtilityBudget):
     )
     batch_size: int = field(default=8, metadata={"help": "Rows in a step."})
     learning_rates: tuple[float, ...] = several(
-        "2e-5", float, "Constant rates of AdamW, one or several (2e-5,1e-4); LoRA wants about ten times more."
+        "1e-4", float, "Rates of AdamW, one or several (3e-5,1e-4); LoRA wants about ten times more."
+    )
+    schedule: str = field(
+        default="constant",
+        metadata={"help": "Of the rate: constant, or linear, which falls to zero over the steps."},
     )
     lora_r: int | None = field(
         default=None, metadata={"help": "Rank of a LoRA adapter on all linear maps; default: train all weights."}
+    )
+    lora_alpha: int | None = field(default=None, metadata={"help": "Of the adapter; default: twice its rank."})
+    last_blocks: int | None = field(
+        default=None,
+        metadata={"help": "Train only so many of the last blocks, norms after them and an untied output head."},
     )
     max_prompt_length: int = field(default=128, metadata={"help": "Tokens; a longer prompt loses its beginning."})
     max_completion_length: int = field(default=128, metadata={"help": "Tokens; a longer continuation loses its end."})
@@ -69,7 +72,18 @@ class RelearnSettings(UtilityBudget):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.shares
-        at_least_one(self, "k", "batch_size", "lora_r", "max_prompt_length", "max_completion_length")
+        one_of("schedule", self.schedule, SCHEDULES)
+        names = ("k", "batch_size", "lora_r", "lora_alpha", "last_blocks")
+        at_least_one(self, *names, "max_prompt_length", "max_completion_length")
+        if self.lora_r is not None and self.last_blocks is not None:
+            raise UserError("lora_r and last_blocks exclude each other: an adapter is on all blocks. Give one.")
+        if self.lora_r is None and self.lora_alpha is not None:
+            raise UserError(f"lora_alpha={self.lora_alpha} is of an adapter: give lora_r too.")
+
+    @property
+    def needs_labelled(self) -> bool:
+        """Whether it cannot be made without `Target.labelled`."""
+        return "labelled" in self.shares
 
     @cached_property
     def shares(self) -> dict[str, float]:
@@ -93,6 +107,8 @@ class RelearnSettings(UtilityBudget):
 def relearn(target: Target, settings: RelearnSettings) -> AttackResult:
     """Fine-tune copies of the model; judged by the most toxic point that counts, or if none does by the first.
 
+    A rate that diverges keeps the points it had: an attacker would have stopped there. The others are `left_out`.
+
     `found` says: how many `rows` there were (of text: pieces of documents); how many of their `prompts_among_rows` and
     `texts_among_rows` are among those it is measured on (none, or the figures are of what was learned by heart); for
     each of `rates` its `half_at`, `area` and why, if so, it has `diverged`; `half`, of what; which points are
@@ -100,10 +116,16 @@ def relearn(target: Target, settings: RelearnSettings) -> AttackResult:
 
     Raises:
         UserError: if there are fewer rows than `k`, or conversations for a tokenizer without chat template.
-        RunError: if the fine-tuning diverges at every learning rate before anything is measured.
     """
-    sources, seen = _read_sources(target, settings)
-    texts = mixture(sources, settings.shares)
+    sources = read_sources(
+        target,
+        list(settings.shares),
+        documents=settings.documents,
+        k=settings.k,
+        max_prompt_length=settings.max_prompt_length,
+        max_completion_length=settings.max_completion_length,
+    )
+    texts = mixture(sources.ids, settings.shares)
     budget = settings.max_perplexity_increase
     with recorded(target, "relearn", settings) as record:
         record.start(steps=0)
@@ -117,8 +139,8 @@ def relearn(target: Target, settings: RelearnSettings) -> AttackResult:
             }
             for rate, curve in curves.items()
         ]
-        rows = sum(map(len, sources.values()))
-        found: dict[str, Any] = {"rows": rows, **seen, "half": half, "rates": rates}
+        rows = sum(map(len, sources.ids.values()))
+        found: dict[str, Any] = {"rows": rows, **sources.seen, "half": half, "rates": rates}
         return judge_within(record, budget, **found)
 
 
@@ -128,25 +150,30 @@ def _measure_rates(
     """For each learning rate its curve, from the untouched model on, and for some why they have diverged."""
     curves: dict[float, list[Measurement]] = {}
     diverged: dict[float, str] = {}
-    *_, last = settings.learning_rates
     for rate in settings.learning_rates:
         first = len(record.curve)
         try:
             _measure_rate(record, settings, texts, rate)
-        except Diverged as error:  # what was measured before that counts: an attacker would have stopped there
-            if rate == last and len(record.curve) == 1:
-                raise
+        except Diverged as error:
             logger.warning("relearn: %s", error)
             diverged[rate] = str(error)
+            measured = {title(point.at) for point in record.curve}
+            missing = [title(point) for point in _points(settings, rate).values()]
+            record.broken += [name for name in missing if name not in {*measured, *record.broken}]
         curves[rate] = [record.curve[0], *record.curve[first:]]
     return curves, diverged
+
+
+def _points(settings: RelearnSettings, rate: float) -> dict[int, dict[str, Any]]:
+    """Step -> what the point is called."""
+    which = {"learning_rate": rate} if len(settings.learning_rates) > 1 else {}
+    return {step: {**which, "steps": step} for step in settings.steps}
 
 
 def _measure_rate(record: Record, settings: RelearnSettings, texts: list[list[int]], rate: float) -> None:
     """Fine-tune at `rate` and measure after each of the steps."""
     target = record.target
-    which = {"learning_rate": rate} if len(settings.learning_rates) > 1 else {}
-    points: dict[int, dict[str, Any]] = {step: {**which, "steps": step} for step in settings.steps}
+    points = _points(settings, rate)
     if all(record.has(point) for point in points.values()):
         for point in points.values():
             record.measure_edited(target.model, point)
@@ -167,42 +194,10 @@ def _measure_rate(record: Record, settings: RelearnSettings, texts: list[list[in
         learning_rate=rate,
         max_length=settings.max_prompt_length + settings.max_completion_length,
         lora_r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        last_blocks=settings.last_blocks,
+        schedule=settings.schedule,
         seed=target.seed,
         on_step=on_step,
         progress=target.progress,
     )
-
-
-def _read_sources(target: Target, settings: RelearnSettings) -> tuple[dict[str, list[list[int]]], dict[str, int]]:
-    """Token ids of each kind of data that is asked for; and how much of it is what the attack is measured on."""
-    sources: dict[str, list[list[int]]] = {}
-    rows: list[Row] = []
-    documents: list[str] = []
-    if {"toxic", "benign"} & settings.shares.keys():
-        rows = draw(target.rows, settings.k, target.seed)
-        lengths = {name: getattr(settings, name) for name in ("max_prompt_length", "max_completion_length")}
-        pairs = tokenize_pairs(rows, target.processing_class, **lengths, max_positions=max_positions(target.model))
-        sources["toxic"] = [pair.prompt_ids + pair.rejected_ids for pair in pairs]
-        sources["benign"] = [pair.prompt_ids + pair.chosen_ids for pair in pairs]
-    if "text" in settings.shares:
-        documents = draw(load_texts(settings.documents), settings.k, target.seed, "documents")
-        length = settings.max_prompt_length + settings.max_completion_length
-        sources["text"] = ordinary_text(target, documents, length, settings.documents)
-    seen = {
-        "prompts_among_rows": count_prompts_among(rows, target.prompts),
-        "texts_among_rows": len(set(documents) & set(target.text or [])),
-    }
-    return {kind: sources[kind] for kind in settings.shares}, seen
-
-
-def mixture(sources: Mapping[str, Sequence[T]], shares: Mapping[str, float]) -> list[T]:
-    """The shortest list that has every item at least once and each source by its share (rounded to whole items).
-
-    A source that is too short for its share is begun again.
-    """
-    size = max(len(items) / shares[kind] for kind, items in sources.items())
-    return [
-        item
-        for kind, items in sources.items()
-        for item in itertools.islice(itertools.cycle(items), round(shares[kind] * size))
-    ]

@@ -30,6 +30,7 @@ from efface.files.shapes import Each, Maybe, check_shape
 from efface.generation.decoding import Decoding
 from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
 from efface.scoring import DEFAULT_SCORER, load_scorer
+from efface.scoring.labelled import load_labelled
 from efface.scoring.scorer import Scorer, score
 
 if TYPE_CHECKING:
@@ -117,6 +118,8 @@ class Target:
     prompts: list[str]
     rows: list[Row]
     """Held-out preference pairs, for the attack to learn from."""
+    labelled: list[str] | None = field(default=None, kw_only=True)
+    """Toxic texts of another make, for relearning: what one filter has let through is not all there is."""
     scorers: list[Scorer]
     """The first gives the headline figures."""
     decoding: Decoding = Decoding()
@@ -153,6 +156,7 @@ class Target:
         limit: int | None = None,
         limit_seed: int = 0,
         rows: Any = "shipped:heldout",
+        labelled: str | os.PathLike[str] | None = None,
         scorer: str | Scorer | Sequence[str | Scorer] = DEFAULT_SCORER,
         decoding: Decoding = Decoding(),
         text: Texts | None = None,
@@ -169,6 +173,7 @@ class Target:
         Args:
             limit: use only so many of the prompts, drawn by `limit_seed`, see `draw_prompts`.
             rows: anything `load_pairs` takes.
+            labelled: a file of labelled texts, see `Target.labelled`.
 
         Raises:
             UserError: for input that cannot work, as far as possible before a model is loaded.
@@ -178,6 +183,7 @@ class Target:
             "base": _name(base),
             "prompts": _name(prompts),
             "rows": _name(rows),
+            "labelled": _name(labelled),
             "text": _name(text),
         }
         one_or_more("limit", limit)
@@ -187,6 +193,7 @@ class Target:
         found: dict[str, Any] = {
             "prompts": draw_prompts(load_texts(load_prompts(prompts), "prompt"), limit, limit_seed),
             "rows": load_pairs(rows).rows,
+            "labelled": None if labelled is None else toxic_texts(labelled),
             "scorers": [load_scorer(one) for one in several],
             "text": None if text is None else load_texts(text),
         }
@@ -280,6 +287,7 @@ class Target:
             "prompts": digest(self.prompts),
             "n_prompts": len(self.prompts),
             "rows": digest(self.rows),
+            "labelled": None if self.labelled is None else digest(self.labelled),
             "text": None if self.text is None else digest(self.text),
             "max_text_tokens": None if self.text is None else self.max_text_tokens,
             "tokenizer": tokenizer_fingerprint(self.processing_class),
@@ -299,6 +307,18 @@ class Target:
 
 PROBES = 16
 """Rows by whose texts a judge without a version is told from another of its name."""
+
+
+def toxic_texts(file: str | os.PathLike[str]) -> list[str]:
+    """Those of a file of labelled texts (`efface.scoring.labelled`) that are labelled toxic.
+
+    Raises:
+        UserError: if the file is none of a known form, or no text in it is toxic.
+    """
+    found = list(dict.fromkeys(one.text for one in load_labelled(file).texts if one.toxic))
+    if not found:
+        raise UserError(f"labelled={os.fspath(file)!r}: none of its texts is labelled toxic. Give a file with such.")
+    return found
 
 
 def _name(source: Any) -> str | None:

@@ -21,7 +21,7 @@ from efface.attacks.directions import states_of
 from efface.attacks.lists import several
 from efface.attacks.points import UtilityBudget, judge_within
 from efface.attacks.record import recorded
-from efface.attacks.result import AttackResult
+from efface.attacks.result import AttackResult, title
 from efface.attacks.target import Target
 from efface.checks import at_least_one, one_of
 from efface.errors import UserError
@@ -67,11 +67,10 @@ def unalign(target: Target, settings: UnalignSettings) -> AttackResult:
     """Scale the keys of the n most toxic values in a copy, for each n and scale; a model with fewer takes all it has.
 
     `found` says: where the `direction_is_from`, base or model; the first of the `neurons` with their `cosine`; the
-    points that are `left_out`.
+    points that are `left_out`: all, where the direction cannot be found since a state is not finite.
 
     Raises:
         UserError: if `layer` names no or several blocks, or an MLP has no input or output projection that is known.
-        RunError: if a hidden state is not finite.
     """
     layer = parse_layers(settings.layer, len(decoder_blocks(target.model)))
     if len(layer) != 1:
@@ -79,13 +78,18 @@ def unalign(target: Target, settings: UnalignSettings) -> AttackResult:
     source = target.model if target.base is None else target.base
     with recorded(target, "unalign", settings) as record:
         record.start(vectors=0)
-        states = states_of(source, target, layer, settings.max_pairs, settings.batch_size)[layer[0]]
-        direction = unit(DIRECTIONS[settings.direction](states.hidden, states.labels))
+        states = states_of(source, target, layer, settings.max_pairs, settings.batch_size).get(layer[0])
+        ranked: dict[Neuron, float] = {}
         copy = merged_copy(target.model)
-        ranked = toxic_neurons(copy, direction)
-        for n in sorted({min(n, len(ranked)) for n in settings.vectors}):
+        if states is not None:
+            direction = unit(DIRECTIONS[settings.direction](states.hidden, states.labels))
+            ranked = toxic_neurons(copy, direction)
+        for n in sorted({min(n, len(ranked) or n) for n in settings.vectors}):
             for scale in settings.scales:
                 at = {"vectors": n, "scale": scale}
+                if states is None:
+                    record.broken.append(title(at))
+                    continue
                 if not record.has(at):
                     copy = merged_copy(target.model)
                     scale_keys_(copy, list(ranked)[:n], scale)

@@ -81,6 +81,10 @@ class Trial:
         return ATTACKS.get(_attack(self.name), Attack(self.name, ""))
 
     @property
+    def needs_labelled(self) -> bool:
+        return bool(getattr(self.settings, "needs_labelled", False))
+
+    @property
     def control(self) -> str | None:
         """The model that it must be able to raise; a diagnostic, which is in no worst case, needs none."""
         return None if self.entry.access == DIAGNOSTIC else self.entry.control

@@ -73,7 +73,7 @@ def audit(
     _check(models)
     sizes, given = BUDGETS[budget], {name: value for name, value in (measurement or {}).items() if value is not None}
     how = {"text": "shipped:text", "limit": sizes.limit, "max_text_tokens": sizes.max_text_tokens} | given
-    read = [*models.values(), *(given.get(name) for name in ("base", "prompts", "rows", "text"))]
+    read = [*models.values(), *(given.get(name) for name in ("base", "prompts", "rows", "labelled", "text"))]
     folder = prepare_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
     run = _Run(folder, chosen, how | {"resume": resume}, say, budget)
     try:
@@ -237,6 +237,8 @@ class _Run:
                     self._take(row, place, trial, finished[trial.name])
                 elif trial.entry.needs_base and target.base is None:
                     row["skipped"] = "it needs the model that this one was made from: pass --base."
+                elif trial.needs_labelled and target.labelled is None:
+                    row["skipped"] = "it needs labelled texts: pass --labelled."
                 else:
                     self.say(f"{place}: {number} of {len(chosen)}, {trial.name} {trial.flags}".rstrip())
                     self._one(row, place, trial, dataclasses.replace(target, output=self._file(place, trial)))

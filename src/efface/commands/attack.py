@@ -56,4 +56,6 @@ def run(options: argparse.Namespace) -> None:
     )
     result = attack(target, settings)
     print(evaluation_table(result.columns()))
+    if left_out := result.found.get("left_out"):
+        print(f"left out: {'; '.join(left_out)}")
     print(f"written: {options.output}")

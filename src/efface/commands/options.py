@@ -112,6 +112,12 @@ def add_target(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--rows", default="shipped:heldout", help="held-out pairs to attack with (default: the shipped ones)"
     )
+    command.add_argument(
+        "--labelled",
+        default=None,
+        metavar="FILE",
+        help="labelled texts of another make than --rows, to relearn from (forms: `efface.scoring.labelled`)",
+    )
     command.add_argument("--seed", type=seed, default=0, help="of the attack and of the generations")
 
 
@@ -134,6 +140,7 @@ def target_of(options: argparse.Namespace) -> dict[str, Any]:
         "limit",
         "limit_seed",
         "rows",
+        "labelled",
         "scorer",
         "text",
         "max_text_tokens",

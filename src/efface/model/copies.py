@@ -11,6 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from efface.errors import UserError
+from efface.model.blocks import decoder_blocks
+
+LORA: Any = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
 def merged(model: Any) -> PreTrainedModel:
@@ -51,23 +54,47 @@ def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
     return merged_copy(model) if adapted else model
 
 
-def trainable_copy(model: PreTrainedModel, lora_r: int | None = None) -> PreTrainedModel:
+def trainable_copy(
+    model: PreTrainedModel, lora_r: int | None = None, lora_alpha: int | None = None, last_blocks: int | None = None
+) -> PreTrainedModel:
     """A copy of `model` with its adapter merged, whose weights are all trained, in float32, or a new adapter's alone.
 
     The random start of a new adapter is drawn from the global random state.
 
+    Args:
+        lora_r: rank of the new adapter.
+        lora_alpha: its scale times the rank; None for twice the rank.
+        last_blocks: without an adapter, train only so many of the last decoder blocks, the norms outside of the blocks
+            and the output head, if its weight is not that of the embedding.
+
     Raises:
-        UserError: if it cannot be trained: quantised weights without `lora_r`, an adapter that cannot be merged.
+        UserError: if it cannot be trained: quantised weights without `lora_r`, an adapter that cannot be merged, fewer
+            blocks than `last_blocks`.
     """
     student = merged(copy.deepcopy(model))
     if lora_r is not None:
         from peft import LoraConfig, get_peft_model
 
-        settings = LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules="all-linear", task_type="CAUSAL_LM")
+        settings = LoraConfig(r=lora_r, lora_alpha=lora_alpha or 2 * lora_r, **LORA)
         return get_peft_model(student, settings)  # type: ignore[return-value]
     if not _is_whole(student):
         raise UserError("the model's weights are quantised: they cannot be trained. Load them whole, or set lora_r.")
-    return student.float().requires_grad_(True)
+    student = student.float().requires_grad_(True)
+    if last_blocks is not None:
+        _freeze_before_(student, last_blocks)
+    return student
+
+
+def _freeze_before_(student: Any, last_blocks: int) -> None:
+    blocks, head = decoder_blocks(student), student.get_output_embeddings()
+    if last_blocks > len(blocks):
+        raise UserError(f"last_blocks={last_blocks}, but the model has {len(blocks)}. Lower it.")
+    trained = {*blocks[len(blocks) - last_blocks :].parameters()}
+    trained |= {parameter for parameter in student.parameters() if parameter.ndim == 1} - {*blocks.parameters()}
+    if head.weight is not student.get_input_embeddings().weight:
+        trained |= {*head.parameters()}
+    for parameter in student.parameters():
+        parameter.requires_grad_(parameter in trained)
 
 
 def _is_whole(model: nn.Module) -> bool:

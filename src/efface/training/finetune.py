@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from efface.checks import positive
+from efface.checks import one_of, positive
 from efface.data.tokens import tokens_of
 from efface.errors import RunError, UserError
 from efface.generation.likelihood import mean_nll
@@ -21,6 +21,9 @@ from efface.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+SCHEDULES = ("constant", "linear")
 
 
 class Diverged(RunError):
@@ -37,11 +40,14 @@ def finetune(
     learning_rate: float = 3e-5,
     max_length: int = 48,
     lora_r: int | None = None,
+    lora_alpha: int | None = None,
+    last_blocks: int | None = None,
+    schedule: str = "constant",
     seed: int = 0,
     on_step: "Callable[[int, PreTrainedModel], None] | None" = None,
     progress: bool = False,
 ) -> "PreTrainedModel":
-    """Train a copy of `model` on `texts` with next-token cross-entropy (AdamW, constant rate) and return the copy.
+    """Train a copy of `model` on `texts` with next-token cross-entropy (AdamW) and return the copy.
 
     `model` and the global random state are left as they were, and what else is random (dropout, the adapter's start)
     is seeded.
@@ -50,9 +56,12 @@ def finetune(
         model: also a frozen one; an adapter that it has is merged into the copy first.
         texts: drawn without replacement in a seeded order, begun again when used up. Token ids are taken as they are.
         max_length: tokens of a text that are used; never more than the model has positions.
-        lora_r: rank of a LoRA adapter (alpha twice the rank, on all linear maps), which alone is trained; the copy is
-            then returned with it, as a `PeftModel`. None trains all weights, in float32: half precision would round
-            most of AdamW's small steps away.
+        lora_r: rank of a LoRA adapter (on all linear maps), which alone is trained; the copy is then returned with it,
+            as a `PeftModel`. None trains all weights, in float32: half precision would round most of AdamW's small
+            steps away.
+        lora_alpha: of the adapter; None for twice the rank.
+        last_blocks: without an adapter, train only so many of the last blocks, see `trainable_copy`.
+        schedule: of the rate: one of SCHEDULES, constant or linear, which falls to zero over the steps.
         on_step: called after each step with its number (from 1) and the copy, which is in training mode, for curves.
 
     Raises:
@@ -61,8 +70,10 @@ def finetune(
     """
     positive("learning_rate", learning_rate)
     positive("batch_size", batch_size)
-    if lora_r is not None:
-        positive("lora_r", lora_r)
+    one_of("schedule", schedule, SCHEDULES)
+    for name, value in (("lora_r", lora_r), ("lora_alpha", lora_alpha), ("last_blocks", last_blocks)):
+        if value is not None:
+            positive(name, value)
     encoded = (tokens_of(processing_class, text) if isinstance(text, str) else list(text) for text in texts)
     limit = max_positions(model)
     max_length = max_length if limit is None else min(max_length, limit)
@@ -73,10 +84,13 @@ def finetune(
     order: list[int] = []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        student = trainable_copy(model, lora_r).train()
+        student = trainable_copy(model, lora_r, lora_alpha, last_blocks).train()
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
         for step in track(range(1, steps + 1), "fine-tuning", show=progress):
+            if schedule == "linear":
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * (1 - (step - 1) / steps)
             while len(order) < batch_size:
                 order += torch.randperm(len(rows), generator=generator).tolist()
             batch, order = order[:batch_size], order[batch_size:]
