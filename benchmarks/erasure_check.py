@@ -7,7 +7,8 @@ taken from checkpoints, and a random edit: noise on every weight tensor of the b
 every fourth layer, the last and those REPO erases from, on five texts: the shipped held-out pairs, ParaDetox, Civil
 Comments with toxic spans, and the base's own continuations of the reporting prompts, labelled by either judge. All
 models read the same texts. Writes `benchmarks/results/erasure_check.json` after each model and text; what is there is
-not run again (`--minutes` ends a run early). Resamples, which pair models and layers, are kept in `--keep`.
+not run again. States lie in `--keep` until they are probed (`--states-only` goes no further, `--minutes` ends a run
+early), and so do the resamples, which pair models and layers.
 """
 
 import copy
@@ -26,6 +27,7 @@ from efface.analysis.conditional import KINDS, ConditionalResult, conditional_pr
 from efface.analysis.marked import MarkedText, load_marked, marked_states
 from efface.analysis.states import TokenStates, token_states
 from efface.data.pairs import load_pairs
+from efface.files.io import renamed_when_whole
 from efface.files.jsonl import read_jsonl
 from efface.files.results import environment, read_json, write_json, write_jsonl
 from efface.generation.decoding import Decoding
@@ -83,6 +85,7 @@ class Texts:
         }
 
     def states(self, name: str, model: Any, layers: list[int]) -> dict[int, TokenStates]:
+        """Of the base's continuations the two judges' labels differ, and nothing else."""
         if name == "shipped":
             return token_states(model, self.tokenizer, load_pairs("shipped:heldout").rows, layers)
         return marked_states(model, self.tokenizer, self._marked(name), layers)
@@ -103,6 +106,8 @@ class Texts:
         kept = self.args.keep / "own.jsonl"
         if not kept.exists():
             prompts = list(dict.fromkeys(reporting_prompts(self.args.data)))
+            drawn = np.random.default_rng(self.args.seed).permutation(len(prompts))[: self.args.groups]
+            prompts = [prompts[number] for number in sorted(drawn)]
             written = generate(self.base, self.tokenizer, prompts, Decoding(seed=self.args.seed))
             pairs = zip(prompts, written, strict=True)
             write_jsonl(kept, ({"prompt": prompt, "text": text} for prompt, (text,) in pairs if text.strip()))
@@ -118,6 +123,20 @@ def embedded(model: Any, states: TokenStates) -> TokenStates:
     """The same tokens, of each its input embedding."""
     table = model.get_input_embeddings().weight.detach().float().numpy()
     return TokenStates(table[states.token_ids], states.token_ids, states.labels, states.pairs)
+
+
+def keep_states(file: Path, states: dict[int, TokenStates]) -> None:
+    first = next(iter(states.values()))
+    common = {"token_ids": first.token_ids, "labels": first.labels, "pairs": first.pairs}
+    with renamed_when_whole(file) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **common, **{str(layer): each.hidden for layer, each in states.items()})
+
+
+def kept_states(file: Path, layers: list[int]) -> dict[int, TokenStates]:
+    found = np.load(file)
+    return {
+        layer: TokenStates(found[str(layer)], *map(found.get, ("token_ids", "labels", "pairs"))) for layer in layers
+    }
 
 
 class Results:
@@ -173,8 +192,10 @@ def main() -> None:
     options.add_argument("--arms", nargs="+", default=list(NAMES), choices=NAMES)
     options.add_argument("--texts", nargs="+", default=None, metavar="NAME")
     options.add_argument("--judges", nargs=2, default=["alt-profanity-check", "judge:runs/judge"], metavar="SCORER")
-    options.add_argument("--groups", type=int, default=200, help="pairs or texts of each file")
+    options.add_argument("--groups", type=int, default=128, help="pairs or texts of each file, prompts")
+    options.add_argument("--resamples", type=int, default=500)
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--states-only", action="store_true")
     options.add_argument("--minutes", type=float, default=float("inf"), help="begin no model and text after that long")
     options.add_argument("--keep", type=Path, default=Path("runs/erasure_check"), metavar="DIR")
     args = options.parse_args()
@@ -187,7 +208,7 @@ def main() -> None:
     layers = parse_layers([*range(0, n_layers, 4), -1], n_layers)
     layers = sorted({*layers, *parse_layers(REPOConfig("unused").erase_layers, n_layers)})
     texts = Texts(args, base, tokenizer)
-    settings = {"groups": args.groups, "seed": args.seed, "layers": layers}
+    settings = {name: getattr(args, name) for name in ("groups", "resamples", "seed")} | {"layers": layers}
     results = Results(args.keep, {"schema": 2, "settings": settings, "texts": {}})
     for name in args.arms:
         model = None
@@ -199,17 +220,23 @@ def main() -> None:
             if time.monotonic() - start > 60 * args.minutes:
                 print("more is left")
                 return
-            model = made(name, base, given, args.seed).eval() if model is None else model
-            states = texts.states(text, model, layers)
-            print(f"{text}, {name}: states after {time.monotonic() - start:.0f} s", flush=True)
+            kept = args.keep / f"states-{text}-{name}.npz".replace(" ", "-").replace(",", "")
+            if not kept.exists():
+                model = made(name, base, given, args.seed).eval() if model is None else model
+                keep_states(kept, texts.states(text, model, layers))
+                print(f"{text}, {name}: states after {time.monotonic() - start:.0f} s", flush=True)
+            if args.states_only:
+                continue
+            states = kept_states(kept, layers)
             results.describe(text, texts.names[text], states[layers[0]])
             for layer in missing:
-                at = embedded(model, states[layers[0]]) if layer == EMBEDDING else states[int(layer)]
-                results.add(text, name, layer, conditional_probe(at, seed=args.seed))
+                at = embedded(base, states[layers[0]]) if layer == EMBEDDING else states[int(layer)]
+                results.add(text, name, layer, conditional_probe(at, seed=args.seed, resamples=args.resamples))
             results.summarise(text, name)
             if text.startswith("own, "):
                 results.content["judges_agree"] = texts.agreement()
             results.write(base)
+            kept.unlink()
     print(f"{time.monotonic() - start:.0f} s")
 
 

@@ -74,17 +74,17 @@ def test_a_hidden_layer_does_not_depend_on_its_company() -> None:
     line = fits.calibrated(given)
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
-    first = fits.hidden_layer(standard, given, line, 0)
+    first = fits.hidden_layer(standard, given, line, 0, given.odds)
     assert (torch.random.get_rng_state() == state).all()
     torch.manual_seed(6)
-    assert (fits.hidden_layer(standard, given, line, 0) == first).all()
+    assert (fits.hidden_layer(standard, given, line, 0, given.odds) == first).all()
     assert fits.losses(first, given.labels, given.check)[:2].lt(
         fits.losses(line[0] + line[1] * given.odds, given.labels, given.check)[:2]
     ).all()  # fmt: skip
     other = given.picked(torch.tensor([0, 1, 2]))
     other.labels[:, 2] = 1 - other.labels[:, 2]
-    np.testing.assert_allclose(fits.hidden_layer(standard, other, line, 0)[:, :2], first[:, :2], atol=1e-4)
-    later = fits.hidden_layer(standard, given, line, 0, later=given.odds + 1)
+    np.testing.assert_allclose(fits.hidden_layer(standard, other, line, 0, other.odds)[:, :2], first[:, :2], atol=1e-4)
+    later = fits.hidden_layer(standard, given, line, 0, given.odds + 1)
     assert not torch.allclose(later, first)
 
 

@@ -26,7 +26,6 @@ from efface.files.shapes import INTERVAL, check_shape
 from efface.progress import track
 from efface.resampling import draw_resamples, interval_of
 
-RESAMPLES = 1000
 Kind = Literal["linear", "mlp"]
 KINDS: tuple[Kind, ...] = ("linear", "mlp")
 
@@ -73,7 +72,7 @@ class ConditionalResult:
     """States."""
     n_groups: int
     resampled: dict[Kind, np.ndarray] = field(default_factory=dict, repr=False)
-    """kind -> (1 + RESAMPLES,) gain in AUC, of the data and of each resample; not in `to_dict`."""
+    """kind -> (1 + resamples,) gain in AUC, of the data and of each resample; not in `to_dict`."""
 
     def to_dict(self) -> dict[str, Any]:
         """As it is written to JSON."""
@@ -89,8 +88,8 @@ class ConditionalResult:
             shape = GAIN if kind is Gain else QUALITY
             return kind(**{name: tuple(block[name]) if shape[name] is INTERVAL else block[name] for name in shape})
 
-        kinds = (filled(Gain, found[name]) for name in KINDS)
-        return cls(filled(Quality, found["token"]), *kinds, found["n"], found["n_groups"])
+        linear, mlp = (filled(Gain, found[name]) for name in KINDS)
+        return cls(filled(Quality, found["token"]), linear, mlp, found["n"], found["n_groups"])
 
 
 QUALITY: dict[str, Any] = dict.fromkeys(("auc", "balanced_accuracy", "bits", "shuffled_auc"), float)
@@ -122,7 +121,7 @@ class ConditionalLayers:
 
 
 def conditional_layers(
-    states: Mapping[int, TokenStates], *, seed: int = 0, progress: bool = False
+    states: Mapping[int, TokenStates], *, resamples: int = 1000, seed: int = 0, progress: bool = False
 ) -> ConditionalLayers:
     """`conditional_probe` of every layer, and the largest gain among them.
 
@@ -130,7 +129,7 @@ def conditional_layers(
         UserError: as `conditional_probe`.
     """
     shown = track(states.items(), "probes", show=progress, total=len(states))
-    layers = {layer: conditional_probe(each, seed=seed) for layer, each in shown}
+    layers = {layer: conditional_probe(each, resamples=resamples, seed=seed) for layer, each in shown}
     return ConditionalLayers(
         layers, {kind: maximum({layer: each.resampled[kind] for layer, each in layers.items()}) for kind in KINDS}
     )
@@ -165,11 +164,12 @@ def remaining(after: np.ndarray, before: np.ndarray) -> tuple[float, tuple[float
     return float(shares[0]), interval_of(shares[1:])
 
 
-def conditional_probe(states: TokenStates, *, seed: int = 0) -> ConditionalResult:
+def conditional_probe(states: TokenStates, *, resamples: int = 1000, seed: int = 0) -> ConditionalResult:
     """What the states after one layer say of the labels beyond the tokens.
 
     Args:
         states: of tokens, with `pairs` the text or pair that each is from; it is never split.
+        resamples: of the groups, for the intervals.
         seed: of the parts, the probes, the shuffled labels and the resamples.
 
     Raises:
@@ -186,7 +186,7 @@ def conditional_probe(states: TokenStates, *, seed: int = 0) -> ConditionalResul
     real, control = (Rounds.of(held_out, each, states.token_ids) for each in (labels, shuffled))
     splits = [*real.folds(), *real.portions(), *control.folds()]
     logits = _logits(fits.standardised(hidden), splits, seed)
-    return _result(held_out, splits, logits, labels, shuffled)
+    return _result(held_out, splits, logits, shuffled, resamples)
 
 
 def _logits(standard: Tensor, splits: Sequence[Split], seed: int) -> dict[str, Tensor]:
@@ -209,22 +209,23 @@ def _logits(standard: Tensor, splits: Sequence[Split], seed: int) -> dict[str, T
 
 
 def _result(
-    held_out: HeldOut, splits: list[Split], logits: dict[str, Tensor], labels: np.ndarray, shuffled: np.ndarray
+    held_out: HeldOut, splits: list[Split], logits: dict[str, Tensor], shuffled: np.ndarray, resamples: int
 ) -> ConditionalResult:
     real, portions, control = splits[:FOLDS], splits[FOLDS:-FOLDS], splits[-FOLDS:]
     figures, controls, bits = {}, {}, {}
     for name, table in logits.items():
         columns = table.double().numpy().T
-        figures[name] = held_out.figures(_scores(real, columns[:FOLDS]), labels, RESAMPLES)
+        figures[name] = held_out.figures(_scores(real, columns[:FOLDS]), held_out.labels, resamples)
         controls[name] = float(held_out.figures(_scores(control, columns[-FOLDS:]), shuffled, 0)[0, 1])
         bits[name] = _bits(portions, columns[FOLDS:-FOLDS])
     sizes = np.bincount(held_out.groups)
     quality = {name: _quality(figures[name], controls[name], bits[name]) for name in logits}
-    gains, resampled = {}, {}
+    gains: dict[Kind, Gain] = {}
+    resampled: dict[Kind, np.ndarray] = {}
     for kind in KINDS:
         more = figures[kind] - figures["token"]  # of the same resamples, so paired
         saved = np.bincount(held_out.groups, bits["token"] - bits[kind])
-        draws = draw_resamples(held_out.n_groups, RESAMPLES, held_out.seed)
+        draws = draw_resamples(held_out.n_groups, resamples, held_out.seed)
         gains[kind] = Gain(
             **quality[kind],
             auc_gain=float(more[0, 1]),
@@ -236,7 +237,8 @@ def _result(
             shuffled_auc_gain=controls[kind] - controls["token"],
         )
         resampled[kind] = more[:, 1]
-    return ConditionalResult(Quality(**quality["token"]), *gains.values(), len(labels), held_out.n_groups, resampled)
+    token = Quality(**quality["token"])
+    return ConditionalResult(token, gains["linear"], gains["mlp"], len(held_out.labels), held_out.n_groups, resampled)
 
 
 def _quality(figures: np.ndarray, control: float, bits: np.ndarray) -> dict[str, Any]:

@@ -132,77 +132,84 @@ def chosen_penalties(axes: Axes, problems: Problems, line: Tensor, penalties: Se
     return torch.where(best.values < alone, torch.tensor(penalties)[best.indices], torch.inf)
 
 
-def hidden_layer(
-    standard: Tensor, problems: Problems, line: Tensor, seed: int, later: Tensor | None = None, units: int = UNITS
-) -> Tensor:
+class Layers:
+    """P hidden layers of `units` rectified units and one output each, which begins at zero, with Adam's moments."""
+
+    def __init__(self, d: int, n_problems: int, generator: torch.Generator):
+        self.weights = [
+            torch.randn(d, n_problems, UNITS, generator=generator) / d**0.5,  # of h
+            torch.randn(n_problems, UNITS, generator=generator),  # of the log-odds
+            torch.zeros(n_problems, UNITS),
+            torch.zeros(n_problems, UNITS),  # of the output
+            torch.zeros(n_problems),
+        ]
+        self.means, self.squares = ([torch.zeros_like(each) for each in self.weights] for _ in range(2))
+        self.steps = 0
+
+    def inside(self, states: Tensor) -> Tensor:
+        """(n, P, units) before the units, without the log-odds' part."""
+        return (states @ self.weights[0].flatten(1)).reshape(len(states), *self.weights[1].shape) + self.weights[2]
+
+    def outside(self, inside: Tensor, odds: Tensor) -> Tensor:
+        """(n, P) what they add to the logits."""
+        return ((inside + odds[:, :, None] * self.weights[1]).clamp(min=0) * self.weights[3]).sum(2) + self.weights[4]
+
+    def learn(self, states: Tensor, odds: Tensor, base: Tensor, labels: Tensor, weight: Tensor) -> None:
+        """One step down the cross-entropy of `base` and what they add, of states that count by `weight` (B, P)."""
+        before = self.inside(states) + odds[:, :, None] * self.weights[1]
+        active = before.clamp(min=0)
+        logits = base + (active * self.weights[3]).sum(2) + self.weights[4]
+        error = (torch.sigmoid(logits) - labels) * weight
+        back = error[:, :, None] * self.weights[3] * (before > 0)
+        gradients = [
+            (states.T @ back.flatten(1)).reshape(self.weights[0].shape),
+            (back * odds[:, :, None]).sum(0),
+            back.sum(0),
+            (error[:, :, None] * active).sum(0),
+            error.sum(0),
+        ]
+        self.steps += 1
+        rate = RATE * (1 - 0.999**self.steps) ** 0.5 / (1 - 0.9**self.steps)
+        self.weights[0].mul_(1 - RATE * DECAY)
+        for own, mean, square, gradient in zip(self.weights, self.means, self.squares, gradients, strict=True):
+            mean.lerp_(gradient, 0.1)
+            square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+            own.addcdiv_(mean, square.sqrt().add_(1e-8), value=-rate)
+
+    def keep(self, which: Tensor) -> None:
+        """Go on with those of `which` (P,) alone."""
+        for group in (self.weights, self.means, self.squares):
+            group[:] = [group[0][:, which], *(each[which] for each in group[1:])]
+
+
+def hidden_layer(standard: Tensor, problems: Problems, line: Tensor, seed: int, later: Tensor) -> Tensor:
     """(n, P) logits a + b odds + v . relu(U [odds, h] + c), of the epoch with the least loss on `check`.
 
-    The output layer begins at zero, and the epoch before the first is among those to choose from.
+    The epoch before the first is among those to choose from: nothing added.
 
     Args:
-        later: (n, P) the odds to give logits for, where they are not those of training (None).
+        line: (2, P) a and b.
+        later: (n, P) the odds to give logits for.
     """
     generator = torch.Generator().manual_seed(seed)
-    n, d = standard.shape
-    P = problems.labels.shape[1]
-    start = line[0] + line[1] * problems.odds  # (n, P)
-    ask = problems.odds if later is None else later
-    final = line[0] + line[1] * ask
-    best = losses(start, problems.labels, problems.check)
-    waited = torch.zeros(P)
-    parameters = [
-        torch.randn(d, P, units, generator=generator) / d**0.5,
-        torch.randn(P, units, generator=generator),
-        torch.zeros(P, units),
-        torch.zeros(P, units),
-        torch.zeros(P),
-    ]
-    first, second = ([torch.zeros_like(each) for each in parameters] for _ in range(2))
-    running = torch.arange(P)
-    base, odds, asked = start, problems.odds, ask
-    labels, train = problems.labels, problems.train
-    step = 0
+    layers = Layers(standard.shape[1], line.shape[1], generator)
+    alone, best = line[0] + line[1] * problems.odds, torch.zeros_like(problems.odds)
+    least = losses(alone, problems.labels, problems.check)
+    waited, running = torch.zeros_like(least), torch.arange(line.shape[1])
     for _ in range(EPOCHS):
-        scale = n / train.sum(0)
-        for rows in torch.randperm(n, generator=generator).split(BATCH):
-            step += 1
-            x, y, o, r = standard[rows], labels[rows], odds[rows], train[rows]
-            U, u, c, v, e = parameters
-            before = (x @ U.flatten(1)).reshape(len(rows), *u.shape) + o[:, :, None] * u + c  # (B, P, units)
-            active = before.clamp(min=0)
-            logits = base[rows] + (active * v).sum(2) + e
-            error = (torch.sigmoid(logits) - y) * r * scale / len(rows)  # (B, P)
-            back = error[:, :, None] * v * (before > 0)
-            gradients = [
-                (x.T @ back.flatten(1)).reshape(U.shape),
-                (back * o[:, :, None]).sum(0),
-                back.sum(0),
-                (error[:, :, None] * active).sum(0),
-                error.sum(0),
-            ]
-            torch._foreach_lerp_(first, gradients, 0.1)
-            torch._foreach_mul_(second, 0.999)
-            torch._foreach_addcmul_(second, gradients, gradients, 0.001)
-            rate = RATE * (1 - 0.999**step) ** 0.5 / (1 - 0.9**step)
-            roots = torch._foreach_sqrt(second)
-            torch._foreach_add_(roots, 1e-8)
-            parameters[0].mul_(1 - RATE * DECAY)
-            torch._foreach_addcdiv_(parameters, first, roots, -rate)
-        U, u, c, v, e = parameters
-        inside = (standard @ U.flatten(1)).reshape(n, *u.shape) + c  # (n, P, units)
-        added, asked_added = (((inside + o[:, :, None] * u).clamp(min=0) * v).sum(2) + e for o in (odds, asked))
-        found = losses(base + added, labels, problems.check[:, running])
-        better = found < best[running]
-        at = running[better]
-        best[at] = found[better]
-        final[:, at] = (line[0, at] + line[1, at] * ask[:, at]) + asked_added[:, better]
+        now, base, asked = problems.picked(running), alone[:, running], later[:, running]
+        weight = now.train * len(standard) / now.train.sum(0) / BATCH
+        for rows in torch.randperm(len(standard), generator=generator).split(BATCH):
+            layers.learn(standard[rows], now.odds[rows], base[rows], now.labels[rows], weight[rows])
+        inside = layers.inside(standard)
+        found = losses(base + layers.outside(inside, now.odds), now.labels, now.check)
+        better = found < least[running]
+        least[running] = torch.where(better, found, least[running])
+        best[:, running] = torch.where(better, layers.outside(inside, asked), best[:, running])
         waited[running] = torch.where(better, 0.0, waited[running] + 1)
-        keep = waited[running] < PATIENCE
-        if not keep.any():
+        going = waited[running] < PATIENCE
+        if not going.any():
             break
-        if not keep.all():
-            running = running[keep]
-            for group in (parameters, first, second):
-                group[:] = [group[0][:, keep], *(each[keep] for each in group[1:])]
-            base, odds, asked, labels, train = (table[:, keep] for table in (base, odds, asked, labels, train))
-    return final
+        layers.keep(going)
+        running = running[going]
+    return line[0] + line[1] * later + best
