@@ -7,13 +7,13 @@ taken from checkpoints, and a random edit: noise on every weight tensor of the b
 every fourth layer, the last and those REPO erases from, on five texts: the shipped held-out pairs, ParaDetox, Civil
 Comments with toxic spans, and the base's own continuations of the reporting prompts, labelled by either judge. All
 models read the same texts. Writes `benchmarks/results/erasure_check.json` after each model and text; what is there is
-not run again. States lie in `--keep` until they are probed (`--states-only` goes no further, `--minutes` ends a run
-early), and so do the resamples, which pair models and layers.
+not run again (`--minutes` ends a run early). States lie in `--keep` (`--states-only` goes no further), and so do the
+resamples, which pair models and layers.
 """
 
 import copy
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ FILES = {
     "paradetox": ("paradetox.tsv", "toxic sentences and their neutral versions, by annotators"),
     "civil": ("civil_comments_toxic_spans.jsonl", "toxic spans of comments, by annotators"),
 }
+OWN = "own, "
 EMBEDDING = "input embedding"
 """A control that no edit of the layers can move: what the token's own embedding in the base adds to counts."""
 
@@ -81,21 +82,27 @@ class Texts:
         self.names = {
             "shipped": "held-out pairs, selected by the first judge",
             **{name: what for name, (_, what) in FILES.items()},
-            **{f"own, {name}": f"the base's continuations, labelled by {name}" for name in args.judges},
+            **{f"{OWN}{name}": f"the base's continuations, labelled by {name}" for name in args.judges},
         }
 
     def states(self, name: str, model: Any, layers: list[int]) -> dict[int, TokenStates]:
-        """Of the base's continuations the two judges' labels differ, and nothing else."""
         if name == "shipped":
             return token_states(model, self.tokenizer, load_pairs("shipped:heldout").rows, layers)
         return marked_states(model, self.tokenizer, self._marked(name), layers)
+
+    def labelled(self, name: str, states: TokenStates) -> TokenStates:
+        """With the labels of that judge: the states of the base's continuations are the same for both."""
+        if not name.startswith(OWN):
+            return states
+        toxic = np.array([bool(text.spans) for text in self._marked(name)])
+        return replace(states, labels=toxic[states.pairs].astype(int))
 
     @cache  # noqa: B019
     def _marked(self, name: str) -> list[MarkedText]:
         if name in FILES:
             return load_marked(self.args.data / "toxicity" / FILES[name][0], self.args.groups, seed=self.args.seed)
         rows = self._own()
-        marks = score(load_scorer(self.args.judges[name.removeprefix("own, ")]), [row["text"] for row in rows])
+        marks = score(load_scorer(self.args.judges[name.removeprefix(OWN)]), [row["text"] for row in rows])
         return [
             MarkedText.whole(row["text"], bool(mark > THRESHOLD), row["prompt"], row["prompt"])
             for row, mark in zip(rows, marks, strict=True)
@@ -115,7 +122,7 @@ class Texts:
 
     def agreement(self) -> float:
         """Share of the base's continuations that both judges label alike."""
-        first, second = ([bool(text.spans) for text in self._marked(f"own, {name}")] for name in self.args.judges)
+        first, second = ([bool(text.spans) for text in self._marked(f"{OWN}{name}")] for name in self.args.judges)
         return float(np.mean(np.array(first) == np.array(second)))
 
 
@@ -220,23 +227,22 @@ def main() -> None:
             if time.monotonic() - start > 60 * args.minutes:
                 print("more is left")
                 return
-            kept = args.keep / f"states-{text}-{name}.npz".replace(" ", "-").replace(",", "")
+            kept = args.keep / f"states-{text.partition(', ')[0]}-{name}.npz".replace(" ", "-")
             if not kept.exists():
                 model = made(name, base, given, args.seed).eval() if model is None else model
                 keep_states(kept, texts.states(text, model, layers))
                 print(f"{text}, {name}: states after {time.monotonic() - start:.0f} s", flush=True)
             if args.states_only:
                 continue
-            states = kept_states(kept, layers)
+            states = {layer: texts.labelled(text, each) for layer, each in kept_states(kept, layers).items()}
             results.describe(text, texts.names[text], states[layers[0]])
             for layer in missing:
                 at = embedded(base, states[layers[0]]) if layer == EMBEDDING else states[int(layer)]
                 results.add(text, name, layer, conditional_probe(at, seed=args.seed, resamples=args.resamples))
             results.summarise(text, name)
-            if text.startswith("own, "):
+            if text.startswith(OWN):
                 results.content["judges_agree"] = texts.agreement()
             results.write(base)
-            kept.unlink()
     print(f"{time.monotonic() - start:.0f} s")
 
 
