@@ -84,16 +84,101 @@ def defaults() -> str:
     return _table([*header, "last BCE", "verdict"], rows)
 
 
+ERASURE = RESULTS / "erasure_check.json"
+ERASURE_MODELS = ("base", "repo", "random edit", "retain only", "dpo")
+ERASURE_KINDS = {"linear": "linear", "mlp": "hidden layer"}
+
+
 def erasure() -> str:
+    """The largest gain of all layers, base and REPO."""
     rows = []
-    for layer, results in read_json(RESULTS / "erasure_check.json")["layers"].items():
-        for name, share in results["excess_remaining"].items():
-            found = results[name]
-            cells = [f"{found[key]:.3f}" for key in ("balanced_accuracy", "token_identity", "shuffled")]
-            low, high = found["excess_ci95"]
-            rows.append([layer, name, *cells, f"{found['excess']:.3f} [{low:.3f}, {high:.3f}]", f"{share:.2f}"])
-    header = ["layer", "model", "fresh probe", "token identity", "shuffled labels", "excess", "excess that remains"]
-    return _table(header, rows)
+    for text, entry in read_json(ERASURE)["texts"].items():
+        models = entry["models"]
+        cells = [_gain(models[name]["most"][kind], "auc_gain") for kind in ERASURE_KINDS for name in ("base", "repo")]
+        rows.append([text, f"{_any_layer(models['base'])['token']['auc']:.3f}", *cells])
+    header = [f"{name}, {kind}" for kind in ERASURE_KINDS.values() for name in ("base", "REPO")]
+    return _table(["text", "token alone", *header], rows)
+
+
+def erasure_layers() -> str:
+    """The gain of each layer, base and REPO, and which part is left."""
+    rows = []
+    for text, entry in read_json(ERASURE)["texts"].items():
+        models = entry["models"]
+        for layer in _layers(models["base"]):
+            cells = []
+            for kind in ERASURE_KINDS:
+                left = models["repo"]["remains"][kind][layer]
+                gains = [_gain(models[name]["layers"][layer][kind], "auc_gain") for name in ("base", "repo")]
+                cells += [*gains, "" if left is None else f"{left[0]:.2f} [{left[1][0]:.2f}, {left[1][1]:.2f}]"]
+            rows.append([text, layer, *cells])
+    header = [f"{name}, {kind}" for kind in ERASURE_KINDS.values() for name in ("base", "REPO", "remains")]
+    return _table(["text", "layer", *header], rows)
+
+
+def _erasure_models(kind: str, figure: str) -> str:
+    """One figure of one probe, of all models, with the maximum over layers where there is one."""
+    texts = read_json(ERASURE)["texts"]
+    names = [name for name in ERASURE_MODELS if any(name in entry["models"] for entry in texts.values())]
+    rows = []
+    for text, entry in texts.items():
+        models = entry["models"]
+        layers = {layer: {name: cell["layers"][layer][kind] for name, cell in models.items()}
+                  for layer in _layers(models["base"])}  # fmt: skip
+        if figure == "auc_gain":
+            layers |= {"largest": {name: cell["most"][kind] for name, cell in models.items()}}
+        for layer, found in layers.items():
+            rows.append([text, layer, *(_gain(found[name], figure) if name in found else "" for name in names)])
+    return _table(["text", "layer", *names], rows)
+
+
+def erasure_linear() -> str:
+    return _erasure_models("linear", "auc_gain")
+
+
+def erasure_hidden() -> str:
+    return _erasure_models("mlp", "auc_gain")
+
+
+def erasure_bits() -> str:
+    return _erasure_models("linear", "bits_saved")
+
+
+def erasure_controls() -> str:
+    """Of each text: what it is, what the tokens alone say, and what the controls say."""
+    rows = []
+    for text, entry in read_json(ERASURE)["texts"].items():
+        cells = [cell for model in entry["models"].values() for cell in model["layers"].values()]
+        token = _any_layer(entry["models"]["base"])["token"]
+        own = entry["models"]["base"]["layers"]["input embedding"]
+        shuffled = sorted(cell[kind]["shuffled_auc"] for cell in cells for kind in ERASURE_KINDS)
+        size = f"{entry['n_groups']}, {entry['n']} tokens, {entry['toxic']:.0%} toxic"
+        spread = f"{shuffled[0]:.2f} to {shuffled[-1]:.2f}, median {shuffled[len(shuffled) // 2]:.2f}"
+        gains = [_gain(own[kind], "auc_gain") for kind in ERASURE_KINDS]
+        rows.append([text, entry["what"], size, f"{token['auc']:.3f}", f"{token['bits']:.3f}", *gains, spread])
+    header = [
+        "text",
+        "what",
+        "groups",
+        "token alone: AUC",
+        "bits",
+        "its embedding, linear",
+        "its embedding, hidden layer",
+    ]
+    return _table([*header, "AUC with shuffled labels"], rows)
+
+
+def _any_layer(cell: dict[str, Any]) -> dict[str, Any]:
+    return next(iter(cell["layers"].values()))
+
+
+def _layers(cell: dict[str, Any]) -> list[str]:
+    return sorted((layer for layer in cell["layers"] if layer.isdigit()), key=int)
+
+
+def _gain(found: dict[str, Any], figure: str) -> str:
+    low, high = found[f"{figure}_ci95"]
+    return f"{found[figure]:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def step() -> str:
@@ -548,6 +633,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "challenging": challenging,
     "defaults": defaults,
     "erasure": erasure,
+    "erasure_layers": erasure_layers,
+    "erasure_linear": erasure_linear,
+    "erasure_hidden": erasure_hidden,
+    "erasure_bits": erasure_bits,
+    "erasure_controls": erasure_controls,
     "step": step,
     "switches": switches,
     "demo_training": demo_training,

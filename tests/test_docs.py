@@ -1,5 +1,6 @@
 """Do README and docs agree with the result files and with the code?"""
 
+import copy
 import importlib.util
 import json
 import re
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.files.results import read_json
@@ -50,6 +52,20 @@ def test_a_method_that_once_stood_still_moves_its_own_objective_by_default(name)
 
 def test_undo_comes_after_the_edit_that_it_makes_last():
     assert read_json(RESULTS / "methods.json")["methods"]["undo"]["quality"]["trained"]["after"] == "repo"
+
+
+def test_the_random_edit_of_the_erasure_check_is_as_large_as_the_edit_of_each_tensor(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    base, edited = tiny_model("llama"), copy.deepcopy(tiny_model("llama"))
+    with torch.no_grad():
+        edited.model.layers[1].mlp.up_proj.weight *= 1.5
+    made = dict(script("benchmarks/erasure_check").random_edit(base, edited, seed=0).named_parameters())
+    for (name, before), (_, after) in zip(base.named_parameters(), edited.named_parameters(), strict=True):
+        edit, noise = (after - before).detach(), (made[name] - before).detach()
+        assert noise.norm() == pytest.approx(edit.norm().item(), rel=1e-4), name
+        if edit.any():
+            cosine = (noise * edit).sum() / noise.norm() / edit.norm()
+            assert "up_proj" in name and abs(cosine) < 0.2
 
 
 def test_what_has_moved_by_hand():

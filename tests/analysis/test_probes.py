@@ -13,14 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tiny import BOS_ID, tiny_model, tiny_tokenizer
 
 from efface.analysis.heldout import HeldOut
-from efface.analysis.probes import LinearProbe, fit_probe, fresh_probe, probe_layers
-from efface.analysis.states import TokenStates, pooled_states, text_token_ids, token_states
+from efface.analysis.probes import LinearProbe, fit_probe
+from efface.analysis.states import pooled_states, text_token_ids, token_states
 from efface.errors import RunError, UserError
 from efface.model.blocks import capture_residuals
 from efface.resampling import draw_resamples
@@ -221,48 +220,6 @@ def test_a_file_without_a_probe_is_refused(tmp_path: Path) -> None:
         LinearProbe.load(tmp_path / "missing")
 
 
-def test_token_identity_finds_planted_tokens_and_leaves_no_excess() -> None:
-    """States that only say which tokens a text has: the control knows as much."""
-    generator = np.random.default_rng(0)
-    labels = np.arange(300) % 2
-    tokens = [[*generator.integers(0, 20, 8).tolist(), 20 + label] for label in labels]
-    embedding = generator.normal(size=(22, 30))
-    pooled = np.stack([embedding[text].mean(0) for text in tokens])
-    noise = generator.normal(size=(300, 30))
-    found = probe_layers({3: noise, 5: pooled}, labels, tokens)
-    assert list(found) == [3, 5]
-    assert found[5].token_identity == 1.0 == found[3].token_identity_auc
-    assert found[5].excess == pytest.approx(0, abs=0.1)
-    assert found[3].excess_auc == pytest.approx(found[3].auc - 1) and found[3].excess_auc_ci95[1] < -0.3
-
-
-def test_excess_is_what_the_states_know_beyond_the_tokens() -> None:
-    hidden, labels = planted(300)
-    tokens = np.random.default_rng(1).integers(0, 9, (300, 4)).tolist()
-    result = probe_layers({0: hidden}, labels, tokens)[0]
-    assert result.token_identity == pytest.approx(0.5, abs=0.12)
-    assert result.excess == result.balanced_accuracy - result.token_identity
-    assert 0.2 < result.excess_ci95[0] < result.excess < result.excess_ci95[1]
-    alone = fit_probe(hidden, labels).quality
-    assert (result.balanced_accuracy, result.ci95, result.auc) == (alone.balanced_accuracy, alone.ci95, alone.auc)
-
-
-def test_fresh_probe_keeps_pairs_together_and_sees_each_token_alone() -> None:
-    generator = np.random.default_rng(0)
-    pairs = np.sort(np.concatenate([np.repeat(np.arange(30), 2), generator.integers(0, 30, 240)]))
-    labels = np.concatenate([np.arange((pairs == pair).sum()) % 2 for pair in range(30)])
-    hidden = generator.normal(size=(300, 5)) + labels[:, None] * 0.5
-    token_ids = generator.integers(0, 12, 300)
-    result = fresh_probe(TokenStates(hidden, token_ids, labels, pairs))
-    predicted = cross_val_predict(standardised(0.01), hidden, labels, groups=pairs, cv=GroupKFold(5))
-    assert result.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
-    one_hot = np.eye(12)[token_ids]
-    classifier = logistic(1.0)
-    predicted = cross_val_predict(classifier, one_hot, labels, groups=pairs, cv=GroupKFold(5))
-    assert result.token_identity == pytest.approx(balanced_accuracy_score(labels, predicted))
-    assert (result.n, result.n_groups) == (300, 30)
-
-
 def test_arrays_that_do_not_fit_together_are_refused() -> None:
     hidden, labels = planted(20)
     with pytest.raises(UserError, match=r"20 hidden states and 19 labels"):
@@ -279,5 +236,3 @@ def test_arrays_that_do_not_fit_together_are_refused() -> None:
         fit_probe(hidden, labels, groups=np.arange(3))
     with pytest.raises(UserError, match=r"folds=5, and one class is in 4 group\(s\)"):
         fit_probe(hidden[:9], labels[:9])
-    with pytest.raises(UserError, match="20 labels and token ids of 2 states"):
-        probe_layers({0: hidden}, labels, [[1], [2]])

@@ -30,8 +30,7 @@ class HeldOut:
             raise UserError(f"there are {len(labels)} states and {len(groups)} groups: each state needs its group.")
         names, self.groups = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)
         self.labels, self.folds, self.seed, self.n_groups = labels, folds, seed, len(names)
-        kinds = self._kinds(labels)
-        fewest = min(int((kinds != 2).sum()), int((kinds != 0).sum()))
+        fewest = self.fewest_groups()
         if not 2 <= folds <= fewest:
             raise UserError(
                 f"folds={folds}, and one class is in {fewest} group(s) (texts or pairs): at least 2 folds are needed "
@@ -42,15 +41,26 @@ class HeldOut:
         """(n,) the decision function at each state of a scikit-learn classifier trained on the other folds."""
         from sklearn.model_selection import GroupKFold, PredefinedSplit, cross_val_predict
 
-        kinds = self._kinds(labels)
-        if (kinds == 1).all():  # pairs: any fold has both classes, so folds of like size are best
+        if (self._kinds(labels) == 1).all():  # pairs: any fold has both classes, so folds of like size are best
             splits = list(GroupKFold(self.folds).split(labels, groups=self.groups))
-        else:  # deal them out in the order one class, both, the other: every fold gets its share of either class
-            order = np.lexsort((np.random.default_rng(self.seed).random(self.n_groups), kinds))
-            fold = np.empty(self.n_groups, dtype=int)
-            fold[order] = np.arange(self.n_groups) % self.folds
-            splits = list(PredefinedSplit(fold[self.groups]).split())
+        else:
+            splits = list(PredefinedSplit(self.dealt(labels, self.folds)).split())
         return cross_val_predict(classifier, features, labels, cv=splits, method="decision_function")
+
+    def dealt(self, labels: np.ndarray, parts: int) -> np.ndarray:
+        """(n,) the part, from 0, that each state's group is dealt to at random.
+
+        In the order one class, both, the other, so that every part gets its share of either class.
+        """
+        order = np.lexsort((np.random.default_rng(self.seed).random(self.n_groups), self._kinds(labels)))
+        part = np.empty(self.n_groups, dtype=int)
+        part[order] = np.arange(self.n_groups) % parts
+        return part[self.groups]
+
+    def fewest_groups(self) -> int:
+        """How many groups hold a class, of the class that is in fewer."""
+        kinds = self._kinds(self.labels)
+        return min(int((kinds != 2).sum()), int((kinds != 0).sum()))
 
     def shuffled_labels(self) -> np.ndarray:
         """(n,) labels that keep their balance and blocks, not their meaning.

@@ -1,6 +1,7 @@
 """What does a model hold about a token or a text? Its residual stream after chosen layers, ready for a probe.
 
-`token_states` gives every continuation token of preference pairs, `pooled_states` one mean vector a text.
+`token_states` gives every continuation token of preference pairs (for the tokens of labelled texts see `marked.py`),
+`pooled_states` one mean vector a text.
 """
 
 from collections.abc import Sequence
@@ -28,16 +29,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class TokenStates:
-    """The residual stream at every continuation token of a set of pairs, after one layer."""
+    """The residual stream after one layer, at every token of pairs' continuations or of labelled texts."""
 
     hidden: np.ndarray
     """(N, d) float32."""
     token_ids: np.ndarray
     """(N,)"""
     labels: np.ndarray
-    """(N,) 1 on tokens of `rejected`, 0 on those of `chosen`."""
+    """(N,) 1 on tokens of `rejected` and within toxic spans, 0 on those of `chosen` and on others."""
     pairs: np.ndarray
-    """(N,) which pair the token is from: folds keep pairs together."""
+    """(N,) which pair, or text, the token is from: folds keep it together."""
 
 
 @torch.no_grad()
@@ -80,7 +81,7 @@ def text_token_ids(
 ) -> list[list[int]]:
     """The ids of each text's own tokens, without the BOS that the tokenizer may add, cut to `max_tokens`.
 
-    They are what `pooled_states` averages over, and so what its token-identity control sees.
+    They are what `pooled_states` averages over.
 
     Raises:
         UserError: if a text has no tokens.
