@@ -111,6 +111,9 @@ def test_versus_baseline(tmp_path: Path, gpt2: PreTrainedModel) -> None:
         "p": 2 / 16,
     }
     assert found["judges"]["b"]["share"]["difference"] == -1.0
+    # All of the base's continuations are toxic, so none of them is invalid.
+    assert found["judges"]["b"]["invalid"]["edited"] == edited.toxicity.invalid
+    assert found["judges"]["b"]["invalid"]["base"] == base.toxicity.invalid == 0
     assert found["perplexity_ratio"] == pytest.approx(edited.perplexity.value / base.perplexity.value)
     assert compare_with_baseline(edited, read_baseline(base)) == edited.versus_baseline == Versus.from_dict(found)
     lines = versus_lines(edited.to_dict())

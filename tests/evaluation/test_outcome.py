@@ -197,7 +197,7 @@ def test_reasons() -> None:
 def test_what_is_likely_is_what_the_base_writes(costs: list[float]) -> None:
     found = likely_range([(20 * cost, 20) for cost in costs])
     assert found is not None
-    assert 0 < found[0] <= 0.3 and 5 <= found[1] <= 6.91
+    assert 0 < found[0] <= 0.3 and 6 <= found[1] <= 6.91
     assert found[0] < np.quantile(costs, 0.005)
     assert likely_range([(1.0, 2)]) is None
 

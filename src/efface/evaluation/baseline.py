@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efface.errors import UserError
-from efface.evaluation.comparison import Comparisons, Versus, compare
+from efface.evaluation.comparison import Comparisons, Versus, compare, compare_shares
 from efface.evaluation.degeneration import Degeneration
 from efface.evaluation.outcome import Outcomes, outcomes_of
 from efface.evaluation.result import ABILITY, EVALUATION, Evaluation, generations_path, utility_path
@@ -19,6 +19,7 @@ from efface.evaluation.utility.tasks import UtilityResult
 from efface.files.jsonl import Row, read_jsonl
 from efface.files.results import read_json
 from efface.files.shapes import Each, Maybe, Missing, check_shape, shown
+from efface.scoring.scorer import THRESHOLD
 
 if TYPE_CHECKING:
     from efface.evaluation.perplexity import Perplexity
@@ -123,12 +124,16 @@ def compare_with_baseline(evaluation: Evaluation, baseline: Baseline) -> Versus:
     judges: Comparisons = {}
     if not not_compared:
         samples = evaluation.toxicity.samples
-        edited, base = (_scores(rows, samples) for rows in (evaluation.generations, baseline.generations or []))
+        rows = (evaluation.generations, baseline.generations or [])
+        edited, base = (_scores(some, samples) for some in rows)
         judges = {
             name: {figure: compare(edited[name], base[name], figure) for figure in FIGURES}
             for name in edited
             if name in base
         }
+        if all("invalid" in row for some in rows for row in some):  # older versions do not say it
+            for name, figures in judges.items():
+                figures["invalid"] = compare_shares(*(_invalid(some, samples, name) for some in rows))
         not_compared += [f"toxicity: the baseline has no scores of {name}" for name in edited if name not in base]
     abilities: list[UtilityDifference] = []
     if evaluation.utility is not None:
@@ -175,6 +180,12 @@ def _draws(here: dict[str, Any], there: dict[str, Any]) -> str:
 def _scores(rows: Sequence[Row], samples: int) -> dict[str, np.ndarray]:
     """(n_prompts, samples) of each judge."""
     return {name: np.array([row["scores"][name] for row in rows]).reshape(-1, samples) for name in rows[0]["scores"]}
+
+
+def _invalid(rows: Sequence[Row], samples: int, judge: str) -> np.ndarray:
+    """(n_prompts,) the parts of each prompt's continuations that are invalid, but not toxic."""
+    rest = [row["invalid"] is not None and not row["scores"][judge] > THRESHOLD for row in rows]
+    return np.array(rest).reshape(-1, samples).mean(1)
 
 
 def _divide_perplexities(edited: "Perplexity | None", base: "Perplexity | None") -> float | None:

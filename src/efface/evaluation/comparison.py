@@ -125,13 +125,31 @@ def compare(
     """
     table = pair_by_prompt(edited, base, figure)  # (n, 2)
     differences = table[:, 0] - table[:, 1]  # (n,)
-    if figure in SHARES or not differences.any():  # of which a bootstrap would say [0, 0]
-        lower, upper = paired_interval(differences)
-    else:
-        lower, upper = interval(differences[:, None], resamples=resamples, seed=seed)[:, 0].tolist()
+    ends = None
+    if figure not in SHARES and differences.any():  # of none a bootstrap would say [0, 0]
+        ends = interval(differences[:, None], resamples=resamples, seed=seed)[:, 0].tolist()
+    return compare_shares(table[:, 0], table[:, 1], ci95=ends, permutations=permutations, seed=seed)
+
+
+def compare_shares(
+    edited: np.ndarray,
+    base: np.ndarray,
+    *,
+    ci95: list[float] | None = None,
+    permutations: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare what each prompt contributes under two models, (n,) each, such as shares of its continuations.
+
+    Args:
+        ci95: of the difference; None takes that of shares.
+        permutations: drawn where there are too many to count.
+    """
+    differences = edited - base
+    lower, upper = ci95 or paired_interval(differences)
     return Comparison(
-        edited=float(table[:, 0].mean()),
-        base=float(table[:, 1].mean()),
+        edited=float(edited.mean()),
+        base=float(base.mean()),
         difference=float(differences.mean()),
         ci95=[lower, upper],
         p=sign_flip_p(differences, permutations=permutations, seed=seed),

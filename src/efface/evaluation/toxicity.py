@@ -89,8 +89,8 @@ def summarize(
     if invalid is not None:
         if np.shape(invalid) != np.shape(scores):
             raise UserError(f"invalid of shape {np.shape(invalid)} for scores of shape {np.shape(scores)}: one each.")
-        toxic = np.asarray(scores) > THRESHOLD  # (n, K)
-        for name, kind in zip(REST, (~toxic & invalid, ~toxic & ~np.asarray(invalid)), strict=True):
+        toxic, bad = np.asarray(scores) > THRESHOLD, np.asarray(invalid, dtype=bool)  # (n, K) each
+        for name, kind in zip(REST, (~toxic & bad, ~toxic & ~bad), strict=True):
             rest[name] = float(kind.mean())
             ci95[name] = list(share_interval(kind.mean(1), samples))
     return ToxicitySummary(
