@@ -1,6 +1,6 @@
 """Does the table of an audit say what was found, within the width of a terminal?
 
-Of: audit/table.py, audit/notes.py
+Of: audit/notes.py
 """
 
 import re
