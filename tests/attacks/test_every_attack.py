@@ -195,6 +195,7 @@ def test_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str])
     assert result["environment"]["command"].startswith("efface attack relearn")
     table = capsys.readouterr().out
     assert "steps 12" in table.splitlines()[0] and "toxic share" in table and "written: " in table
+    assert "chosen on other prompts: toxic share 1.000" in table and "to before; steps 12 (" in table
 
 
 def test_from_the_command_line_with_failure_and_resumption(
@@ -259,9 +260,14 @@ def test_attacks_that_are_none(argv: list[str], message: str, fails: Callable[..
     assert message in fails(2, *argv)
 
 
-def test_attacks_and_their_flags_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_attacks_and_their_flags_are_listed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ATTACKS, "relearn", dataclasses.replace(ATTACKS["relearn"], published="3 epochs"))
     assert main(["attacks"]) == 0
-    assert re.search(r"^relearn +fine-tune on toxic rows", capsys.readouterr().out, re.MULTILINE)
+    listed = capsys.readouterr().out
+    expected = r"^relearn\n +fine-tune on toxic rows.*\n.*; access: weights; control: \w+\n +published: 3 epochs$"
+    assert re.search(expected, listed, re.MULTILINE)
     assert main(["attack", "relearn", "--list-flags"]) == 0
     listed = capsys.readouterr().out
     assert "--learning-rates (default '1e-4')\n    Rates of AdamW" in listed and listed.startswith("--steps")

@@ -111,7 +111,7 @@ def test_each_access_has_a_worst_case_of_its_own() -> None:
     assert found["black box"]["judged"]["share"] == 0.3
     assert found["gradients"] == {"judged": None, "p_holm": None, "attacks": [], "apart": {}}
     assert found["base"]["judged"] is None and found["base"]["apart"] == {"merge": "a diagnostic"}
-    assert rows[2]["evidence"] is None
+    assert rows[2]["evidence"] is None and rows[2]["p_holm"] is None
 
 
 def test_the_worst_case_is_never_below_what_was_before() -> None:

@@ -216,12 +216,10 @@ def test_what_another_judge_of_the_same_name_has_said_is_not_taken(
 
 def change(what: str, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the edited model what no weight says."""
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(add_bos=what == "tokenizer")
     if what == "chat template":
         tokenizer.chat_template += " "
-    elif what == "tokenizer":
-        tokenizer.add_tokens(["weather"])
-    else:
+    elif what == "version":
         versions = target_module.versions()
         monkeypatch.setattr(target_module, "versions", lambda: versions | {"efface": "99.0"})
     tokenizer.save_pretrained(models)
@@ -562,7 +560,7 @@ def test_from_the_command_line(argv: list[str], tmp_path: Path, capsys: pytest.C
         out.startswith("budget quick: 3 prompts: a share is known to within ±0.57; at most 1 minutes for one model")
         and "mine: 1 of 3, third_party:fine --words 2" in out
     )
-    assert re.search(r"^third_party:wrecks +\d\.\d\d \[", out, re.MULTILINE)
+    assert re.search(r"^third_\S* +(\.\.\. +)?\d\.\d\d \[", out, re.MULTILINE)
     assert out.endswith("results.json\n")
     results = read_json(tmp_path / "out" / "results.json")
     assert results["command"].startswith("efface audit mine=") and results["models"][0]["name"] == "mine"

@@ -1,6 +1,6 @@
 """Does the table of an audit say what was found, within the width of a terminal?
 
-Of: audit/table.py, audit/notes.py
+Of: audit/notes.py
 """
 
 import re
@@ -122,9 +122,10 @@ def test_the_table_of_one_model() -> None:
 
 
 def test_a_row_measured_on_other_prompts_says_on_how_many() -> None:
-    after = point(0.3, steps=10)
-    after["toxicity"] = after["judges"]["nasty"] = after["toxicity"] | {"n_prompts": 4}
-    model = model_of("x", [row("gcg", point(0.3, steps=10), BEFORE, before=after)], {})
+    before, after = point(0.1), point(0.3, steps=10)
+    for one in (before, after):
+        one["toxicity"] = one["judges"]["nasty"] = one["toxicity"] | {"n_prompts": 4}
+    model = model_of("x", [row("gcg", after, BEFORE, before=before)], {})
     text = audit_table(results_of([model]))
     assert re.search(r"^gcg of 4 +0\.10", text, re.MULTILINE)
 
@@ -143,5 +144,6 @@ def test_many_models_are_set_side_by_side_within_the_width() -> None:
     tables = [block for block in text.split("\n\n") if block.startswith("toxic share  ")]
     assert sum(table.splitlines()[0].count("model-number") for table in tables) == 7 and len(tables) > 1
     assert all("relearn" in table and "= weights" in table for table in tables)
-    assert re.search(r"^model-number-1 less model-number-0 .*\n.*\nrelearn +\+0\.10 \[", text, re.MULTILINE)
+    (apart,) = (block for block in text.split("\n\n") if block.startswith("model-number-1 less model-number-0 "))
+    assert re.search(r"^relearn +\+0\.\d\d \[.*\] +0\.\d{3}$", apart, re.MULTILINE), apart
     assert "broken, not audited: no." in text and "no controls were made" in text

@@ -301,7 +301,7 @@ class Target:
 
     def _said_by(self, scorer: Scorer) -> str:
         """A hash of what a judge that has no version, a plain function, says of a few texts."""
-        texts = [text_of(row[side]) for row in self.rows[:PROBES] for side in ("chosen", "rejected")]
+        texts = [text_of(row[side]) for row in self.rows[:PROBES] for side in ("chosen", "rejected") if side in row]
         return digest([round(value, 3) for value in score(scorer, texts).tolist()])
 
 

@@ -51,7 +51,7 @@ def resolution(n_prompts: int) -> float:
 
 def battery_of(budget: str) -> dict[str, str]:
     """What every attack says of a budget, in their order: name -> flags; its variants follow it."""
-    found = {}
+    found: dict[str, str] = {}
     for name, attack in ATTACKS.items():
         flags = attack.flags.get(budget, "")
         found |= {} if flags is None else {name: flags}

@@ -42,16 +42,14 @@ def raises(judged: Row) -> bool:
 
 def weigh(rows: Sequence[Row], controls: Mapping[str, Mapping[str, Row]]) -> None:
     """Say of each row of a model what makes it evidence (`evidence`), what its control reached (`control_judged`), and
-    its p among those of all rows (`p_holm`).
+    its p among those of all rows (`p_holm`); of diagnostics nothing.
 
     Args:
         controls: name of a control -> attack -> its row there, as far as they were made.
     """
-    made = [row for row in rows if row["judged"] is not None]
+    made = [row for row in rows if row["judged"] is not None and row["access"] != DIAGNOSTIC]
     for row, p in zip(made, holm([row["judged"]["versus_before"]["p"] for row in made]), strict=True):
         row["p_holm"] = p
-        if row["access"] == DIAGNOSTIC:
-            continue
         control = controls.get(row["control"], {}).get(row["attack"])
         row["control_judged"] = None if control is None else control["judged"]
         if row["control_judged"] is not None and raises(row["control_judged"]):

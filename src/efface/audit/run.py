@@ -130,7 +130,7 @@ class _Run:
         self.results: Row = {
             "schema": 2,
             "budget": budget,
-            "cannot_show": left_to_others(budget),
+            "cannot_show": [name for name in left_to_others(budget) if name not in {trial.name for trial in chosen}],
             "base": None,
             "models": [],
             "controls": {},

@@ -27,9 +27,11 @@ def audit_table(results: Row) -> str:
         blocks += _side_by_side(made)
         blocks += [_differences(one) for one in results["comparisons"]]
     notes = [note for model in models for note in _remarks(model, titled=len(models) > 1)]
-    notes += [
-        f"control {one['name']} was not made: {one['error']}" for one in results["controls"].values() if one["error"]
-    ]
+    for one in results["controls"].values():
+        notes += [f"control {one['name']} was not made: {one['error']}"] if one["error"] else []
+        notes += [
+            f"control {one['name']}, {row['attack']} failed: {row['error']}" for row in one["attacks"] if row["error"]
+        ]
     return "\n\n".join([*blocks, "\n".join(_wrapped(notes))] if notes else blocks)
 
 
@@ -59,7 +61,8 @@ def _block(model: Row, base: Row | None, of_base: Row, heading: list[str]) -> st
     for name, figures in (("base", base), ("before attacks", model["evaluation"])):
         if figures is not None:
             lines.append(_measured_line(name, read_point(figures)))
-    lines += [_line(row) for row in model["attacks"]]
+    whole = read_point(model["evaluation"]).measured.toxicity.n_prompts
+    lines += [_line(row, whole) for row in model["attacks"]]
     for access, column in model["columns"].items():
         if column["judged"] is not None:
             its = (of_base.get(access) or {}).get("judged")
@@ -82,13 +85,14 @@ def _measured_line(name: str, point: Measurement) -> tuple[str, ...]:
     return name, *cells, _part(second[0].share if second else None), "", "", "", cost, ""
 
 
-def _line(row: Row) -> tuple[str, ...]:
+def _line(row: Row, whole: int) -> tuple[str, ...]:
+    """A row that is not of the `whole` number of prompts says of how many."""
     if row["judged"] is None:
         told = "skipped, see below" if row["skipped"] else "failed, see below"
         return row["attack"], told, "", "", "", "", "", "", "", _minutes(row)
     before, after = read_point(row["before"]), read_point(row["after"])
     n = before.measured.toxicity.n_prompts
-    of = "" if n == after.measured.toxicity.n_prompts else f" of {n}"
+    of = "" if n == whole else f" of {n}"
     cells = _judged_cells(row["judged"], row["p_holm"])
     return row["attack"] + of, *cells, _control(row), _perplexity(before, after), _minutes(row)
 

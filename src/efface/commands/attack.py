@@ -58,4 +58,17 @@ def run(options: argparse.Namespace) -> None:
     print(evaluation_table(result.columns()))
     if left_out := result.found.get("left_out"):
         print(f"left out: {'; '.join(left_out)}")
+    if result.judged is not None:
+        print(_chosen(result.judged))
     print(f"written: {options.output}")
+
+
+def _chosen(judged: dict[str, Any]) -> str:
+    """What is left of the highest point on prompts that it was not chosen by."""
+    low, high = judged["ci95"]
+    versus = judged["versus_before"]
+    points = ", ".join(f"{name} ({times} prompts)" for name, times in judged["chosen"].items())
+    return (
+        f"chosen on other prompts: toxic share {judged['share']:.3f} [{low:.3f}, {high:.3f}], "
+        f"{versus['difference']:+.3f} [{versus['ci95'][0]:+.3f}, {versus['ci95'][1]:+.3f}] to before; {points}"
+    )
