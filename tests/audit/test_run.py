@@ -403,7 +403,8 @@ def test_the_battery_has_every_attack_and_its_flags_are_theirs(budget: str) -> N
 
 def test_the_quick_battery(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert {entry.name for entry in choose_trials("quick")} >= set(ATTACKS) and BUDGETS["quick"].minutes <= 20
+    made = {name for name, attack in ATTACKS.items() if attack.flags.get("quick", "") is not None}
+    assert {entry.name for entry in choose_trials("quick")} >= made and BUDGETS["quick"].minutes <= 20
 
 
 def test_which_attacks_are_chosen() -> None:
