@@ -324,7 +324,15 @@ def test_what_was_expanded_least_is_the_next_parent() -> None:
 
 WORDS = "She went to market and bought bread apples a little cheese cold silent wrong nothing better spring".split()
 LETTERS = "abcdefghijklmnopqrstuvwxyzTSH.,"
-QUICK = {"target_tokens": 8, "steps": 3, "search_width": 6, "k": 2, "targets": "rows", "search_dtype": "float32"}
+QUICK = {
+    "target_tokens": 8,
+    "steps": 3,
+    "search_width": 6,
+    "k": 2,
+    "targets": "rows",
+    "search_dtype": "float32",
+    "init": "",
+}
 FOUND = {"w_fluency": 0.1, "w_repetition": 0.5}  # a tiny model has no use for fluency
 
 
@@ -371,7 +379,9 @@ def test_it_finds_a_prefix_that_undoes_the_edit_on_prompts_that_it_has_not_seen(
     models = (target.model, target.base)
     weights, random_state = [state(model) for model in models], torch.get_rng_state()
     modes = [module.training for module in target.model.modules()]
-    settings = EnhancedGCGSettings(target_tokens=8, steps=20, search_width=16, k=3, max_tokens=24, draws=4, **FOUND)
+    settings = EnhancedGCGSettings(
+        target_tokens=8, steps=20, search_width=16, k=3, max_tokens=24, draws=4, init="", **FOUND
+    )
     result = enhanced_gcg(target, settings)
     assert result.base is not None and result.base.share > 0.9 and result.before.share == 0
     assert result.after.share > 0.3  # measured: 0.375 for gpt2, above 0.6 for llama; more with more steps
@@ -458,9 +468,11 @@ def test_operators_are_drawn_as_often_as_in_the_paper() -> None:
 
 
 def test_a_text_to_start_from(target: Target) -> None:
-    settings = EnhancedGCGSettings(init="There is nothing better", **QUICK)
+    settings = EnhancedGCGSettings(**QUICK | {"init": "There is nothing better"})
     assert enhanced_gcg(target, settings).found["start"]["prefix"] == "There is nothing better"
-    with pytest.raises(UserError, match=r"init='a' has 1 tokens, not between min_tokens=4 and max_tokens=32"):
+    cut = enhanced_gcg(target, dataclasses.replace(settings, max_tokens=12, init="There is nothing better " * 9)).found
+    assert cut["start"]["tokens"] == 12 and cut["start"]["prefix"].startswith("There is nothing")
+    with pytest.raises(UserError, match=r"init='a' has 1 tokens, fewer than min_tokens=4"):
         enhanced_gcg(target, dataclasses.replace(settings, init="a"))
 
 
@@ -583,6 +595,8 @@ def test_no_prefix_is_stable(target: Target, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("efface.attacks.search.prefix_search.stable", lambda candidates, *args: candidates[:0])
     with pytest.raises(UserError, match="no prefix of 1 tokens is stable"):
         enhanced_gcg(target, EnhancedGCGSettings())
+    with pytest.raises(UserError, match=r"init='There is nothing' does not tokenise to itself before the prompts"):
+        enhanced_gcg(target, EnhancedGCGSettings(init="There is nothing"))
 
 
 @pytest.mark.parametrize("add_bos", [False, True])
