@@ -459,6 +459,10 @@ def test_targets_are_what_the_base_writes_after_the_rows(target: Target) -> None
     assert len({row["prompt"] for row in rows}) == len(slots) == 3
     for row, slot in zip(rows, slots, strict=True):
         assert slot.texts == ("", f" {row['prompt']}") and tiny_tokenizer().decode(slot.target) == TOXIC
+    target.rows = [{**ROWS[0], "prompt": "The town is cold. " * 40}, *target.rows]
+    assert (
+        slots_of(target, settings)[1] and len(slots_of(target, settings)[0]) == 3
+    )  # one that does not fit is left out
     with pytest.raises(UserError, match="none of 12 rows has a toxic continuation among 16 that the base writes"):
         slots_of(dataclasses.replace(target, base=target.model), settings)
 
@@ -583,7 +587,7 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
     [
         ({"k": 13}, "k=13, but there are only 12 rows"),
         ({"layers": "7"}, "layer 7 does not exist"),
-        ({"max_tokens": 200}, "more than the model's 128 positions"),
+        ({"max_tokens": 200, "targets": "rows"}, "more than the model's 128 positions"),
     ],
 )
 def test_settings_that_do_not_fit_the_target(settings: dict[str, Any], message: str, target: Target) -> None:
