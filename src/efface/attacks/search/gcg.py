@@ -43,7 +43,7 @@ def gcg(target: Target, settings: GCGSettings) -> AttackResult:
 
     - per_prompt: how many prompts were `asked` for a toxic continuation until `k` had one, and of how many were
       `attacked`; for each of these (`prompts`) its `number` in the list, the `target` and its `score`, the `text`,
-      the `loss` before and after, the `steps` and `evaluations`, and whether the target is `forced`, that is written
+      the `losses` at both ends, the `steps` and `evaluations`, and whether the target is `forced`, that is written
       greedily; the `forced_share`. What is measured is these prompts, each with its own text, against the same
       prompts without one.
     - universal: for each of `points` its `steps`, the `text`, its `loss` and of how many pairs the target is `forced`;
