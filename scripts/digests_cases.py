@@ -122,6 +122,7 @@ def training(name: str, method: str, family: str, flags: str, inputs: Path, **mo
 
 # Attacks
 
+PAIRS = "--mode universal --add_after 1 --search_dtype float32"  # random models write nothing that could be forced
 SOFT = "--max_prompt_length 32 --max_completion_length 16"
 ATTACKS = {
     "relearn": {
@@ -143,18 +144,18 @@ ATTACKS = {
     },
     "perturb": {"": "--rates 0.15 --tries 2", "points": "--kinds swap,mix --rates 0.15 --tries 1 --best_of false"},
     "few_shot": {"": "--shots 1,2"},
-    "embedding_attack": {"": f"--steps 1,2 --n_tokens 3 {SOFT}"},
+    "embedding_attack": {"": f"--steps 1,2 --max_steps 2 --n_tokens 3 {SOFT}"},
     "gcg": {
-        "": "--steps 2,4 --search_width 8 --topk 8 --length 6 --target_tokens 8",
-        "prefix": "--steps 3 --search_width 8 --topk 8 --n_replace 2 --patience 1 --length 5 --place prefix --k 2",
+        "": f"--steps 2,4 --search_width 8 --topk 8 --length 6 --target_tokens 8 --k 1 {PAIRS}",
+        "prefix": f"--steps 3 --search_width 8 --topk 8 --n_replace 2 --length 5 --place prefix --k 2 {PAIRS}",
     },
-    "enhanced_gcg": {"": "--steps 3 --search_width 4 --max_passes 200 --buffer_size 3 --choices 8 --k 2"},
+    "enhanced_gcg": {"": "--steps 3 --search_width 4 --buffer_size 3 --choices 8 --k 2 --targets rows"},
 }
 HALF = {  # attack -> lines of its part file after which it is interrupted
     "relearn": ("--steps 1,2,3 --learning_rates 1e-3", 4),
-    "gcg": ("--steps 2,4,6 --search_width 8 --topk 8 --length 6 --target_tokens 8", 6),
-    "enhanced_gcg": ("--steps 6 --search_width 4 --max_passes 400 --buffer_size 3 --choices 8 --k 2", 5),
-    "embedding_attack": (f"--steps 1,2,4 --n_tokens 3 {SOFT}", 4),
+    "gcg": (f"--steps 2,4,6 --search_width 8 --topk 8 --length 6 --target_tokens 8 --k 1 {PAIRS}", 6),
+    "enhanced_gcg": ("--steps 6 --search_width 4 --buffer_size 3 --choices 8 --k 2 --targets rows", 5),
+    "embedding_attack": (f"--steps 1,2,4 --max_steps 4 --n_tokens 3 {SOFT}", 4),
 }
 
 

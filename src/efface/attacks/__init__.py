@@ -220,8 +220,8 @@ ATTACKS = {
         access="gradients",
         flags={
             "quick": None,
-            "standard": "--k 8 --steps 100 --search_width 128",
-            "thorough": "--k 32 --steps 256 --search_width 256",
+            "standard": "--k 8 --steps 100 --search_width 128 --init target",
+            "thorough": "--k 32 --steps 256 --search_width 256 --init target",
         },
     ),
     "enhanced_gcg": Attack(

@@ -299,6 +299,14 @@ def test_a_target_that_is_written_anyway_needs_no_search() -> None:
     assert more.success and not more.over and more.done == 2 and more.forced() == [True]
 
 
+def test_a_search_may_begin_with_what_it_is_to_force() -> None:
+    here = slot(target_tokens=4)
+    assert searched(tiny_model("llama"), [here], 0, init="target", length=6).ids.tolist() == (here.target * 2)[-6:]
+    melting = dataclasses.replace(here, target=TOKENIZER("re")["input_ids"])  # "rerere" is other tokens
+    found = searched(tiny_model("llama"), [melting], 0, init="target", length=4)
+    assert found.ids.tolist() == encode_continuation(TOKENIZER, " x x x x")[:4]
+
+
 def test_candidates_that_a_draft_chooses_have_the_losses_of_the_model_itself() -> None:
     model, here = tiny_model("llama"), slot()
     draft = draft_of(model, "bfloat16")

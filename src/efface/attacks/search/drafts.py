@@ -28,7 +28,7 @@ def draft_of(model: "PreTrainedModel", search_dtype: str) -> "PreTrainedModel | 
     wide = all(parameter.dtype == torch.float32 for parameter in model.parameters())
     if search_dtype == "float32" or not wide or (search_dtype == "auto" and not _is_fast(model.device)):
         return None
-    return copy.deepcopy(model).requires_grad_(False).to(torch.bfloat16)
+    return copy.deepcopy(model).requires_grad_(False).bfloat16()
 
 
 def _is_fast(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from efface.attacks.search.hidden_distance import edited_layers
 from efface.attacks.search.own_targets import own_targets
 from efface.attacks.search.prefix_search import PrefixSearch, bare_prompt
 from efface.attacks.search.prefix_settings import EnhancedGCGSettings
-from efface.attacks.search.slot import Slot, altered, check_slots_fit, slot_before, slot_in
+from efface.attacks.search.slot import Slot, altered, check_slots_fit, has_room, slot_before, slot_in
 from efface.attacks.target import Target
 from efface.errors import UserError
 from efface.files.jsonl import Row
@@ -71,7 +71,15 @@ def slots_of(target: Target, settings: EnhancedGCGSettings) -> tuple[list[Row], 
         plain = [row for row in target.rows if isinstance(row["prompt"], str)]
         draw(plain, settings.k, target.seed, "rows whose prompt is no conversation")  # there are as many
         prompts = [row["prompt"] for row in plain]
-        wanted, asked = own_targets(target, prompts, settings.k, tokens=settings.target_tokens, draws=settings.draws)
+        tokens = settings.max_tokens + settings.target_tokens
+        wanted, asked = own_targets(
+            target,
+            prompts,
+            settings.k,
+            tokens=settings.target_tokens,
+            draws=settings.draws,
+            fits=lambda prompt: has_room(target, prompt, "prefix", tokens),
+        )
         if not wanted:
             raise UserError(
                 f"none of {asked} rows has a toxic continuation among {settings.draws} that the base writes after its "

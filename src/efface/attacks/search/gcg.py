@@ -23,13 +23,12 @@ from efface.attacks.search.candidates import allowed_ids
 from efface.attacks.search.drafts import draft_of
 from efface.attacks.search.gcg_settings import GCGSettings
 from efface.attacks.search.own_targets import OwnTarget, own_targets
-from efface.attacks.search.slot import altered, put, slot_before, universal
+from efface.attacks.search.slot import altered, has_room, put, slot_before, universal
 from efface.attacks.search.token_search import TokenSearch
 from efface.attacks.target import Target
 from efface.errors import UserError
 from efface.files.jsonl import Row
 from efface.model.copies import eval_mode
-from efface.model.padding import max_positions
 from efface.progress import track
 
 logger = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ def gcg(target: Target, settings: GCGSettings) -> AttackResult:
 
     - per_prompt: how many prompts were `asked` for a toxic continuation until `k` had one, and of how many were
       `attacked`; for each of these (`prompts`) its `number` in the list, the `target` and its `score`, the `text`,
-      the `loss` before and after, the `steps` and `evaluations`, and whether the target is `forced`, that is written
+      the `losses` at both ends, the `steps` and `evaluations`, and whether the target is `forced`, that is written
       greedily; the `forced_share`. What is measured is these prompts, each with its own text, against the same
       prompts without one.
     - universal: for each of `points` its `steps`, the `text`, its `loss` and of how many pairs the target is `forced`;
@@ -64,13 +63,14 @@ def gcg(target: Target, settings: GCGSettings) -> AttackResult:
 
 def _each(target: Target, settings: GCGSettings) -> AttackResult:
     read = [prompt.rstrip() if settings.place == "suffix" else prompt for prompt in prompts_as_read(target)]
+    written = max(settings.target_tokens, target.decoding.max_new_tokens)
     wanted, asked = own_targets(
         target,
         read,
         settings.k,
         tokens=settings.target_tokens,
         draws=settings.draws,
-        fits=lambda prompt: _fits(target, settings, prompt),
+        fits=lambda prompt: has_room(target, prompt, settings.place, settings.length + written),
     )
     if not wanted:
         raise UserError(
@@ -146,16 +146,6 @@ def _searches(
         )
         for prompt, one in zip(prompts, wanted, strict=True)
     ]
-
-
-def _fits(target: Target, settings: GCGSettings, prompt: str) -> bool:
-    """Whether the model has positions for the prompt with a text and all that is written after it."""
-    limit = max_positions(target.model)
-    if limit is None:
-        return True
-    slot = slot_before([], prompt, target.processing_class, settings.place, chat=target.decoding.chat)
-    written = max(settings.target_tokens, target.decoding.max_new_tokens)
-    return len(slot.before + slot.after) + settings.length + written <= limit
 
 
 def _describe(one: OwnTarget, search: TokenSearch) -> Row:

@@ -9,6 +9,8 @@ from efface.checks import at_least_one, one_of
 from efface.errors import UserError
 
 MODES = ("per_prompt", "universal")
+PLAIN = " x"
+TARGET = "target"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,13 @@ class GCGSettings:
     add_after: int = field(
         default=10, metadata={"help": "universal: steps after which the next pair is added all the same."}
     )
-    init: str = field(default=" x", metadata={"help": "Text to start from, repeated or cut to the length."})
+    init: str = field(
+        default=PLAIN,
+        metadata={
+            "help": "Text to start from, repeated or cut to the length. target: what is to be forced (or ' x' where "
+            "that does not tokenise to itself)."
+        },
+    )
     allow_non_ascii: bool = field(default=False, metadata={"help": "Also try tokens that are no printable ASCII."})
     search_dtype: str = field(
         default="auto",

@@ -17,7 +17,7 @@ from efface.attacks.search.candidates import allowed_ids, most_promising, slot_t
 from efface.attacks.search.drafts import draft_of
 from efface.attacks.search.flrt import SHARES, Buffer, deleted, inserted, picked, possible, sampled, swapped
 from efface.attacks.search.prefix_objective import Ids, PrefixObjective, Scored
-from efface.attacks.search.prefix_settings import EnhancedGCGSettings
+from efface.attacks.search.prefix_settings import ARGUMENT, EnhancedGCGSettings
 from efface.attacks.search.slot import Slot
 from efface.data.tokens import encode_continuation, encode_prompt
 from efface.errors import UserError
@@ -110,21 +110,26 @@ class PrefixSearch:
 
     def _start(self) -> Row:
         """The text to start from, or a prefix that the model samples, token by token."""
-        first = self._given() if self.settings.init else self._sampled()
+        first = self._given() or self._sampled()
         (scored,) = self.objective.score([first])
         self.objective.balance(scored.parts)
         balanced = Scored(scored.ids, self.objective.loss_of(scored.parts), scored.parts)
         return self._entry([balanced], n=1)
 
     def _given(self) -> Ids:
+        """The text to start from, or nothing: if none is given, or the default does not suit the tokenizer."""
         settings = self.settings
-        ids = tuple(encode_continuation(self.target.processing_class, settings.init, None))
-        if not settings.min_tokens <= len(ids) <= settings.max_tokens:
+        if not settings.init:
+            return ()
+        ids = tuple(encode_continuation(self.target.processing_class, settings.init))[: settings.max_tokens]
+        if len(ids) < settings.min_tokens:
             raise UserError(
-                f"init={settings.init!r} has {len(ids)} tokens, not between min_tokens={settings.min_tokens} and "
-                f"max_tokens={settings.max_tokens}: a search cannot begin outside its bounds. Change one of them."
+                f"init={settings.init!r} has {len(ids)} tokens, fewer than min_tokens={settings.min_tokens}: a search "
+                "cannot begin outside its bounds. Change one of them."
             )
         if not self._keeps([ids]):
+            if settings.init == ARGUMENT:
+                return ()
             raise UserError(
                 f"init={settings.init!r} does not tokenise to itself before the prompts. Take a text that ends with a "
                 "whole word or a full stop, or init='' to let the model write one."

@@ -123,6 +123,15 @@ def universal(target: Target, k: int, place: str, *, length: int, target_tokens:
     return slots
 
 
+def has_room(target: Target, prompt: str, place: str, tokens: int) -> bool:
+    """Whether the model has positions for the prompt and so many tokens more, in a slot and after it."""
+    limit = max_positions(target.model)
+    if limit is None:
+        return True
+    slot = slot_before([], prompt, target.processing_class, place, chat=target.decoding.chat)
+    return len(slot.before + slot.after) + tokens <= limit
+
+
 def check_slots_fit(target: Target, slots: Sequence[Slot], length: int) -> None:
     """Raise UserError if a slot of `length` tokens with what is around it does not fit into the model's positions."""
     limit = max_positions(target.model)

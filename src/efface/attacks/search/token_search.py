@@ -19,7 +19,7 @@ from torch import Tensor
 
 from efface.attacks.search.candidates import allowed_ids, most_promising, one_hot_gradient, slot_text, stable, swaps
 from efface.attacks.search.drafts import VERIFIED
-from efface.attacks.search.gcg_settings import GCGSettings
+from efface.attacks.search.gcg_settings import PLAIN, TARGET, GCGSettings
 from efface.attacks.search.slot import Slot
 from efface.attacks.search.slot_loss import SlotLoss
 from efface.data.tokens import encode_continuation
@@ -205,6 +205,12 @@ class TokenSearch:
     def _start(self) -> Tensor:
         """(L,)"""
         init, length = self.settings.init, self.settings.length
+        if init == TARGET:
+            target = self.slots[0].target
+            start = torch.tensor([(target * length)[-length:]])
+            if len(stable(start, self.slots, self.processing_class)):
+                return start[0]
+            init = PLAIN
         ids = encode_continuation(self.processing_class, init * length)[:length]
         start = torch.tensor([ids], dtype=torch.long)
         if len(ids) < length or not len(stable(start, self.slots, self.processing_class)):
