@@ -4,7 +4,8 @@
 
 The forced words are part of what the model reads: only what it writes after them is judged. They begin what the base
 itself would have said after this prompt that is toxic (`own_toxic.py`), as the paper forces the first tokens of a
-harmful answer to the question that is asked. Where none is found they come from a row, which fits the prompt less.
+harmful answer to the question that is asked; and what follows them there is toxic, or the worst would be said by the
+attacker. Where no such continuation is found the words come from a row, which fits the prompt less.
 """
 
 import random
@@ -93,5 +94,5 @@ def _own(record: Record, settings: PrefillSettings) -> list[str | None] | None:
     if settings.source == "rows":
         return None
     if settings.source == "own":
-        return own_toxic(record, settings.draws)
-    return toxic_in_file(record.target, settings.source)
+        return own_toxic(record, settings.draws, after=settings.words[-1])
+    return toxic_in_file(record.target, settings.source, after=settings.words[-1])
