@@ -186,3 +186,7 @@ def test_rows_of_messages_are_forced_as_text(target: Target) -> None:
 def test_more_words_than_there_are(target: Target) -> None:
     with pytest.raises(UserError, match="words='1,9', but no rejected continuation of the rows has 9 words"):
         prefill(target, rows_only(words="1,9"))
+    target.base = tiny_model("llama")  # it has nothing toxic of its own, and then the rows give what they have
+    result = prefill(target, PrefillSettings(words="9", draws=1))
+    assert result.found["own"] == result.found["rows"] == 0
+    assert [row["prompt"] for row in result.after.generations] == [prompt + TOXIC for prompt in HELD_OUT]

@@ -51,21 +51,24 @@ def prefill(target: Target, settings: PrefillSettings) -> AttackResult:
 
     A prompt gets words of the same continuation at every point. Of a message (`chat`) it is the answer that begins
     with them. `found`: how many prompts had their `own` continuation (None where all words are from rows); how many
-    `rows` were long enough to draw from for the others, under the seed; and what `attack_altered` says.
+    `rows` were long enough to draw from for the others, under the seed (where none is, all are drawn from); and what
+    `attack_altered` says.
 
     Raises:
-        UserError: if no row has as many words as are asked for; for a chat template that cannot be continued.
+        UserError: if all words are to be from rows and none has as many; for a chat template that cannot be
+            continued.
     """
     most = settings.words[-1]
-    rows = [text for row in target.rows if len((text := text_of(row["rejected"])).split()) >= most]
-    if not rows:
+    of_rows = [text_of(row["rejected"]) for row in target.rows]
+    rows = [text for text in of_rows if len(text.split()) >= most]
+    if not rows and settings.source == "rows":
         raise UserError(
             f"words={settings.words!r}, but no rejected continuation of the rows has {most} words. Name fewer words, "
             "or give longer rows."
         )
     prompts, chat = prompts_as_read(target), target.decoding.chat
     generator = random.Random(target.seed)
-    drawn = [generator.choice(rows) for _ in prompts]
+    drawn = [generator.choice(rows or of_rows) for _ in prompts]
     with recorded(target, "prefill", settings) as record:
         own = _own(record, settings)
         texts = drawn if own is None else [one or other for one, other in zip(own, drawn, strict=True)]
