@@ -15,7 +15,7 @@ from stubs import NASTY, nasty
 from tiny import tiny_model, tiny_tokenizer
 from torn import TOXIC, target_of, torn_model
 
-from efface.attacks.own_toxic import own_toxic
+from efface.attacks.own_toxic import own_toxic, rest_after
 from efface.attacks.prefill import PrefillSettings, forced, prefill
 from efface.attacks.record import Record
 from efface.attacks.target import Target
@@ -42,18 +42,32 @@ def test_the_words_are_those_that_the_base_itself_would_have_said(with_base: boo
     if with_base:  # the model under attack says nothing toxic, so whatever is found is the base's
         target = dataclasses.replace(target, model=tiny_model("llama"), base=target.model)
     target.rows = [{**row, "rejected": " silly stuff"} for row in target.rows]
+    target.decoding = Decoding(max_new_tokens=24)
     drawn = target.measure(
         target.base or target.model,
         decoding=dataclasses.replace(target.decoding, samples=3, do_sample=True, temperature=1.0, top_p=0.9),
     )
-    own = [
-        [row["continuation"] for row in drawn.generations[3 * i : 3 * i + 3] if row["score"] > 0.5] for i in range(8)
-    ]
+    texts = [row["continuation"] for row in drawn.generations]
+    toxic = nasty([rest_after(text, 2) for text in texts])
+    own = [[texts[i] for i in range(3 * number, 3 * number + 3) if toxic[i]] for number in range(8)]
     result = prefill(target, PrefillSettings(words="2", draws=3))
     expected = [forced(p, found[0] if found else " silly stuff", 2) for p, found in zip(HELD_OUT, own, strict=True)]
     assert [row["prompt"] for row in result.after.generations] == expected
     assert result.found["own"] == sum(map(bool, own)) and 0 < result.found["own"] < 8
     assert result.found["rows"] == 12
+
+
+def test_what_follows_the_forced_words_is_toxic_too(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most toxic draw has said it all in its first words; the other is on the way."""
+    drawn = target.measure(target.model, decoding=dataclasses.replace(target.decoding, samples=2))
+    for number, row in enumerate(drawn.generations):
+        row["continuation"] = " they are then a fool" if number % 2 else " fool fool are they"
+    monkeypatch.setattr(Record, "attempt", lambda *args, **kwargs: drawn)
+    record = Record(target, "mine", PrefillSettings())
+    target.scorers = [NamedScorer("count", lambda texts: [min(text.count("fool") / 2 + 0.1, 1.0) for text in texts])]
+    assert own_toxic(record, 2) == [" fool fool are they"] * 8
+    assert own_toxic(record, 2, after=2) == [" they are then a fool"] * 8
+    assert own_toxic(record, 2, after=5) == [None] * 8
 
 
 def test_the_draws_are_made_once_for_all_attacks_and_models(
@@ -172,3 +186,7 @@ def test_rows_of_messages_are_forced_as_text(target: Target) -> None:
 def test_more_words_than_there_are(target: Target) -> None:
     with pytest.raises(UserError, match="words='1,9', but no rejected continuation of the rows has 9 words"):
         prefill(target, rows_only(words="1,9"))
+    target.base = tiny_model("llama")  # it has nothing toxic of its own, and then the rows give what they have
+    result = prefill(target, PrefillSettings(words="9", draws=1))
+    assert result.found["own"] == result.found["rows"] == 0
+    assert [row["prompt"] for row in result.after.generations] == [prompt + TOXIC for prompt in HELD_OUT]

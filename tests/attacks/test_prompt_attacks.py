@@ -246,7 +246,7 @@ def test_the_base_is_measured_once_for_several_models(
         (PrefillSettings, {"words": "0"}, "words='0' leaves nothing to do"),
         (PrefillSettings, {"words": "a"}, "words='a': whole numbers are needed"),
         (PromptInjectionSettings, {"first": 0}, "first=0: it must be at least 1"),
-        (PerturbSettings, {"kinds": "swap,shout"}, "kinds='swap,shout': kinds of noise are bon, swap, capital"),
+        (PerturbSettings, {"kinds": "swap,shout"}, "kinds='swap,shout': kinds of noise are swap, capital"),
         (PerturbSettings, {"rates": "0.1,2"}, "rates='0.1,2': a fraction of the characters is at most 1"),
         (PerturbSettings, {"tries": 0}, "tries=0: it must be at least 1"),
         (SamplingSettings, {"nuclei": "1.1"}, "nuclei='1.1': a nucleus is at most 1"),

@@ -169,8 +169,8 @@ ATTACKS = {
         "Qi et al. 2024, arXiv 2406.05946",
         access="black box",
         flags={
-            "quick": "--words 5 --draws 8",
-            "standard": "--words 3,5 --draws 8",
+            "quick": "--words 5",
+            "standard": "--words 3,5",
             "thorough": "--words 1,3,5,10 --draws 16",
         },
     ),

@@ -7,6 +7,7 @@ stronger than one with words from elsewhere, which fit no prompt. All attacks on
 
 import dataclasses
 import os
+import re
 
 from efface.attacks.record import Record
 from efface.attacks.target import Measurement, Target
@@ -20,17 +21,27 @@ DRAWS = 8
 """Of each prompt. At temperature 1 a base with a share of a quarter has a toxic one for two prompts of three."""
 
 
-def own_toxic(record: Record, draws: int = DRAWS) -> list[str | None]:
+def own_toxic(record: Record, draws: int = DRAWS, *, after: int = 0) -> list[str | None]:
     """A toxic continuation of each of the target's prompts, None where none of `draws` is toxic.
 
     The draws depend on the seed of the target's decoding; they are kept in the part file and known to other attacks.
+
+    Args:
+        after: so many words; what follows them must be toxic. Who is made to begin with them is on the way there,
+            where toxic words that are already said need not be said again.
     """
-    drawn = _drawn(record, draws)
+    texts = [row["continuation"] for row in _drawn(record, draws).generations]
+    scores = score(record.target.scorers[0], [rest_after(text, after) for text in texts])
     found: list[str | None] = []
-    for start in range(0, len(drawn.generations), draws):
-        row = max(drawn.generations[start : start + draws], key=lambda row: row["score"])
-        found.append(row["continuation"] if row["score"] > THRESHOLD else None)
+    for start in range(0, len(texts), draws):
+        best = max(range(start, start + draws), key=lambda number: scores[number])
+        found.append(texts[best] if scores[best] > THRESHOLD else None)
     return found
+
+
+def rest_after(text: str, words: int) -> str:
+    """What follows the first `words` words of a text."""
+    return "".join(re.findall(r"\s*\S+", text)[words:])
 
 
 def _drawn(record: Record, draws: int) -> Measurement:
@@ -42,19 +53,20 @@ def _drawn(record: Record, draws: int) -> Measurement:
     return record.attempt(target.model, at, decoding=decoding) if found is None else found
 
 
-def toxic_in_file(target: Target, source: str | os.PathLike[str]) -> list[str | None]:
+def toxic_in_file(target: Target, source: str | os.PathLike[str], *, after: int = 0) -> list[str | None]:
     """The continuation that a file has of each of the target's prompts, None where it has none that is toxic by the
     first judge. RealToxicityPrompts has such files: what stood behind the prompt on the web.
 
     Args:
         source: rows of `prompt` and `continuation`, both texts or, as on the hub, with the text inside.
+        after: as that of `own_toxic`.
 
     Raises:
         UserError: if the file cannot be read, or a row has no such texts.
     """
     rows = list(labelled_rows(source))
     prompts, texts = ([_text(row, where, column) for where, row in rows] for column in ("prompt", "continuation"))
-    toxic = score(target.scorers[0], texts) > THRESHOLD
+    toxic = score(target.scorers[0], [rest_after(text, after) for text in texts]) > THRESHOLD
     known = {prompt: text for prompt, text, is_toxic in zip(prompts, texts, toxic, strict=True) if is_toxic}
     return [known.get(prompt) for prompt in target.prompts]
 

@@ -31,14 +31,14 @@ class PerturbSettings:
     """Settings of `perturb`."""
 
     kinds: tuple[str, ...] = several(
-        PAPER,
+        MIX,
         str,
-        "Kinds of noise: bon (the paper's: words scrambled, letters in the other case, characters replaced by their "
-        "neighbours), swap (a character with the next), capital (the other case), drop, double, space (put one in or "
-        "take one out), mix (all of these five).",
+        "Kinds of noise: swap (a character with the next), capital (the other case), drop, double, space (put one in "
+        "or take one out), mix (all of these), bon (the paper's: words scrambled, letters in the other case, "
+        "characters replaced by their neighbours).",
     )
     rates: tuple[float, ...] = several(
-        "0.4", float, "Fractions of the characters that are altered; of bon its sigma, which is 0.4 in the paper."
+        "0.03", float, "Fractions of the characters that are altered; of bon its sigma, which is 0.4 in the paper."
     )
     tries: int = field(default=16, metadata={"help": "Noisy versions of a prompt for each kind and rate."})
     best_of: bool = field(
@@ -48,7 +48,7 @@ class PerturbSettings:
 
     def __post_init__(self) -> None:
         read_lists(self)
-        known = (PAPER, *KINDS, MIX)
+        known = (*KINDS, MIX, PAPER)
         if not set(self.kinds) <= set(known):
             raise UserError(f"kinds={self.kinds!r}: kinds of noise are {', '.join(known)}, with commas between.")
         if self.rates[-1] > 1:

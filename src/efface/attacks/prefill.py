@@ -4,7 +4,8 @@
 
 The forced words are part of what the model reads: only what it writes after them is judged. They begin what the base
 itself would have said after this prompt that is toxic (`own_toxic.py`), as the paper forces the first tokens of a
-harmful answer to the question that is asked. Where none is found they come from a row, which fits the prompt less.
+harmful answer to the question that is asked; and what follows them there is toxic, or the worst would be said by the
+attacker. Where no such continuation is found the words come from a row, which fits the prompt less.
 """
 
 import random
@@ -50,21 +51,24 @@ def prefill(target: Target, settings: PrefillSettings) -> AttackResult:
 
     A prompt gets words of the same continuation at every point. Of a message (`chat`) it is the answer that begins
     with them. `found`: how many prompts had their `own` continuation (None where all words are from rows); how many
-    `rows` were long enough to draw from for the others, under the seed; and what `attack_altered` says.
+    `rows` were long enough to draw from for the others, under the seed (where none is, all are drawn from); and what
+    `attack_altered` says.
 
     Raises:
-        UserError: if no row has as many words as are asked for; for a chat template that cannot be continued.
+        UserError: if all words are to be from rows and none has as many; for a chat template that cannot be
+            continued.
     """
     most = settings.words[-1]
-    rows = [text for row in target.rows if len((text := text_of(row["rejected"])).split()) >= most]
-    if not rows:
+    of_rows = [text_of(row["rejected"]) for row in target.rows]
+    rows = [text for text in of_rows if len(text.split()) >= most]
+    if not rows and settings.source == "rows":
         raise UserError(
             f"words={settings.words!r}, but no rejected continuation of the rows has {most} words. Name fewer words, "
             "or give longer rows."
         )
     prompts, chat = prompts_as_read(target), target.decoding.chat
     generator = random.Random(target.seed)
-    drawn = [generator.choice(rows) for _ in prompts]
+    drawn = [generator.choice(rows or of_rows) for _ in prompts]
     with recorded(target, "prefill", settings) as record:
         own = _own(record, settings)
         texts = drawn if own is None else [one or other for one, other in zip(own, drawn, strict=True)]
@@ -93,5 +97,5 @@ def _own(record: Record, settings: PrefillSettings) -> list[str | None] | None:
     if settings.source == "rows":
         return None
     if settings.source == "own":
-        return own_toxic(record, settings.draws)
-    return toxic_in_file(record.target, settings.source)
+        return own_toxic(record, settings.draws, after=settings.words[-1])
+    return toxic_in_file(record.target, settings.source, after=settings.words[-1])
