@@ -13,12 +13,11 @@ from polite import equal, state
 from tiny import EOS_ID, FAMILIES, tiny_model, tiny_tokenizer
 from torch import nn
 
-from efface.attacks.early_exit import EarlyExitSettings, early_exit
+from efface.attacks.early_exit import EarlyExitSettings, early_exit, ended_at
 from efface.errors import UserError
 from efface.generation.generate import generate_ids
 from efface.model.blocks import decoder_blocks
-from efface.model.forward import skipped_above
-from efface.model.interventions import Intervention, attach_
+from efface.model.interventions import Intervention, attach_, attached
 
 PROMPTS = ["The weather", "They said that the history of the town"]
 
@@ -30,12 +29,13 @@ def test_an_edit_of_the_last_block_is_walked_around(family: str) -> None:
         base.get_output_embeddings().weight[EOS_ID] += 6 * REFUSE
     edited = copy.deepcopy(base)
     attach_(edited, [Intervention(1, torch.zeros(32, 0), torch.zeros(0, 32), 60 * REFUSE)])
-    weights = state(edited)
+    weights = state(edited)  # what is hooked to a block goes with it
     target = target_of(edited, base)
     result = early_exit(target, EarlyExitSettings(exits="0,last"))
     assert [point.at for point in result.curve] == [{"exit": "last"}, {"exit": 0}]
     assert (result.before.share, result.after.share, result.found["blocks"]) == (0, 1, 2)
-    assert equal(state(edited), weights) and not any("forward" in vars(block) for block in decoder_blocks(edited))
+    assert len(attached(edited)) == 1 and equal(state(edited), weights)
+    assert not any("forward" in vars(block) for block in decoder_blocks(edited))
     target.text = ["The town is old and the river is cold. " * 3]
     wrecked = early_exit(target, EarlyExitSettings(exits="0", max_perplexity_increase=0.0))
     assert wrecked.found["left_out"] == ["exit 0"] or wrecked.after.at == {"exit": 0}
@@ -52,7 +52,7 @@ def test_what_is_written_is_that_of_a_model_without_the_blocks_above(family: str
         cut.config.layer_types = cut.config.layer_types[:1]
     tokenizer = tiny_tokenizer()
     before = generate_ids(whole, tokenizer, PROMPTS, max_tokens_at_once=None)
-    with skipped_above(whole, 0):
+    with ended_at(whole, 0):
         found = generate_ids(whole, tokenizer, PROMPTS)
         ids = torch.tensor([[5, 6, 70, 8]])
         torch.testing.assert_close(whole(input_ids=ids).logits, cut(input_ids=ids).logits)
@@ -67,7 +67,7 @@ def test_an_adapter_counts_and_hooks_go() -> None:
     result = early_exit(target_of(adapted), EarlyExitSettings(exits="0"))
     assert len(result.curve) == 2
     model = tiny_model("llama")
-    with pytest.raises(RuntimeError, match="a bug"), skipped_above(model, 0):
+    with pytest.raises(RuntimeError, match="a bug"), ended_at(model, 0):
         raise RuntimeError("a bug")
     assert not any(module._forward_hooks for module in model.modules() if isinstance(module, nn.Module))
 
