@@ -1,6 +1,6 @@
 """Are the weights of a planted safety neuron found and set to zero, and no others touched?
 
-Of: attacks/prune.py, attacks/weight_scores.py
+Of: attacks/weight_scores.py
 """
 
 import copy

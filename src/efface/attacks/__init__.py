@@ -97,6 +97,7 @@ ATTACKS = {
         "efface.attacks.orthogonalize:orthogonalize",
         "take a direction that the edit added out of the hidden states or the weights",
         "Lucki et al. 2024, arXiv 2409.18025; Arditi et al. 2024, arXiv 2406.11717",
+        control="steering",
         flags={
             "quick": "--directions base,contrast --layers 0.5,last --forms affine --max_pairs 64",
             "standard": "--directions base,contrast --layers own,0.5,last --forms hook,affine",

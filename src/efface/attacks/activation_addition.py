@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from efface.analysis.directions import difference_of_means
 from efface.analysis.states import TokenStates
@@ -26,8 +27,8 @@ from efface.attacks.result import AttackResult, title
 from efface.attacks.target import Target
 from efface.checks import at_least_one, one_of
 from efface.errors import UserError
-from efface.methods.steering import steering_intervention
 from efface.model.blocks import decoder_blocks, parse_layers, states_in
+from efface.model.interventions import Intervention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -117,7 +118,8 @@ def difference(states: TokenStates, outlier_limit: float = 3.0) -> np.ndarray:
 def added(model: "PreTrainedModel", layer: int, vector: np.ndarray) -> Iterator[None]:
     """Within, `vector` (d,) is added to what block `layer` gives, at every position, after the interventions that the
     model has there."""
-    intervention = steering_intervention(layer, vector)
+    bias = torch.tensor(vector, dtype=torch.float32)
+    intervention = Intervention(layer, bias.new_zeros(len(bias), 0), bias.new_zeros(0, len(bias)), bias)
 
     def hook(block: Any, args: Any, output: Any) -> Any:
         changed = intervention(states_in(output))
