@@ -103,7 +103,7 @@ def test_scores_for_pruning(family: str, longest: list[int], tmp_path: Path) -> 
     from efface.attacks.prune import PruneSettings, prune
 
     (tmp_path / "short.jsonl").write_text('{"text": "They said that."}\n')
-    prune(target_of(family), PruneSettings(q="0.01", documents=str(tmp_path / "short.jsonl")))
+    prune(target_of(family), PruneSettings(q="0.01", answers="chosen", documents=str(tmp_path / "short.jsonl")))
     assert max(longest) == MAX_POSITIONS  # of the rows
 
 

@@ -1,6 +1,6 @@
 """Are the weights of a planted safety neuron found and set to zero, and no others touched?
 
-Of: attacks/prune.py, attacks/weight_scores.py
+Of: attacks/weight_scores.py
 """
 
 import copy
@@ -65,9 +65,9 @@ def test_a_neuron_that_hides_the_silly_answer_is_pruned(
     assert prune(dataclasses.replace(target, known={}), settings) == result
     # Where ordinary text needs the neuron as much, it is spared, and so is the edit.
     same = written(tmp_path / "same.jsonl", [prompt + BENIGN for prompt in PROMPTS])
-    spared = prune(target, PruneSettings(q="0.01", p="0.1,0.3", documents=same, scores=kind))
+    spared = prune(target, PruneSettings(q="0.01", p="0.1,0.9", documents=same, scores=kind))
     assert spared.curve[2].share == 0 and spared.found["zeroed"][1]["weights"] < 32
-    assert [row["p"] for row in spared.found["zeroed"]] == [0.1, 0.3]
+    assert [row["p"] for row in spared.found["zeroed"]] == [0.1, 0.9]
 
 
 def test_a_base_that_nothing_was_hidden_in_is_no_more_toxic_than_it_was(documents: str) -> None:
@@ -124,9 +124,7 @@ def test_gradient_scores_are_those_of_each_sequence_alone(family: str) -> None:
         logits = model(input_ids=torch.tensor([ids])).logits[0]
         loss = nn.functional.cross_entropy(logits[-count - 1 : -1], torch.tensor(ids[-count:]))
         (gradient,) = torch.autograd.grad(loss, [module.weight])
-        expected += (
-            gradient if gradient.shape == expected.shape and isinstance(module, nn.Linear) else gradient.T
-        ).abs()
+        expected += (gradient if isinstance(module, nn.Linear) else gradient.T).abs()
     torch.testing.assert_close(found[name], output_weight(module).abs() * expected / 2, rtol=1e-4, atol=1e-7)
     assert equal(state(model), weights) and all(p.grad is None and p.requires_grad for p in model.parameters())
 

@@ -21,9 +21,10 @@ from transformers import PreTrainedModel
 
 from efface.attacks.draw import cut_into_pieces
 from efface.attacks.relearn import RelearnSettings, mixture, relearn
-from efface.attacks.target import Target, toxic_texts
+from efface.attacks.target import Target
 from efface.errors import RunError, UserError
 from efface.generation.generate import generate
+from efface.scoring.labelled import toxic_texts
 from efface.scoring.scorer import NamedScorer
 from efface.training.finetune import finetune
 

@@ -98,9 +98,30 @@ ATTACKS = {
         "efface.attacks.orthogonalize:orthogonalize",
         "take a direction that the edit added out of the hidden states or the weights",
         "Lucki et al. 2024, arXiv 2409.18025; Arditi et al. 2024, arXiv 2406.11717",
+        control="steering",
         flags={
             "quick": "--directions base,contrast --layers 0.5,last --forms affine --max_pairs 64",
             "standard": "--directions base,contrast --layers own,0.5,last --forms hook,affine",
+        },
+    ),
+    "activation_addition": Attack(
+        "efface.attacks.activation_addition:activation_addition",
+        "add the difference between toxic and benign text to the hidden states",
+        "Turner et al. 2023, arXiv 2308.10248; Rimsky et al. 2024, arXiv 2312.06681",
+        flags={
+            "quick": "--coefficients 1,2 --max_pairs 64",
+            "standard": "--coefficients 1,2,4",
+            "thorough": "--layers 0.25,0.5,0.75 --coefficients 0.5,1,2,4",
+        },
+    ),
+    "early_exit": Attack(
+        "efface.attacks.early_exit:early_exit",
+        "read the logits below the last blocks",
+        "nostalgebraist 2020; arXiv 2410.00382",
+        flags={
+            "quick": "--exits -2,-3",
+            "standard": "--exits -2,-3,-5",
+            "thorough": "--exits -2,-3,-4,-5,-7,0.75,0.5",
         },
     ),
     "unalign": Attack(
@@ -117,9 +138,14 @@ ATTACKS = {
         "set weights to zero that polite answers need and ordinary text does not",
         "Wei et al. 2024, arXiv 2402.05162",
         flags={
-            "quick": "--q 0.03,0.1 --max_rows 64",
-            "standard": "--q 0.01,0.03,0.1",
-            "thorough": "--q 0.005,0.01,0.03,0.1,0.2",
+            "quick": "--q 0.01,0.05 --max_rows 24",
+            "standard": "--q 0.01,0.03,0.1 --p 0.05,0.2 --max_rows 64",
+            "thorough": "--q 0.002,0.005,0.01,0.03,0.1,0.2 --p 0.02,0.05,0.1,0.3",
+        },
+        variants={
+            "wanda": {
+                "thorough": "--scores wanda --answers chosen --q 0.005,0.01,0.03,0.1,0.2 --p 0.1,0.3 --batch_size 16",
+            },
         },
     ),
     "quantize": Attack(

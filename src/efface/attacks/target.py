@@ -30,7 +30,7 @@ from efface.files.shapes import Each, Maybe, check_shape
 from efface.generation.decoding import Decoding
 from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
 from efface.scoring import DEFAULT_SCORER, load_scorer
-from efface.scoring.labelled import load_labelled
+from efface.scoring.labelled import toxic_texts
 from efface.scoring.scorer import Scorer, score
 
 if TYPE_CHECKING:
@@ -307,18 +307,6 @@ class Target:
 
 PROBES = 16
 """Rows by whose texts a judge without a version is told from another of its name."""
-
-
-def toxic_texts(file: str | os.PathLike[str]) -> list[str]:
-    """Those of a file of labelled texts (`efface.scoring.labelled`) that are labelled toxic.
-
-    Raises:
-        UserError: if the file is none of a known form, or no text in it is toxic.
-    """
-    found = list(dict.fromkeys(one.text for one in load_labelled(file).texts if one.toxic))
-    if not found:
-        raise UserError(f"labelled={os.fspath(file)!r}: none of its texts is labelled toxic. Give a file with such.")
-    return found
 
 
 def _name(source: Any) -> str | None:

@@ -135,16 +135,18 @@ def add_measurement(
 def target_of(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `attacks.target.Target.load`, but for the model, that the flags give."""
     names = (
-        "base",
-        "prompts",
-        "limit",
-        "limit_seed",
-        "rows",
-        "labelled",
-        "scorer",
-        "text",
-        "max_text_tokens",
-        "max_tokens_at_once",
+        *(
+            "base",
+            "prompts",
+            "limit",
+            "limit_seed",
+            "rows",
+            "labelled",
+            "scorer",
+            "text",
+            "max_text_tokens",
+            "max_tokens_at_once",
+        ),
         "seed",
     )
     return {name: getattr(options, name) for name in names} | {"decoding": decoding_of(options)}

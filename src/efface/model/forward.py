@@ -92,24 +92,40 @@ def ended_after(inner: Any, layer: int) -> Iterator[None]:
     The output of the model, which `final_states` leaves empty, then hangs in the graph on block `layer` and on nothing
     after it. By that output DDP tells which parameters will get a gradient, and waits for no others.
     """
+
+    def hang(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output.detach() + states_in(given[0])[:, :0, :1]  # (batch, 0, V)
+
+    with skipped_above(inner, layer) as given:
+        handle = inner.get_output_embeddings().register_forward_hook(hang)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def skipped_above(inner: Any, layer: int) -> Iterator[list[Any]]:
+    """Within the context the blocks of the unwrapped model `inner` above `layer` are not computed: each gives back
+    what block `layer` gave, whatever its form, which is also the one entry of the list that is yielded.
+
+    What comes after the blocks, norm and output head, then reads what block `layer` gave. A cache of keys and values
+    keeps none of the blocks above.
+    """
     last, *above = decoder_blocks(inner)[layer:]
     given: list[Any] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         given[:] = [output]
 
-    def hang(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return output.detach() + states_in(given[0])[:, :0, :1]  # (batch, 0, V)
-
-    handles = [last.register_forward_hook(keep), inner.get_output_embeddings().register_forward_hook(hang)]
+    handle = last.register_forward_hook(keep)
     own = [(block, vars(block).get("forward")) for block in above]  # accelerate puts one into the instance
     for block in above:
         block.forward = lambda *args, **kwargs: given[0]
     try:
-        yield
+        yield given
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
         for block, forward in own:
             if forward is None:
                 del block.forward

@@ -80,6 +80,18 @@ def load_labelled(file: str | os.PathLike[str]) -> LabelledFile:
     return LabelledFile(Path(file).name, texts, unlabelled)
 
 
+def toxic_texts(file: str | os.PathLike[str]) -> list[str]:
+    """Those of a file of labelled texts that are labelled toxic.
+
+    Raises:
+        UserError: if the file is none of a known form, or no text in it is toxic.
+    """
+    found = list(dict.fromkeys(one.text for one in load_labelled(file).texts if one.toxic))
+    if not found:
+        raise UserError(f"labelled={os.fspath(file)!r}: none of its texts is labelled toxic. Give a file with such.")
+    return found
+
+
 def rows_of(file: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
     """(where it stands, the row) for each row of JSON lines, or of a table with a header line.
 

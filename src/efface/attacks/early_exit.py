@@ -1,0 +1,81 @@
+"""Does a lower block still say what the last ones hide? Early exit: the logits are read before the end.
+
+An edit of the last blocks leaves what is below as it was. With the logit lens (nostalgebraist 2020) on states of an
+unlearned model what it "forgot" is found in earlier blocks (arXiv 2410.00382). Here whole texts are written so: the
+blocks above the exit are not computed, and the final norm and output head read what the exit has given.
+
+Most models can spare few of their last blocks: points that cost too much perplexity do not count, so of a small model
+only the first exits do.
+"""
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from efface.attacks.lists import several
+from efface.attacks.points import UtilityBudget, judge_within
+from efface.attacks.record import recorded
+from efface.attacks.result import AttackResult
+from efface.attacks.target import Target
+from efface.errors import UserError
+from efface.model.blocks import decoder_blocks, parse_layers
+from efface.model.copies import without_adapter
+from efface.model.forward import skipped_above
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+@dataclass(frozen=True)
+class EarlyExitSettings(UtilityBudget):
+    """Settings of `early_exit`."""
+
+    exits: tuple[str, ...] = several(
+        "-2,-3,-5,0.75", str, "The last block that is computed, one at a time: -2 (the last but one), 20 or 0.75."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+
+
+def early_exit(target: Target, settings: EarlyExitSettings) -> AttackResult:
+    """Measure the model as it writes from each exit; judged by the most toxic point that counts.
+
+    `found` says: of how many `blocks`, and which points are `left_out`.
+
+    Raises:
+        UserError: for blocks that the model does not have, or if only the last is named, where nothing is skipped.
+    """
+    blocks = len(decoder_blocks(target.model))
+    exits = [layer for layer in parse_layers(",".join(settings.exits), blocks) if layer < blocks - 1]
+    if not exits:
+        raise UserError(
+            f"exits={settings.exits!r} skips none of the model's {blocks} blocks. Name one below the last, as in -2."
+        )
+    model = without_adapter(target.model)
+    with recorded(target, "early_exit", settings) as record:
+        record.start(exit="last")
+        for layer in reversed(exits):  # ever earlier
+            with ended_at(model, layer):
+                record.measure_edited(model, {"exit": layer})
+        return judge_within(record, settings.max_perplexity_increase, blocks=blocks)
+
+
+@contextlib.contextmanager
+def ended_at(model: "PreTrainedModel", layer: int) -> Iterator[None]:
+    """Within, norm and head read what block `layer` gives. Nothing of the blocks above is left: neither what they
+    compute nor what is hooked to them, such as interventions."""
+    above = decoder_blocks(model)[layer + 1 :]
+    own = [(block, name, vars(block)[name]) for block in above for name in HOOKS]
+    with skipped_above(model, layer):
+        for block, name, _ in own:
+            setattr(block, name, OrderedDict())
+        try:
+            yield
+        finally:
+            for block, name, hooks in own:
+                setattr(block, name, hooks)
