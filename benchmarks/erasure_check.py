@@ -7,8 +7,8 @@ taken from checkpoints, and a random edit: noise on every weight tensor of the b
 every fourth layer, the last and those REPO erases from, on five texts: the shipped held-out pairs, ParaDetox, Civil
 Comments with toxic spans, and the base's own continuations of the reporting prompts, labelled by either judge. All
 models read the same texts. Writes `benchmarks/results/erasure_check.json` after each model and text; what is there is
-not run again (`--minutes` ends a run early). States lie in `--keep` (`--states-only` goes no further), and so do the
-resamples, which pair models and layers.
+not run again (`--minutes` ends a run early). States lie in `--keep`, so that both halves of the work can be done apart
+(`--states-only`, `--probes-only`), and so do the resamples, which pair models and layers.
 """
 
 import copy
@@ -202,7 +202,9 @@ def main() -> None:
     options.add_argument("--groups", type=int, default=128, help="pairs or texts of each file, prompts")
     options.add_argument("--resamples", type=int, default=500)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--states-only", action="store_true")
+    part = options.add_mutually_exclusive_group()
+    part.add_argument("--states-only", action="store_true", help="run the models, and probe nothing")
+    part.add_argument("--probes-only", action="store_true", help="probe what lies in --keep")
     options.add_argument("--minutes", type=float, default=float("inf"), help="begin no model and text after that long")
     options.add_argument("--keep", type=Path, default=Path("runs/erasure_check"), metavar="DIR")
     args = options.parse_args()
@@ -229,6 +231,8 @@ def main() -> None:
                 return
             kept = args.keep / f"states-{text.partition(', ')[0]}-{name}.npz".replace(" ", "-")
             if not kept.exists():
+                if args.probes_only:
+                    continue
                 model = made(name, base, given, args.seed).eval() if model is None else model
                 keep_states(kept, texts.states(text, model, layers))
                 print(f"{text}, {name}: states after {time.monotonic() - start:.0f} s", flush=True)

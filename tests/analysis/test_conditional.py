@@ -1,6 +1,6 @@
 """Is information beyond the token found where it was planted, and only there?
 
-Of: analysis/conditional.py, analysis/rounds.py
+Of: analysis/rounds.py
 """
 
 import json
