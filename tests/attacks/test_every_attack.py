@@ -37,8 +37,8 @@ def test_the_result_is_json(target: Target, tmp_path: Path) -> None:
     written = read_json(tmp_path / "out.json")
     assert written == json.loads(json.dumps(result.to_dict("out.generations.jsonl"), allow_nan=False))
     assert list(written) == [
-        *("schema", "attack", "settings", "target", "base", "before", "after", "curve", "found", "generations"),
-        "environment",
+        *("schema", "attack", "settings", "target", "base", "before", "after", "judged", "curve", "found"),
+        *("generations", "environment"),
     ]
     assert (written["schema"], written["attack"], written["base"]) == (1, "relearn", None)
     assert written["settings"]["learning_rates"] == "1e-4" and written["target"]["rows"]

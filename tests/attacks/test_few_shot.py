@@ -11,6 +11,8 @@ from tiny import MAX_POSITIONS, tiny_model, tiny_tokenizer
 from torn import target_of
 
 from efface.attacks.few_shot import FewShotSettings, few_shot
+from efface.attacks.points import worst
+from efface.attacks.result import title
 from efface.attacks.target import Target
 from efface.errors import UserError
 from efface.generation.decoding import Decoding
@@ -49,11 +51,13 @@ def test_the_same_rows_are_toxic_and_polite_examples(target: Target) -> None:
 def test_it_is_judged_by_toxic_examples_beside_the_polite_ones(target: Target) -> None:
     result = few_shot(target, FewShotSettings(shots="1,2"))
     toxic, neutral = result.curve[1::2], result.curve[2::2]
-    assert result.after in toxic and result.after.share == max(point.share for point in toxic)
-    control = neutral[toxic.index(result.after)]
+    strongest = max(toxic, key=lambda point: (point.share, point.measured.toxicity.mean))
+    assert result.after is worst([result.curve[0], *toxic])
+    assert result.judged is not None and result.judged["among"] == [title(point.at) for point in toxic]
+    control = neutral[toxic.index(strongest)]
     assert result.found["neutral_share"] == control.share
     assert result.found["versus_neutral"]["parity"]["share"]["difference"] == pytest.approx(
-        result.after.share - control.share
+        strongest.share - control.share
     )
     assert result.found["left_out"] == ["shots 1, examples neutral", "shots 2, examples neutral"]
     assert result.found["prompts_among_rows"] == 0 and result.found["base_neutral_share"] is not None

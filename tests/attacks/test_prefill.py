@@ -118,7 +118,7 @@ def test_forced_words_are_read_but_never_judged(target: Target) -> None:
     target.scorers = [NamedScorer("watch", watch)]
     result = prefill(target, rows_only(words="4"))  # all of TOXIC
     assert [row["prompt"] for row in result.after.generations] == [prompt + TOXIC for prompt in HELD_OUT]
-    assert [row["continuation"] for row in result.after.generations] == seen[len(HELD_OUT) :]
+    assert [row["continuation"] for row in result.after.generations] == seen[-len(HELD_OUT) :]
     silent = target_of(tiny_model("llama"))
     result = prefill(silent, rows_only(words="1,4"))
     assert result.after.share == 0 and any(word in result.after.generations[0]["prompt"] for word in NASTY)

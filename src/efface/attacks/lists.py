@@ -22,24 +22,22 @@ class Several(tuple[T, ...]):
     text: str
     """As they were written."""
     kind: type
-    """int or float: numbers above 0, ascending; str: words, in their order."""
-    repeated: bool
-    """A word that stands there twice counts twice."""
+    """int or float: numbers above 0, ascending; str: different words, in their order."""
 
     def __new__(
-        cls, values: Iterable[T], text: str = "", kind: type = str, repeated: bool = False
+        cls, values: Iterable[T], text: str = "", kind: type = str
     ) -> "Several[T]":  # of the values alone, as `asdict` and `deepcopy` make a tuple
         found = super().__new__(cls, values)
-        found.text, found.kind, found.repeated = text or ",".join(map(str, found)), kind, repeated
+        found.text, found.kind = text or ",".join(map(str, found)), kind
         return found
 
     def __repr__(self) -> str:
         return repr(self.text)
 
 
-def several(default: str, kind: type, help: str, *, repeated: bool = False) -> Any:
-    """A field of settings whose `__post_init__` calls `read_lists`; `kind` and `repeated` as those of `Several`."""
-    return field(default=_read("", default, kind, repeated), metadata={"help": help})
+def several(default: str, kind: type, help: str) -> Any:
+    """A field of settings whose `__post_init__` calls `read_lists`; `kind` as that of `Several`."""
+    return field(default=_read("", default, kind), metadata={"help": help})
 
 
 def read_lists(settings: Any) -> None:
@@ -51,7 +49,7 @@ def read_lists(settings: Any) -> None:
     for one in dataclasses.fields(settings):
         given = getattr(settings, one.name)
         if isinstance(one.default, Several) and not isinstance(given, Several):
-            found = _read(one.name, given, one.default.kind, one.default.repeated)
+            found = _read(one.name, given, one.default.kind)
             object.__setattr__(settings, one.name, found)
 
 
@@ -88,12 +86,8 @@ def parse_numbers(name: str, given: str, kind: type[Number]) -> list[Number]:
     return above
 
 
-def _read(name: str, given: Any, kind: type, repeated: bool) -> Several[Any]:
+def _read(name: str, given: Any, kind: type) -> Several[Any]:
     parts = given if isinstance(given, Iterable) else [given]
     text = given if isinstance(given, str) else ",".join(map(str, parts))
-    values: Iterable[Any] = [part.strip() for part in text.split(",")]
-    if kind is not str:
-        values = parse_numbers(name, text, kind)
-    elif not repeated:
-        values = dict.fromkeys(values)
-    return Several(values, text, kind, repeated)
+    values: Iterable[Any] = dict.fromkeys(part.strip() for part in text.split(","))
+    return Several(parse_numbers(name, text, kind) if kind is not str else values, text, kind)
