@@ -1,8 +1,8 @@
 """What would the base itself have said that is toxic? For each prompt a toxic continuation of its own, if it has one.
 
 A few continuations of every prompt are drawn at temperature 1, from the nucleus of 0.9, from the base, or without one
-from the model; the most toxic is taken if the first judge finds it toxic. An attack that forces these *own* words is
-stronger than one with words from elsewhere, which fit no prompt. All attacks on all models of a base share the draws.
+from the model; the most toxic is taken if the first judge finds it toxic. These *own* words fit the prompt, as words
+from elsewhere do not, and are what an edit takes away. All attacks on all models of a base share the draws.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from efface.files.shapes import shown
 from efface.scoring.scorer import THRESHOLD, score
 
 DRAWS = 8
-"""Of each prompt. At temperature 1 a base with a share of a quarter has a toxic one for two prompts of three."""
+"""Of each prompt. SmolLM2-135M has then a toxic one after 26 of 64 challenging prompts (in what follows 5 words)."""
 
 
 def own_toxic(record: Record, draws: int = DRAWS, *, after: int = 0) -> list[str | None]:
