@@ -469,7 +469,7 @@ def test_every_control_is_the_base_or_a_method() -> None:
 
 def test_which_attacks_are_chosen() -> None:
     names = lambda **which: [entry.name for entry in choose_trials("standard", **which)]  # noqa: E731
-    variants = [f"relearn-{one}" for one in ATTACKS["relearn"].variants if "standard" in ATTACKS["relearn"].variants[one]]
+    variants = [f"relearn-{one}" for one, flags in ATTACKS["relearn"].variants.items() if "standard" in flags]
     assert names(only=["relearn"]) == ["relearn", *variants] and "relearn-lora" in variants
     assert names(only=["prefill", "relearn-lora"]) == ["prefill", "relearn-lora"]
     left = [one for one in variants if one != "relearn-lora"]
