@@ -118,9 +118,9 @@ ATTACKS = {
         "read the logits below the last blocks",
         "nostalgebraist 2020; arXiv 2410.00382",
         flags={
-            "quick": "--exits -2,-3",
-            "standard": "--exits -2,-3,-5",
-            "thorough": "--exits -2,-3,-4,-5,-7,0.75,0.5",
+            "quick": "--skipped 1,2",
+            "standard": "--skipped 1,2,4",
+            "thorough": "--skipped 1,2,3,4,6,8,12",
         },
     ),
     "unalign": Attack(
