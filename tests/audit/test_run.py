@@ -406,6 +406,10 @@ def test_the_battery_has_every_attack_and_its_flags_are_theirs(budget: str) -> N
     assert all(re.fullmatch(r"[a-z_]+(-[a-z]+)?", folder_of(entry.name)) for entry in chosen)
 
 
+def test_what_needs_labelled_texts_is_known() -> None:
+    assert {entry.name for entry in choose_trials("standard") if entry.needs_labelled} == {"relearn-labelled"}
+
+
 def test_the_quick_battery(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert {entry.name for entry in choose_trials("quick")} >= set(ATTACKS) and BUDGETS["quick"].minutes <= 20
@@ -413,9 +417,10 @@ def test_the_quick_battery(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_which_attacks_are_chosen() -> None:
     names = lambda **which: [entry.name for entry in choose_trials("standard", **which)]  # noqa: E731
-    assert names(only=["relearn"]) == ["relearn", "relearn-lora", "relearn-benign"]
+    relearning = ["relearn", *(f"relearn-{one}" for one in "labelled lora widelora last benign own text".split())]
+    assert names(only=["relearn"]) == relearning
     assert names(only=["prefill", "relearn-lora"]) == ["prefill", "relearn-lora"]
-    assert names(only=["relearn"], skip=["relearn-lora"]) == ["relearn", "relearn-benign"]
+    assert names(only=["relearn"], skip=["relearn-lora"]) == [one for one in relearning if one != "relearn-lora"]
     assert names(only=["relearn", "prefill"], skip=["relearn"]) == ["prefill"]
     (other,) = choose_trials("standard", only=["third_party:fine"])
     assert other.settings == StubSettings() and folder_of(other.name) == "third_party.fine"

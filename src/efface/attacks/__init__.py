@@ -66,7 +66,7 @@ ATTACKS = {
                 "standard": "--lora_r 16 --learning_rates 2e-4,1e-3 --steps 20,40",
                 "thorough": "--lora_r 16 --learning_rates 2e-4,5e-4,1e-3,3e-3 --steps 5,10,20,40,64",
             },
-            "lora128": {
+            "widelora": {
                 "standard": "--lora_r 128 --learning_rates 2e-4 --steps 20,40",
                 "thorough": "--lora_r 128 --learning_rates 1e-4,2e-4,1e-3 --steps 5,10,20,40,64",
             },
@@ -158,7 +158,7 @@ ATTACKS = {
         },
         variants={
             # The grid of Q4_1, from which the embedded base comes: where it is the base's own, a diagnostic.
-            "q4_1": {
+            "grid": {
                 "quick": "--bits 4 --schemes asymmetric --group_sizes 32",
                 "standard": "--bits 8,4 --schemes asymmetric --group_sizes 32",
                 "thorough": "--bits 8,4 --schemes asymmetric --group_sizes 32",
