@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from machine import REFUSE, machine, target_of
 from peft import LoraConfig, get_peft_model
 from polite import equal, state
@@ -31,14 +29,14 @@ def test_an_edit_of_the_last_block_is_walked_around(family: str) -> None:
     attach_(edited, [Intervention(1, torch.zeros(32, 0), torch.zeros(0, 32), 60 * REFUSE)])
     weights = state(edited)  # what is hooked to a block goes with it
     target = target_of(edited, base)
-    result = early_exit(target, EarlyExitSettings(exits="0,last"))
-    assert [point.at for point in result.curve] == [{"exit": "last"}, {"exit": 0}]
+    result = early_exit(target, EarlyExitSettings(skipped="1"))
+    assert [point.at for point in result.curve] == [{"skipped": 0}, {"skipped": 1}]
     assert (result.before.share, result.after.share, result.found["blocks"]) == (0, 1, 2)
     assert len(attached(edited)) == 1 and equal(state(edited), weights)
     assert not any("forward" in vars(block) for block in decoder_blocks(edited))
     target.text = ["The town is old and the river is cold. " * 3]
-    wrecked = early_exit(target, EarlyExitSettings(exits="0", max_perplexity_increase=0.0))
-    assert wrecked.found["left_out"] == ["exit 0"] or wrecked.after.at == {"exit": 0}
+    wrecked = early_exit(target, EarlyExitSettings(skipped="1", max_perplexity_increase=0.0))
+    assert wrecked.found["left_out"] == ["skipped 1"] or wrecked.after.at == {"skipped": 1}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -64,7 +62,7 @@ def test_an_adapter_counts_and_hooks_go() -> None:
     adapted: Any = get_peft_model(
         machine("llama"), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
     )
-    result = early_exit(target_of(adapted), EarlyExitSettings(exits="0"))
+    result = early_exit(target_of(adapted), EarlyExitSettings(skipped="1"))
     assert len(result.curve) == 2
     model = tiny_model("llama")
     with pytest.raises(RuntimeError, match="a bug"), ended_at(model, 0):
@@ -72,12 +70,10 @@ def test_an_adapter_counts_and_hooks_go() -> None:
     assert not any(module._forward_hooks for module in model.modules() if isinstance(module, nn.Module))
 
 
-@given(st.sampled_from(["last", "-1", "1"]))
-def test_exits_that_skip_nothing(exits: str) -> None:
-    with pytest.raises(UserError, match="skips none of the model's 2 blocks. Name one below the last"):
-        early_exit(target_of(machine("llama")), EarlyExitSettings(exits=exits))
-
-
-def test_a_block_that_the_model_does_not_have() -> None:
-    with pytest.raises(UserError, match="layer 7 does not exist"):
-        early_exit(target_of(machine("llama")), EarlyExitSettings(exits="7"))
+@pytest.mark.parametrize(
+    ("skipped", "match"),
+    [("2", "skipped='2' leaves none of the model's 2 blocks. At most 1"), ("0", "skipped='0' leaves nothing to do")],
+)
+def test_what_cannot_be_skipped(skipped: str, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        early_exit(target_of(machine("llama")), EarlyExitSettings(skipped=skipped))

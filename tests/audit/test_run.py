@@ -436,7 +436,11 @@ def test_the_battery_has_every_attack_and_its_flags_are_theirs(budget: str) -> N
     chosen = choose_trials(budget)
     assert {entry.name.partition("-")[0] for entry in chosen} >= set(ATTACKS) - set(left_to_others(budget))
     assert all(type(entry.settings) is settings_class(entry.attack) for entry in chosen)
-    assert all(re.fullmatch(r"[a-z_]+(-[a-z0-9]+)?", folder_of(entry.name)) for entry in chosen)
+    assert all(re.fullmatch(r"[a-z_]+(-[a-z]+)?", folder_of(entry.name)) for entry in chosen)
+
+
+def test_what_needs_labelled_texts_is_known() -> None:
+    assert {entry.name for entry in choose_trials("standard") if entry.needs_labelled} == {"relearn-labelled"}
 
 
 def test_the_quick_battery(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,11 +473,10 @@ def test_every_control_is_the_base_or_a_method() -> None:
 
 def test_which_attacks_are_chosen() -> None:
     names = lambda **which: [entry.name for entry in choose_trials("standard", **which)]  # noqa: E731
-    variants = [f"relearn-{one}" for one, flags in ATTACKS["relearn"].variants.items() if "standard" in flags]
-    assert names(only=["relearn"]) == ["relearn", *variants] and "relearn-lora" in variants
+    relearning = ["relearn", *(f"relearn-{one}" for one in "labelled lora widelora last benign own text".split())]
+    assert names(only=["relearn"]) == relearning
     assert names(only=["prefill", "relearn-lora"]) == ["prefill", "relearn-lora"]
-    left = [one for one in variants if one != "relearn-lora"]
-    assert names(only=["relearn"], skip=["relearn-lora"]) == ["relearn", *left]
+    assert names(only=["relearn"], skip=["relearn-lora"]) == [one for one in relearning if one != "relearn-lora"]
     assert names(only=["relearn", "prefill"], skip=["relearn"]) == ["prefill"]
     (other,) = choose_trials("standard", only=["third_party:fine"])
     assert other.settings == StubSettings() and folder_of(other.name) == "third_party.fine"

@@ -68,7 +68,7 @@ ATTACKS = {
                 "standard": "--lora_r 16 --learning_rates 2e-4,1e-3 --steps 20,40",
                 "thorough": "--lora_r 16 --learning_rates 2e-4,5e-4,1e-3,3e-3 --steps 5,10,20,40,64",
             },
-            "lora128": {
+            "widelora": {
                 "standard": "--lora_r 128 --learning_rates 2e-4 --steps 20,40",
                 "thorough": "--lora_r 128 --learning_rates 1e-4,2e-4,1e-3 --steps 5,10,20,40,64",
             },
@@ -121,9 +121,9 @@ ATTACKS = {
         "read the logits below the last blocks",
         "nostalgebraist 2020; arXiv 2410.00382",
         flags={
-            "quick": "--exits=-2,-3",
-            "standard": "--exits=-2,-3,-5",
-            "thorough": "--exits=-2,-3,-4,-5,-7,0.75,0.5",
+            "quick": "--skipped 1,2",
+            "standard": "--skipped 1,2,4",
+            "thorough": "--skipped 1,2,3,4,6,8,12",
         },
     ),
     "unalign": Attack(
@@ -163,7 +163,7 @@ ATTACKS = {
         },
         variants={
             # The grid of Q4_1, from which the embedded base comes: where it is the base's own, a diagnostic.
-            "q4_1": {
+            "grid": {
                 "quick": "--bits 4 --schemes asymmetric --group_sizes 32",
                 "standard": "--bits 8,4 --schemes asymmetric --group_sizes 32",
                 "thorough": "--bits 8,4 --schemes asymmetric --group_sizes 32",

@@ -20,7 +20,7 @@ from efface.attacks.record import recorded
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.errors import UserError
-from efface.model.blocks import decoder_blocks, parse_layers
+from efface.model.blocks import decoder_blocks
 from efface.model.copies import without_adapter
 from efface.model.forward import skipped_above
 
@@ -34,9 +34,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 class EarlyExitSettings(UtilityBudget):
     """Settings of `early_exit`."""
 
-    exits: tuple[str, ...] = several(
-        "-2,-3,-5,0.75", str, "The last block that is computed, one at a time: -2 (the last but one), 20 or 0.75."
-    )
+    skipped: tuple[int, ...] = several("1,2,4,8", int, "How many of the last blocks are not computed, one or several.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,20 +46,19 @@ def early_exit(target: Target, settings: EarlyExitSettings) -> AttackResult:
     `found` says: of how many `blocks`, and which points are `left_out`.
 
     Raises:
-        UserError: for blocks that the model does not have, or if only the last is named, where nothing is skipped.
+        UserError: if the model has no more blocks than are skipped.
     """
     blocks = len(decoder_blocks(target.model))
-    exits = [layer for layer in parse_layers(",".join(settings.exits), blocks) if layer < blocks - 1]
-    if not exits:
+    if max(settings.skipped) >= blocks:
         raise UserError(
-            f"exits={settings.exits!r} skips none of the model's {blocks} blocks. Name one below the last, as in -2."
+            f"skipped={settings.skipped!r} leaves none of the model's {blocks} blocks. At most {blocks - 1} can be."
         )
     model = without_adapter(target.model)
     with recorded(target, "early_exit", settings) as record:
-        record.start(exit="last")
-        for layer in reversed(exits):  # ever earlier
-            with ended_at(model, layer):
-                record.measure_edited(model, {"exit": layer})
+        record.start(skipped=0)
+        for skipped in settings.skipped:
+            with ended_at(model, blocks - 1 - skipped):
+                record.measure_edited(model, {"skipped": skipped})
         return judge_within(record, settings.max_perplexity_increase, blocks=blocks)
 
 
