@@ -77,11 +77,11 @@ def test_states_without_information_beyond_the_token_are_not_accused(kind: str) 
     """The whole rate, over 60 seeds of either kind, stands in docs/evaluation.md; here a few."""
     alarms = dict.fromkeys(KINDS, 0)
     for seed in range(3):
-        found = conditional_probe(planted(kind, seed, d=8), seed=seed)
+        found = conditional_probe(planted(kind, seed, pairs=30, length=16, d=8), seed=seed)
         for probe in KINDS:
             gain: Gain = getattr(found, probe)
             alarms[probe] += gain.auc_gain_ci95[0] > 0
-            assert abs(gain.auc_gain) < 0.03
+            assert abs(gain.auc_gain) < 0.04
     assert max(alarms.values()) <= 1
 
 
@@ -103,7 +103,7 @@ def test_the_maximum_over_layers_of_noise_is_no_information() -> None:
 
 
 def test_the_maximum_is_of_all_layers_and_exact_where_nothing_varies() -> None:
-    noise, view = planted("none"), planted("view")
+    noise, view = (planted(kind, pairs=24, length=12, d=4) for kind in ("none", "view"))
     assert (noise.token_ids == view.token_ids).all()
     found = conditional_layers({3: noise, 7: view})
     assert list(found.layers) == [3, 7] and found.layers[7].linear == conditional_probe(view).linear
