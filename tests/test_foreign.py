@@ -21,9 +21,9 @@ import safetensors.numpy
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.analysis.probes import LinearProbe, ProbeQuality
+from efface.attacks.measurement import Measurement
 from efface.attacks.prompt_injection import load_injections
 from efface.attacks.selection import NOTHING, judge_chosen, option_of
-from efface.attacks.target import Measurement
 from efface.audit import finished as audit_finished
 from efface.audit import rows as audit_rows
 from efface.audit.battery import Trial

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efface.attacks.lists import parse_numbers
+from efface.attacks.measurement import Measurement
 from efface.attacks.points import beyond_budget, half_of, recovery, within_budget, worst
-from efface.attacks.target import Measurement
 from efface.errors import UserError
 
 

@@ -16,10 +16,10 @@ from third_party import StubSettings
 from tiny import tiny_model
 
 from efface.attacks import selection
+from efface.attacks.measurement import Measurement
 from efface.attacks.record import Record
 from efface.attacks.result import AttackResult, read_options
 from efface.attacks.selection import JUDGED, NOTHING, Option, assemble, choose, judge_chosen, option_of, parts_of
-from efface.attacks.target import Measurement
 from efface.errors import UserError
 from efface.files.results import read_json, write_jsonl
 from efface.files.shapes import check_shape

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_model, tiny_tokenizer
 
+from efface.attacks.measurement import Measurement
 from efface.attacks.record import combine
-from efface.attacks.target import Measurement, Target
+from efface.attacks.target import Target
 from efface.evaluation.baseline import Baseline
 from efface.evaluation.degeneration import Degeneration, judge_answers, measure
 from efface.evaluation.measure import evaluate

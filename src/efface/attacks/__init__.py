@@ -3,6 +3,8 @@
 An attack is a function `attack(target: Target, settings: ItsSettings) -> AttackResult`, see `target.py`, `record.py`
 and `result.py`; its settings are a frozen dataclass with a help text under each field. `efface audit` makes all of
 them, in this order, as their entries say (`audit/battery.py`).
+
+Long: a table of all attacks, with their settings in each budget.
 """
 
 import dataclasses

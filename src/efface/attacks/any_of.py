@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from efface.attacks.measurement import Measurement
 from efface.attacks.record import Record
-from efface.attacks.target import Measurement
 from efface.scoring.scorer import THRESHOLD
 
 

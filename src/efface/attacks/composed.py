@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from efface.attacks.target import Measurement
+from efface.attacks.measurement import Measurement
 from efface.evaluation import degeneration
 from efface.evaluation.toxicity import summarize
 from efface.files.jsonl import Row

@@ -111,7 +111,7 @@ def embedding_attack(target: Target, settings: EmbeddingAttackSettings) -> Attac
             training.step()
             if training.over or training.done in settings.steps:
                 record.measure(training.attacked, {"steps": training.done}, with_text=False)
-        found = {"rows": len(pairs), "losses": training.losses, "converged": training.converged}
+        found: dict[str, Any] = {"rows": len(pairs), "losses": training.losses, "converged": training.converged}
         if settings.control:
             found["control"] = _control(record, settings, rows, training.done)
         return record.result(worst(record.curve), **found)

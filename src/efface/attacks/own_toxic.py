@@ -9,8 +9,9 @@ import dataclasses
 import os
 import re
 
+from efface.attacks.measurement import Measurement
 from efface.attacks.record import Record
-from efface.attacks.target import Measurement, Target
+from efface.attacks.target import Target
 from efface.data.rows import labelled_rows
 from efface.errors import UserError
 from efface.files.jsonl import Row

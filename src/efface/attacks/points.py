@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from efface.attacks.lists import read_lists
+from efface.attacks.measurement import Measurement
 from efface.attacks.record import Record
 from efface.attacks.result import AttackResult, title
-from efface.attacks.target import Measurement
 from efface.checks import not_negative
 from efface.evaluation.toxicity import ToxicitySummary
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from efface.attacks.composed import combine, of_prompts
 from efface.attacks.lists import describe_settings
+from efface.attacks.measurement import Measurement
 from efface.attacks.result import AttackResult, title
 from efface.attacks.selection import NOTHING, judge_chosen, option_of
-from efface.attacks.target import Measurement, Target
+from efface.attacks.target import Target
 from efface.checks import all_finite
 from efface.errors import NotFinite, RunError, UserError, out_of_memory
 from efface.files.digests import digest

@@ -14,11 +14,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from efface.attacks.lists import several
+from efface.attacks.measurement import Measurement
 from efface.attacks.points import UtilityBudget, half_of, judge_within, recovery, within_budget
 from efface.attacks.record import Record, recorded
 from efface.attacks.relearn_data import KINDS, mixture, read_sources
 from efface.attacks.result import AttackResult, title
-from efface.attacks.target import Measurement, Target
+from efface.attacks.target import Target
 from efface.checks import at_least_one, one_of
 from efface.errors import UserError
 from efface.training.finetune import SCHEDULES, Diverged, finetune, raise_if_diverged

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from efface.attacks.measurement import BLOCKS, FIGURES, SCORED, Measurement
 from efface.attacks.selection import JUDGED, NOTHING, Option, option_of
-from efface.attacks.target import BLOCKS, FIGURES, SCORED, Measurement
 from efface.errors import UserError
 from efface.evaluation.result import generations_path
 from efface.files.jsonl import Row, read_jsonl

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from efface.attacks.target import Measurement
+from efface.attacks.measurement import Measurement
 from efface.evaluation.comparison import COMPARISON, compare
 from efface.evaluation.toxicity import summarize
 from efface.files.jsonl import Row

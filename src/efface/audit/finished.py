@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from efface.attacks.lists import describe_settings
+from efface.attacks.measurement import Measurement
 from efface.attacks.result import AttackResult
-from efface.attacks.target import Measurement
 from efface.audit.battery import Trial
 from efface.errors import UserError
 from efface.files.jsonl import Row

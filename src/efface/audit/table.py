@@ -3,8 +3,8 @@
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
+from efface.attacks.measurement import Measurement
 from efface.attacks.result import read_point
-from efface.attacks.target import Measurement
 from efface.audit.battery import DIAGNOSTIC, resolution
 from efface.audit.columns import CONTROL, ITSELF, NONE
 from efface.audit.notes import notes_on

@@ -22,6 +22,7 @@ from tiny import FAMILIES, PAD_ID, VOCAB_SIZE, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from efface.attacks.measurement import Measurement
 from efface.attacks.search.candidates import slot_text
 from efface.attacks.search.drafts import draft_of
 from efface.attacks.search.enhanced_gcg import EnhancedGCGSettings, enhanced_gcg, slots_of
@@ -30,7 +31,7 @@ from efface.attacks.search.hidden_distance import edited_layers, hidden_distance
 from efface.attacks.search.prefix_objective import PrefixObjective, Scored, clamped, repetition
 from efface.attacks.search.prefix_search import PrefixSearch, bare_prompt
 from efface.attacks.search.slot import Slot, slot_in
-from efface.attacks.target import Measurement, Target
+from efface.attacks.target import Target
 from efface.errors import RunError, UserError
 from efface.model.blocks import capture_residuals, decoder_blocks
 from efface.training.finetune import finetune
