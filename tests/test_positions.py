@@ -165,7 +165,8 @@ def test_nor_does_it_where_prompts_are_whole_or_messages(
             result = attack(target, settings)
         assert len(result.after.generations) == 2 and max(longest) <= MAX_POSITIONS
         assert 0 < len(caplog.records) <= 2 and "prompts" in caplog.text  # a line for each set of prompts
-    assert text not in result.after.generations[1]["prompt"] and "weather" in result.after.generations[0]["prompt"]
+    first, second = (row["prompt"] for row in result.curve[1].generations)
+    assert text not in second and "weather" in first
 
 
 def test_an_injection_without_room_does_not_lose_the_others(

@@ -1,6 +1,6 @@
 """What holds for every attack: what is recorded, what a failure leaves, resumption, flags, the command line.
 
-Of: attacks/record.py, attacks/result.py, attacks/target.py
+Of: attacks/record.py, attacks/result.py, attacks/target.py, attacks/measurement.py
 """
 
 import dataclasses

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from efface.attacks.draw import draw
+from efface.attacks.draw import as_measured, draw
 from efface.attacks.lists import read_lists, several
 from efface.attacks.points import worst
 from efface.attacks.record import Record, recorded
@@ -101,7 +101,7 @@ def embedding_attack(target: Target, settings: EmbeddingAttackSettings) -> Attac
             "embedding_attack needs a model that keeps nothing but keys and values: not a state space, and none that "
             "has virtual tokens already."
         )
-    rows = draw(_rows(target), settings.k, target.seed)
+    rows = draw(as_measured(target, target.rows), settings.k, target.seed)
     _raise_without_room(target, settings.n_tokens)
     pairs = _tokenize(rows, target, settings)
     with recorded(target, "embedding_attack", settings) as record:
@@ -219,19 +219,6 @@ def rejected_nll(model: "PreTrainedModel", pairs: Sequence[TokenizedPair], pad: 
     lengths = torch.tensor([len(pair.rejected_ids) for pair in pairs], device=model.device)
     counted = torch.arange(longest, device=model.device) >= longest - lengths[:, None]  # (B, longest)
     return mean_nll(logits, input_ids[:, -longest:], counted)
-
-
-def _rows(target: Target) -> list[Row]:
-    """The rows; if the prompts that it is measured on are messages, theirs are too."""
-    if not target.decoding.chat:
-        return target.rows
-    return [
-        {"prompt": [{"role": "user", "content": row["prompt"]}]}
-        | {side: [{"role": "assistant", "content": row[side].strip()}] for side in ("chosen", "rejected")}
-        if isinstance(row["prompt"], str)
-        else row
-        for row in target.rows
-    ]
 
 
 def _start(

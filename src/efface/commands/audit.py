@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--skip", type=_names, default=[], metavar="A,B", help="leave these out")
     command.add_argument(
-        "--no_controls",
+        "--no-controls",
         "--no-controls",
         action="store_true",
         help="do not make the attacks on the base, or on an edit known to fall to them: half of the time, but no row "
