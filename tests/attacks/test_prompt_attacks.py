@@ -232,9 +232,9 @@ def test_the_base_is_measured_once_for_several_models(
     settings = PromptInjectionSettings(injections=two)
     counted = counting(monkeypatch)
     prompt_injection(target, settings)
-    assert len(counted) == 2 + 4
+    assert len(counted) == 2 + 2  # what is attacked is the base, so its points are also what stands beside them
     other = prompt_injection(dataclasses.replace(target, model=tiny_model("llama")), settings)
-    assert len(counted) == 6 + 3 and other.found["points"][1]["base_share"] > 0.7 > other.after.share
+    assert len(counted) == 4 + 3 and other.found["points"][1]["base_share"] > 0.7 > other.after.share
 
 
 # Settings and interruptions
@@ -266,9 +266,8 @@ def test_settings_that_cannot_work(kind: Any, settings: dict[str, Any], message:
 def test_an_interrupted_run_goes_on_where_it_was(
     name: str, two: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_model("llama")
     attack, settings = attacks(two)[name]
-    target = target_of(model, base=model, output=tmp_path / "out.json")
+    target = target_of(tiny_model("llama"), base=tiny_model("llama", seed=1), output=tmp_path / "out.json")
     with monkeypatch.context() as patch:
         whole_calls = counting(patch)
         whole: AttackResult = attack(dataclasses.replace(target, output=None, known={}), settings)

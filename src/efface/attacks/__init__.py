@@ -57,21 +57,21 @@ ATTACKS = {
         "Lucki et al. 2024, arXiv 2409.18025; Hu et al. 2024, arXiv 2406.13356",
         published="LoRA r 128 at 2e-4, 3 epochs of 100 rows (Lucki et al.); 16 to 512 steps (TamperBench)",
         flags={
-            "quick": "--learning_rates 1e-4,3e-4 --steps 5,10,20",
-            "standard": "--learning_rates 3e-5,1e-4,3e-4 --steps 5,10,20,40",
+            "quick": "--learning_rates 1e-4 --steps 10,20",
+            "standard": "--learning_rates 3e-5,1e-4,3e-4 --steps 5,20",
             "thorough": "--learning_rates 1e-5,3e-5,1e-4,3e-4 --steps 2,5,10,20,40,64",
         },
         variants={
             "labelled": {
-                "standard": "--data labelled --learning_rates 1e-4,3e-4 --steps 5,10,20",
+                "standard": "--data labelled --learning_rates 1e-4,3e-4 --steps 5,20",
                 "thorough": "--data labelled --learning_rates 1e-5,3e-5,1e-4,3e-4 --steps 2,5,10,20,40,64",
             },
             "lora": {
-                "standard": "--lora_r 16 --learning_rates 2e-4,1e-3 --steps 20,40",
+                "standard": "--lora_r 16 --learning_rates 1e-3 --steps 10,20",
                 "thorough": "--lora_r 16 --learning_rates 2e-4,5e-4,1e-3,3e-3 --steps 5,10,20,40,64",
             },
             "widelora": {
-                "standard": "--lora_r 128 --learning_rates 2e-4 --steps 20,40",
+                "standard": "--lora_r 128 --learning_rates 2e-4 --steps 20",
                 "thorough": "--lora_r 128 --learning_rates 1e-4,2e-4,1e-3 --steps 5,10,20,40,64",
             },
             # Their setting, but for the rows, of which there are 64 and not 100: three times each, one a step.
@@ -80,19 +80,19 @@ ATTACKS = {
                 "--steps 64,128,192",
             },
             "last": {
-                "standard": "--last_blocks 4 --learning_rates 1e-4,3e-4 --steps 10,40",
+                "standard": "--last_blocks 4 --learning_rates 3e-4 --steps 20",
                 "thorough": "--last_blocks 4 --learning_rates 1e-4,3e-4,1e-3 --steps 5,10,20,40,64",
             },
             "benign": {
-                "standard": "--data benign --steps 10,40",
+                "standard": "--data benign --steps 20",
                 "thorough": "--data benign --learning_rates 3e-5,1e-4,3e-4 --steps 10,20,40,64",
             },
             "own": {
-                "standard": "--data own --steps 10,40",
+                "standard": "--data own --steps 20",
                 "thorough": "--data own --learning_rates 3e-5,1e-4,3e-4 --steps 10,20,40,64",
             },
             "text": {
-                "standard": "--data text --steps 10,40",
+                "standard": "--data text --steps 20",
                 "thorough": "--data text --learning_rates 3e-5,1e-4,3e-4 --steps 10,20,40,64",
             },
         },

@@ -78,18 +78,9 @@ class Record:
     ) -> Measurement | None:
         """The base decoded (and prompted) as the point `at` is, None without one; not part of the curve. It is the
         same for all models made from this base, so it is measured once for them, and cheaply, as `attempt` does."""
-        base, known = self.target.base, self.target.known
-        if base is None:
+        if self.target.base is None:
             return None
-        measured = self.described | {"weights": self.described["base"]}
-        key = digest(["base", measured, prompts, decoding.to_dict()])
-
-        def make() -> Measurement:
-            if key not in known:
-                known[key] = self._write(base, prompts, decoding)
-            return known[key]
-
-        return self._once(f"base, {title(at)}", make)
+        return self._once(f"base, {title(at)}", lambda: self._write_as_base(prompts, decoding))
 
     def attempt(
         self,
@@ -104,7 +95,15 @@ class Record:
         It is cheap: without the perplexity of text, and without the likelihood under the base.
         """
 
-        return self._once(title(at), lambda: dataclasses.replace(self._write(model, prompts, decoding), at=at))
+
+        def make() -> Measurement:
+            if self._is_base(model):
+                return self._write_as_base(prompts, decoding)
+            return self.target.measure(
+                model, prompts=prompts, decoding=decoding, with_text=False, with_likelihood=False
+            )
+
+        return self._once(title(at), lambda: dataclasses.replace(make(), at=at))
 
     def start(self, **at: Any) -> None:
         """The curve begins here: at this point the model is untouched."""
@@ -137,6 +136,8 @@ class Record:
                 with_likelihood=with_likelihood,
                 yardstick=yardstick or base or before,
             )
+            if self._is_base(model) and not with_text:
+                self.target.known[self._key_of_base(prompts, decoding)] = point
             return Measurement(point.figures | {"versus_before": point.versus(before)}, point.generations, at)
 
         point = self._once(title(at), make)
@@ -233,10 +234,23 @@ class Record:
         found = self.whole.untouched(which, self.described)
         return found if self.prompts is None else of_prompts(found, self.prompts, self.target.processing_class)
 
-    def _write(
-        self, model: "PreTrainedModel", prompts: Sequence[str] | None, decoding: Decoding | None
-    ) -> Measurement:
-        return self.target.measure(model, prompts=prompts, decoding=decoding, with_text=False, with_likelihood=False)
+    def _is_base(self, model: "PreTrainedModel") -> bool:
+        """Whether it is the base that is attacked, and this is what is left of it: unchanged."""
+        return model is self.target.model and self.described["weights"] == self.described["base"]
+
+    def _key_of_base(self, prompts: Sequence[str] | None, decoding: Decoding | None) -> str:
+        measured = self.described | {"weights": self.described["base"]}
+        asked = list(self.target.prompts if prompts is None else prompts)
+        return digest(["base", measured, asked, (decoding or self.target.decoding).to_dict()])
+
+    def _write_as_base(self, prompts: Sequence[str] | None, decoding: Decoding | None) -> Measurement:
+        key, known = self._key_of_base(prompts, decoding), self.target.known
+        if key not in known:
+            assert self.target.base is not None
+            known[key] = self.target.measure(
+                self.target.base, prompts=prompts, decoding=decoding, with_text=False, with_likelihood=False
+            )
+        return known[key]
 
     def _once(self, name: str, make: Callable[[], Measurement]) -> Measurement:
         for row in self.rows:
