@@ -60,7 +60,7 @@ def train_repo(**changes: Any) -> REPOTrainer:
 
 
 # What each method lowers (-) or raises (+) by its own account, as its trainer logs it. REPO's is a game without a
-# value that only falls (a fresh probe judges it: erasure_check.py), `retain` is at its least from the start, and
+# value that only falls (conditional probes judge it: erasure_check.py), `retain` is at its least from the start, and
 # methods without steps log nothing.
 OBJECTIVES = {
     "sft": ("nll_loss", -1),
