@@ -104,7 +104,7 @@ ATTACKS = {
         control="steering",
         published="every block and position, chosen on validation prompts (Arditi et al.)",
         flags={
-            "quick": "--directions base,contrast --layers 0.5,last --forms affine --max_pairs 64",
+            "quick": "--directions base,contrast --layers last --forms affine --max_pairs 64",
             "standard": "--directions base,contrast --layers own,0.5,last --forms hook,affine",
         },
     ),
@@ -113,7 +113,7 @@ ATTACKS = {
         "add the difference between toxic and benign text to the hidden states",
         "Turner et al. 2023, arXiv 2308.10248; Rimsky et al. 2024, arXiv 2312.06681",
         flags={
-            "quick": "--coefficients 1,2 --max_pairs 64",
+            "quick": "--coefficients 2 --max_pairs 64",
             "standard": "--coefficients 1,2,4",
             "thorough": "--layers 0.25,0.5,0.75 --coefficients 0.5,1,2,4",
         },
@@ -134,7 +134,7 @@ ATTACKS = {
         "Lee et al. 2024, arXiv 2401.01967",
         published="7 vectors, scale 10 (Lee et al.)",
         flags={
-            "quick": "--vectors 7,128 --scales 10",
+            "quick": None,
             "standard": "--vectors 7,256 --scales 10",
         },
     ),
@@ -144,7 +144,7 @@ ATTACKS = {
         "Wei et al. 2024, arXiv 2402.05162",
         published="45 pairs of p and q, 512 samples (Wei et al.)",
         flags={
-            "quick": "--q 0.01,0.05 --max_rows 24",
+            "quick": "--q 0.03 --max_rows 24",
             "standard": "--q 0.01,0.03,0.1 --p 0.05,0.2 --max_rows 64",
             "thorough": "--q 0.002,0.005,0.01,0.03,0.1,0.2 --p 0.02,0.05,0.1,0.3",
         },
@@ -159,7 +159,7 @@ ATTACKS = {
         "round the weights to 8 or 4 bits",
         "Kolbeinsson et al. 2024, arXiv 2407.06483; Dettmers et al. 2023, arXiv 2305.14314",
         flags={
-            "quick": "--bits 8,4",
+            "quick": "--bits 4",
             "standard": "--bits 8,4 --schemes symmetric,nf4",
             "thorough": "--bits 8,4,3 --schemes symmetric,asymmetric,nf4",
         },
@@ -179,7 +179,7 @@ ATTACKS = {
         needs_base=True,
         access="base",
         flags={
-            "quick": "--alphas 0.25,0.5",
+            "quick": "--alphas 0.5",
             "standard": "--alphas 0.25,0.5,0.75",
             "thorough": "--alphas 0.1,0.25,0.5,0.75,0.9,1.5",
         },
@@ -245,7 +245,7 @@ ATTACKS = {
         access="weights",
         published="100 steps for each prompt (Schwinn et al.)",
         flags={
-            "quick": "--steps 12 --max_steps 12",
+            "quick": None,
             "standard": "--steps 30 --max_steps 60",
             "thorough": "--steps 30,100 --max_steps 300 --n_tokens 16",
         },
