@@ -95,13 +95,9 @@ class Record:
         It is cheap: without the perplexity of text, and without the likelihood under the base.
         """
 
-
         def make() -> Measurement:
-            if self._is_base(model):
-                return self._write_as_base(prompts, decoding)
-            return self.target.measure(
-                model, prompts=prompts, decoding=decoding, with_text=False, with_likelihood=False
-            )
+            as_base = self._is_base(model)
+            return self._write_as_base(prompts, decoding) if as_base else self._write(model, prompts, decoding)
 
         return self._once(title(at), lambda: dataclasses.replace(make(), at=at))
 
@@ -247,10 +243,13 @@ class Record:
         key, known = self._key_of_base(prompts, decoding), self.target.known
         if key not in known:
             assert self.target.base is not None
-            known[key] = self.target.measure(
-                self.target.base, prompts=prompts, decoding=decoding, with_text=False, with_likelihood=False
-            )
+            known[key] = self._write(self.target.base, prompts, decoding)
         return known[key]
+
+    def _write(
+        self, model: "PreTrainedModel", prompts: Sequence[str] | None, decoding: Decoding | None
+    ) -> Measurement:
+        return self.target.measure(model, prompts=prompts, decoding=decoding, with_text=False, with_likelihood=False)
 
     def _once(self, name: str, make: Callable[[], Measurement]) -> Measurement:
         for row in self.rows:
