@@ -123,7 +123,7 @@ ATTACKS = {
         "read the logits below the last blocks",
         "nostalgebraist 2020; arXiv 2410.00382",
         flags={
-            "quick": "--skipped 1,2",
+            "quick": None,
             "standard": "--skipped 1,2,4",
             "thorough": "--skipped 1,2,3,4,6,8,12",
         },

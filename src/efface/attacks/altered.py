@@ -71,7 +71,9 @@ def attack_altered(
             logger.warning("%s: %s is left out: %s", name, title(at), error)
             left_out.append(title(at))
             continue
-        point = record.measure(target.model, at, prompts=prompts, decoding=decoding, with_text=False)
+        point = record.measure(
+            target.model, at, prompts=prompts, decoding=decoding, with_text=False, with_likelihood=False
+        )
         bases.append(record.base_at(at, decoding, prompts))
         rows.append({**at, "share": point.share, "base_share": None if bases[-1] is None else bases[-1].share})
     attacked = record.curve[1:]
