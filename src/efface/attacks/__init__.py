@@ -105,7 +105,7 @@ ATTACKS = {
         published="every block and position, chosen on validation prompts (Arditi et al.)",
         flags={
             "quick": "--directions base,contrast --layers last --forms affine --max_pairs 64",
-            "standard": "--directions base,contrast --layers own,0.5,last --forms hook,affine",
+            "standard": "--directions base,contrast --layers own,last --forms hook,affine",
         },
     ),
     "activation_addition": Attack(
@@ -145,7 +145,7 @@ ATTACKS = {
         published="45 pairs of p and q, 512 samples (Wei et al.)",
         flags={
             "quick": "--q 0.03 --max_rows 24",
-            "standard": "--q 0.01,0.03,0.1 --p 0.05,0.2 --max_rows 64",
+            "standard": "--q 0.01,0.03,0.1 --p 0.1 --max_rows 64",
             "thorough": "--q 0.002,0.005,0.01,0.03,0.1,0.2 --p 0.02,0.05,0.1,0.3",
         },
         variants={
@@ -192,7 +192,7 @@ ATTACKS = {
         published="49 settings (Huang et al.)",
         flags={
             "quick": "--temperatures 1 --nuclei 0.9,1 --top_ks 50 --draws 3",
-            "standard": "--temperatures 0.7,1 --nuclei 0.9,1 --top_ks 50 --draws 4",
+            "standard": "--temperatures 1 --nuclei 0.9,1 --top_ks 50 --draws 4",
             "thorough": "--temperatures 0.5,0.7,1,1.3 --nuclei 0.7,0.9,1 --top_ks 5,20,100 --draws 4",
         },
     ),
@@ -258,7 +258,7 @@ ATTACKS = {
         published="500 x 512 candidates for each prompt (Zou et al.), 250 x 512 (nanoGCG)",
         flags={
             "quick": None,
-            "standard": "--k 8 --steps 100 --search_width 128",
+            "standard": "--k 16 --steps 100 --search_width 128",
             "thorough": "--k 32 --steps 256 --search_width 256",
         },
     ),

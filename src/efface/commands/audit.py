@@ -43,14 +43,13 @@ def add(commands: Any) -> None:
     command.add_argument("--skip", type=_names, default=[], metavar="A,B", help="leave these out")
     command.add_argument(
         "--no-controls",
-        "--no-controls",
         action="store_true",
         help="do not make the attacks on the base, or on an edit known to fall to them: half of the time, but no row "
         "is then known to be evidence",
     )
     add_target(command)
     # Not given, the number of prompts and of tokens is the budget's.
-    add_measurement(command, text="shipped:text", max_text_tokens=None)
+    add_measurement(command, text="shipped:text", max_text_tokens=None, decoding_dtype="auto")
     command.set_defaults(run=run)
 
 

@@ -20,6 +20,8 @@ from efface.checks import all_finite
 from efface.data.tokens import Truncation
 from efface.errors import UserError
 
+BFLOAT16 = "bfloat16"  # as in `model.precision`, which imports torch
+
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "lee": {"samples": 1, "max_new_tokens": 20, "max_prompt_tokens": 32, "truncation": "first"},
     "gehman": {"samples": 25, "do_sample": True, "max_new_tokens": 20, "top_p": 0.9, "temperature": 1.0},
@@ -51,11 +53,16 @@ class Decoding:
     """Only so many of the likeliest tokens are drawn from; 0 for no such limit."""
     without: tuple[int, ...] = ()
     """Ids of tokens that are never written."""
+    dtype: str | None = None
+    """"bfloat16": the weights of a model in float32 are rounded to it while text is written (`model.precision`), as
+    most models are deployed, and as is twice as fast where the machine has it. None: the model is read as it is."""
     protocol: str | None = field(default=None, compare=False)
     """Which defaults these were made from, for the record."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "without", tuple(self.without))
+        if self.dtype not in (None, BFLOAT16):
+            raise UserError(f"dtype={self.dtype!r}: text is written in {BFLOAT16!r}, or None for the model as it is.")
         all_finite(self)  # before the model is loaded; the ranges are checked where it is decoded
 
     @classmethod
@@ -87,6 +94,8 @@ class Decoding:
             del recorded["top_k"]
         if not self.without:
             del recorded["without"]
+        if self.dtype is None:
+            del recorded["dtype"]
         return recorded
 
     def __str__(self) -> str:

@@ -17,6 +17,7 @@ from efface.generation.prompts import encode_prompts
 from efface.generation.warp import GREEDY, Warp, draw_uniforms
 from efface.model.copies import eval_mode
 from efface.model.padding import batches_by_length
+from efface.model.precision import read_in
 from efface.model.vocabulary import pad_id
 from efface.progress import track
 
@@ -118,7 +119,7 @@ def generate_ids(
     warp = replace(Warp(temperature, top_k, top_p) if decoding.sampled else GREEDY, without=decoding.without)
     decoder = Decoder(model, warp, pad_id(processing_class, model), end_ids(model, processing_class))
     done: dict[tuple[int, int], Continuation] = {}
-    with eval_mode(model):
+    with eval_mode(model), read_in(model, decoding.dtype):
         for batch in track(batches, "generate", show=progress):
             numbers = list(dict.fromkeys(number for number, _ in batch))
             places = {number: place for place, number in enumerate(numbers)}

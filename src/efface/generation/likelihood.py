@@ -17,6 +17,7 @@ from efface.model.forward import Head, forward
 from efface.model.head_check import check_head_once
 from efface.model.layout import plain_layout
 from efface.model.padding import batches_by_length, max_positions, pad_batch
+from efface.model.precision import read_in
 from efface.model.vocabulary import pad_id
 from efface.progress import track
 
@@ -44,7 +45,7 @@ def continuation_nll(
     The ids of a continuation are those that it has in the whole text (`encode_continuation`); an empty one gives
     (0.0, 0). One that reaches beyond the model's positions counts up to there: what was generated up to the last of
     them may be some tokens longer when its text is tokenised again. Prompts are cut, or are messages, as `decoding`
-    says: with that of `generate_ids`, it is the prompt that was continued.
+    says: with that of `generate_ids`, it is the prompt that was continued; its `dtype` holds here too.
     """
     if len(prompts) != len(continuations):
         raise UserError(f"{len(prompts)} prompts but {len(continuations)} continuations: each needs its own.")
@@ -72,7 +73,7 @@ def continuation_nll(
     counted = [i for i in range(len(starts)) if ends[i]]
     batches = batches_by_length(counted, lambda i: len(starts[i]) + len(ends[i]), batch_size)
     pad = pad_id(processing_class, model)
-    with eval_mode(model):
+    with eval_mode(model), read_in(model, decoding.dtype):
         for batch in track(batches, "likelihood", show=progress):
             sequences = [starts[i] + ends[i] for i in batch]
             for i, losses in zip(batch, token_nll(model, sequences, [len(ends[i]) for i in batch], pad), strict=True):

@@ -6,9 +6,8 @@ Short: one decision, for all searches. Measured on a CPU with AMX (docs/attacks.
 import copy
 from typing import TYPE_CHECKING
 
-import torch
-
 from efface.checks import one_of
+from efface.model.precision import is_fast_in_half, is_wide
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,13 +24,7 @@ def draft_of(model: "PreTrainedModel", search_dtype: str) -> "PreTrainedModel | 
         UserError: for another `search_dtype`.
     """
     one_of("search_dtype", search_dtype, DTYPES)
-    wide = all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    if search_dtype == "float32" or not wide or (search_dtype == "auto" and not _is_fast(model.device)):
+    slow = search_dtype == "auto" and not is_fast_in_half(model.device)
+    if search_dtype == "float32" or slow or not is_wide(model):
         return None
     return copy.deepcopy(model).requires_grad_(False).bfloat16()
-
-
-def _is_fast(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))

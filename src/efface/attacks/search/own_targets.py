@@ -51,7 +51,14 @@ def own_targets(
     """
     writer = target.base or target.model
     ends = set(end_ids(writer, target.processing_class))
-    how = Decoding(samples=draws, do_sample=True, max_new_tokens=tokens, chat=target.decoding.chat, seed=target.seed)
+    how = Decoding(
+        samples=draws,
+        do_sample=True,
+        max_new_tokens=tokens,
+        chat=target.decoding.chat,
+        seed=target.seed,
+        dtype=target.decoding.dtype,
+    )
     order = [number for number, prompt in enumerate(prompts) if fits(prompt)]
     random.Random(target.seed).shuffle(order)
     found: list[OwnTarget] = []
