@@ -67,8 +67,8 @@ ATTACKS = {
                 "thorough": "--data labelled --learning_rates 1e-5,3e-5,1e-4,3e-4 --steps 2,5,10,20,40,64",
             },
             "lora": {
-                "standard": "--lora_r 16 --learning_rates 1e-3 --steps 10,20",
-                "thorough": "--lora_r 16 --learning_rates 2e-4,5e-4,1e-3,3e-3 --steps 5,10,20,40,64",
+                "standard": "--lora_r 16 --learning_rates 2e-4,5e-4 --steps 10,20",
+                "thorough": "--lora_r 16 --learning_rates 1e-4,2e-4,5e-4,1e-3 --steps 5,10,20,40,64",
             },
             "widelora": {
                 "standard": "--lora_r 128 --learning_rates 2e-4 --steps 20",
