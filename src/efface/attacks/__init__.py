@@ -71,8 +71,8 @@ ATTACKS = {
                 "thorough": "--lora_r 16 --learning_rates 1e-4,2e-4,5e-4,1e-3 --steps 5,10,20,40,64",
             },
             "widelora": {
-                "standard": "--lora_r 128 --learning_rates 2e-4 --steps 20",
-                "thorough": "--lora_r 128 --learning_rates 1e-4,2e-4,1e-3 --steps 5,10,20,40,64",
+                "standard": "--lora_r 128 --learning_rates 5e-5 --steps 10,20",
+                "thorough": "--lora_r 128 --learning_rates 2e-5,5e-5,1e-4 --steps 5,10,20,40,64",
             },
             # Their setting, but for the rows, of which there are 64 and not 100: three times each, one a step.
             "lucki": {
@@ -84,11 +84,11 @@ ATTACKS = {
                 "thorough": "--last_blocks 4 --learning_rates 1e-4,3e-4,1e-3 --steps 5,10,20,40,64",
             },
             "benign": {
-                "standard": "--data benign --steps 20",
+                "standard": "--data benign --learning_rates 3e-5 --steps 20",
                 "thorough": "--data benign --learning_rates 3e-5,1e-4,3e-4 --steps 10,20,40,64",
             },
             "own": {
-                "standard": "--data own --steps 20",
+                "standard": "--data own --learning_rates 3e-5 --steps 20",
                 "thorough": "--data own --learning_rates 3e-5,1e-4,3e-4 --steps 10,20,40,64",
             },
             "text": {
@@ -113,8 +113,8 @@ ATTACKS = {
         "add the difference between toxic and benign text to the hidden states",
         "Turner et al. 2023, arXiv 2308.10248; Rimsky et al. 2024, arXiv 2312.06681",
         flags={
-            "quick": "--coefficients 2 --max_pairs 64",
-            "standard": "--coefficients 1,2,4",
+            "quick": "--coefficients 0.5 --max_pairs 64",
+            "standard": "--coefficients 0.25,0.5,0.75",
             "thorough": "--layers 0.25,0.5,0.75 --coefficients 0.5,1,2,4",
         },
     ),
