@@ -24,11 +24,11 @@ SETTINGS = {f"train {name}": load_method(name).config_class for name in METHODS}
 
 
 def words_for(action: argparse.Action) -> list[str]:
-    """A value that the flag takes, if it takes one."""
+    """A value that the flag takes and that is not its default, if it takes one."""
     if action.nargs == 0:
         return []
     if action.choices:
-        return [str(next(iter(action.choices)))]
+        return [next(choice for choice in map(str, action.choices) if choice != action.default)]
     return ["1"]
 
 
