@@ -16,7 +16,7 @@ from efface.checks import at_least_one, not_negative, positive
 from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
 from efface.evaluation.budget import Cost, FittedScale, UtilityBounds, fit_scale
-from efface.evaluation.divergence import kl_to_reference
+from efface.evaluation.divergence import Divergence
 from efface.evaluation.perplexity import perplexity
 from efface.files.results import RESULTS, read_json
 from efface.model.copies import merged, merged_copy, without_adapter
@@ -102,13 +102,15 @@ class LoxEditor(PairEditor):
         start, parts = merged_copy(self.model), self._parts()
         bounds = UtilityBounds(args.max_kl, args.max_perplexity_increase)
 
+        divergence = Divergence(self.base, self.processing_class, self.passages)
+
         def set_(a: float) -> None:
             self._set(start, parts, a - 1)
 
         def cost(a: float) -> Cost:
             set_(a)
             try:
-                kl = kl_to_reference(self.model, self.base, self.processing_class, self.passages, progress=show)
+                kl = divergence.of(self.model, progress=show)
                 value = perplexity(self.model, self.processing_class, self.passages, progress=show).value
             except RunError:  # this much has broken the model, which is an answer
                 return Cost(None, None)

@@ -125,3 +125,14 @@ def add_(student: "PreTrainedModel", parts: Mapping[str, Tensor], scale: float, 
             dtype = torch.promote_types(parameter.dtype, torch.float32)
             start = originals[name].to(parameter.device, dtype)
             parameter.copy_((start + scale * parts[name].to(dtype)).to(parameter.dtype))
+
+
+@torch.no_grad()
+def transplanted(edited: "PreTrainedModel", base: "PreTrainedModel", onto: "PreTrainedModel") -> "PreTrainedModel":
+    """A new model, onto + (edited - base): the same edit of another base of the same shapes."""
+    check_same_parameters(edited, base)
+    student, originals = merged_copy(edited), dict(without_adapter(base).named_parameters())
+    others = dict(without_adapter(onto).named_parameters())
+    for name, parameter in student.named_parameters():
+        parameter.add_((others[name].float() - originals[name].float()).to(parameter))
+    return student
