@@ -14,9 +14,9 @@ from efface.errors import UserError
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
-RECORDED, IF_SET = "recorded", "if set"
-"""In the metadata of a field: results name it only where it is not its default. Such is a setting that came later, so
-that a run goes on from what it wrote before there was one."""
+LATER = frozenset({"optimizer"})
+"""Settings that an attack has had only later: results name one only where it is not its default, so that a run goes on
+from what it wrote before."""
 
 
 class Several(tuple[T, ...]):
@@ -64,7 +64,7 @@ def describe_settings(settings: Any) -> dict[str, Any]:
     silent = {
         one.name
         for one in dataclasses.fields(settings)
-        if one.metadata.get(RECORDED) == IF_SET and getattr(settings, one.name) == one.default
+        if one.name in LATER and getattr(settings, one.name) == one.default
     }
     given = {name: getattr(settings, name) for name in names if name not in silent}
     return {name: value.text if isinstance(value, Several) else values[name] for name, value in given.items()}

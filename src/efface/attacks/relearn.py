@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from efface.attacks.lists import IF_SET, RECORDED, several
+from efface.attacks.lists import several
 from efface.attacks.measurement import Measurement
 from efface.attacks.points import UtilityBudget, half_of, judge_within, recovery, within_budget
 from efface.attacks.record import Record, recorded
@@ -61,7 +61,7 @@ class RelearnSettings(UtilityBudget):
     )
     optimizer: str = field(
         default="adamw",
-        metadata={"help": "adamw, or sgd with a momentum of 0.9, which wants far higher rates.", RECORDED: IF_SET},
+        metadata={"help": "adamw, or sgd with a momentum of 0.9, which wants far higher rates."},
     )
     lora_r: int | None = field(
         default=None, metadata={"help": "Rank of a LoRA adapter on all linear maps; default: train all weights."}

@@ -136,6 +136,8 @@ class SweepConfig:
     most: float = 2.0
     """The largest multiple of an edit."""
     attacks: AttackPlans = AttackPlans()
+    keep_models: bool = False
+    """Also the checkpoints of arms that were not chosen."""
     against: str | None = None
     """The entry that the others are compared with; default: the first."""
 

@@ -1,7 +1,7 @@
-"""What is measured of a kept model, beside its cost? How toxic it is, under attack too, and what became of its weights.
+"""What is measured of a kept model? How toxic it is, under attack too, and what has become of its weights.
 
     DIR/kept/PLACE/NAME/result.json    an attack, as `efface attack` writes it, its generations beside it
-    DIR/kept/PLACE/weights.json        distance to the base, barrier on the way there, and how a benign fine-tune learns
+    DIR/kept/PLACE/weights.json        distance to the base, barrier on the way there, how a benign fine-tune learns
     DIR/untouched/                     what models write before any attack, measured once
 
 PLACE is base, or budget/entry-sSEED. What one part dies of is written into its row; the others are made.
@@ -21,7 +21,7 @@ from efface.attacks.finished import finished_result
 from efface.attacks.quantize import OWN_GRID, QuantizeSettings, quantize
 from efface.attacks.relearn import RelearnSettings, relearn
 from efface.attacks.result import AttackResult, read_options, title
-from efface.attacks.selection import Option
+from efface.attacks.selection import NOTHING, Option, option_of
 from efface.attacks.target import Target
 from efface.comparison.config import AttackPlan, SweepConfig
 from efface.comparison.figures import barrier
@@ -92,8 +92,6 @@ def report_model(bench: Bench, model: "PreTrainedModel") -> Row:
 
 def reported_option(bench: Bench, model: "PreTrainedModel") -> Option:
     """What it wrote there, for paired tests."""
-    from efface.attacks.selection import NOTHING, option_of
-
     target = dataclasses.replace(bench.reported, model=model)
     return option_of(NOTHING, target.untouched("model", target.described()))
 
@@ -126,7 +124,7 @@ def round_settings(flags: str) -> QuantizeSettings:
 
 
 def _flags(kind: Any, flags: str, where: str) -> dict[str, Any]:
-    from efface.flags import FlagParser
+    from efface.flags import FlagParser  # on use: transformers costs a second
 
     try:
         return FlagParser(kind, HINT).given(shlex.split(flags))
@@ -198,7 +196,7 @@ def _attack(
 
 
 def weigh_edit(bench: Bench, place: str, model: "PreTrainedModel") -> Row:
-    """Where the weights went: distance to the base, barrier on the way, and how a benign fine-tune learns from here."""
+    """Where the weights went: distance to the base, barrier on the way, how a benign fine-tune learns from here."""
     plans, file = bench.config.attacks, bench.folder(place) / "weights.json"
     how = {"line": plans.line, "steps": plans.benign_steps, "rate": plans.benign_rate, "seed": bench.config.seed}
     texts = [bench.config.text, bench.config.documents, bench.config.max_text_tokens]
