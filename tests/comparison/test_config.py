@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from efface.comparison.arms import check_trials, count_trials
 from efface.comparison.config import AttackPlan, MethodPlan, SweepConfig, build_config, combinations, read_config
+from efface.comparison.measuring import relearn_settings, round_settings
 from efface.errors import UserError
 from efface.evaluation.budget import UtilityBounds
 
+ROOT = Path(__file__).parents[2]
 LEAST: dict[str, Any] = {"base": "m", "methods": ["sft"], "tuning": "t.jsonl", "reported": "r.jsonl"}
 TEXT = """
 base: m
@@ -42,6 +45,15 @@ def test_a_config_is_read(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps(LEAST))
     assert read_config(tmp_path / "c.json") == build_config(LEAST)
     assert isinstance(build_config(LEAST), SweepConfig) and build_config(LEAST).methods == [MethodPlan("sft", "sft")]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_configs_of_the_benchmarks_are_of_settings_that_there_are(file: Path) -> None:
+    found = read_config(file)
+    assert len(set(count_trials(found).values())) == 1  # all are tuned alike
+    assert len(check_trials(found)) == sum(len(plan.trials) for plan in found.methods)
+    assert all(relearn_settings(plan).steps for plan in [*found.attacks.every, *found.attacks.best])
+    assert all(round_settings(flags).grids for flags in found.attacks.rounding)
 
 
 def test_the_grid_is_every_combination() -> None:

@@ -185,17 +185,35 @@ def test_the_page_names_every_row(whole: Any) -> None:
         read_sweep({"schema": 1}, "there")
 
 
+SMALL: dict[str, Any] = {
+    "methods": [
+        {"name": "sft", "settings": {"use_cpu": True, "max_steps": 2, "retain_text": "none", "learning_rate": 1e-3}},
+        {"name": "lox-sft", "method": "lox", "after": "sft", "settings": {"use_cpu": True, "strength": 0.5}},
+    ],
+    "attacks": {
+        "every": {"pairs": "--data toxic --learning_rates 5e-3 --steps 1 --max_perplexity_increase 9"},
+        "best": {"text": "--data benign --learning_rates 5e-3 --steps 1 --max_perplexity_increase 9"},
+        "best_of": 1,
+        "rounding": ["--bits 4 --max_perplexity_increase 9"],
+        "benign_steps": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("change", [SMALL, pytest.param({}, marks=pytest.mark.full)], ids=["small", "whole"])
 def test_finished_work_is_taken_and_killed_work_is_made_again(
-    whole: Any, silly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], silly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An exception after every boundary, one after the other: each run gets a step further, the end is the same."""
-    expected, _ = whole
+    config = config_of(silly, **change)
+    expected = sweep(config, output=tmp_path / "whole")
     made: list[str] = []
 
     def interrupt(name: str, function: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
             found = function(*args, **kwargs)
-            mark = f"{name} {args[1] if isinstance(args[1], str) else getattr(args[1], 'name', '')} {args[3:4]}"
+            which = [one if isinstance(one, str | int) else getattr(one, "name", "") for one in args]
+            mark = f"{name} {which} {kwargs}"
             if mark not in made:
                 made.append(mark)
                 raise KeyboardInterrupt
@@ -207,11 +225,11 @@ def test_finished_work_is_taken_and_killed_work_is_made_again(
         monkeypatch.setattr(sweep_run, name, interrupt(name, getattr(sweep_run, name)))
     for _ in range(80):
         try:
-            results = sweep(config_of(silly), output=tmp_path / "out", resume=True)
+            results = sweep(config, output=tmp_path / "out", resume=True)
             break
         except KeyboardInterrupt:
             continue
-    assert len(made) > 20 and timeless(results) == timeless(expected)
+    assert len(made) >= 13 and timeless(results) == timeless(expected)
 
 
 @pytest.mark.full
