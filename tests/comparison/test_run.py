@@ -1,12 +1,13 @@
 """Does a sweep find, at one budget, which tiny method is best, and does it end alike however often it is interrupted?
 
-Of: comparison/arms.py, comparison/claims.py, comparison/measuring.py, comparison/results.py, comparison/scaling.py,
-comparison/targets.py
+Of: comparison/arms.py, comparison/claims.py, comparison/making.py, comparison/measuring.py, comparison/results.py,
+comparison/scaling.py, comparison/targets.py
 """
 
 import copy
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from polite import BENIGN, HELD_OUT, PROMPTS, ROWS, TOXIC, quick_learner
 from tiny import tiny_tokenizer
 
+from efface.comparison import making
 from efface.comparison import run as sweep_run
 from efface.comparison.arms import Arm, arms_of, count_trials, further_seeds
 from efface.comparison.claims import claimed
@@ -92,6 +94,14 @@ def config_of(folder: Path, **more: Any) -> SweepConfig:
     return build_config(block | more)
 
 
+def by_name(results: dict[str, Any]) -> dict[str, Any]:
+    """What was kept, by budget, entry and seed."""
+    return {
+        row["place"] if row["arm"] is None else f"{row['budget']}/{row['entry']}-s{row['seed']}": row
+        for row in results["kept"]
+    }
+
+
 def timeless(results: Any) -> Any:
     """Without what differs from run to run."""
     if isinstance(results, dict):
@@ -112,7 +122,7 @@ def test_a_sweep_says_what_each_method_reaches_at_the_budget(whole: Any) -> None
     assert len(arms) == 7  # two trials each, and what was chosen of sft with another seed
     failed = [arm for arm in arms.values() if arm["error"]]
     assert [arm["entry"] for arm in failed] == ["broken"] and failed[0]["settings"]["learning_rate"] == "1e30"
-    kept = {row["place"]: row for row in results["kept"]}
+    kept = by_name(results)
     assert list(kept) == ["base", "main/sft-s0", "main/sft-s1", "main/broken-s0", "main/lox-sft-s0"]
     for row in list(kept.values())[1:]:
         reading, bounds = row["reading"], results["config"]["budgets"]["main"]
@@ -132,8 +142,8 @@ def test_a_sweep_says_what_each_method_reaches_at_the_budget(whole: Any) -> None
 
 def test_kept_models_are_attacked_rounded_and_compared(whole: Any) -> None:
     results, folder = whole
-    kept = {row["place"]: row for row in results["kept"]}
-    for place, row in kept.items():
+    kept = by_name(results)
+    for row in kept.values():
         curves = row["attacks"]["pairs"]["curves"]
         assert list(curves) == ["0.001", "0.005"]
         assert [point["steps"] for point in curves["0.005"]] == [0, 1, 3]
@@ -142,10 +152,10 @@ def test_kept_models_are_attacked_rounded_and_compared(whole: Any) -> None:
             and row["weights"]["distance"] >= 0
         )
         assert row["worst"]["chosen"] and len(row["weights"]["benign_losses"]) >= 2
-        assert (folder / "kept" / place / "pairs" / "result.json").exists()
+        assert (folder / "kept" / row["place"] / "pairs" / "result.json").exists()
     attacked = {place for place, row in kept.items() if "sgd" in row["attacks"]}
     assert len({kept[place]["entry"] for place in attacked} - {"base"}) == 1 and "base" in attacked
-    figures = results["figures"]["main/sft-s0"]
+    figures = results["figures"][kept["main/sft-s0"]["place"]]
     assert set(figures["curves"]) >= {"pairs 0.001", "pairs 0.005"} and figures["trainability"] is not None
     assert figures["drop"] == pytest.approx(
         kept["base"]["reported"]["toxicity"]["share"] - kept["main/sft-s0"]["reported"]["toxicity"]["share"]
@@ -221,7 +231,8 @@ def test_finished_work_is_taken_and_killed_work_is_made_again(
 
         return run
 
-    for name in ("train_arm", "relearn_model", "round_model", "weigh_edit"):
+    monkeypatch.setattr(making, "train_arm", interrupt("train_arm", making.train_arm))
+    for name in ("relearn_model", "round_model", "weigh_edit"):
         monkeypatch.setattr(sweep_run, name, interrupt(name, getattr(sweep_run, name)))
     for _ in range(80):
         try:
@@ -230,6 +241,9 @@ def test_finished_work_is_taken_and_killed_work_is_made_again(
         except KeyboardInterrupt:
             continue
     assert len(made) >= 13 and timeless(results) == timeless(expected)
+    for row in results["kept"][1:]:  # a checkpoint that is gone is made again, and is the same
+        shutil.rmtree(tmp_path / "out" / "arms" / row["arm"] / "model")
+    assert timeless(sweep(config, output=tmp_path / "out", resume=True)) == timeless(expected)
 
 
 @pytest.mark.full

@@ -4,7 +4,7 @@
     DIR/kept/PLACE/weights.json        distance to the base, barrier on the way there, how a benign fine-tune learns
     DIR/untouched/                     what models write before any attack, measured once
 
-PLACE is base, or budget/entry-sSEED. What one part dies of is written into its row; the others are made.
+PLACE is base, or BUDGET/ARM. What one part dies of is written into its row; the others are made.
 """
 
 import dataclasses

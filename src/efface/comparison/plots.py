@@ -24,7 +24,7 @@ def tradeoff_figure(results: Row) -> Figure:
     """Toxic share of the kept models against what they cost in perplexity, with intervals; the base as a line."""
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    for place, row in _kept(results).items():
+    for row in _kept(results):
         toxicity = row["reported"]["toxicity"]
         if row["entry"] == BASE:
             axes.axhline(toxicity["share"], color=GREY, linestyle=(0, (5, 3)), linewidth=1, label="base")
@@ -39,7 +39,7 @@ def tradeoff_figure(results: Row) -> Figure:
             marker=style["marker"],
             capsize=3,
             linestyle="none",
-            label=_label(row, place),
+            label=_label(row),
         )
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1.0))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
@@ -55,7 +55,7 @@ def steps_figure(results: Row) -> Figure | None:
     panels = list(
         dict.fromkeys(
             (attack, rate)
-            for row in kept.values()
+            for row in kept
             for attack, found in row["attacks"].items()
             for rate in found.get("curves", {})
         )
@@ -68,7 +68,7 @@ def steps_figure(results: Row) -> Figure | None:
     )
     for number, (attack, rate) in enumerate(panels, 1):
         axes = figure.add_subplot(rows, min(len(panels), COLUMNS), number)
-        for place, row in kept.items():
+        for row in kept:
             points = row["attacks"].get(attack, {}).get("curves", {}).get(rate)
             if points is not None and not row["seed"]:  # of several seeds the first: the table has the others
                 points = [point for point in points if point["counted"]]
@@ -78,7 +78,7 @@ def steps_figure(results: Row) -> Figure | None:
                     [point["share"] for point in points],
                     linewidth=1.3,
                     markersize=4,
-                    label=_label(row, place),
+                    label=_label(row),
                     **style,
                 )
         axes.set_ylim(0, 1)
@@ -89,10 +89,10 @@ def steps_figure(results: Row) -> Figure | None:
     return figure
 
 
-def _kept(results: Row) -> dict[str, Row]:
+def _kept(results: Row) -> list[Row]:
     """The base and what was kept at the main budget, as far as it was reported."""
     among = (None, results["main"])
-    return {row["place"]: row for row in results["kept"] if row["budget"] in among and row.get("reported")}
+    return [row for row in results["kept"] if row["budget"] in among and row.get("reported")]
 
 
 def _style(results: Row, entry: str) -> dict[str, Any]:
@@ -100,8 +100,8 @@ def _style(results: Row, entry: str) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
-def _label(row: Row, place: str) -> str:
-    return BASE if row["entry"] == BASE else place.partition("/")[2].removesuffix("-s0")
+def _label(row: Row) -> str:
+    return str(row["entry"]) if not row["seed"] else f"{row['entry']}, seed {row['seed']}"
 
 
 def _plain(axes: Axes, title: str, across: str, up: str) -> None:

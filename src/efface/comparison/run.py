@@ -10,26 +10,22 @@ once, on one directory (`claims.py`).
 """
 
 import dataclasses
-import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from efface.attacks.finished import Untouched
 from efface.attacks.selection import Option, judge_chosen
 from efface.comparison.arms import (
-    MODEL,
     Arm,
     arms_of,
     check_trials,
     count_trials,
     further_seeds,
-    train_arm,
 )
-from efface.comparison.claims import claimed
 from efface.comparison.config import BASE, SweepConfig
+from efface.comparison.making import Arms
 from efface.comparison.measuring import (
     Bench,
     relearn_model,
@@ -41,19 +37,15 @@ from efface.comparison.measuring import (
     weigh_edit,
 )
 from efface.comparison.results import conclude, pooled
-from efface.comparison.scaling import Scaler, choose_arm
+from efface.comparison.scaling import Scaler
 from efface.comparison.targets import targets_of
-from efface.errors import RunError, UserError, described
-from efface.files.digests import digest
+from efface.errors import UserError
 from efface.files.jsonl import Row
-from efface.files.results import RESULTS, environment, prepare_output_dir, read_json, remove, write_json
-from efface.model.copies import merged
+from efface.files.results import RESULTS, environment, prepare_output_dir, write_json
 from efface.model.edit import scaled_copy
-from efface.model.load import load_model
 
-log = logging.getLogger(__name__)
 Say = Callable[[str], None]
-UNTOUCHED, CLAIMS = "untouched", ".claims"
+UNTOUCHED = "untouched"
 
 
 def sweep(
@@ -94,9 +86,9 @@ def sweep(
     folder = prepare_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
     run = _Sweep(config, folder, say, command, retry_failed)
     if only:
-        run.make_only(set(only))
+        run.arms.make_only(set(only))
     else:
-        run.make_arms()
+        run.arms.make_arms()
         run.measure_kept()
     return run.save()
 
@@ -106,60 +98,29 @@ def list_arms(config: SweepConfig) -> list[str]:
     return [arm.name for plan in config.methods for arm in arms_of(plan)]
 
 
-@dataclass(frozen=True)
-class _Base:
-    """The base, as what an arm edits."""
-
-    missing: str = ""
-    """Why there is nothing to edit, if so."""
-    name: str = BASE
-
-
 class _Sweep:
     """A sweep in the making; what is known of it is on disk after every arm and every kept model."""
 
     def __init__(self, config: SweepConfig, folder: Path, say: Say, command: str | None, retry_failed: bool):
         self.config, self.folder, self.say, self.command = config, folder, say, command
-        self.retry_failed = retry_failed
         tuning, reported, attacked = targets_of(config, Untouched(folder / UNTOUCHED))
-        self.scaler = Scaler(tuning, config)
         self.bench = Bench(config, folder, reported, attacked, say)
-        self.made_by = [tuning.described(), {n: dataclasses.asdict(b) for n, b in config.budgets.items()}]
-        self.made_by += [config.most, config.max_kl_tokens, config.pairs]
-        self.main = next(iter(config.budgets))
-        self.rows: dict[str, Row] = {}
-        """Of arms, by name."""
+        self.arms = Arms(config, folder, Scaler(tuning, config), say=say, written=self.save, retry_failed=retry_failed)
+        self.main = self.arms.main
         self.kept: dict[str, Row] = {}
         """Of kept models, by place."""
         self.options: dict[str, dict[str, list[Option]]] = {}
         self.reported: dict[str, Option] = {}
-        self.unfinished: list[str] = []
-
-    def make_only(self, names: set[str]) -> None:
-        for plan in self.config.methods:
-            for arm in arms_of(plan):
-                if arm.name in names:
-                    self._make(arm)
-
-    def make_arms(self) -> None:
-        """Every trial of every entry, then what was chosen with the other seeds."""
-        for plan in self.config.methods:
-            for arm in arms_of(plan):
-                self._make(arm)
-            chosen = self._chosen(plan, self.main)
-            for arm in [] if chosen is None else further_seeds(chosen):
-                self._make(arm)
-            self._forget_others(plan)
 
     def measure_kept(self) -> None:
         """Report, attack and round the base and what was kept."""
-        if self.unfinished:
-            self.say(f"not finished, by another process: {', '.join(self.unfinished)}. Run again when it is.")
+        if self.arms.unfinished:
+            self.say(f"not finished, by another process: {', '.join(self.arms.unfinished)}. Run again when it is.")
             return
         self._measure(BASE, None, None)
         for budget in self.config.budgets:
-            for arm in self._kept_arms(budget):
-                self._measure(f"{budget}/{arm.plan.name}-s{arm.seed}", arm, budget)
+            for arm in self.arms.kept_arms(budget):
+                self._measure(f"{budget}/{arm.name}", arm, budget)
         for place in [BASE, *self._best()]:
             self._attack(place, self._model_of(place), self.config.attacks.best)
             self._judge(place, "worst_of_all")
@@ -173,93 +134,14 @@ class _Sweep:
             "config": dataclasses.asdict(self.config),
             "main": self.main,
             "trials": count_trials(self.config),
-            "arms": list(self.rows.values()),
+            "arms": list(self.arms.rows.values()),
             "kept": list(self.kept.values()),
-            "unfinished": self.unfinished,
+            "unfinished": self.arms.unfinished,
             **conclude(self.config, self.kept, self.options, self.reported),
             "environment": environment(seed=self.config.seed, model=self.bench.base, command=self.command),
         }
         write_json(self.folder / RESULTS, results)
         return results
-
-    def _make(self, arm: Arm) -> None:
-        """Train and scale an arm, unless that is done."""
-        if arm.name in self.rows or arm.name in self.unfinished:
-            return
-        start = self._start_of(arm)
-        if start is None:
-            self.unfinished.append(arm.name)
-            return
-        file = arm.folder(self.folder) / "arm.json"
-        made_by = digest([arm.name, str(start.name), self.made_by], 16)
-        with claimed(self.folder / CLAIMS / arm.name) as mine:
-            found = read_json(file) if file.exists() else {}
-            if found.get("made_by") == made_by and not (found["error"] and self.retry_failed):
-                self.rows[arm.name] = found
-            elif mine:
-                self.say(f"{arm.name}: trained and scaled")
-                self.rows[arm.name] = self._made(arm, start) | {"made_by": made_by}
-                write_json(file, self.rows[arm.name])
-            else:
-                self.unfinished.append(arm.name)
-        self.save()
-
-    def _made(self, arm: Arm, start: "Arm | _Base") -> Row:
-        row: Row = {"arm": arm.name, "entry": arm.plan.name, "method": arm.plan.method, "settings": arm.settings}
-        row |= {"seed": arm.seed, "cost": None, "budgets": {}, "error": None}
-        try:
-            where: Any = self.config.base
-            if isinstance(start, Arm):
-                where = start.folder(self.folder) / MODEL
-            elif start.missing:
-                raise UserError(start.missing)
-            row["cost"] = train_arm(self.config, arm, where, self.folder, self.say)
-            row["budgets"] = self.scaler.fit(self._load(arm))
-        except Exception as error:  # a method of a third party may raise anything, which is a row and not the end
-            log.info("%s failed", arm.name, exc_info=True)
-            row["error"] = str(error) if isinstance(error, UserError | RunError) else described(error)
-            self.say(f"{arm.name} failed: {row['error']}")
-        return row
-
-    def _load(self, arm: Arm) -> Any:
-        return merged(load_model(arm.folder(self.folder) / MODEL)[0])
-
-    def _start_of(self, arm: Arm) -> "Arm | _Base | None":
-        """What an arm edits: the base, or what is kept of the entry that it comes after; None while that is not
-        known, since other processes are at work on it."""
-        if arm.plan.after is None:
-            return _Base()
-        plan = next(plan for plan in self.config.methods if plan.name == arm.plan.after)
-        for one in arms_of(plan):
-            self._make(one)
-        if any(one.name not in self.rows for one in arms_of(plan)):
-            return None
-        none = f"it comes after {plan.name}, of which no arm fits the budget {self.main!r}."
-        return self._chosen(plan, self.main) or _Base(none)
-
-    def _chosen(self, plan: Any, budget: str) -> Arm | None:
-        arms = {arm.name: arm for arm in arms_of(plan)}
-        rows = [self.rows[name] for name in arms if name in self.rows]
-        best = choose_arm(rows, budget) if len(rows) == len(arms) else None
-        return None if best is None else arms[best["arm"]]
-
-    def _kept_arms(self, budget: str) -> list[Arm]:
-        """What was chosen of each entry, and at the main budget the same with other seeds, as far as it fits."""
-        found = []
-        for plan in self.config.methods:
-            chosen = self._chosen(plan, budget)
-            if chosen is not None:
-                more = further_seeds(chosen) if budget == self.main else []
-                found += [chosen, *(arm for arm in more if choose_arm([self.rows[arm.name]], budget))]
-        return found
-
-    def _forget_others(self, plan: Any) -> None:
-        """Remove the checkpoints of arms that no budget has chosen."""
-        kept = {None if (one := self._chosen(plan, budget)) is None else one.name for budget in self.config.budgets}
-        for arm in [] if self.config.keep_models or self.unfinished else arms_of(plan):
-            folder = arm.folder(self.folder) / MODEL
-            if arm.name not in kept and folder.exists():
-                remove(folder)
 
     def _measure(self, place: str, arm: Arm | None, budget: str | None) -> None:
         """All of a kept model but the attacks that only the best are worth."""
@@ -267,7 +149,7 @@ class _Sweep:
         row |= {"a": 0.0, "reading": None, "binding": [], "attacks": {}, "rounding": [], "moved": [], "worst": None}
         row["worst_of_all"] = None
         if arm is not None:
-            made = self.rows[arm.name]
+            made = self.arms.rows[arm.name]
             fitted = made["budgets"][budget]["fitted"]
             reading = next(one for one in fitted["readings"] if one["a"] == fitted["a"])
             row |= {"entry": arm.plan.name, "seed": arm.seed, "arm": arm.name, "cost": made["cost"]}
@@ -292,7 +174,7 @@ class _Sweep:
             return self.bench.base
         plan = next(plan for plan in self.config.methods if plan.name == row["entry"])
         arms = {one.name: one for arm in arms_of(plan) for one in [arm, *further_seeds(arm)]}
-        return scaled_copy(self._load(arms[row["arm"]]), self.bench.base, row["a"])
+        return scaled_copy(self.arms.load(arms[row["arm"]]), self.bench.base, row["a"])
 
     def _attack(self, place: str, model: Any, plans: Sequence[Any]) -> None:
         for plan in plans:
