@@ -95,6 +95,8 @@ class Arms:
             if found.get("made_by") == made_by and not (found["error"] and self.retry_failed):
                 self.rows[arm.name] = found
             elif mine:
+                if found and arm.plan.after is not None:  # it may have been made of another arm
+                    self._forget(arm)
                 self.say(f"{arm.name}: trained and scaled")
                 self.rows[arm.name] = self._made(arm, start) | {"made_by": made_by}
                 write_json(file, self.rows[arm.name])
@@ -144,6 +146,7 @@ class Arms:
         return self.chosen(plan, self.main) or _Base(none)
 
     def chosen(self, plan: MethodPlan, budget: str) -> Arm | None:
+        """The arm of an entry that is kept at a budget; None if none fits, or not all of them are made."""
         arms = {arm.name: arm for arm in arms_of(plan)}
         rows = [self.rows[name] for name in arms if name in self.rows]
         best = choose_arm(rows, budget) if len(rows) == len(arms) else None
@@ -163,6 +166,10 @@ class Arms:
         """Remove the checkpoints of arms that no budget has chosen."""
         kept = {None if (one := self.chosen(plan, budget)) is None else one.name for budget in self.config.budgets}
         for arm in [] if self.config.keep_models or self.unfinished else arms_of(plan):
-            folder = arm.folder(self.folder) / MODEL
-            if arm.name not in kept and folder.exists():
-                remove(folder)
+            if arm.name not in kept:
+                self._forget(arm)
+
+    def _forget(self, arm: Arm) -> None:
+        folder = arm.folder(self.folder) / MODEL
+        if folder.exists():
+            remove(folder)
