@@ -210,7 +210,7 @@ def build_config(found: Any) -> SweepConfig:
 
 
 def _method(found: Any) -> MethodPlan:
-    block = {"name": found} if isinstance(found, str) else _mapping(found, "methods")
+    block: dict[str, Any] = {"name": found} if isinstance(found, str) else _mapping(found, "methods")
     where = f"methods.{block.get('name')}"
     block.setdefault("method", block.get("name"))
     grid = _mapping(block.pop("grid", {}), f"{where}.grid")

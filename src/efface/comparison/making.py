@@ -56,8 +56,9 @@ class Arms:
     ):
         self.config, self.folder, self.scaler, self.say, self.written = config, folder, scaler, say, written
         self.retry_failed = retry_failed
-        self.made_by = [scaler.target.described(), {n: dataclasses.asdict(b) for n, b in config.budgets.items()}]
-        self.made_by += [config.most, config.max_kl_tokens, config.pairs]
+        budgets = {name: dataclasses.asdict(bounds) for name, bounds in config.budgets.items()}
+        self.made_by = {"tuning": scaler.target.described(), "budgets": budgets, "pairs": config.pairs}
+        self.made_by |= {"most": config.most, "max_kl_tokens": config.max_kl_tokens}
         self.main = next(iter(config.budgets))
         self.rows: dict[str, Row] = {}
         """By name."""

@@ -39,8 +39,7 @@ class Scaler:
     def __post_init__(self) -> None:
         base, tokenizer, text = self.target.model, self.target.processing_class, self.target.text
         assert text is not None
-        how = {"max_tokens": self.config.max_text_tokens}
-        self.base_perplexity = perplexity(base, tokenizer, text, **how).value
+        self.base_perplexity = perplexity(base, tokenizer, text, max_tokens=self.config.max_text_tokens).value
         self.divergence = Divergence(base, tokenizer, text, max_tokens=self.config.max_kl_tokens)
 
     def before(self) -> Measurement:

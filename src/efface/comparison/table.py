@@ -42,7 +42,8 @@ def kept_table(results: Row) -> str:
         ]
         row += [_number(reading.get("kl"), 3), _percent(reading.get("increase"))]
         row += [_share(blocks.get(judge)) for judge in _judges(results, judges)]
-        row += [_number((next(iter(blocks.values()), {})).get("invalid"), 3), _share(kept["worst"])]
+        first: Row = next(iter(blocks.values()), {})
+        row += [_number(first.get("invalid"), 3), _share(kept["worst"])]
         row += [_number(figures.get("worst_ratio")), _number(figures.get("trainability"))]
         row += [_number(figures.get("distance")), _number(figures.get("barrier"), 3)]
         row += [_text(cost.get("steps")), _text(cost.get("tokens")), _text(cost.get("seconds"))]
