@@ -57,8 +57,13 @@ class Arms:
         self.config, self.folder, self.scaler, self.say, self.written = config, folder, scaler, say, written
         self.retry_failed = retry_failed
         budgets = {name: dataclasses.asdict(bounds) for name, bounds in config.budgets.items()}
-        self.made_by = {"tuning": scaler.target.described(), "budgets": budgets, "pairs": config.pairs}
-        self.made_by |= {"most": config.most, "max_kl_tokens": config.max_kl_tokens}
+        self.made_by: dict[str, Any] = {
+            "tuning": scaler.target.described(),
+            "budgets": budgets,
+            "pairs": config.pairs,
+            "most": config.most,
+            "max_kl_tokens": config.max_kl_tokens,
+        }
         self.main = next(iter(config.budgets))
         self.rows: dict[str, Row] = {}
         """By name."""
