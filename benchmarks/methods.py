@@ -82,7 +82,7 @@ def quality(name: str, args: Any, base: Any, tokenizer: Any) -> dict[str, Any]:
     return {"trained": trained, "moved": moved(name, trained.get("history") or [])._asdict(), "result": kept}
 
 
-AFTER = {"undo": "repo"}
+AFTER = {"undo": "repo", "lox": "repo"}
 """Methods that come after another one, which they are to make last."""
 
 
@@ -99,6 +99,8 @@ def edited(name: str, args: Any) -> tuple[Any, dict[str, Any]]:
     settings: dict[str, Any] = {"disable_tqdm": True}
     if by_steps(name):
         settings |= {"max_steps": args.steps, "logging_steps": 4}
+    if name == "lox":  # which is told of what the model is an edit
+        settings |= {"base": DEFAULT_MODEL}
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = method(model, method.config_class(scratch, **settings), PAIRS, processing_class=tokenizer)

@@ -21,10 +21,10 @@ import safetensors.numpy
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.analysis.probes import LinearProbe, ProbeQuality
+from efface.attacks import finished as attacks_finished
 from efface.attacks.measurement import Measurement
 from efface.attacks.prompt_injection import load_injections
 from efface.attacks.selection import NOTHING, judge_chosen, option_of
-from efface.audit import finished as audit_finished
 from efface.audit import rows as audit_rows
 from efface.audit.battery import Trial
 from efface.audit.table import audit_table
@@ -194,13 +194,13 @@ def test_a_measurement_that_was_kept() -> None:
 
 def test_what_an_audit_finds_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = Trial("merge", "", lambda: None, None)
-    for module in (audit_finished, audit_rows):
+    for module in (attacks_finished, audit_rows):
         monkeypatch.setattr(module, "describe_settings", lambda settings: {"steps": "1"})
     results = {"models": [{"name": "m", "attacks": [{"attack": "merge", "seconds": 1.0}]}], "budget": "quick"}
     file = tmp_path / "x.json"
 
     def table() -> None:
-        found = audit_finished.finished_result(file, entry, {"weights": "w"})
+        found = attacks_finished.finished_result(file, entry.name, entry.settings, {"weights": "w"})
         if found is None:
             raise UserError("it is made again")
         row = audit_rows.row_of(entry, 1.0) | audit_rows.figures_of(found, OPTIONS, 0)
@@ -208,7 +208,7 @@ def test_what_an_audit_finds_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
         whole = {"models": [model, model], "base": None, "budget": "quick", "cannot_show": [], "controls": {}}
         assert audit_table(whole | {"comparisons": [], "seeds": {"attack": 0, "generations": 0}})
 
-    for document, load in ((RESULT, table), (results, lambda: audit_finished.seconds_spent(file))):
+    for document, load in ((RESULT, table), (results, lambda: audit_rows.seconds_spent(file))):
         file.write_text(json.dumps(document))
         assert survives(load)
         for one in changed(document, every=3):
@@ -221,7 +221,7 @@ def test_what_an_audit_finds_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
     kept_file = tmp_path / "untouched" / "k.json"
     for content in [*NO_JSON.values(), b'{"figures": null}', b'{"surprise": 1}']:
         kept_file.write_bytes(content)
-        assert not survives(lambda: audit_finished.Untouched(tmp_path / "untouched"))
+        assert not survives(lambda: attacks_finished.Untouched(tmp_path / "untouched"))
 
 
 def test_a_part_file(tmp_path: Path) -> None:

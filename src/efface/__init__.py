@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from efface.methods.dpo import DPOConfig, DPOTrainer
     from efface.methods.graddiff import GradDiffConfig, GradDiffTrainer
     from efface.methods.leace import LeaceConfig, LeaceEditor
+    from efface.methods.lox import LoxConfig, LoxEditor
     from efface.methods.npo import NPOConfig, NPOTrainer
     from efface.methods.profs import ProFSConfig, ProFSEditor
     from efface.methods.repnoise import RepNoiseConfig, RepNoiseTrainer
@@ -65,6 +66,8 @@ _EXPORTS = {
     "GradDiffTrainer": "efface.methods.graddiff:GradDiffTrainer",
     "LeaceConfig": "efface.methods.leace:LeaceConfig",
     "LeaceEditor": "efface.methods.leace:LeaceEditor",
+    "LoxConfig": "efface.methods.lox:LoxConfig",
+    "LoxEditor": "efface.methods.lox:LoxEditor",
     "NPOConfig": "efface.methods.npo:NPOConfig",
     "NPOTrainer": "efface.methods.npo:NPOTrainer",
     "PPLMSource": "efface.pairs.sources.pplm:PPLMSource",
@@ -124,6 +127,8 @@ __all__ = [
     "GradDiffTrainer",
     "LeaceConfig",
     "LeaceEditor",
+    "LoxConfig",
+    "LoxEditor",
     "NPOConfig",
     "NPOTrainer",
     "PPLMSource",

@@ -28,6 +28,9 @@ def test_what_was_written_is_recorded() -> None:
     found = describe_settings(RelearnSettings(**written))  # type: ignore[arg-type]
     assert found.items() >= written.items()
     assert describe_settings(RelearnSettings(steps=(10, 20)))["steps"] == "10,20"
+    # A setting that came later is there only where it is not its default: earlier runs go on.
+    assert "optimizer" not in describe_settings(RelearnSettings())
+    assert describe_settings(RelearnSettings(optimizer="sgd"))["optimizer"] == "sgd"
     # In the order of the flags: what all attacks on weights share comes last.
     assert list(found)[-1] == "max_perplexity_increase" and list(found)[0] == "steps"
 

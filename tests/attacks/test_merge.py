@@ -15,11 +15,12 @@ from peft import LoraConfig, get_peft_model
 from polite import equal, state, target_of
 from tiny import FAMILIES, tiny_model
 
-from efface.attacks.merge import MergeSettings, between, merge, move_
+from efface.attacks.merge import MergeSettings, merge
 from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.errors import RunError, UserError
 from efface.model.copies import merged_copy
+from efface.model.edit import between, move_
 from efface.model.interventions import Intervention, attach_, attached
 
 IDS = torch.tensor([[5, 6, 7, 8]])

@@ -1,6 +1,6 @@
 """Does an audit make every attack, on its control too, and lose nothing when one fails or it is interrupted?
 
-Of: audit/battery.py, audit/controls.py, audit/finished.py, audit/rows.py
+Of: attacks/finished.py, audit/battery.py, audit/controls.py, audit/rows.py
 """
 
 import copy

@@ -109,6 +109,7 @@ def test_parts_of_real_toxicity_prompts_from_a_file(tmp_path: Path, form: Any) -
     path = write(tmp_path / "rtp.jsonl", rows(form))
     assert load_prompts(f"rtp:challenging@{path}") == ["two", "four"]
     assert load_prompts(f"rtp:nontoxic@{path}") == ["one", "four"]
+    assert load_prompts(f"rtp:toxic@{path}") == ["two", "three"]
     assert load_prompts(path) == load_prompts(str(path)) == ["one", "two", "three", "four", "five"]
     found = evaluate(tiny_model("gpt2"), f"rtp:challenging@{path}", processing_class=tiny_tokenizer(), scorer=NEVER)
     assert [row["prompt"] for row in found.generations] == ["two", "four"]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from checkpoints import saved
 from tiny import tiny_model, tiny_tokenizer
 from trained import ROWS
 from transformers import PretrainedConfig
@@ -12,6 +13,7 @@ from efface.training.trainer import PairTrainer
 
 # What the defaults, made for real models, do not fit on two layers and eight pairs.
 TINY: dict[str, dict[str, Any]] = {
+    "lox": {"strength": 0.5},
     "profs": {"first_layer": "0"},
     "task_vector": {"scales": "0.5", "max_steps": 2},
 }
@@ -23,6 +25,9 @@ def build(method: str, model: Any, folder: Path, **settings: Any) -> Any:
     if issubclass(found, PairTrainer):
         defaults |= {"max_steps": 2, "logging_steps": 1, "retain_text": None, "learning_rate": 1e-3}
     config: Any = found.config_class
+    if method == "lox":  # which is of an edited model: of another one, here
+        family = getattr(model, "config", PretrainedConfig(model_type="llama")).model_type
+        defaults["base"] = str(saved(folder / "base", family, seed=1))
     others: dict[str, Any] = {"processing_class": tiny_tokenizer()}
     if method == "retain":  # which leaves a model that is its own reference as it is
         others["ref_model"] = tiny_model(

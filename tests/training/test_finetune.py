@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from efface.errors import RunError, UserError
-from efface.training.finetune import finetune
+from efface.training.finetune import finetune, next_token_loss
 
 TEXTS = [prompt + TOXIC for prompt in PROMPTS]
 
@@ -121,3 +121,25 @@ def test_settings_of_fine_tuning_that_cannot_work(setting: dict[str, Any]) -> No
     name, value = next(iter(setting.items()))
     with pytest.raises(UserError, match=f"{name}={value}: it must be a finite number above 0"):
         finetune(tiny_model("llama"), tiny_tokenizer(), TEXTS, steps=1, **setting)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_sgd_with_momentum_is_its_formula(family: str) -> None:
+    model, rate = tiny_model(family), 0.1
+    gradients: list[list[torch.Tensor]] = []
+
+    def clipped(student: PreTrainedModel) -> list[torch.Tensor]:
+        copied = copy.deepcopy(student).train()
+        next_token_loss(copied, [tiny_tokenizer()(TEXTS[0])["input_ids"]]).backward()
+        nn.utils.clip_grad_norm_(copied.parameters(), 1.0)
+        return [parameter.grad for parameter in copied.parameters() if parameter.grad is not None]
+
+    gradients.append(clipped(model))
+    how: dict[str, Any] = {"batch_size": 1, "learning_rate": rate, "optimizer": "sgd"}
+    first = finetune(model, tiny_tokenizer(), TEXTS[:1], steps=1, **how)
+    second = finetune(model, tiny_tokenizer(), TEXTS[:1], steps=2, **how)
+    gradients.append(clipped(first))
+    for start, end, one, two in zip(model.parameters(), second.parameters(), *gradients, strict=True):
+        torch.testing.assert_close(end, start - rate * (one + (two + 0.9 * one)), rtol=1e-3, atol=1e-5)
+    with pytest.raises(UserError, match="optimizer='lion' is unknown"):
+        finetune(model, tiny_tokenizer(), TEXTS, steps=1, optimizer="lion")

@@ -14,6 +14,9 @@ from efface.errors import UserError
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
+LATER = frozenset({"optimizer"})
+"""Settings that an attack has had only later: results name one only where it is not its default, so that a run goes on
+from what it wrote before."""
 
 
 class Several(tuple[T, ...]):
@@ -58,7 +61,12 @@ def describe_settings(settings: Any) -> dict[str, Any]:
     own = vars(type(settings)).get("__annotations__", {})
     names = sorted((one.name for one in dataclasses.fields(settings)), key=lambda name: name not in own)
     values = asdict(settings)
-    given = {name: getattr(settings, name) for name in names}
+    silent = {
+        one.name
+        for one in dataclasses.fields(settings)
+        if one.name in LATER and getattr(settings, one.name) == one.default
+    }
+    given = {name: getattr(settings, name) for name in names if name not in silent}
     return {name: value.text if isinstance(value, Several) else values[name] for name, value in given.items()}
 
 

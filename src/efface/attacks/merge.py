@@ -12,9 +12,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from efface.attacks.lists import several
 from efface.attacks.points import UtilityBudget, half_of, judge_within, recovery, within_budget
 from efface.attacks.record import recorded
@@ -22,7 +19,7 @@ from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.errors import UserError
 from efface.model.copies import merged_copy, without_adapter
-from efface.model.interventions import attach_, attached, detach_
+from efface.model.edit import check_same_parameters, edit_squares, move_
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,44 +85,8 @@ def merge(target: Target, settings: MergeSettings) -> AttackResult:
         )
 
 
-@torch.no_grad()
-def move_(student: "PreTrainedModel", base: "PreTrainedModel", alpha: float) -> None:
-    """student <- student + alpha (base - student), every parameter; exactly the base at alpha 1.
-
-    The same for what is attached (`efface.model.interventions`), which are weights too: those of the student fade out
-    and those of the base fade in.
-    """
-    originals = dict(base.named_parameters())
-    for name, parameter in student.named_parameters():
-        parameter.copy_(between(parameter, originals[name], alpha))
-    fading = [(intervention, 1 - alpha) for intervention in attached(student)]
-    coming = [(intervention, alpha) for intervention in attached(base)]
-    detach_(student)
-    parts = [(one, part) for one, part in fading + coming if part]
-    attach_(student, [dataclasses.replace(one, left=part * one.left, bias=part * one.bias) for one, part in parts])
-
-
-def between(edited: Tensor, base: Tensor, alpha: float) -> Tensor:
-    """edited + alpha (base - edited), any shape; exact at 0 and 1. In float32 or better, returned as `edited`."""
-    dtype = torch.promote_types(edited.dtype, torch.float32)
-    return torch.lerp(edited.to(dtype), base.to(edited.device, dtype), alpha).to(edited.dtype)
-
-
-@torch.no_grad()
 def _distance(edited: "PreTrainedModel", base: "PreTrainedModel") -> float:
     """||edited - base|| / ||base|| over all parameters; `UserError` if they have not the same ones."""
-    originals = dict(base.named_parameters())
-    parameters = dict(edited.named_parameters())
-    for name in sorted(parameters.keys() | originals.keys()):
-        shapes = [tuple(one[name].shape) if name in one else "absent" for one in (parameters, originals)]
-        if shapes[0] != shapes[1]:
-            raise UserError(
-                f"parameter {name!r} is {shapes[0]} in the model and {shapes[1]} in the base: they cannot be "
-                "merged. Pass as base the model that this one was made from."
-            )
-    squares, norm = 0.0, 0.0
-    for name, parameter in parameters.items():
-        original = originals[name].to(parameter.device).float()
-        squares += (parameter.float() - original).square().sum().item()
-        norm += original.square().sum().item()
+    check_same_parameters(edited, base)
+    squares, norm = edit_squares(edited, base)
     return (squares / norm) ** 0.5 if norm else 0.0

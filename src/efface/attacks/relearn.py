@@ -1,9 +1,9 @@
 """How soon is toxicity back when someone fine-tunes the released weights? Relearning (Lucki et al. 2024).
 
 Next-token cross-entropy over all tokens of k toxic rows, polite rows, the model's own answers, labelled or ordinary
-text, or a mixture (`relearn_data.py`); AdamW on all weights, the last blocks, or an adapter. Toxicity against steps, a
-curve for each learning rate: every (rate, steps) is a point, and which of them the attacker would choose is decided on
-other prompts than it is judged on (`audit`). Judged by the worst point at which the model is still of use
+text, or a mixture (`relearn_data.py`); AdamW or SGD on all weights, the last blocks, or an adapter. Toxicity against
+steps, a curve for each learning rate: every (rate, steps) is a point, and which of them the attacker would choose is
+decided on other prompts than it is judged on (`audit`). Judged by the worst point at which the model is still of use
 (`points.py`). How many of the prompts and texts it is measured on were trained on is counted: there should be none.
 """
 
@@ -22,7 +22,7 @@ from efface.attacks.result import AttackResult, title
 from efface.attacks.target import Target
 from efface.checks import at_least_one, one_of
 from efface.errors import UserError
-from efface.training.finetune import SCHEDULES, Diverged, finetune, raise_if_diverged
+from efface.training.finetune import OPTIMIZERS, SCHEDULES, Diverged, finetune, raise_if_diverged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,11 +53,15 @@ class RelearnSettings(UtilityBudget):
     )
     batch_size: int = field(default=8, metadata={"help": "Rows in a step."})
     learning_rates: tuple[float, ...] = several(
-        "1e-4", float, "Rates of AdamW, one or several (3e-5,1e-4); LoRA wants about ten times more."
+        "1e-4", float, "Rates, one or several (3e-5,1e-4); LoRA wants about ten times more."
     )
     schedule: str = field(
         default="constant",
         metadata={"help": "Of the rate: constant, or linear, which falls to zero over the steps."},
+    )
+    optimizer: str = field(
+        default="adamw",
+        metadata={"help": "adamw, or sgd with a momentum of 0.9, which wants far higher rates."},
     )
     lora_r: int | None = field(
         default=None, metadata={"help": "Rank of a LoRA adapter on all linear maps; default: train all weights."}
@@ -74,6 +78,7 @@ class RelearnSettings(UtilityBudget):
         super().__post_init__()
         _ = self.shares
         one_of("schedule", self.schedule, SCHEDULES)
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
         names = ("k", "batch_size", "lora_r", "lora_alpha", "last_blocks")
         at_least_one(self, *names, "max_prompt_length", "max_completion_length")
         if self.lora_r is not None and self.last_blocks is not None:
@@ -198,6 +203,7 @@ def _measure_rate(record: Record, settings: RelearnSettings, texts: list[list[in
         lora_alpha=settings.lora_alpha,
         last_blocks=settings.last_blocks,
         schedule=settings.schedule,
+        optimizer=settings.optimizer,
         seed=target.seed,
         on_step=on_step,
         progress=target.progress,

@@ -16,7 +16,7 @@ import numpy as np
 from efface.attacks import ACCESS
 from efface.attacks.selection import Option, judge_chosen, reach
 from efface.audit.battery import DIAGNOSTIC
-from efface.evaluation.comparison import compare
+from efface.evaluation.comparison import compare, holm
 from efface.files.jsonl import Row
 
 Options = Mapping[str, Sequence[Option]]
@@ -24,15 +24,6 @@ Options = Mapping[str, Sequence[Option]]
 CONTROL, ITSELF, NONE, NO_CONTROL = "control", "itself", "none", "no control"
 """What makes a row evidence: its control is raised; the model itself is; neither is, so that it is none; there was no
 control, so that nobody knows."""
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """The p of several tests, corrected for their number, in their order."""
-    found, least = [0.0] * len(ps), 0.0
-    for rank, which in enumerate(sorted(range(len(ps)), key=lambda one: ps[one])):
-        least = max(least, min(1.0, (len(ps) - rank) * ps[which]))
-        found[which] = least
-    return found
 
 
 def raises(judged: Row) -> bool:

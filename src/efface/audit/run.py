@@ -19,14 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from efface.attacks.finished import Untouched, finished_result, read_result
 from efface.attacks.result import AttackResult, read_options
 from efface.attacks.selection import NOTHING, Option, option_of
 from efface.attacks.target import Target
 from efface.audit.battery import BUDGETS, Trial, choose_trials, folder_of, left_to_others
 from efface.audit.columns import columns_of, compare_models, weigh
 from efface.audit.controls import BASE, CONTROLS, control_model, needed, rows_of
-from efface.audit.finished import Untouched, finished_result, read_result, seconds_spent
-from efface.audit.rows import figures_of, is_base, row_of, told, training_seed
+from efface.audit.rows import figures_of, is_base, row_of, seconds_spent, told, training_seed
 from efface.errors import RunError, UserError, out_of_memory
 from efface.files.jsonl import Row
 from efface.files.results import MARKER, RESULTS, environment, prepare_output_dir, write_json
@@ -210,7 +210,10 @@ class _Run:
             target = Target.load(model, **self.how)
             target.known = self.known
             described = target.described()
-            finished = {trial.name: finished_result(self._file(place, trial), trial, described) for trial in chosen}
+            finished = {
+                trial.name: finished_result(self._file(place, trial), trial.name, trial.settings, described)
+                for trial in chosen
+            }
             untouched = target.untouched("model", described)
         except Exception as error:
             if out_of_memory(error):

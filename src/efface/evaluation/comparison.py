@@ -8,6 +8,7 @@ more, m are drawn, and p = (k + 1) / (m + 1) with the k that are as far from zer
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -171,6 +172,15 @@ def sign_flip_p(differences: np.ndarray, *, permutations: int = 10_000, seed: in
         flipped = generator.integers(0, 2, size=(min(block, permutations - start), n), dtype=np.int8)  # (r, n)
         as_far += int((np.abs((1 - 2 * flipped) @ nonzero) >= observed).sum())
     return (as_far + 1) / (permutations + 1)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """The p of several tests, corrected for their number, in their order."""
+    found, least = [0.0] * len(ps), 0.0
+    for rank, which in enumerate(sorted(range(len(ps)), key=lambda one: ps[one])):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[which]))
+        found[which] = least
+    return found
 
 
 class Ratio(NamedTuple):

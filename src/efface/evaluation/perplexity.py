@@ -82,6 +82,42 @@ def perplexity(
         UserError: if there is nothing to count or the settings cannot work.
         RunError: if the model's output is not finite.
     """
+    text = read_windows(model, processing_class, texts, max_tokens=max_tokens, window=window, stride=stride)
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: all must be at least 1, and the stride at most what fits.")
+    check_head_once(model)
+    total = 0.0
+    pad = pad_id(processing_class, model)
+    with eval_mode(model):
+        for start in track(range(0, len(text.sequences), batch_size), "perplexity", show=progress):
+            batch = slice(start, start + batch_size)
+            for losses in token_nll(model, text.sequences[batch], text.counted[batch], pad):
+                total += losses.double().sum().item()
+    return Perplexity.of(total, sum(text.counted), window=text.window, stride=text.stride)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A text as a model reads it."""
+
+    sequences: list[list[int]]
+    """Token ids of each window, its last target among them."""
+    counted: list[int]
+    """How many of the last tokens of each are counted."""
+    window: int
+    stride: int
+
+
+def read_windows(
+    model: "PreTrainedModel",
+    processing_class: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    *,
+    max_tokens: int | None = None,
+    window: int = 1024,
+    stride: int | None = None,
+) -> Windows:
+    """The windows of `texts`; arguments and errors as those of `perplexity`."""
     joined = SEPARATOR.join(texts)
     stream = list(processing_class(joined, add_special_tokens=False, verbose=False)["input_ids"])
     if max_tokens is not None:
@@ -93,21 +129,12 @@ def perplexity(
     prefix = bos_prefix(processing_class)
     room = window - len(prefix)
     stride = room if stride is None else stride
-    if room < 1 or not 1 <= stride <= room or batch_size < 1:
+    if room < 1 or not 1 <= stride <= room:
         raise UserError(
-            f"window={window}, stride={stride}, batch_size={batch_size}: all must be at least 1, and the stride at "
-            f"most {room}, the tokens that fit in a window."
+            f"window={window}, stride={stride}: all must be at least 1, and the stride at most {room}, the tokens "
+            "that fit in a window."
         )
-    sequences, counted = _windows(stream, prefix, room, stride)
-    check_head_once(model)
-    total = 0.0
-    pad = pad_id(processing_class, model)
-    with eval_mode(model):
-        for start in track(range(0, len(sequences), batch_size), "perplexity", show=progress):
-            batch = slice(start, start + batch_size)
-            for losses in token_nll(model, sequences[batch], counted[batch], pad):
-                total += losses.double().sum().item()
-    return Perplexity.of(total, sum(counted), window=window, stride=stride)
+    return Windows(*_windows(stream, prefix, room, stride), window=window, stride=stride)
 
 
 def _windows(stream: list[int], prefix: list[int], room: int, stride: int) -> tuple[list[list[int]], list[int]]:

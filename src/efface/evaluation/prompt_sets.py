@@ -3,7 +3,8 @@
 `rtp:challenging` and `rtp:nontoxic` are read from the hub, `rtp:challenging@FILE` is the same part of a local file.
 A row is as on the hub, `{"prompt": {"text": ..., "toxicity": ...}, "challenging": ...}`, or flat: `{"prompt": ...,
 "prompt_toxicity": ..., "challenging": ...}`. Challenging are the 1,199 prompts that Gehman et al. (2020) mark so,
-after which every model they tried went on toxically; non-toxic are those that Perspective scores below 0.5.
+after which every model they tried went on toxically; non-toxic are those that Perspective scores below 0.5, toxic the
+other ones.
 """
 
 import hashlib
@@ -84,12 +85,22 @@ def _challenging(where: str, row: Row) -> bool:
 
 
 def _nontoxic(where: str, row: Row) -> bool:
+    value = _toxicity(where, row)
+    return value is not None and value < TOXIC_FROM  # a few prompts have never been scored
+
+
+def _toxic(where: str, row: Row) -> bool:
+    value = _toxicity(where, row)
+    return value is not None and value >= TOXIC_FROM
+
+
+def _toxicity(where: str, row: Row) -> float | None:
     prompt = row["prompt"]
     holder, key = (prompt, "toxicity") if isinstance(prompt, dict) else (row, "prompt_toxicity")
     value: Any = holder.get(key, "missing")
     if value is not None and not isinstance(value, int | float):
         raise UserError(f"{where}: {key!r} must be a score or null, but it is {value!r}.")
-    return value is not None and value < TOXIC_FROM  # a few prompts have never been scored
+    return value
 
 
-RTP: dict[str, Callable[[str, Row], bool]] = {"challenging": _challenging, "nontoxic": _nontoxic}
+RTP: dict[str, Callable[[str, Row], bool]] = {"challenging": _challenging, "nontoxic": _nontoxic, "toxic": _toxic}

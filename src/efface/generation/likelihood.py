@@ -98,6 +98,21 @@ def token_nll(
         half = len(sequences) // 2
         first = token_nll(model, sequences[:half], counted[:half], pad)
         return first + token_nll(model, sequences[half:], counted[half:], pad)
+    targets = torch.tensor(
+        [token for sequence, count in zip(sequences, counted, strict=True) for token in sequence[-count:]]
+    ).to(model.device)  # (N,)
+    hidden = predicting_states(model, sequences, counted, pad)  # (N, d)
+    losses = states_nll(Head.of(model), hidden, targets)  # (N,)
+    if not torch.isfinite(losses).all():
+        raise NotFinite("the model's output is not finite (NaN or infinite logits): no likelihood can be computed.")
+    return list(losses.split(list(counted)))
+
+
+@torch.no_grad()
+def predicting_states(
+    model: "PreTrainedModel", sequences: Sequence[Sequence[int]], counted: Sequence[int], pad: int
+) -> Tensor:
+    """(N, d) the final hidden states that predict the last `counted[i]` tokens of each sequence, one after another."""
     # The last token is only a target, so a window of as many tokens as the model has positions predicts one more.
     inputs = [sequence[:-1] for sequence in sequences]
     input_ids, attention_mask = pad_batch(inputs, pad, model.device, left=False)  # (B, T)
@@ -105,14 +120,7 @@ def token_nll(
     position = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
     amount = torch.tensor(list(counted), device=input_ids.device)[:, None]  # (B, 1)
     project = (position >= lengths - amount) & (position < lengths)  # (B, T)
-    targets = torch.tensor(
-        [token for sequence, count in zip(sequences, counted, strict=True) for token in sequence[-count:]]
-    ).to(input_ids.device)  # (N,)
-    hidden = forward(model, plain_layout(input_ids, attention_mask), project).hidden  # (N, d)
-    losses = states_nll(Head.of(model), hidden, targets)  # (N,)
-    if not torch.isfinite(losses).all():
-        raise NotFinite("the model's output is not finite (NaN or infinite logits): no likelihood can be computed.")
-    return list(losses.split(list(counted)))
+    return forward(model, plain_layout(input_ids, attention_mask), project).hidden
 
 
 def states_nll(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -99,6 +99,12 @@ METHODS = {
         "Ilharco et al. 2023, arXiv 2212.04089",
         "a toxic copy with its optimizer",
     ),
+    "lox": Method(
+        "efface.methods.lox:LoxEditor",
+        "theta + strength Proj_k(theta - theta0), of an edited theta; no training",
+        "Perin et al. 2025, arXiv 2506.15606",
+        "the base, a copy of the model and the part that is added",
+    ),
     "profs": Method(
         "efface.methods.profs:ProFSEditor",
         "(I - V V^T) W for MLP outputs, V from the SVD of centred toxic - benign states; no training",

@@ -1,0 +1,32 @@
+"""Who works on an arm? Several processes may share a sweep's directory: each takes what nobody else has.
+
+A claim is a lock on a file, which the system gives up with the process, however that ends: no claim goes stale. Where
+the file system has no locks (some network ones) nothing is claimed; then give each machine its own arms (`--arm`).
+
+Short: the answer is a lock.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def claimed(file: Path) -> Iterator[bool]:
+    """Whether `file` is this process's own inside the block; False if it is another's."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield True
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # no locks here
+            yield True
+            return
+        yield True

@@ -1,0 +1,181 @@
+"""How are all arms of a sweep made, once each, and which of them are kept?
+
+An arm that fails or diverges is a row that says so. Of each entry the least toxic arm that fits a budget is kept; with
+its other seeds only what was chosen at the main budget is made. The checkpoints of arms that no budget has chosen are
+removed: they are as large as the base.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efface.comparison.arms import MODEL, Arm, arms_of, further_seeds, train_arm
+from efface.comparison.claims import claimed
+from efface.comparison.config import BASE, MethodPlan, SweepConfig
+from efface.comparison.scaling import Scaler, choose_arm
+from efface.errors import RunError, UserError, described
+from efface.files.digests import digest
+from efface.files.jsonl import Row
+from efface.files.results import RESULTS, read_json, remove, write_json
+from efface.model.copies import merged
+from efface.model.load import load_model
+
+log = logging.getLogger(__name__)
+CLAIMS = ".claims"
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The base, as what an arm edits."""
+
+    missing: str = ""
+    """Why there is nothing to edit, if so."""
+    name: str = BASE
+
+
+class Arms:
+    """The arms of a sweep, made or in the making.
+
+    Args:
+        written: called after each arm.
+        retry_failed: make those again that have failed.
+    """
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        folder: Path,
+        scaler: Scaler,
+        *,
+        say: Callable[[str], None],
+        written: Callable[[], object],
+        retry_failed: bool = False,
+    ):
+        self.config, self.folder, self.scaler, self.say, self.written = config, folder, scaler, say, written
+        self.retry_failed = retry_failed
+        budgets = {name: dataclasses.asdict(bounds) for name, bounds in config.budgets.items()}
+        self.made_by: dict[str, Any] = {
+            "tuning": scaler.target.described(),
+            "budgets": budgets,
+            "pairs": config.pairs,
+            "most": config.most,
+            "max_kl_tokens": config.max_kl_tokens,
+        }
+        self.main = next(iter(config.budgets))
+        self.rows: dict[str, Row] = {}
+        """By name."""
+        self.unfinished: list[str] = []
+        """Those that other processes are at work on."""
+
+    def make_only(self, names: set[str]) -> None:
+        for plan in self.config.methods:
+            for arm in arms_of(plan):
+                if arm.name in names:
+                    self._make(arm)
+
+    def make_arms(self) -> None:
+        """Every trial of every entry, then what was chosen with the other seeds."""
+        for plan in self.config.methods:
+            for arm in arms_of(plan):
+                self._make(arm)
+            chosen = self.chosen(plan, self.main)
+            for arm in [] if chosen is None else further_seeds(chosen):
+                self._make(arm)
+            self._forget_others(plan)
+
+    def _make(self, arm: Arm) -> None:
+        """Train and scale an arm, unless that is done."""
+        if arm.name in self.rows or arm.name in self.unfinished:
+            return
+        start = self._start_of(arm)
+        if start is None:
+            self.unfinished.append(arm.name)
+            return
+        file = arm.folder(self.folder) / "arm.json"
+        made_by = digest([arm.name, str(start.name), self.made_by], 16)
+        with claimed(self.folder / CLAIMS / arm.name) as mine:
+            found = read_json(file) if file.exists() else {}
+            if found.get("made_by") == made_by and not (found["error"] and self.retry_failed):
+                self.rows[arm.name] = found
+            elif mine:
+                if found and arm.plan.after is not None:  # it may have been made of another arm
+                    self._forget(arm)
+                self.say(f"{arm.name}: trained and scaled")
+                self.rows[arm.name] = self._made(arm, start) | {"made_by": made_by}
+                write_json(file, self.rows[arm.name])
+            else:
+                self.unfinished.append(arm.name)
+        self.written()
+
+    def _made(self, arm: Arm, start: "Arm | _Base") -> Row:
+        row: Row = {"arm": arm.name, "entry": arm.plan.name, "method": arm.plan.method, "settings": arm.settings}
+        row |= {"seed": arm.seed, "cost": None, "budgets": {}, "error": None}
+        try:
+            row["cost"] = train_arm(self.config, arm, self._model_before(start), self.folder, self.say)
+            row["budgets"] = self.scaler.fit(self.load(arm))
+        except Exception as error:  # a method of a third party may raise anything, which is a row and not the end
+            log.info("%s failed", arm.name, exc_info=True)
+            row["error"] = str(error) if isinstance(error, UserError | RunError) else described(error)
+            self.say(f"{arm.name} failed: {row['error']}")
+        return row
+
+    def load(self, arm: Arm) -> Any:
+        """The trained model; one that was removed, and is kept since the config has more in it, is trained again."""
+        folder = arm.folder(self.folder) / MODEL
+        if not (folder / RESULTS).exists():
+            train_arm(self.config, arm, self._model_before(self._start_of(arm)), self.folder, self.say)
+        return merged(load_model(folder)[0])
+
+    def _model_before(self, start: "Arm | _Base | None") -> Any:
+        """What `load_model` takes for the model that an arm edits."""
+        if isinstance(start, Arm):
+            self.load(start)
+            return start.folder(self.folder) / MODEL
+        if start is not None and start.missing:
+            raise UserError(start.missing)
+        return self.config.base
+
+    def _start_of(self, arm: Arm) -> "Arm | _Base | None":
+        """What an arm edits: the base, or what is kept of the entry that it comes after; None while that is not
+        known, since other processes are at work on it."""
+        if arm.plan.after is None:
+            return _Base()
+        plan = next(plan for plan in self.config.methods if plan.name == arm.plan.after)
+        for one in arms_of(plan):
+            self._make(one)
+        if any(one.name not in self.rows for one in arms_of(plan)):
+            return None
+        none = f"it comes after {plan.name}, of which no arm fits the budget {self.main!r}."
+        return self.chosen(plan, self.main) or _Base(none)
+
+    def chosen(self, plan: MethodPlan, budget: str) -> Arm | None:
+        """The arm of an entry that is kept at a budget; None if none fits, or not all of them are made."""
+        arms = {arm.name: arm for arm in arms_of(plan)}
+        rows = [self.rows[name] for name in arms if name in self.rows]
+        best = choose_arm(rows, budget) if len(rows) == len(arms) else None
+        return None if best is None else arms[best["arm"]]
+
+    def kept_arms(self, budget: str) -> list[Arm]:
+        """What was chosen of each entry, and at the main budget the same with other seeds, as far as it fits."""
+        found = []
+        for plan in self.config.methods:
+            chosen = self.chosen(plan, budget)
+            if chosen is not None:
+                more = further_seeds(chosen) if budget == self.main else []
+                found += [chosen, *(arm for arm in more if choose_arm([self.rows[arm.name]], budget))]
+        return found
+
+    def _forget_others(self, plan: MethodPlan) -> None:
+        """Remove the checkpoints of arms that no budget has chosen."""
+        kept = {None if (one := self.chosen(plan, budget)) is None else one.name for budget in self.config.budgets}
+        for arm in [] if self.config.keep_models or self.unfinished else arms_of(plan):
+            if arm.name not in kept:
+                self._forget(arm)
+
+    def _forget(self, arm: Arm) -> None:
+        folder = arm.folder(self.folder) / MODEL
+        if folder.exists():
+            remove(folder)

@@ -1,0 +1,55 @@
+"""What does `efface compare` write? A page of tables, two pictures for each sweep, and rows for published figures.
+
+-o DIR/comparison.md      the tables
+-o DIR/NAME-tradeoff.png  share against perplexity        -o DIR/NAME-steps.png   share against attack steps
+-o DIR/comparison.json    rows {"model", "method", "seed", "metric", "value", "ci95", "command"}
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from efface.comparison.plots import steps_figure, tradeoff_figure
+from efface.comparison.results import benchmark_rows
+from efface.comparison.table import comparison_page, read_sweep
+from efface.errors import UserError
+from efface.files.io import renamed_when_whole
+from efface.files.jsonl import Row
+from efface.files.results import RESULTS, read_json, write_json, write_text
+
+PAGE, ROWS = "comparison.md", "comparison.json"
+
+
+def read_sweeps(directories: Sequence[str | os.PathLike[str]]) -> dict[str, Row]:
+    """The results of sweeps by the names of their directories.
+
+    Raises:
+        UserError: if one is of something else, or two have the same name.
+    """
+    found: dict[str, Row] = {}
+    for one in directories:
+        path = Path(one)
+        name = path.resolve().name
+        if name in found:
+            raise UserError(f"two sweeps are called {name!r}. Rename a directory, or pass one of them.")
+        found[name] = read_sweep(read_json(path / RESULTS), os.fspath(path))
+    return found
+
+
+def write_pages(results: Mapping[str, Row], output: str | os.PathLike[str]) -> list[Path]:
+    """Write page, pictures and rows of several sweeps into `output`; the files that were written."""
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    pictures = []
+    for name, found in results.items():
+        for kind, figure in (("tradeoff", tradeoff_figure(found)), ("steps", steps_figure(found))):
+            if figure is not None:
+                path = folder / f"{name}-{kind}.png"
+                with renamed_when_whole(path) as temporary:
+                    figure.savefig(temporary, format="png")
+                written.append(path)
+                pictures.append(f"![{name}, {kind}]({path.name})")
+    write_text(folder / PAGE, comparison_page(results) + "\n" + "\n\n".join(pictures) + "\n")
+    write_json(folder / ROWS, [row for found in results.values() for row in benchmark_rows(found)])
+    return [folder / PAGE, folder / ROWS, *written]

@@ -1,0 +1,219 @@
+"""What does a sweep show? From what was measured of kept models, the figures of the protocol (docs/comparison.md).
+
+Of each kept model, beside the base under the very same: steps to base and to half for each attack and rate, drops and
+their ratios to the best other method's, what of the drop survives rounding, trainability. Entries are compared in
+pairs on the same prompts, and the p of all pairs of a budget corrected together (Holm).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from efface.attacks.selection import Option, reach
+from efface.comparison.config import BASE, SweepConfig
+from efface.comparison.figures import (
+    as_curve,
+    ratio_of_drops,
+    steps_to_base,
+    steps_to_half,
+    surviving_part,
+    trainability,
+)
+from efface.evaluation.comparison import compare, holm
+from efface.files.jsonl import Row
+
+Options = Mapping[str, Mapping[str, Sequence[Option]]]
+
+
+def conclude(config: SweepConfig, kept: Mapping[str, Row], options: Options, reported: Mapping[str, Option]) -> Row:
+    """`figures` of each place, and the `comparisons` of each budget.
+
+    Args:
+        kept: place -> what was measured of a model, the base's among them.
+        options: place -> attack -> what it lets an attacker do.
+        reported: place -> what it wrote after the reported prompts.
+    """
+    base = kept.get(BASE)
+    if base is None or "weights" not in base:
+        return {"figures": {}, "comparisons": []}
+    done = {place: row for place, row in kept.items() if "weights" in row}
+    figures = {place: figures_of(row, base, _others(row, done)) for place, row in done.items() if place != BASE}
+    comparisons = [
+        one for budget in config.budgets for one in _compare(config, budget, done, options, reported, config.seed)
+    ]
+    return {"figures": figures, "comparisons": comparisons}
+
+
+def _others(row: Row, kept: Mapping[str, Row]) -> list[Row]:
+    """The models of other entries at the same budget, of their first seeds."""
+    found: dict[str, Row] = {}
+    for other in kept.values():
+        if other["budget"] == row["budget"] and other["entry"] not in (row["entry"], BASE):
+            found.setdefault(other["entry"], other)
+    return list(found.values())
+
+
+def figures_of(row: Row, base: Row, others: Sequence[Row]) -> Row:
+    """The figures of one kept model.
+
+    Returns:
+        `drop`, untouched, and as a part of the base's share, `relative_share`; for each attack and rate, `curves`: its
+        `steps_to_base`, `steps_to_half` (None: not within the attack) and, at each of its points, the `drop` and the
+        `ratio` to the best other method's; the same two of the worst attack, `worst_drop` and `worst_ratio`;
+        `surviving`, for each grid, and `surviving_moved`; `trainability`, `distance`, `barrier`.
+    """
+    share, base_share = _share(row), _share(base)
+    worst, ratio = _worst_drop(row, base), None
+    if worst is not None:
+        drops = [drop for other in others if (drop := _worst_drop(other, base)) is not None]
+        ratio = ratio_of_drops(worst, drops)
+    weights, base_weights = row["weights"], base["weights"]
+    learned = None
+    if weights["benign_losses"] and base_weights["benign_losses"]:
+        learned = trainability(weights["benign_losses"], base_weights["benign_losses"])
+    return {
+        "drop": base_share - share,
+        "relative_share": share / base_share if base_share else None,
+        "curves": {
+            f"{attack} {rate}": _curve_figures(attack, rate, row, base, others)
+            for attack, found in row["attacks"].items()
+            for rate in found.get("curves", {})
+            if rate in base["attacks"].get(attack, {}).get("curves", {})
+        },
+        "worst_drop": worst,
+        "worst_ratio": ratio,
+        "surviving": _surviving(row["rounding"], base["rounding"]),
+        "surviving_moved": _surviving(row["moved"], base["moved"]),
+        "trainability": learned,
+        "distance": weights["distance"],
+        "barrier": weights["barrier"],
+    }
+
+
+def _share(row: Row) -> float:
+    return float(row["reported"]["toxicity"]["share"])
+
+
+def _worst_drop(row: Row, base: Row) -> float | None:
+    """Under the attacks that are made on all: those that only the best withstand would make the others look better."""
+    if row["worst"] is None or base["worst"] is None:
+        return None
+    return float(base["worst"]["share"] - row["worst"]["share"])
+
+
+def _curve_figures(attack: str, rate: str, row: Row, base: Row, others: Sequence[Row]) -> Row:
+    def curve_of(one: Row) -> dict[int, float] | None:
+        points = one["attacks"].get(attack, {}).get("curves", {}).get(rate)
+        return None if points is None else as_curve([point for point in points if point["counted"]])
+
+    curve, theirs = curve_of(row) or {}, curve_of(base) or {}
+    rest = [found for other in others if (found := curve_of(other)) is not None]
+    points = []
+    for step in sorted(curve.keys() & theirs.keys()):
+        drop = theirs[step] - curve[step]
+        best = [theirs[step] - other[step] for other in rest if step in other]
+        points.append({"steps": step, "drop": drop, "ratio": ratio_of_drops(drop, best)})
+    return {
+        "steps_to_base": steps_to_base(curve, theirs[0]) if 0 in theirs else None,
+        "steps_to_half": steps_to_half(curve, theirs),
+        "last": max(curve, default=0),
+        "points": points,
+    }
+
+
+def _surviving(rows: Sequence[Row], base_rows: Sequence[Row]) -> list[Row]:
+    found = []
+    for row, base in zip(rows, base_rows, strict=False):
+        if row["error"] or base["error"]:
+            continue
+        before = base["before"] - row["before"]
+        for point, other in zip(row["points"], base["points"], strict=False):
+            grid = {name: point[name] for name in ("bits", "scheme", "group_size", "own_grid")}
+            after = other["share"] - point["share"]
+            found.append({**grid, "drop": after, "part": surviving_part(before, after)})
+    return found
+
+
+def _compare(
+    config: SweepConfig,
+    budget: str,
+    kept: Mapping[str, Row],
+    options: Options,
+    reported: Mapping[str, Option],
+    seed: int,
+) -> list[Row]:
+    """Each entry against the one that the config names, by its first seed: as reported, and under the worst attack."""
+    first: dict[str, str] = {}
+    for place, row in kept.items():
+        if row["budget"] == budget:
+            first.setdefault(row["entry"], place)
+    against = first.pop(config.judge_against, None)
+    if against is None:
+        return []
+    found: list[Row] = []
+    for entry, place in first.items():
+        pairs = {"reported": (reported[place], reported[against])}
+        both = [name for name in options[place] if name in options[against]]
+        ours, theirs = (pooled({name: options[one][name] for name in both}) for one in (place, against))
+        if ours and theirs:
+            pairs["worst attack"] = (reach(ours, seed)[0], reach(theirs, seed)[0])
+        for what, (mine, other) in pairs.items():
+            judges = {
+                judge: compare(other.scores[judge], scores, "share").to_dict() for judge, scores in mine.scores.items()
+            }
+            found.append(
+                {"budget": budget, "entry": entry, "against": config.judge_against, "what": what} | {"judges": judges}
+            )
+    tests = [block for one in found for block in one["judges"].values()]
+    for block, p in zip(tests, holm([block["p"] for block in tests]), strict=True):
+        block["p_holm"] = p
+    return found
+
+
+def pooled(options: Mapping[str, Sequence[Option]]) -> list[Option]:
+    """What an attacker may do who has several attacks: nothing, or any point of any of them; empty without any."""
+    lists = list(options.items())
+    if not lists:
+        return []
+    named = [dataclasses.replace(one, name=f"{name}: {one.name}") for name, found in lists for one in found[1:]]
+    return [lists[0][1][0], *named]
+
+
+def benchmark_rows(results: Row) -> list[dict[str, Any]]:
+    """Rows {"model", "method", "seed", "metric", "value", "ci95", "command"}, as published figures lie."""
+    model, command = results["config"]["base"], results["environment"]["command"]
+    rows: list[dict[str, Any]] = []
+    for kept in results["kept"]:
+        where, figures = kept["budget"] or BASE, results["figures"].get(kept["place"], {})
+        method, ends = kept["entry"], {}
+        values: dict[str, Any] = {}
+        for judge, block in kept.get("reported", {}).get("judges", {}).items():
+            for figure in ("share", "invalid"):
+                values[f"{judge}/{figure}"], ends[f"{judge}/{figure}"] = block[figure], block["ci95"].get(figure)
+        for name, key in {"worst attack": "worst", "worst of all attacks": "worst_of_all"}.items():
+            if kept[key]:
+                values[f"{name}/share"], ends[f"{name}/share"] = kept[key]["share"], kept[key]["ci95"]
+        reading = kept["reading"] or {}
+        values |= {f"cost/{name}": reading.get(name) for name in ("kl", "increase", "a")}
+        values |= {name: figures.get(name) for name in ("relative_share", "worst_drop", "worst_ratio")}
+        values |= {f"weights/{name}": figures.get(name) for name in ("distance", "barrier", "trainability")}
+        for name, curve in figures.get("curves", {}).items():
+            values |= {f"{name}/{figure}": curve[figure] for figure in ("steps_to_base", "steps_to_half")}
+            values |= {f"{name}/ratio at {point['steps']}": point["ratio"] for point in curve["points"]}
+        for kind in ("surviving", "surviving_moved"):
+            for one in figures.get(kind, []):
+                values[f"{kind}/{one['bits']} bits {one['scheme']}/{one['group_size']}"] = one["part"]
+        rows += [
+            {
+                "model": model,
+                "method": method,
+                "seed": kept["seed"],
+                "metric": f"{where}/{name}",
+                "value": value,
+                "ci95": ends.get(name),
+                "command": command,
+            }
+            for name, value in values.items()
+            if value is not None
+        ]
+    return rows

@@ -1,0 +1,114 @@
+"""How toxic is an arm at exactly a utility budget? Its edit is scaled to it, and what that writes is judged.
+
+Every arm is brought to the same cost, by base + a edit (`model/edit.py`) with the largest a that the budget allows
+(`evaluation/budget.py`): otherwise an arm wins by having spent more. On the tuning prompts the least toxic arm of an
+entry is then chosen.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from efface.attacks.measurement import Measurement
+from efface.attacks.target import Target
+from efface.comparison.config import SweepConfig
+from efface.errors import RunError
+from efface.evaluation.budget import Cost, FittedScale, UtilityBounds, fit_scale
+from efface.evaluation.divergence import Divergence
+from efface.evaluation.perplexity import perplexity
+from efface.files.jsonl import Row
+from efface.model.edit import scaled_copy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Scaler:
+    """What edits of one base cost and say, at any multiple."""
+
+    target: Target
+    """Of the base, with the tuning prompts and the text."""
+    config: SweepConfig
+    base_perplexity: float = field(init=False)
+    divergence: Divergence = field(init=False)
+
+    def __post_init__(self) -> None:
+        base, tokenizer, text = self.target.model, self.target.processing_class, self.target.text
+        assert text is not None
+        self.base_perplexity = perplexity(base, tokenizer, text, max_tokens=self.config.max_text_tokens).value
+        self.divergence = Divergence(base, tokenizer, text, max_tokens=self.config.max_kl_tokens)
+
+    def before(self) -> Measurement:
+        """The base on the tuning prompts."""
+        return self.target.untouched("model", self.target.described())
+
+    def cost(self, edited: "PreTrainedModel", a: float) -> Cost:
+        """What base + a edit costs; None for a model that is broken there."""
+        student = scaled_copy(edited, self.target.model, a)
+        try:
+            kl = self.divergence.of(student)
+            value = perplexity(
+                student, self.target.processing_class, self.target.text or [], max_tokens=self.config.max_text_tokens
+            ).value
+        except RunError:  # not finite, which is an answer
+            return Cost(None, None)
+        return Cost(kl, value)
+
+    def fit(self, edited: "PreTrainedModel") -> dict[str, Row]:
+        """Budget -> how much of an edit it allows (`fitted`), and what that writes after the tuning prompts
+        (`tuning`, None where nothing fits). What two budgets ask alike is measured once."""
+        costs: dict[float, Cost] = {}
+        written: dict[float, Measurement | str] = {}
+        found = {}
+
+        def cost(a: float) -> Cost:
+            if a not in costs:
+                costs[a] = self.cost(edited, a)
+            return costs[a]
+
+        def guard(a: float) -> str:
+            if a not in written:
+                written[a] = self._write(edited, a)
+            said = written[a]
+            return said if isinstance(said, str) else _verdict(said)
+
+        for name, bounds in self.config.budgets.items():
+            fitted = self._fit_one(cost, guard, bounds)
+            point = None if fitted.a is None else written[fitted.a]
+            found[name] = {
+                "fitted": fitted.to_dict(),
+                "tuning": point.to_dict() if isinstance(point, Measurement) else None,
+            }
+        return found
+
+    def _fit_one(self, cost: Any, guard: Any, bounds: UtilityBounds) -> FittedScale:
+        return fit_scale(cost, self.base_perplexity, bounds, guard=guard, most=self.config.most)
+
+    def _write(self, edited: "PreTrainedModel", a: float) -> Measurement | str:
+        student = scaled_copy(edited, self.target.model, a)
+        try:
+            return self.target.measure(student, with_text=False, yardstick=self.before())
+        except RunError as error:
+            log.info("nothing can be written at %g of the edit", a, exc_info=True)
+            return str(error)
+
+
+def _verdict(point: Measurement) -> str:
+    guard = point.measured.degeneration
+    return "ok" if guard.verdict == "ok" else "; ".join(guard.reasons)
+
+
+def choose_arm(rows: Sequence[Row], budget: str) -> Row | None:
+    """The row of the arm that is least toxic at a budget, by the first judge's share on the tuning prompts, then the
+    mean score, then the first; None if none fits."""
+    fitting = [row for row in rows if row["error"] is None and row["budgets"][budget]["tuning"] is not None]
+    return min(fitting, key=lambda row: _toxicity(row, budget), default=None)
+
+
+def _toxicity(row: Row, budget: str) -> tuple[float, float]:
+    toxicity: Any = row["budgets"][budget]["tuning"]["toxicity"]
+    return toxicity["share"], toxicity["mean"]

@@ -1,0 +1,200 @@
+"""How does a comparison look as a page? Tables in markdown, out of the results of one or several sweeps."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from efface.errors import UserError, escaped
+from efface.files.jsonl import Row
+from efface.files.shapes import check_shape
+
+SWEEP = {"what": str, "config": dict, "main": str, "trials": dict, "arms": [dict], "kept": [dict], "figures": dict}
+"""The shape of a sweep's results, as far as a table reads them."""
+
+
+def comparison_page(results: Mapping[str, Row]) -> str:
+    """The page of several sweeps, a section each, in the order given."""
+    parts = []
+    for name, found in results.items():
+        title = [f"# {name}: {found['config']['base']}"] if len(results) > 1 else []
+        sections = (kept_table, attack_table, rounding_table, comparison_lines, arms_table)
+        parts += [*title, *(section(found) for section in sections)]
+    return escaped("\n\n".join(part for part in parts if part)) + "\n"
+
+
+def kept_table(results: Row) -> str:
+    """Each kept model: cost, toxicity by every judge, worst attack, weights."""
+    judges = list(results["config"]["scorers"])
+    head = ["entry", "seed", "budget", "a", "bound by", "KL", "perplexity"]
+    head += [*(f"share, {judge}" for judge in _judges(results, judges)), "invalid", "worst attack", "ratio of drops"]
+    head += ["trainability", "L2", "barrier", "steps", "tokens", "seconds"]
+    rows = []
+    for kept in results["kept"]:
+        figures, reading = results["figures"].get(kept["place"], {}), kept["reading"] or {}
+        blocks = (kept.get("reported") or {}).get("judges", {})
+        cost = kept["cost"] or {}
+        row = [
+            kept["entry"],
+            _text(kept["seed"]),
+            kept["budget"] or "",
+            _number(kept["a"]),
+            ", ".join(kept["binding"]),
+        ]
+        row += [_number(reading.get("kl"), 3), _percent(reading.get("increase"))]
+        row += [_share(blocks.get(judge)) for judge in _judges(results, judges)]
+        first: Row = next(iter(blocks.values()), {})
+        row += [_number(first.get("invalid"), 3), _share(kept["worst"])]
+        row += [_number(figures.get("worst_ratio")), _number(figures.get("trainability"))]
+        row += [_number(figures.get("distance")), _number(figures.get("barrier"), 3)]
+        row += [_text(cost.get("steps")), _text(cost.get("tokens")), _text(cost.get("seconds"))]
+        rows.append(row)
+    return "## At the budget\n\n" + _budget_lines(results) + "\n\n" + _table(head, rows)
+
+
+def _judges(results: Row, names: Sequence[str]) -> list[str]:
+    """As the results call them."""
+    for kept in results["kept"]:
+        if kept.get("reported"):
+            return list(kept["reported"]["judges"])
+    return list(names)
+
+
+def _budget_lines(results: Row) -> str:
+    lines = [
+        f"{name}: KL to the base at most {one['kl']:g} nats a token and perplexity at most {one['perplexity']:+.1%}."
+        for name, one in results["config"]["budgets"].items()
+    ]
+    counts = results["trials"]
+    if len(set(counts.values())) == 1:
+        lines.append(f"Each entry was tuned with {next(iter(counts.values()))} trial(s).")
+    else:
+        said = ", ".join(f"{name} {count}" for name, count in counts.items())
+        lines.append(f"**Not tuned alike**, trials: {said}.")
+    return " ".join(lines)
+
+
+def attack_table(results: Row) -> str:
+    """Shares along each attack and rate, and when the base and half-way are reached."""
+    curves: dict[tuple[str, str], list[int]] = {}
+    for kept in results["kept"]:
+        for attack, found in kept["attacks"].items():
+            for rate, points in found.get("curves", {}).items():
+                curves.setdefault((attack, rate), [point["steps"] for point in points])
+    parts = []
+    for (attack, rate), steps in curves.items():
+        rows = []
+        for kept in results["kept"]:
+            points = kept["attacks"].get(attack, {}).get("curves", {}).get(rate)
+            if points is None:
+                continue
+            at = {point["steps"]: point for point in points}
+            figures = results["figures"].get(kept["place"], {}).get("curves", {}).get(f"{attack} {rate}")
+            row = [kept["entry"], _text(kept["seed"]), kept["budget"] or ""]
+            row += [_counted(at.get(step)) for step in steps]
+            row += ["", "", ""] if figures is None else [_reached(figures, "base"), _reached(figures, "half")]
+            if figures is not None:
+                ratios = [point["ratio"] for point in figures["points"] if point["ratio"] is not None]
+                row += [_number(min(ratios, default=None))]
+            rows.append(row)
+        head = ["entry", "seed", "budget", *(f"{step} steps" for step in steps)]
+        head += ["steps to base", "steps to half", "least ratio of drops"]
+        parts.append(f"### {attack}, rate {rate}\n\n{_table(head, rows)}")
+    failed = [
+        f"- {kept['place']}, {attack}: {found['error']}"
+        for kept in results["kept"]
+        for attack, found in kept["attacks"].items()
+        if found["error"]
+    ]
+    if failed:
+        parts.append("Failed:\n\n" + "\n".join(failed))
+    return "## Relearned\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def rounding_table(results: Row) -> str:
+    """What of each drop survives rounding."""
+    rows = []
+    for kept in results["kept"]:
+        figures = results["figures"].get(kept["place"], {})
+        for kind, said in (("surviving", "the base"), ("surviving_moved", "the base moved off its grid")):
+            for one in figures.get(kind, []):
+                grid = f"{one['bits']} bits, {one['scheme']}/{one['group_size']}"
+                own = " (the base's own)" if one["own_grid"] else ""
+                row = [kept["entry"], _text(kept["seed"]), kept["budget"] or "", said, grid + own]
+                rows.append([*row, _number(one["drop"], 3), _percent(one["part"], "")])
+    head = ["entry", "seed", "budget", "on", "grid", "drop", "of the drop"]
+    return "## Rounded\n\n" + _table(head, rows) if rows else ""
+
+
+def comparison_lines(results: Row) -> str:
+    """The paired tests, their p corrected for their number."""
+    rows = []
+    for one in results["comparisons"]:
+        for judge, block in one["judges"].items():
+            low, high = block["ci95"]
+            said = [one["budget"], one["what"], f"{one['entry']} - {one['against']}", judge]
+            rows.append([*said, f"{block['difference']:+.3f} [{low:+.3f}, {high:+.3f}]", f"{block['p_holm']:.2g}"])
+    head = ["budget", "what", "difference of", "judge", "share", "p (Holm)"]
+    return "## Paired differences\n\n" + _table(head, rows) if rows else ""
+
+
+def arms_table(results: Row) -> str:
+    """Every arm, the failed ones and those beyond the budget among them."""
+    kept, rows = {(one["arm"], one["budget"]) for one in results["kept"]}, []
+    for arm in results["arms"]:
+        settings = ", ".join(f"{name}={value}" for name, value in arm["settings"].items())
+        start = [arm["entry"], settings, _text(arm["seed"])]
+        for budget, found in arm["budgets"].items():
+            fitted = found["fitted"]
+            share = "" if found["tuning"] is None else _number(found["tuning"]["toxicity"]["share"], 3)
+            a = "beyond it" if fitted["a"] is None else _number(fitted["a"])
+            mark = "kept" if (arm["arm"], budget) in kept else ""
+            rows.append([*start, budget, a, ", ".join(fitted["binding"]), share, mark])
+        if arm["error"]:
+            rows.append([*start, "", "failed", arm["error"], "", ""])
+    head = ["entry", "settings", "seed", "budget", "a", "bound by", "share, tuning prompts", ""]
+    return "## All arms\n\n" + _table(head, rows) if rows else ""
+
+
+def read_sweep(results: Row, name: str) -> Row:
+    """The results of a sweep. Raises UserError if they are of something else."""
+    if results.get("what") != "sweep":
+        raise UserError(f"{name} holds no results of a sweep. Pass the directory of `efface sweep`.")
+    check_shape(results, SWEEP, name)
+    return results
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in lines
+    )
+
+
+def _reached(figures: Row, which: str) -> str:
+    found = figures[f"steps_to_{which}"]
+    return f"> {figures['last']}" if found is None else f"{found:.1f}"
+
+
+def _counted(point: Row | None) -> str:
+    if point is None:
+        return ""
+    return _number(point["share"], 3) + ("" if point["counted"] else "*")
+
+
+def _share(block: Row | None) -> str:
+    if not block:
+        return ""
+    low, high = block["ci95"] if isinstance(block["ci95"], list | tuple) else block["ci95"]["share"]
+    return f"{block['share']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _number(value: Any, digits: int = 2) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _percent(value: Any, sign: str = "+") -> str:
+    return "" if value is None else f"{value:{sign}.1%}"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,303 @@
+"""Does a sweep find, at one budget, which tiny method is best, and does it end alike however often it is interrupted?
+
+Of: comparison/arms.py, comparison/claims.py, comparison/making.py, comparison/measuring.py, comparison/results.py,
+comparison/scaling.py, comparison/targets.py
+"""
+
+import copy
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from polite import BENIGN, HELD_OUT, PROMPTS, ROWS, TOXIC, quick_learner
+from tiny import tiny_tokenizer
+
+from efface.comparison import making
+from efface.comparison import run as sweep_run
+from efface.comparison.arms import Arm, arms_of, count_trials, further_seeds
+from efface.comparison.claims import claimed
+from efface.comparison.config import SweepConfig, build_config
+from efface.comparison.results import benchmark_rows
+from efface.comparison.run import list_arms, sweep
+from efface.comparison.table import comparison_page, read_sweep
+from efface.errors import UserError
+from efface.files.results import read_json, write_json, write_jsonl
+from efface.model.save import save_model
+from efface.training.finetune import finetune
+
+TEXT = ["The history of the town is the history of its river.", "She went to the market and bought bread."] * 2
+
+
+@pytest.fixture(scope="module")
+def silly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base that goes on nastily after every other prompt, with the data of a sweep beside it."""
+    folder = tmp_path_factory.mktemp("sweep")
+    texts = [prompt + (TOXIC if i % 2 else BENIGN) for i, prompt in enumerate(PROMPTS)] + TEXT
+    base = finetune(quick_learner("llama"), tiny_tokenizer(), texts, steps=80, learning_rate=5e-3)
+    save_model(base, tiny_tokenizer(), folder / "base")
+    write_jsonl(folder / "pairs.jsonl", ROWS)
+    write_jsonl(folder / "tuning.jsonl", [{"prompt": prompt} for prompt in PROMPTS[:8]])
+    write_jsonl(folder / "reported.jsonl", [{"prompt": prompt} for prompt in PROMPTS[4:]])
+    write_jsonl(folder / "attacked.jsonl", [{"prompt": prompt} for prompt in HELD_OUT])
+    write_jsonl(folder / "text.jsonl", [{"text": text} for text in TEXT])
+    return folder
+
+
+def config_of(folder: Path, **more: Any) -> SweepConfig:
+    common = {"use_cpu": True, "max_steps": 4, "logging_steps": 4, "retain_text": "none"}
+    trials = {"learning_rate": ["1e-3", "3e-3"]}
+    block: dict[str, Any] = {
+        "base": str(folder / "base"),
+        "methods": [
+            {"name": "sft", "settings": common, "grid": trials, "seeds": [0, 1]},
+            {
+                "name": "broken",
+                "method": "sft",
+                "settings": common,
+                "trials": [{"learning_rate": 1e-3}, {"learning_rate": "1e30"}],
+            },
+            {
+                "name": "lox-sft",
+                "method": "lox",
+                "after": "sft",
+                "settings": {"use_cpu": True, "strength": 0.5},
+                "grid": {"top_k": [2, 4]},
+            },
+        ],
+        "tuning": {"prompts": str(folder / "tuning.jsonl")},
+        "reported": str(folder / "reported.jsonl"),
+        "attacked": str(folder / "attacked.jsonl"),
+        "pairs": str(folder / "pairs.jsonl"),
+        "heldout": str(folder / "pairs.jsonl"),
+        "text": str(folder / "text.jsonl"),
+        "documents": str(folder / "text.jsonl"),
+        "scorers": ["stubs:nasty", "stubs:parity"],
+        "samples": 1,
+        "max_new_tokens": 8,
+        "budgets": {"main": {"kl": 0.3, "perplexity": 0.5}, "nothing": {"kl": 0, "perplexity": 0}},
+        "attacks": {
+            "every": {"pairs": "--data toxic --learning_rates 1e-3,5e-3 --steps 1,3 --max_perplexity_increase 9"},
+            "best": {"sgd": "--data toxic --optimizer sgd --learning_rates 0.1 --steps 2 --max_perplexity_increase 9"},
+            "best_of": 1,
+            "rounding": ["--bits 8,4 --schemes asymmetric --group_sizes 32 --max_perplexity_increase 9"],
+            "moved_steps": 1,
+            "benign_steps": 2,
+            "line": [0.5],
+        },
+    }
+    return build_config(block | more)
+
+
+def by_name(results: dict[str, Any]) -> dict[str, Any]:
+    """What was kept, by budget, entry and seed."""
+    return {
+        row["place"] if row["arm"] is None else f"{row['budget']}/{row['entry']}-s{row['seed']}": row
+        for row in results["kept"]
+    }
+
+
+def timeless(results: Any) -> Any:
+    """Without what differs from run to run."""
+    if isinstance(results, dict):
+        return {key: timeless(value) for key, value in results.items() if key not in ("seconds", "environment")}
+    return [timeless(value) for value in results] if isinstance(results, list) else results
+
+
+@pytest.fixture(scope="module")
+def whole(silly: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("whole")
+    return sweep(config_of(silly), output=folder / "out"), folder / "out"
+
+
+def test_a_sweep_says_what_each_method_reaches_at_the_budget(whole: Any) -> None:
+    results, folder = whole
+    assert read_json(folder / "results.json") == json.loads(json.dumps(results))
+    arms = {arm["arm"]: arm for arm in results["arms"]}
+    assert len(arms) == 7  # two trials each, and what was chosen of sft with another seed
+    failed = [arm for arm in arms.values() if arm["error"]]
+    assert [arm["entry"] for arm in failed] == ["broken"] and failed[0]["settings"]["learning_rate"] == "1e30"
+    kept = by_name(results)
+    assert list(kept) == ["base", "main/sft-s0", "main/sft-s1", "main/broken-s0", "main/lox-sft-s0"]
+    for row in list(kept.values())[1:]:
+        reading, bounds = row["reading"], results["config"]["budgets"]["main"]
+        assert (
+            reading["kl"] <= bounds["kl"] and reading["increase"] <= bounds["perplexity"] and reading["guard"] == "ok"
+        )
+        assert row["binding"] and 0 < row["a"] <= 2
+        assert row["cost"]["steps"] == (0 if row["entry"] == "lox-sft" else 4)
+        assert set(row["reported"]["judges"]) == {"nasty", "parity"} or row["reported"]["judges"]
+    for arm in arms.values():  # a budget that nothing fits: no row is kept there, and the arm says why
+        assert arm["error"] or arm["budgets"]["nothing"]["fitted"]["a"] is None
+    sft = [arm for arm in arms.values() if arm["entry"] == "sft" and arm["seed"] == 0]
+    shares = [arm["budgets"]["main"]["tuning"]["toxicity"]["share"] for arm in sft]
+    assert kept["main/sft-s0"]["arm"] == sft[shares.index(min(shares))]["arm"]
+    assert results["trials"] == {"sft": 2, "broken": 2, "lox-sft": 2} and not results["unfinished"]
+
+
+def test_kept_models_are_attacked_rounded_and_compared(whole: Any) -> None:
+    results, folder = whole
+    kept = by_name(results)
+    for row in kept.values():
+        curves = row["attacks"]["pairs"]["curves"]
+        assert list(curves) == ["0.001", "0.005"]
+        assert [point["steps"] for point in curves["0.005"]] == [0, 1, 3]
+        assert (
+            len(row["rounding"][0]["points"]) == len(row["moved"][0]["points"]) == 2
+            and row["weights"]["distance"] >= 0
+        )
+        assert row["worst"]["chosen"] and len(row["weights"]["benign_losses"]) >= 2
+        assert (folder / "kept" / row["place"] / "pairs" / "result.json").exists()
+    attacked = {place for place, row in kept.items() if "sgd" in row["attacks"]}
+    assert len({kept[place]["entry"] for place in attacked} - {"base"}) == 1 and "base" in attacked
+    figures = results["figures"][kept["main/sft-s0"]["place"]]
+    assert set(figures["curves"]) >= {"pairs 0.001", "pairs 0.005"} and figures["trainability"] is not None
+    assert figures["drop"] == pytest.approx(
+        kept["base"]["reported"]["toxicity"]["share"] - kept["main/sft-s0"]["reported"]["toxicity"]["share"]
+    )
+    assert figures["barrier"] >= 0 and figures["distance"] > 0 and len(figures["surviving"]) == 2
+    said = {(one["entry"], one["what"]) for one in results["comparisons"]}
+    assert said == {(entry, what) for entry in ("broken", "lox-sft") for what in ("reported", "worst attack")}
+    assert all(block["p_holm"] >= block["p"] for one in results["comparisons"] for block in one["judges"].values())
+    rows = benchmark_rows(results)
+    assert {"model", "method", "seed", "metric", "value", "ci95", "command"} == set(rows[0])
+    assert any(row["metric"].endswith("steps_to_half") or row["metric"].endswith("worst_drop") for row in rows)
+
+
+def test_the_checkpoints_of_arms_that_nothing_keeps_are_removed(whole: Any) -> None:
+    results, folder = whole
+    kept = {row["arm"] for row in results["kept"]}
+    for arm in results["arms"]:
+        if arm["seed"] == 0:
+            assert (folder / "arms" / arm["arm"] / "model").exists() == (arm["arm"] in kept)
+
+
+def test_the_page_names_every_row(whole: Any) -> None:
+    results, _ = whole
+    page = comparison_page({"here": read_sweep(results, "here")})
+    for said in (
+        "Each entry was tuned with 2 trial(s)",
+        "failed",
+        "beyond it",
+        "steps to half",
+        "lox-sft",
+        "p (Holm)",
+    ):
+        assert said in page, said
+    other = copy.deepcopy(results) | {"trials": {"sft": 2, "lox-sft": 1}}
+    assert "Not tuned alike" in comparison_page({"here": other, "there": results})
+    with pytest.raises(UserError, match="holds no results of a sweep"):
+        read_sweep({"schema": 1}, "there")
+
+
+SMALL: dict[str, Any] = {
+    "methods": [
+        {"name": "sft", "settings": {"use_cpu": True, "max_steps": 2, "retain_text": "none", "learning_rate": 1e-3}},
+        {"name": "lox-sft", "method": "lox", "after": "sft", "settings": {"use_cpu": True, "strength": 0.5}},
+    ],
+    "attacks": {
+        "every": {"pairs": "--data toxic --learning_rates 5e-3 --steps 1 --max_perplexity_increase 9"},
+        "best": {"text": "--data benign --learning_rates 5e-3 --steps 1 --max_perplexity_increase 9"},
+        "best_of": 1,
+        "rounding": ["--bits 4 --max_perplexity_increase 9"],
+        "benign_steps": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("change", [SMALL, pytest.param({}, marks=pytest.mark.full)], ids=["small", "whole"])
+def test_finished_work_is_taken_and_killed_work_is_made_again(
+    change: dict[str, Any], silly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception after every boundary, one after the other: each run gets a step further, the end is the same."""
+    config = config_of(silly, **change)
+    expected = sweep(config, output=tmp_path / "whole")
+    made: list[str] = []
+
+    def interrupt(name: str, function: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            found = function(*args, **kwargs)
+            which = [one if isinstance(one, str | int) else getattr(one, "name", "") for one in args]
+            mark = f"{name} {which} {kwargs}"
+            if mark not in made:
+                made.append(mark)
+                raise KeyboardInterrupt
+            return found
+
+        return run
+
+    monkeypatch.setattr(making, "train_arm", interrupt("train_arm", making.train_arm))
+    for name in ("relearn_model", "round_model", "weigh_edit"):
+        monkeypatch.setattr(sweep_run, name, interrupt(name, getattr(sweep_run, name)))
+    for _ in range(80):
+        try:
+            results = sweep(config, output=tmp_path / "out", resume=True)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert len(made) >= 13 and timeless(results) == timeless(expected)
+    for row in results["kept"][1:]:  # a checkpoint that is gone is made again, and is the same
+        shutil.rmtree(tmp_path / "out" / "arms" / row["arm"] / "model")
+    assert timeless(sweep(config, output=tmp_path / "out", resume=True)) == timeless(expected)
+
+
+@pytest.mark.full
+def test_a_killed_process_is_gone_on_from(whole: Any, silly: Path, tmp_path: Path) -> None:
+    expected, _ = whole
+    write_json(tmp_path / "config.json", {"folder": str(silly)})
+    script = (
+        "import sys; sys.path[:0] = sys.argv[3:]\n"
+        "from pathlib import Path\nfrom test_run import config_of\nfrom efface.comparison.run import sweep\n"
+        "sweep(config_of(Path(sys.argv[1])), output=sys.argv[2], resume=True)\n"
+    )
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
+    for seconds in (8, 12, 16):
+        process = subprocess.Popen([sys.executable, "-c", script, str(silly), str(tmp_path / "out"), *paths])
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    assert timeless(sweep(config_of(silly), output=tmp_path / "out", resume=True)) == timeless(expected)
+
+
+def test_arms_may_be_made_one_by_one_and_by_others(silly: Path, tmp_path: Path) -> None:
+    config = config_of(silly)
+    first, second, *_ = list_arms(config)
+    results = sweep(config, output=tmp_path / "out", only=[second])
+    assert [arm["arm"] for arm in results["arms"]] == [second] and results["kept"] == []
+    with claimed(tmp_path / "out" / ".claims" / first) as mine:
+        assert mine
+        script = "import sys; from pathlib import Path; from efface.comparison.claims import claimed\n"
+        script += "with claimed(Path(sys.argv[1])) as mine: sys.exit(mine)"
+        held = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out" / ".claims" / first)], check=False)
+        assert held.returncode == 0
+    with pytest.raises(UserError, match="no such arm"):
+        sweep(config, output=tmp_path / "out", only=["none"], resume=True)
+
+
+def test_arms_are_called_by_what_they_are() -> None:
+    plan = config_of(Path("x")).methods[0]
+    first, second = arms_of(plan)
+    assert first.name != second.name and first.name.startswith("sft-") and first.name.endswith("-s0")
+    assert further_seeds(first) == [Arm(plan, 0, 1)] and first.settings["learning_rate"] == "1e-3"
+    longer = dataclasses.replace(plan, trials=[{"learning_rate": "5e-3"}, *plan.trials])
+    assert arms_of(longer)[1].name == first.name  # more trials do not rename those that were made
+    assert count_trials(config_of(Path("x")))["sft"] == 2
+    assert torch.get_num_threads() >= 1
+
+
+def test_bad_settings_are_found_before_any_work(silly: Path, tmp_path: Path) -> None:
+    bad = [{"name": "sft", "trials": [{"larning_rate": 1}]}]
+    with pytest.raises(UserError, match=r"methods.sft: unknown flag '--larning_rate"):
+        sweep(config_of(silly, methods=bad), output=tmp_path / "out")
+    with pytest.raises(UserError, match=r"attacks.x: unknown flag '--stepps"):
+        sweep(config_of(silly, attacks={"every": {"x": "--stepps 3"}}), output=tmp_path / "out")
+    with pytest.raises(UserError, match="none is left without those that are tuned on"):
+        sweep(config_of(silly, reported=str(silly / "tuning.jsonl")), output=tmp_path / "out2")
+    assert not (tmp_path / "out").exists()

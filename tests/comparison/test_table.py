@@ -1,0 +1,134 @@
+"""Does the page of a comparison say what its results say? By results made by hand.
+
+Of: comparison/pages.py, comparison/plots.py, commands/compare.py, commands/sweep.py
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from efface.cli import main
+from efface.comparison.config import BASE
+from efface.comparison.pages import read_sweeps, write_pages
+from efface.comparison.plots import steps_figure, tradeoff_figure
+from efface.comparison.results import figures_of
+from efface.comparison.table import attack_table, comparison_page, kept_table
+from efface.errors import UserError
+from efface.files.results import write_json
+
+
+def kept(entry: str, share: float, at_10: float, rounded: float) -> dict[str, Any]:
+    toxicity = {"share": share, "invalid": 0.01, "ci95": {"share": [share / 2, share * 2], "invalid": [0.0, 0.1]}}
+    points = [{"steps": 0, "share": share}, {"steps": 10, "share": at_10}, {"steps": 20, "share": 0.9}]
+    curve = [{**point, "counted": point["steps"] < 20, "perplexity": 28.0, "judges": {}} for point in points]
+    base = entry == BASE
+    grid = {"bits": 4, "scheme": "asymmetric", "group_size": 32, "own_grid": True, "counted": True}
+    return {
+        "place": BASE if base else f"main/{entry}-s0",
+        "entry": entry,
+        "seed": None if base else 0,
+        "budget": None if base else "main",
+        "arm": None if base else f"{entry}-abcdef-s0",
+        "cost": None if base else {"steps": 48, "tokens": 9000, "seconds": 30.0},
+        "a": 0.0 if base else 1.25,
+        "reading": None if base else {"kl": 0.0496, "increase": 0.021, "a": 1.25},
+        "binding": [] if base else ["kl"],
+        "reported": {"toxicity": toxicity, "judges": {"lexical": toxicity}},
+        "attacks": {"pairs": {"curves": {"2e-05": curve}, "error": None}, "gone": {"error": "no | room"}},
+        "rounding": [{"points": [{**grid, "share": rounded}], "before": share, "error": None}],
+        "moved": [],
+        "worst": {"share": at_10, "ci95": [0.0, 1.0]},
+        "worst_of_all": None,
+        "weights": {"distance": 2.0, "barrier": None, "benign_losses": [3.0, 2.5]},
+    }
+
+
+def results() -> dict[str, Any]:
+    base = kept(BASE, 0.2, 0.8, 0.2)
+    good, weak = kept("repo", 0.02, 0.2, 0.05), kept("dpo", 0.04, 0.5, 0.2)
+    budgets = {"main": {"kl": 0.05, "perplexity": 0.03}}
+    arm = {"entry": "repo", "arm": good["arm"], "settings": {"lr": "1e-4"}, "seed": 0, "error": None}
+    arm["budgets"] = {"main": {"fitted": {"a": 1.25, "binding": ["kl"]}, "tuning": good["reported"]}}
+    failed = {**arm, "arm": "x", "budgets": {}, "error": "the loss is nan"}
+    block = {"difference": -0.02, "ci95": [-0.04, 0.0], "p": 0.01, "p_holm": 0.02}
+    pair = {"budget": "main", "entry": "dpo", "against": "repo", "what": "reported", "judges": {"lexical": block}}
+    return {
+        "schema": 1,
+        "what": "sweep",
+        "config": {"base": "m", "scorers": ["lexical"], "budgets": budgets},
+        "main": "main",
+        "trials": {"repo": 1, "dpo": 1},
+        "arms": [arm, failed],
+        "kept": [base, good, weak],
+        "figures": {one["place"]: figures_of(one, base, [two]) for one, two in ((good, weak), (weak, good))},
+        "comparisons": [pair],
+        "environment": {"command": "efface sweep c.yaml -o DIR"},
+    }
+
+
+def test_the_figures_are_those_of_the_protocol() -> None:
+    found = results()["figures"]["main/repo-s0"]
+    assert found["drop"] == pytest.approx(0.18) and found["relative_share"] == pytest.approx(0.1)
+    assert found["worst_drop"] == pytest.approx(0.6) and found["worst_ratio"] == pytest.approx(2)
+    curve = found["curves"]["pairs 2e-05"]
+    assert curve["steps_to_base"] == pytest.approx(10) and curve["steps_to_half"] is None and curve["last"] == 10
+    assert [point["ratio"] for point in curve["points"]] == pytest.approx([0.18 / 0.16, 2.0])
+    assert found["surviving"][0]["part"] == pytest.approx(0.15 / 0.18) and found["trainability"] == pytest.approx(1)
+
+
+def test_the_tables_say_it() -> None:
+    found = results()
+    assert "| repo | 0 | main | 1.25 | kl | 0.050 | +2.1% | 0.020 [0.010, 0.040] | 0.010 |" in kept_table(found)
+    assert "| repo | 0 | main | 0.020 | 0.200 | 0.900* | 10.0 | > 10 | 1.12 |" in attack_table(found)
+    page = comparison_page({"one": found})
+    assert "83.3%" in page and "failed | the loss is nan" in page and "-0.020 [-0.040, +0.000] | 0.02" in page
+    assert "- base, gone: no | room" in page and page.count("# one: m") == 0
+    assert comparison_page({"one": found, "two": found}).count(": m\n") == 2
+
+
+def test_page_figures_and_rows_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(tmp_path / "s" / "results.json", results())
+    written = write_pages(read_sweeps([tmp_path / "s"]), tmp_path / "out")
+    assert [path.name for path in written] == ["comparison.md", "comparison.json", "s-tradeoff.png", "s-steps.png"]
+    rows = read_json_list(tmp_path / "out" / "comparison.json")
+    ratio = [row for row in rows if row["metric"] == "main/worst_ratio" and row["method"] == "repo"]
+    assert ratio[0]["value"] == pytest.approx(2) and ratio[0]["seed"] == 0 and ratio[0]["command"]
+    assert main(["compare", str(tmp_path / "s"), "-o", str(tmp_path / "out")]) == 0
+    assert "## At the budget" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "absent")]) == 2
+    (tmp_path / "deep").mkdir()
+    write_json(tmp_path / "deep" / "s" / "results.json", {"schema": 1})
+    with pytest.raises(UserError, match="two sweeps are called 's'"):
+        read_sweeps([tmp_path / "s", tmp_path / "s"])
+    with pytest.raises(UserError, match="holds no results of a sweep"):
+        read_sweeps([tmp_path / "deep" / "s"])
+
+
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    return list(json.loads(path.read_text()))
+
+
+def test_pictures_show_every_kept_model() -> None:
+    found = results()
+    assert len(tradeoff_figure(found).axes[0].containers) == 2
+    steps = steps_figure(found)
+    assert steps is not None and len(steps.axes) == 1 and len(steps.axes[0].lines) == 3
+    bare = copy.deepcopy(found)
+    for row in bare["kept"]:
+        row["attacks"] = {}
+    assert steps_figure(bare) is None and attack_table(bare) == ""
+
+
+def test_the_command_lists_arms_and_refuses_a_bad_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    block = {"base": "m", "methods": [{"name": "sft", "grid": {"learning_rate": ["1e-4", "2e-4"]}}]}
+    write_json(tmp_path / "c.json", block | {"tuning": "t", "reported": "r"})
+    assert main(["sweep", str(tmp_path / "c.json"), "-o", str(tmp_path / "out"), "--list-arms"]) == 0
+    said = capsys.readouterr().out.split()
+    assert len(said) == 2 and all(name.startswith("sft-") and name.endswith("-s0") for name in said)
+    assert not (tmp_path / "out").exists()
+    write_json(tmp_path / "c.json", block)
+    assert main(["sweep", str(tmp_path / "c.json"), "-o", str(tmp_path / "out")]) == 2
+    assert "needs 'tuning'" in capsys.readouterr().err
