@@ -76,7 +76,7 @@ def test_every_trained_method_takes_ordinary_passages(method: str, tmp_path: Pat
 def test_every_trained_method_goes_with_a_sharpness_aware_step(method: str, tmp_path: Path) -> None:
     plain = build(method, tiny_model("llama"), tmp_path)
     plain.train()
-    sharp = build(method, tiny_model("llama"), tmp_path, sam_rho=0.5)
+    sharp = build(method, tiny_model("llama"), tmp_path, withstand="sharpness:0.5")
     sharp.train()
     pairs = list(zip(plain.model.parameters(), sharp.model.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in pairs)

@@ -33,7 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
     "rmu everywhere checkpointed": {"trainable_layers": "all", "gradient_checkpointing": True},
     "repo no retain checkpointed": {"w_retain": 0.0, "erase_layers": "0", "gradient_checkpointing": True},
     "circuit_breakers checkpointed": {"gradient_checkpointing": True},
-    "repo sam": {"sam_rho": 0.01},
+    "repo sam": {"withstand": "sharpness:0.01"},
     "repo lora": {"lora_r": 2},
     "repo cached": {"precompute_reference": "on"},
 }
