@@ -106,11 +106,12 @@ class Place:
     def lifted(self) -> Iterator[None]:
         """Within, the model has its own weights after all: a reference that is the model without its adapter."""
         here = self._here or {}
+        there = {name: self.parameters[name].data for name in here}
         self._point(here)
         try:
             yield
         finally:
-            self._point({name: self._moved[name] for name in here})
+            self._point(there)
 
     def _point(self, at: dict[str, Tensor]) -> None:
         for name, tensor in at.items():
