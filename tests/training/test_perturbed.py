@@ -1,7 +1,6 @@
 """Is a step's gradient taken at P(w), and nowhere else, and applied at w; and is nothing else disturbed by it?
 
-Of: training/perturbed.py, training/withstand.py, training/perturbations.py, training/anticipated.py,
-training/toxic_adapter.py
+Of: training/withstand.py, training/perturbations.py, training/anticipated.py, training/toxic_adapter.py
 """
 
 import dataclasses
