@@ -9,7 +9,7 @@ d drawn evenly from [0, DELTA]. The direction D serves KEEP training steps. Its 
 so it lies in 8 bits, exactly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -78,7 +78,7 @@ class Anticipated:
                 counts[name].sub_(gradient.sign_().to(torch.int8))
         return counts
 
-    def nbytes(self, trained: list[Tensor], maps: list[Tensor]) -> tuple[int, int]:
+    def nbytes(self, trained: Sequence[Tensor], maps: Sequence[Tensor]) -> tuple[int, int]:
         return sum(each.nbytes for each in trained), sum(each.numel() for each in trained)
 
 

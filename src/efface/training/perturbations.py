@@ -7,7 +7,7 @@ sharpness  P(w) = w + RHO g / ||g||,        g the gradient of the method's own l
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -52,9 +52,11 @@ class Rounded:
             merged = weight if adapter is None else weight + adapter
             near = rounded(_by_rows(module, merged), self.bits, self.group, self.scheme)
             near = _by_rows(module, near)  # GPT-2's are turned, and back
-            torch.sub(near, adapter, out=place.put(name)) if adapter is not None else place.put(name).copy_(near)
+            if adapter is not None:
+                near = near - adapter
+            place.put(name).copy_(near)
 
-    def nbytes(self, trained: list[Tensor], maps: list[Tensor]) -> tuple[int, int]:
+    def nbytes(self, trained: Sequence[Tensor], maps: Sequence[Tensor]) -> tuple[int, int]:
         return sum(each.nbytes for each in maps), 0
 
 
@@ -79,7 +81,7 @@ class Merged:
         for name, parameter in place.trained.items():
             torch.lerp(parameter.data, place.start[name], alpha, out=place.put(name))
 
-    def nbytes(self, trained: list[Tensor], maps: list[Tensor]) -> tuple[int, int]:
+    def nbytes(self, trained: Sequence[Tensor], maps: Sequence[Tensor]) -> tuple[int, int]:
         size = sum(each.nbytes for each in trained)
         return size, size
 
@@ -109,7 +111,7 @@ class Noisy:
             rms = float(torch.linalg.vector_norm(weight, dtype=torch.float32)) / math.sqrt(weight.numel())
             there.normal_(generator=generators[weight.device]).mul_(self.scale * rms).add_(weight)
 
-    def nbytes(self, trained: list[Tensor], maps: list[Tensor]) -> tuple[int, int]:
+    def nbytes(self, trained: Sequence[Tensor], maps: Sequence[Tensor]) -> tuple[int, int]:
         return sum(each.nbytes for each in trained), 0
 
 
@@ -135,7 +137,7 @@ class Sharpness:
                 for name, gradient in gradients.items():
                     torch.add(place.trained[name].data, gradient * (self.rho / length), out=place.put(name))
 
-    def nbytes(self, trained: list[Tensor], maps: list[Tensor]) -> tuple[int, int]:
+    def nbytes(self, trained: Sequence[Tensor], maps: Sequence[Tensor]) -> tuple[int, int]:
         size = sum(each.nbytes for each in trained)
         return size, size
 

@@ -236,20 +236,23 @@ class TakesPerturbedSteps(Trainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         if not self.perturbed.kinds:
             return super().training_step(model, inputs, num_items_in_batch)
-        inner, optimizer = unwrap(model).train(), self.optimizer
+        inner = unwrap(model).train()
+        optimizer: Any = self.optimizer
         if callable(getattr(optimizer, "train", None)):  # it may move the weights, and so not while they are away
-            optimizer.train()  # type: ignore[union-attr]
+            optimizer.train()
 
         def loss() -> Tensor:  # around DDP: every process looks by itself
             self._looking = True
             try:
                 batch: Any = self._prepare_inputs(inputs)
-                return self.compute_loss(inner, batch, num_items_in_batch=num_items_in_batch)
+                found: Any = self.compute_loss(inner, batch, num_items_in_batch=num_items_in_batch)
+                return found  # a tuple only on request
             finally:
                 self._looking = False
 
         def tell() -> dict[str, Any]:
-            batches: list[Any] = [self._prepare_inputs(batch) for batch in self._micro_batches]  # type: ignore[arg-type]
+            given: Any = self._micro_batches
+            batches = [self._prepare_inputs(batch) for batch in given]
             counts = Counts(*num_items_in_batch.to(self.args.device))
             return {"batches": batches, "counts": counts, "loss": loss, "trainer": self}
 

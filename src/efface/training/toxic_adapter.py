@@ -7,7 +7,7 @@ everything else standing still, and serve KEEP training steps. The model's own a
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -84,7 +84,7 @@ class ToxicAdapter:
                 optimizer.zero_grad()
         return {name: factor.detach() for name, factor in factors.items()}
 
-    def nbytes(self, trained: list[Tensor], maps: list[Tensor]) -> tuple[int, int]:
+    def nbytes(self, trained: Sequence[Tensor], maps: Sequence[Tensor]) -> tuple[int, int]:
         factors = sum(4 * self.rank * sum(each.shape) for each in maps)
         return sum(each.nbytes for each in maps), 4 * factors  # gradients and Adam's two, while it is trained
 

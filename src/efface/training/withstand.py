@@ -94,7 +94,8 @@ def _perturbation(one: str, text: str) -> Any:
     if not needed <= len(values) <= len(fields):
         raise UserError(f"withstand={text!r}: {one!r} has {len(values)} values. Write {form}.")
     try:
-        read = [field.type(value) for field, value in zip(fields, values, strict=False)]  # type: ignore[operator]
+        types: list[Any] = [field.type for field in fields]
+        read = [convert(value) for convert, value in zip(types, values, strict=False)]
     except ValueError as error:
         raise UserError(f"withstand={text!r}: {one!r} cannot be read ({error}). Write {form}.") from error
     try:
