@@ -2,7 +2,8 @@
 
     python benchmarks/step_workers.py SIDE MODEL STEPS
 
-SIDE is trl-precomputed, trl-reference, trl-defaults, or the name of a method of efface that trains by steps.
+SIDE is trl-precomputed, trl-reference, trl-defaults, or the name of a method of efface that trains by steps, with what
+its steps withstand after a plus sign: repo+round:4.
 
 It answers words on stdin with one line of JSON each on stdout; what libraries print goes to stderr. It is
 `trainer.train()` itself that runs, held by a callback:
@@ -121,9 +122,10 @@ def build(
     if not side.startswith("trl-"):
         from efface.methods import load_method
 
-        method: Any = load_method(side)
-        ours = SETTINGS | PROTOCOL | {"max_steps": steps, "retain_text": None}
-        if side == "repo":  # others may need more of the reference than a cache holds
+        name, _, withstand = side.partition("+")
+        method: Any = load_method(name)
+        ours = SETTINGS | PROTOCOL | {"max_steps": steps, "retain_text": None, "withstand": withstand or None}
+        if name == "repo":  # others may need more of the reference than a cache holds
             ours["precompute_reference"] = "on"
         return method(model, method.config_class(scratch, **ours), rows, processing_class=tokenizer)
 

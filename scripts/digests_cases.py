@@ -71,6 +71,7 @@ TRAININGS = {
         "bound_token": "--bound token --grl_schedule constant",
         "bound_layer": "--bound layer",
         "sam": "--sam_rho 0.05",
+        "relearn": "--withstand relearn:1e-3/2/2",
         "layout_plain": "--layout plain",
         "layout_shared": "--layout shared",
         "chunked": "--max_batch_tokens 128",

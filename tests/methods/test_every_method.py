@@ -72,15 +72,20 @@ def test_every_trained_method_takes_ordinary_passages(method: str, tmp_path: Pat
     assert len(found_kl) == 2 and found_kl[1] > 0
 
 
+@pytest.mark.parametrize(("family", "withstand"), [("llama", "sharpness:0.5"), ("gpt2", "relearn:1e-2/2/2")])
 @pytest.mark.parametrize("method", TRAINED)
-def test_every_trained_method_goes_with_a_sharpness_aware_step(method: str, tmp_path: Path) -> None:
-    plain = build(method, tiny_model("llama"), tmp_path)
+def test_every_trained_method_goes_with_perturbed_steps(
+    method: str, family: str, withstand: str, tmp_path: Path
+) -> None:
+    plain = build(method, tiny_model(family), tmp_path)
     plain.train()
-    sharp = build(method, tiny_model("llama"), tmp_path, sam_rho=0.5)
-    sharp.train()
-    pairs = list(zip(plain.model.parameters(), sharp.model.parameters(), strict=True))
+    perturbed = build(method, tiny_model(family), tmp_path, withstand=withstand)
+    perturbed.train()
+    pairs = list(zip(plain.model.parameters(), perturbed.model.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in pairs)
     assert all(torch.isfinite(b).all() for _, b in pairs)
+    for trainer in (plain, perturbed):  # logged as often
+        assert sum("loss" in row for row in trainer.state.log_history) == 2
 
 
 @pytest.mark.parametrize("method", TRAINED)

@@ -14,11 +14,11 @@ from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from efface.attacks.quantize import rounded
 from efface.model.blocks import decoder_blocks
 from efface.model.forward import forward
 from efface.model.layout import plain_layout
 from efface.model.projections import attention_output_projection, linear_maps, mlp_output_projection, output_weight
+from efface.model.rounding import rounded
 
 NEURON = 5
 NICE, SILLY = tiny_tokenizer()(BENIGN)["input_ids"], tiny_tokenizer()(TOXIC)["input_ids"]

@@ -33,7 +33,10 @@ CASES: dict[str, dict[str, Any]] = {
     "rmu everywhere checkpointed": {"trainable_layers": "all", "gradient_checkpointing": True},
     "repo no retain checkpointed": {"w_retain": 0.0, "erase_layers": "0", "gradient_checkpointing": True},
     "circuit_breakers checkpointed": {"gradient_checkpointing": True},
-    "repo sam": {"sam_rho": 0.01},
+    "repo sam": {"withstand": "sharpness:0.01"},
+    "repo relearn": {"withstand": "relearn:2e-3/3/2"},
+    "dpo relearn": {"withstand": "relearn:2e-3/2/2"},
+    "repo adapter": {"withstand": "lora:2/2/2,round:4,merge:0.5,noise:0.01", "lora_r": 2},
     "repo lora": {"lora_r": 2},
     "repo cached": {"precompute_reference": "on"},
 }

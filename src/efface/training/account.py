@@ -51,7 +51,7 @@ def record_run(run: Told) -> dict[str, Any]:
     return {
         "layout": run.layout,
         "reference": run.reference.kind,
-        "memory_estimate": asdict(run.memory),
+        "memory_estimate": {name: size for name, size in asdict(run.memory).items() if size or name != "perturbed"},
         "share_of_pairs": share_of_pairs(run.args, len(run.train_dataset)),
         "truncated": dict(pairs.truncated),
         "dropped": dict(pairs.dropped),

@@ -14,6 +14,7 @@ from efface.training import DEFAULT_STEPS
 from efface.training.passes import LAYOUTS
 from efface.training.reference_cache import DTYPES
 from efface.training.sharded import refuse_sharded
+from efface.training.withstand import parse_withstand
 
 logger = logging.getLogger(__name__)
 
@@ -85,14 +86,15 @@ class PairConfig(TrainingArguments):
     retain_text_tokens: int = field(
         default=64, metadata={"help": "Tokens of a passage that are used; rows are padded to the longest."}
     )
-    sam_rho: float = field(
-        default=0.0,
+    withstand: str | None = field(
+        default=None,
         metadata={
-            "help": "Radius of a sharpness-aware step (Foret et al. 2021; against relearning: Fan et al. 2025, arXiv "
-            "2502.05374); 0 for a plain step, at half the cost."
+            "help": "Take each step's gradient where an adversary would leave the weights, and apply it here: "
+            "relearn:DELTA/K/KEEP, round:BITS, merge:ALPHA, lora:RANK, noise:SCALE, sharpness:RHO; one, or several "
+            "with commas between, of which one is drawn for each step (docs/methods.md)."
         },
     )
-
+    sam_rho: float = field(default=0.0, metadata={"help": "The former name of --withstand sharpness:RHO; 0 for none."})
     layout: str = field(
         default="auto",
         metadata={
@@ -123,11 +125,14 @@ class PairConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.retain_text == "none":
             self.retain_text = None
+        if self.withstand == "none":
+            self.withstand = None
         if isinstance(self.lora_target_modules, str) and self.lora_target_modules != "all-linear":
             self.lora_target_modules = tuple(name.strip() for name in self.lora_target_modules.split(","))
         self._count_steps()
         all_finite(self)
         self._check_ranges()
+        self.perturbations()  # can they be read?
         refuse_meaningless(self)
         one_of("layout", self.layout, ("auto", *LAYOUTS))
         one_of("precompute_reference", self.precompute_reference, ("auto", "on", "off"))
@@ -153,6 +158,16 @@ class PairConfig(TrainingArguments):
                 f"{self.n_gpu} GPUs in one process would split pairs apart. "
                 "Launch with `torchrun` or `accelerate launch`."
             )
+
+    def perturbations(self) -> list[Any]:
+        """What steps are to withstand, made anew; empty if nothing."""
+        if self.sam_rho and self.withstand is not None:
+            raise UserError(
+                f"sam_rho={self.sam_rho} is the former name of withstand='sharpness:{self.sam_rho}', and withstand="
+                f"{self.withstand!r} is given too. Put all of it into withstand, with commas between."
+            )
+        asked = f"sharpness:{self.sam_rho}" if self.sam_rho else self.withstand
+        return [] if asked is None else parse_withstand(asked)
 
     def _count_steps(self) -> None:
         """Steps or epochs, whichever is given; of both the steps, as in transformers."""

@@ -16,6 +16,8 @@ from efface.model.copies import eval_mode
 from efface.model.forward import Head
 from efface.training.config import PairConfig
 from efface.training.passes import of_pairs, policy_forward
+from efface.training.perturbations import block_maps
+from efface.training.perturbed import Perturbed
 from efface.training.reference import Reference
 
 GIB = 2**30
@@ -35,6 +37,7 @@ class Run(Protocol):
     layers: list[int]
     layout: str
     passage_stream: PassageStream
+    perturbed: Perturbed
 
     def example(self, n: int) -> PairBatch:
         """The first `n` pairs as a batch."""
@@ -58,10 +61,12 @@ class Estimate:
     """The reference's states, on disk."""
     available: int
     """Of the device's memory now, with the model loaded."""
+    perturbed: int = 0
+    """Where gradients are taken, and what leads there (`withstand`)."""
 
     @property
     def total(self) -> int:
-        return self.parameters + self.gradients + self.optimizer + self.reference + self.activations
+        return self.parameters + self.gradients + self.optimizer + self.reference + self.activations + self.perturbed
 
     @property
     def fits(self) -> bool:
@@ -69,7 +74,14 @@ class Estimate:
         return self.total - loaded <= self.available
 
     def __str__(self) -> str:
-        parts = ("parameters", "gradients", "optimizer", "reference", "activations")
+        parts = (
+            "parameters",
+            "gradients",
+            "optimizer",
+            "reference",
+            "activations",
+            *["perturbed"] * bool(self.perturbed),
+        )
         sizes = ", ".join(f"{name} {getattr(self, name) / GIB:.2f}" for name in parts)
         verdict = "fits" if self.fits else "does not fit: lower per_device_train_batch_size or set lora_r"
         return (
@@ -92,7 +104,19 @@ def estimate(run: Run) -> Estimate:
         activations=_activations(run),
         cache=dataset.states.nbytes if dataset.states is not None else 0,
         available=_available(run.args.device),
+        perturbed=_perturbed(run),
     )
+
+
+def _perturbed(run: Run) -> int:
+    """Of all kinds together: the largest P(w), which they share, and what each keeps beside it."""
+    if not run.perturbed.kinds:
+        return 0
+    trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    sizes = [
+        kind.nbytes(trained, [module.weight for _, module in block_maps(run.model)]) for kind in run.perturbed.kinds
+    ]
+    return max(shared for shared, _ in sizes) + sum(beside for _, beside in sizes)
 
 
 def _activations(run: Run) -> int:

@@ -21,7 +21,7 @@ from efface.data.batch import PairBatch, PairCollator, predicting_positions
 from efface.data.buckets import forward_epochs_
 from efface.data.dataset import PairDataset
 from efface.data.preferences import SIDES
-from efface.model.blocks import decoder_blocks, unwrap
+from efface.model.blocks import decoder_blocks
 from efface.model.fingerprint import fingerprint_of
 from efface.model.forward import Head
 from efface.model.head_check import check_head
@@ -44,16 +44,16 @@ from efface.training.inputs import (
 )
 from efface.training.metrics import Metrics, raise_if_loss_not_finite, raise_if_not_finite
 from efface.training.passes import choose_layout, policy_forward
+from efface.training.perturbed import Perturbed, TakesPerturbedSteps
 from efface.training.prepare import Trainable, prepare_model_, raise_if_out_of_reach
 from efface.training.reference import NoReference, Reference
 from efface.training.reference_check import check_first_batch
 from efface.training.reference_setup import precomputes, set_up_reference
 from efface.training.sharded import refuse_sharding
-from efface.training.sharpness import ascended
 from efface.training.step import Counts, Loss, Needs, Step
 
 
-class PairTrainer(EvaluatesPairs, WholeCheckpoints):
+class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints):
     """Trainer on preference pairs with TRL's argument names. Subclasses define `loss`, and `needs` where it asks for
     something else than the KL on y+.
 
@@ -108,7 +108,8 @@ class PairTrainer(EvaluatesPairs, WholeCheckpoints):
         self._trainable = Trainable(model, adapted=adapted)
         model = prepare_model_(model, args, peft_config)
         self.metrics = Metrics()
-        self._ascending = False
+        self.perturbed = Perturbed.of(args)
+        self.checkpoint_files = (*self.checkpoint_files, *self.perturbed.files)
         self._evaluated: Counts | None = None
         super().__init__(
             model=model,
@@ -191,6 +192,7 @@ class PairTrainer(EvaluatesPairs, WholeCheckpoints):
         for i, batch in enumerate(batches):
             number = (first + i) * self.args.world_size + self.args.process_index
             batches[i] = dataset.add_passages(batch, self.passage_stream.numbers(number), self.padding)
+        self._micro_batches = batches
         return batches, self._get_num_items_in_batch(batches, device) if batches else None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -199,7 +201,7 @@ class PairTrainer(EvaluatesPairs, WholeCheckpoints):
         Raises:
             RunError: if the loss, or a weight after the last step, is not finite.
         """
-        with self._trainable.in_training(self.model):  # type: ignore[arg-type]
+        with self._trainable.in_training(self.model), self.perturbed.in_training(self.model):  # type: ignore[arg-type]
             result = super().train(*args, **kwargs)
             raise_if_not_finite(self.model, self.state.global_step)  # type: ignore[arg-type]
         return result
@@ -234,7 +236,8 @@ class PairTrainer(EvaluatesPairs, WholeCheckpoints):
                 model, inputs, project, self.layers, pairs, self.layout, exact=bool(self.args.bf16)
             )
         policy.hidden = policy.hidden.to(self.head.weight.dtype)  # the head is outside the forward's autocast
-        reference = self.reference.states(inputs, project, self.layers, self.needed.residuals)
+        with self.perturbed.lifted():
+            reference = self.reference.states(inputs, project, self.layers, self.needed.residuals)
         heads = self.head, self.reference.head
         loss, metrics = self.loss(
             Step(inputs, counts, policy, reference, *heads, self.needed, self.args.w_retain_text)
@@ -253,28 +256,9 @@ class PairTrainer(EvaluatesPairs, WholeCheckpoints):
 
     @property
     def recording(self) -> bool:
-        """Does what is computed now count: for logs, for the discriminators? Not in evaluation, nor in the first pass
-        of a sharpness-aware step."""
-        return bool(self.model.training) and not self._ascending  # type: ignore[union-attr]
-
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        if not self.args.sam_rho:
-            return super().training_step(model, inputs, num_items_in_batch)
-        # The first pass goes around DDP: every process climbs its own micro-batch (m-sharpness, Foret et al. 2021).
-        inner = unwrap(model).train()
-
-        def loss() -> Tensor:
-            self._ascending = True
-            try:
-                batch: Any = self._prepare_inputs(inputs)
-                found = self.compute_loss(inner, batch, num_items_in_batch=num_items_in_batch)
-            finally:
-                self._ascending = False
-            assert isinstance(found, Tensor)  # a tuple only on request
-            return found
-
-        with ascended(inner, loss, self.args.sam_rho):
-            return super().training_step(model, inputs, num_items_in_batch)
+        """Does what is computed now count: for logs, for the discriminators? Not in evaluation, nor where a
+        perturbation looks for the place at which the gradient is taken."""
+        return bool(self.model.training) and not self._looking  # type: ignore[union-attr]
 
     # ---- what is said of the run ----
 

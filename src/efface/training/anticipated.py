@@ -1,0 +1,127 @@
+"""Where will an attacker who fine-tunes be? The anticipated step: down the loss of relearning, before he goes there.
+
+From w, K sign steps of length DELTA / K down the mean NLL of the tokens of y- on the step's own rejected rows. With
+the signs s_i in {-1, 0, 1} of its gradient at step i,
+
+    w_i = w - (DELTA / K) (s_1 + ... + s_i),   D = (w_K - w) / DELTA = -(s_1 + ... + s_K) / K,   P(w) = w + d D,
+
+d drawn evenly from [0, DELTA]. The direction D serves KEEP training steps. Its entries are whole numbers of K-ths, and
+so it lies in 8 bits, exactly.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from efface.checks import at_least, at_least_one, not_negative
+from efface.data.batch import PairBatch, predicting_positions
+from efface.errors import UserError
+from efface.model.chunked import token_log_probabilities
+from efface.model.forward import forward
+from efface.model.layout import plain_layout
+from efface.model.padding import most_columns
+from efface.model.tied import sparse_lookup
+from efface.training.metrics import raise_if_loss_not_finite
+from efface.training.perturbed import PIECE, Place
+
+MOST_STEPS = 127
+"""So many signs of one kind a signed byte holds."""
+
+
+@dataclass
+class Anticipated:
+    """`relearn:DELTA[/K/KEEP/ROWS]`."""
+
+    delta: float
+    """Length of the walk: by so much a weight moves at most."""
+    k: int = 4
+    """Sign steps of it."""
+    keep: int = 4
+    """Training steps for which a direction serves."""
+    rows: int = 0
+    """Rejected rows of a micro-batch that a sign step descends on, the next step on the next; 0: all."""
+    kept: dict[str, Tensor] = field(default_factory=dict, init=False)
+    """"uses": of the direction, so far; parameter -> int8, the sum of its signs, -K to K."""
+
+    keeps: ClassVar[bool] = True
+    wants_start: ClassVar[bool] = False
+    each_micro_batch: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        not_negative("DELTA", self.delta)
+        at_least_one(self, "k", "keep")
+        at_least(self, 0, "rows")
+        if self.k > MOST_STEPS:
+            raise UserError(f"k={self.k}: at most {MOST_STEPS} steps, whose signs are counted in a byte.")
+
+    def move_(self, place: Place) -> None:
+        uses = int(self.kept.get("uses", 0))
+        counts = {name: self.kept[name] for name in place.trained if name in self.kept}
+        if uses % self.keep == 0 or len(counts) < len(place.trained):
+            counts = self._walk(place)
+            self.kept, uses = dict(counts), 0
+        self.kept["uses"] = torch.tensor(uses + 1)
+        distance = self.delta * float(torch.rand((), generator=place.generator, dtype=torch.float64))
+        _stand_off_(place, counts, distance / self.k)
+
+    def _walk(self, place: Place) -> dict[str, Tensor]:
+        """name -> int8, minus the sum of the signs of the gradients on the way."""
+        counts = {name: torch.zeros_like(each, dtype=torch.int8) for name, each in place.trained.items()}
+        for i in range(self.k):
+            if i:
+                _stand_off_(place, counts, self.delta / self.k)
+            gradients = place.summed(place.gradients(attackers_losses(place, i, self.rows)), place.trained)
+            for name, gradient in gradients.items():
+                counts[name].sub_(gradient.sign_().to(torch.int8))
+        return counts
+
+    def nbytes(self, trained: Sequence[Tensor], maps: Sequence[Tensor]) -> tuple[int, int]:
+        return sum(each.nbytes for each in trained), sum(each.numel() for each in trained)
+
+
+@torch.no_grad()
+def _stand_off_(place: Place, counts: dict[str, Tensor], step: float) -> None:
+    """P(w) = w + step * counts."""
+    for name, count in counts.items():
+        here, there = place.trained[name].data, place.put(name)
+        if not (here.is_contiguous() and there.is_contiguous() and count.is_contiguous()):
+            there.copy_(here + step * count.to(here.dtype))
+            continue
+        pieces = zip(*(each.view(-1).split(PIECE) for each in (there, here, count)), strict=True)
+        for to, weight, signs in pieces:
+            torch.add(weight, to.copy_(signs), alpha=step, out=to)
+
+
+def attackers_losses(place: Place, number: int = 0, n_rows: int = 0) -> Iterator[Tensor]:
+    """Of each micro-batch, what it adds to the mean NLL of the tokens of y- of the whole optimizer step: what who
+    relearns descends. Nothing but the rejected rows is computed, and of the vocabulary what predicts their tokens.
+
+    Args:
+        number: of the attacker's step.
+        n_rows: rows of a micro-batch that are taken, others in each of his steps; 0: all.
+    """
+    total = torch.zeros((), device=place.counts.rejected.device)
+    for batch in place.batches:
+        n = batch["n_pairs"]
+        rows = torch.arange(n, 2 * n)
+        if 0 < n_rows < n:
+            rows = n + (number * n_rows + torch.arange(n_rows)) % n
+        loss = _nll(place, batch, rows)
+        total += loss.detach()
+        yield loss
+    raise_if_loss_not_finite(total, {"attacker's": total.item()}, place.step, place.accelerator)
+
+
+def _nll(place: Place, batch: PairBatch, rows: Tensor) -> Tensor:
+    """Scalar: the NLL of the continuations in some rows, divided by the tokens of y- in the whole step."""
+    width = int(batch["attention_mask"][rows].sum(1).max())  # passages and y+ may be longer
+    ids, mask = batch["input_ids"][rows, :width], batch["attention_mask"][rows, :width]
+    continuation = batch["continuation_mask"][rows, :width]
+    layout = plain_layout(ids, mask, masked=True, widest=most_columns(place.model))
+    with sparse_lookup(place.model):
+        hidden = forward(place.model, layout, predicting_positions(continuation)).hidden  # (tokens, d)
+    found = token_log_probabilities(hidden.to(place.head.weight.dtype), place.head, ids[continuation])
+    return -found.sum() / place.counts.rejected
