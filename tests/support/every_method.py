@@ -13,6 +13,7 @@ from efface.training.trainer import PairTrainer
 # What the defaults, made for real models, do not fit on two layers and eight pairs.
 TINY: dict[str, dict[str, Any]] = {
     "profs": {"first_layer": "0"},
+    "repselect": {"adversary_steps": 2, "kl_tokens": 256},
     "task_vector": {"scales": "0.5", "max_steps": 2},
 }
 

@@ -35,6 +35,9 @@ CASES: dict[str, dict[str, Any]] = {
     "circuit_breakers checkpointed": {"gradient_checkpointing": True},
     "repo sam": {"sam_rho": 0.01},
     "repo lora": {"lora_r": 2},
+    "repo selective": {"erase_gradient": "selective"},
+    "repo neurons": {"trainable": "toxic_neurons:0.2", "weight_decay": 0.1},
+    "dpo normalized": {"optim": "normalized_sgd"},
     "repo cached": {"precompute_reference": "on"},
 }
 # Gradients are not clipped, which would hide one that is too large: these of the order of 1 / their norm.
