@@ -14,7 +14,7 @@ from trained import PASSAGES
 
 from efface.errors import UserError
 from efface.files.results import write_jsonl
-from efface.methods.selective import DAMPINGS, Components, trained_matrices
+from efface.methods.selective import DAMPINGS, Components, mlp_matrices
 
 
 def matrix(rows: int, columns: int, seed: int) -> Tensor:
@@ -94,7 +94,7 @@ def test_the_erase_gradient_of_mlps_is_damped_and_nothing_else(family: str, tmp_
     write_jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in PASSAGES])
     more: dict[str, Any] = {"retain_text": str(tmp_path / "texts.jsonl"), "retain_text_per_pair": 0.25}
     model = tiny_model(family)
-    names = {name for name, w in model.named_parameters() if any(w is each for each in trained_matrices(model))}
+    names = {name for name, w in model.named_parameters() if any(w is each for each in mlp_matrices(model))}
     full = step_of(family, tmp_path / "full", **more)
     kept = step_of(family, tmp_path / "retain", w_erase=0.0, w_retain=0.5, **more)
     selective: dict[str, Any] = more | {"erase_gradient": "selective", "selective_damping": "hard"}

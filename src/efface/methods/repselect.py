@@ -27,7 +27,7 @@ from efface.data.pair_tokens import tokenize_pairs
 from efface.data.rows import load_texts
 from efface.data.tokens import tokens_of
 from efface.errors import RunError
-from efface.methods.selective import DAMPINGS, Components, share_of, trained_matrices
+from efface.methods.selective import DAMPINGS, Components, mlp_matrices, share_of
 from efface.model.copies import merged
 from efface.model.padding import max_positions
 from efface.model.vocabulary import pad_id
@@ -195,7 +195,7 @@ class RepSelectEditor(PairEditor):
         found = [collate(self.pairs[i : i + size]) for i in range(0, len(self.pairs), size)]
         for batch in found:
             for name in ("input_ids", "attention_mask", "continuation_mask"):
-                batch[name] = batch[name].to(self.model.device)  # type: ignore[literal-required]
+                batch[name] = batch[name].to(self.model.device)
         return found
 
     def _kl(self, model: PreTrainedModel, reference: PreTrainedModel) -> float:
@@ -222,8 +222,7 @@ def enough(texts: list[str], processing_class: Any, tokens: int) -> list[str]:
 
 def matrices(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """Name -> weight of every linear map of the MLPs."""
-    model.requires_grad_(True)
-    wanted = {id(weight) for weight in trained_matrices(model)}
+    wanted = {id(weight) for weight in mlp_matrices(model)}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in wanted}
 
 

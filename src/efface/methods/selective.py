@@ -88,7 +88,7 @@ class SelectiveErasure:
         components: of each, on benign text.
     """
 
-    def __init__(self, weights: Sequence[nn.Parameter], components: Sequence[Components], damping: str):
+    def __init__(self, weights: Sequence[Tensor], components: Sequence[Components], damping: str):
         self.weights, self.components, self.damping = list(weights), list(components), damping
         self.kept: float | None = None
         """The length of the last step's P(g) over that of g, over all matrices."""
@@ -127,7 +127,8 @@ def selective_erasure(trainer: Any, share: float, damping: str) -> SelectiveEras
     Raises:
         UserError: if it trains none: an adapter instead, or other weights.
     """
-    weights = [] if hasattr(trainer.model, "peft_config") else trained_matrices(trainer.model)
+    adapted = hasattr(trainer.model, "peft_config")
+    weights = [] if adapted else [each for each in mlp_matrices(trainer.model) if each.requires_grad]
     if not weights:
         raise UserError(
             "erase_gradient='selective' damps the gradient of MLP matrices, and none is trained here (an adapter is, "
@@ -139,7 +140,6 @@ def selective_erasure(trainer: Any, share: float, damping: str) -> SelectiveEras
     return SelectiveErasure(weights, [Components.of(each, share) for each in gradients], damping)
 
 
-def trained_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of the linear maps of all MLPs, block by block, that are trained."""
-    found = [module.weight for block in decoder_blocks(model) for module in mlp_maps(block)]
-    return [weight for weight in found if weight.requires_grad]
+def mlp_matrices(model: nn.Module) -> list[Tensor]:
+    """The weights of the linear maps of all MLPs, block by block."""
+    return [module.weight for block in decoder_blocks(model) for module in mlp_maps(block)]

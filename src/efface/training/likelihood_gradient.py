@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from efface.data.batch import PairBatch, predicting_positions, with_passages
@@ -27,7 +27,7 @@ def likelihood_gradient(
     model: PreTrainedModel,
     batches: Sequence[PairBatch],
     coefficients: Mapping[str, float],
-    weights: Sequence[nn.Parameter],
+    weights: Sequence[Tensor],
     each: Callable[[Sequence[PairBatch]], Sequence[PairBatch]] = lambda batches: batches,
 ) -> list[Tensor]:
     """The gradient above with respect to each of `weights`, of its shape; zero where a weight is not used.

@@ -75,7 +75,7 @@ class Neurons:
 
     def __init__(self, model: PreTrainedModel, chosen: dict[int, Tensor]):
         self.chosen = chosen
-        self._masks: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # weight, what of it is trained, what it was
+        self._masks: list[tuple[Tensor, Tensor, Tensor]] = []  # weight, what of it is trained, what it was
         blocks = decoder_blocks(model)
         model.requires_grad_(False)
         for layer, neurons in chosen.items():
@@ -90,7 +90,7 @@ class Neurons:
                     self._hold(module.bias, rows)
             self._hold(last.weight, neurons if output_weight(last) is last.weight else neurons[:, None])
 
-    def _hold(self, parameter: nn.Parameter, mask: Tensor) -> None:
+    def _hold(self, parameter: Tensor, mask: Tensor) -> None:
         parameter.requires_grad_(True)
         self._masks.append((parameter, mask.to(parameter.device), parameter.detach().clone()))
 
