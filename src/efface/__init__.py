@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from efface.methods.profs import ProFSConfig, ProFSEditor
     from efface.methods.repnoise import RepNoiseConfig, RepNoiseTrainer
     from efface.methods.repo import REPOConfig, REPOTrainer
+    from efface.methods.repselect import RepSelectConfig, RepSelectEditor
     from efface.methods.retain import RetainConfig, RetainTrainer
     from efface.methods.rmu import RMUConfig, RMUTrainer
     from efface.methods.sft import SFTConfig, SFTTrainer
@@ -76,6 +77,8 @@ _EXPORTS = {
     "ProFSEditor": "efface.methods.profs:ProFSEditor",
     "REPOConfig": "efface.methods.repo:REPOConfig",
     "REPOTrainer": "efface.methods.repo:REPOTrainer",
+    "RepSelectConfig": "efface.methods.repselect:RepSelectConfig",
+    "RepSelectEditor": "efface.methods.repselect:RepSelectEditor",
     "RMUConfig": "efface.methods.rmu:RMUConfig",
     "RMUTrainer": "efface.methods.rmu:RMUTrainer",
     "RepNoiseConfig": "efface.methods.repnoise:RepNoiseConfig",
@@ -137,6 +140,8 @@ __all__ = [
     "ProFSEditor",
     "REPOConfig",
     "REPOTrainer",
+    "RepSelectConfig",
+    "RepSelectEditor",
     "RMUConfig",
     "RMUTrainer",
     "RepNoiseConfig",

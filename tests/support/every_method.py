@@ -15,6 +15,7 @@ from efface.training.trainer import PairTrainer
 TINY: dict[str, dict[str, Any]] = {
     "lox": {"strength": 0.5},
     "profs": {"first_layer": "0"},
+    "repselect": {"adversary_steps": 2, "kl_tokens": 256},
     "task_vector": {"scales": "0.5", "max_steps": 2},
 }
 

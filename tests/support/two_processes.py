@@ -38,6 +38,9 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo relearn": {"withstand": "relearn:2e-3/2/2"},
     "repo adapter": {"withstand": "lora:2/2/2,round:4,merge:0.5,noise:0.01", "lora_r": 2},
     "repo lora": {"lora_r": 2},
+    "repo selective": {"erase_gradient": "selective"},
+    "repo neurons": {"trainable": "toxic_neurons:0.2", "weight_decay": 0.1},
+    "dpo normalized": {"optim": "normalized_sgd"},
     "repo cached": {"precompute_reference": "on"},
 }
 # Gradients are not clipped, which would hide one that is too large: these of the order of 1 / their norm.

@@ -93,6 +93,12 @@ METHODS = {
         "reference on disk, kernels of all layers",
         1.66,
     ),
+    "repselect": Method(
+        "efface.methods.repselect:RepSelectEditor",
+        "W - a P(d log f(y-) / dW) for MLP matrices, a toxic adapter on, P damps the top components, a by a KL budget",
+        "Sondej et al. 2026, arXiv 2606.17168",
+        "two copies of the model, one with a toxic adapter; a gradient of its MLPs",
+    ),
     "task_vector": Method(
         "efface.methods.task_vector:TaskVectorEditor",
         "theta0 - scale (theta_toxic - theta0), the largest scale that keeps perplexity",

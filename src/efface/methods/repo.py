@@ -26,6 +26,7 @@ from efface.methods.discriminators import KINDS, OBJECTIVES, Domains
 from efface.methods.functional import LN2, dann_ramp
 from efface.methods.npo import npo_loss
 from efface.methods.retain import RetainConfig, RetainTrainer
+from efface.methods.selective import DAMPINGS, SelectiveErasure, selective_erasure, share_of
 from efface.model.blocks import parse_layers
 from efface.training.config import PairConfig
 from efface.training.step import Loss, Needs, Step
@@ -54,6 +55,20 @@ class REPOConfig(RetainConfig):
     )
     erase_unit: str = field(
         default="token", metadata={"help": "token, or sequence (states averaged over a continuation)."}
+    )
+    erase_gradient: str = field(
+        default="full",
+        metadata={
+            "help": "full, or selective: of the adversary's gradient of MLP matrices the directions that benign text "
+            "uses most are damped (after RepSelect, arXiv 2606.17168); the retain terms keep theirs."
+        },
+    )
+    selective_share: float = field(
+        default=0.125,
+        metadata={"help": "Directions that selective damps, as a share of a matrix's smaller side."},
+    )
+    selective_damping: str = field(
+        default="soft", metadata={"help": "How much: soft, quadratic or hard (nothing is left of them)."}
     )
     adversary: str = field(
         default="bce",
@@ -95,6 +110,9 @@ class REPOConfig(RetainConfig):
         PairConfig.__post_init__(self)  # not RetainConfig's: beside an adversary w_retain may be 0
         one_of("erase_side", self.erase_side, ERASE_SIDES)
         one_of("erase_unit", self.erase_unit, ("token", "sequence"))
+        one_of("erase_gradient", self.erase_gradient, ("full", "selective"))
+        one_of("selective_damping", self.selective_damping, DAMPINGS)
+        share_of("selective_share", self.selective_share)
         one_of("erase_schedule", self.erase_schedule, SCHEDULES)
         one_of("adversary", self.adversary, tuple(OBJECTIVES))
         positive("gradient_penalty", self.gradient_penalty)
@@ -149,6 +167,9 @@ class REPOTrainer(RetainTrainer):
             device=self.args.device,
         )
         self._swapped_layers: set[int] = set()
+        self.selective: SelectiveErasure | None = None
+        if self.args.erase_gradient == "selective" and self.args.w_erase:
+            self.selective = selective_erasure(self, self.args.selective_share, self.args.selective_damping)
 
     def loss_does_not_select(self, args: REPOConfig) -> str | None:
         return (
@@ -168,12 +189,18 @@ class REPOTrainer(RetainTrainer):
         retain, metrics = super().loss(step)
         erase, of_adversary = self.erase_loss(step)
         metrics |= of_adversary | {"erase_loss": erase.item()} | self._norm_drift(step)
-        loss = retain + self._erase_weight() * erase
+        loss = retain + self._noted(self._erase_weight() * erase)
         if self.args.npo_weight:
             npo = step.mean(npo_loss(step.log_ratio("rejected"), self.args.npo_beta), over="pairs")
             metrics["npo_loss"] = npo.item()
             loss = loss + self.args.npo_weight * npo
         return loss, metrics
+
+    def _noted(self, erase: Tensor) -> Tensor:
+        """The same, once its own gradient is known where `erase_gradient` is selective."""
+        if self.selective is not None and self.recording:
+            self.selective.note(erase)
+        return erase
 
     def erase_loss(self, step: Step) -> Loss:
         """What the discriminators say of the states, with the gradient to the model reversed."""
@@ -215,10 +242,15 @@ class REPOTrainer(RetainTrainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:  # the last micro-batch of the optimizer step
+            if self.selective is not None:
+                self.selective.correct_(self.accelerator)
+                self.mask_neurons_()
             self.adversaries.update(self.accelerator, self.state.global_step + 1)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.selective is not None and self.selective.kept is not None and "loss" in logs:
+            logs["erase_gradient_kept"] = self.selective.kept
         super().log(logs, start_time)
         for layer in self.layers:
             bce = logs.get(f"adversary/bce/{layer}", 0.0)

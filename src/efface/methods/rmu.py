@@ -90,17 +90,25 @@ class RMUTrainer(PairTrainer):
         return Needs(sides=(), layers=layers, reference=args.w_retain > 0, residuals=("chosen",))
 
     def _choose_weights_(self, model: PreTrainedModel) -> None:
-        """Leave trainable what RMU trains; an adapter and the blocks of trainable_layers stay as they are."""
+        """Leave trainable what RMU trains; an adapter, the neurons of trainable and the blocks of
+        trainable_layers stay as they are."""
         from peft import PeftModel
 
         blocks, args = decoder_blocks(model), self.args
-        adapted = isinstance(model, PeftModel)
-        if args.rmu_layers is not None and (adapted or args.trainable_layers is not None):
+        adapted, masked = isinstance(model, PeftModel), self.neurons is not None
+        if args.rmu_layers is not None and (adapted or masked or args.trainable_layers is not None):
             raise UserError(
-                f"rmu_layers={args.rmu_layers!r} chooses MLP projections for training in full; LoRA and "
+                f"rmu_layers={args.rmu_layers!r} chooses MLP projections for training in full; LoRA, trainable and "
                 "trainable_layers choose other weights. Give one of them."
             )
-        if adapted:
+        if self.neurons is not None and not any(
+            each.any() for layer, each in self.neurons.chosen.items() if layer <= self.steer_layer
+        ):
+            raise UserError(
+                f"no neuron of trainable={args.trainable!r} lies in a block up to steer_layer={self.steer_layer}, and "
+                "no other can change what is steered. Choose among those blocks, with trainable_layers."
+            )
+        if adapted or masked:
             return
         spec = args.trainable_layers if args.rmu_layers is None else args.rmu_layers
         near = list(range(max(self.steer_layer - 2, 0), self.steer_layer + 1))

@@ -62,6 +62,8 @@ class UNDOTrainer(RetainTrainer):
             raise UserError(f"the model has an adapter: {NO_LORA}")
         # Only now, as the teacher has been copied, or asked for all it will be asked.
         shrink_and_perturb_(self.model, self.args.alpha, self.args.beta, self.args.seed)  # type: ignore[arg-type]
+        if self.neurons is not None:
+            self.neurons.restore_()  # only what is trained is damaged
 
 
 @torch.no_grad()

@@ -110,6 +110,21 @@ def linear_maps(model: nn.Module) -> dict[str, nn.Linear | Conv1D]:
     return found
 
 
+def mlp_maps(block: nn.Module) -> list[nn.Linear | Conv1D]:
+    """The linear maps of the MLP of a decoder block, its output projection last.
+
+    Raises:
+        UserError: if it has no output projection under a known name, or several (a mixture of experts).
+    """
+    last = mlp_output_projection(block)
+    maps = [
+        module
+        for path, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and "att" not in path
+    ]
+    return [*(module for module in maps if module is not last), last]
+
+
 def _only(
     block: nn.Module, part: str, table: str, names: tuple[str, ...], *, in_attention: bool, side: str = "output"
 ) -> nn.Linear | Conv1D:

@@ -17,6 +17,8 @@ class Told(Run, Protocol):
     @property
     def memory(self) -> Estimate: ...
 
+    def account_of_neurons(self) -> dict[str, int]: ...
+
 
 def describe_run(run: Told) -> list[str]:
     """What is about to be trained, in lines for the user."""
@@ -30,6 +32,9 @@ def describe_run(run: Told) -> list[str]:
         f"({share['epochs']:.2f} epochs)",
         str(run.memory),
     ]
+    neurons = run.account_of_neurons()
+    if neurons:
+        lines.insert(1, "of these only {weights:,}, those of {neurons:,} of {of:,} MLP neurons".format(**neurons))
     if hasattr(run.model.config, "router_aux_loss_coef"):
         lines.append("a mixture of experts: its routers are trained by this loss alone, without a balancing one")
     if args.world_size > 1 and n % args.world_size:
@@ -47,7 +52,7 @@ def share_of_pairs(args: PairConfig, n_pairs: int) -> dict[str, Any]:
 
 def record_run(run: Told) -> dict[str, Any]:
     """What `results.json` says of the run."""
-    pairs = run.train_dataset.pairs
+    pairs, neurons = run.train_dataset.pairs, run.account_of_neurons()
     return {
         "layout": run.layout,
         "reference": run.reference.kind,
@@ -57,4 +62,5 @@ def record_run(run: Told) -> dict[str, Any]:
         "dropped": dict(pairs.dropped),
         "steps": run.state.global_step,
         "history": run.state.log_history,
+        **({"trainable": neurons} if neurons else {}),
     }

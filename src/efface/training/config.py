@@ -11,6 +11,8 @@ from transformers import TrainingArguments
 from efface.checks import all_finite, at_least, at_least_one, one_of, positive
 from efface.errors import UserError
 from efface.training import DEFAULT_STEPS
+from efface.training.neurons import read_choice
+from efface.training.optimizers import OPTIMIZERS
 from efface.training.passes import LAYOUTS
 from efface.training.reference_cache import DTYPES
 from efface.training.sharded import refuse_sharded
@@ -62,6 +64,13 @@ class PairConfig(TrainingArguments):
         default=None,
         metadata={"help": "Always non-reentrant: a reentrant checkpoint would cut captured states off the graph."},
     )
+    optim: str = field(  # type: ignore[assignment]  # there it is one of a closed list
+        default=next(each.default for each in dataclasses.fields(TrainingArguments) if each.name == "optim"),
+        metadata={
+            "help": "The optimizer: normalized_sgd (each tensor moves by the rate, w - lr g / ||g||), or any of "
+            "transformers' (adamw_torch, sgd, adafactor, ...)."
+        },
+    )
     max_prompt_length: int = field(default=128, metadata={"help": "Tokens; a longer prompt loses its beginning."})
     max_completion_length: int = field(default=128, metadata={"help": "Tokens; a longer continuation loses its end."})
     skip_bad_rows: bool = field(default=False, metadata={"help": "Drop and count bad pairs instead of stopping."})
@@ -71,6 +80,13 @@ class PairConfig(TrainingArguments):
     trainable_layers: None | str | tuple[float, ...] = field(
         default=None,
         metadata={"help": "Train only these decoder blocks (`8,16,-1`, `0.5`, `last`); default: everything."},
+    )
+    trainable: str = field(
+        default="all",
+        metadata={
+            "help": "all, or toxic_neurons:SHARE[/value|attribution]: of the MLP neurons (of --trainable-layers) only "
+            "this share is trained: those whose value vectors point most toward what is toxic, or that do most for y-."
+        },
     )
     lora_r: int | None = field(default=None, metadata={"help": "Rank of a LoRA adapter; default: full fine-tuning."})
     lora_alpha: int | None = field(default=None, metadata={"help": "LoRA scale; default twice the rank."})
@@ -134,6 +150,7 @@ class PairConfig(TrainingArguments):
         self._check_ranges()
         self.perturbations()  # can they be read?
         refuse_meaningless(self)
+        read_choice(self.trainable)
         one_of("layout", self.layout, ("auto", *LAYOUTS))
         one_of("precompute_reference", self.precompute_reference, ("auto", "on", "off"))
         one_of("reference_dtype", self.reference_dtype, DTYPES)
@@ -144,7 +161,10 @@ class PairConfig(TrainingArguments):
             # Which weights get a gradient depends on what is in the batch (a passage or none, which experts).
             # transformers leaves this out with gradient checkpointing, for reentrant checkpoints, which ours are not.
             self.ddp_find_unused_parameters = True
+        own = str(self.optim) if self.optim in OPTIMIZERS else None  # a name that transformers does not know
+        self.optim = self.optim if own is None else "sgd"
         super().__post_init__()
+        self.optim = self.optim if own is None else own
         if self.fp16:
             raise UserError("fp16 scales the loss, which the discriminators cannot follow. Use bf16 or float32.")
         kwargs = dict(self.gradient_checkpointing_kwargs or {})  # type: ignore[arg-type]

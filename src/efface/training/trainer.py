@@ -43,6 +43,7 @@ from efface.training.inputs import (
     tokenize_passages,
 )
 from efface.training.metrics import Metrics, raise_if_loss_not_finite, raise_if_not_finite
+from efface.training.neurons import TrainsNeurons
 from efface.training.passes import choose_layout, policy_forward
 from efface.training.perturbed import Perturbed, TakesPerturbedSteps
 from efface.training.prepare import Trainable, prepare_model_, raise_if_out_of_reach
@@ -53,7 +54,7 @@ from efface.training.sharded import refuse_sharding
 from efface.training.step import Counts, Loss, Needs, Step
 
 
-class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints):
+class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsNeurons):
     """Trainer on preference pairs with TRL's argument names. Subclasses define `loss`, and `needs` where it asks for
     something else than the KL on y+.
 
@@ -123,6 +124,7 @@ class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints):
         refuse_sharding(self.accelerator)
         self.n_skipped_rows = rows.skipped
         self.model_accepts_loss_kwargs = True  # our losses are already divided by the counts of the whole step
+        self.choose_neurons_()
         if self.needed.pushes and self.layers:
             raise_if_out_of_reach(model, self.layers, self.needed.pushes)
         self.head = Head.of(model)
