@@ -20,7 +20,7 @@ from efface.checks import all_finite
 from efface.data.tokens import Truncation
 from efface.errors import UserError
 
-BFLOAT16 = "bfloat16"  # as in `model.precision`, which imports torch
+BFLOAT16 = "bfloat16"
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "lee": {"samples": 1, "max_new_tokens": 20, "max_prompt_tokens": 32, "truncation": "first"},

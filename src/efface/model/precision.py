@@ -6,8 +6,6 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-BFLOAT16 = "bfloat16"
-
 
 def is_fast_in_half(device: torch.device | None = None) -> bool:
     """Whether bfloat16 is the faster precision there: a GPU that has it, a CPU whose matrix unit (AMX) has it.
