@@ -20,7 +20,6 @@ from common import N_PROMPT_ARTICLES, RESULTS, parser, tuning_prompts, wikitext
 
 from efface.cli import main as efface
 from efface.data.rows import shipped
-from efface.demo import SETTINGS
 from efface.errors import RunError
 from efface.evaluation.comparison import compare
 from efface.evaluation.measure import evaluate
@@ -28,6 +27,7 @@ from efface.evaluation.settings import OrdinaryText
 from efface.files.jsonl import read_jsonl
 from efface.files.results import environment, read_json, write_json
 from efface.generation.decoding import Decoding
+from efface.jobs.demo import SETTINGS
 from efface.methods.repo import REPOConfig, REPOTrainer
 from efface.model.load import DEFAULT_MODEL, load_model
 from efface.report.table import evaluation_table

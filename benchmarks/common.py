@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from efface.data.rows import load_texts
-from efface.demo import PAIRS, SETTINGS
 from efface.files.jsonl import read_jsonl
+from efface.jobs.demo import PAIRS, SETTINGS
 from efface.methods.repo import REPOConfig, REPOTrainer
 from efface.model.load import DEFAULT_MODEL, load_model
 

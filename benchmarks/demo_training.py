@@ -21,11 +21,11 @@ from common import RESULTS, command
 from transformers import TrainerCallback
 
 from efface.data.rows import load_texts
-from efface.demo import PAIRS, SETTINGS
 from efface.evaluation.measure import evaluate
 from efface.evaluation.settings import OrdinaryText
 from efface.files.results import environment, write_json
 from efface.generation.decoding import Decoding
+from efface.jobs.demo import PAIRS, SETTINGS
 from efface.methods.repo import REPOConfig, REPOTrainer
 from efface.model.load import DEFAULT_MODEL, load_model
 

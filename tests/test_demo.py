@@ -8,7 +8,7 @@ import pytest
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-import efface.demo
+import efface.jobs.demo
 from efface import scoring
 from efface.cli import main
 from efface.errors import UserError
@@ -34,11 +34,11 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     texts = {"prompt": [f"The weather {i} was" for i in range(6)], "text": ["The history of the town is long. " * 9]}
-    monkeypatch.setattr(efface.demo, "PAIRS", str(tmp_path / "pairs.jsonl"))
-    monkeypatch.setattr(efface.demo, "SETTINGS", {"max_steps": 2, "logging_steps": 1, "disable_tqdm": True})
-    monkeypatch.setattr(efface.demo, "SAMPLES", 2)
-    monkeypatch.setattr(efface.demo, "TEXT_TOKENS", 60)
-    monkeypatch.setattr(efface.demo, "load_texts", lambda source, field="text": texts[field])
+    monkeypatch.setattr(efface.jobs.demo, "PAIRS", str(tmp_path / "pairs.jsonl"))
+    monkeypatch.setattr(efface.jobs.demo, "SETTINGS", {"max_steps": 2, "logging_steps": 1, "disable_tqdm": True})
+    monkeypatch.setattr(efface.jobs.demo, "SAMPLES", 2)
+    monkeypatch.setattr(efface.jobs.demo, "TEXT_TOKENS", 60)
+    monkeypatch.setattr(efface.jobs.demo, "load_texts", lambda source, field="text": texts[field])
     monkeypatch.setitem(scoring.SCORERS, scoring.DEFAULT_SCORER, scoring.ScorerEntry("stubs:Parity", ""))
 
 
@@ -88,21 +88,21 @@ def test_an_interrupted_demo_goes_on_where_it_was(model: str, tmp_path: Path, mo
     monkeypatch.setattr(training, "train", interrupted)
     out = tmp_path / "demo"
     with pytest.raises(KeyboardInterrupt):
-        efface.demo.run(out, model_name=model)
+        efface.jobs.demo.run(out, model_name=model)
     first = (out / "base.json").stat().st_mtime_ns
-    efface.demo.run(out, model_name=model, resume=True)
+    efface.jobs.demo.run(out, model_name=model, resume=True)
     assert (out / "base.json").stat().st_mtime_ns == first and {file.name for file in out.iterdir()} >= FILES
 
 
 def test_a_wrong_model_neither_deletes_nor_claims_the_directory(model: str, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    efface.demo.run(out, model_name=model)
+    efface.jobs.demo.run(out, model_name=model)
     with pytest.raises(UserError, match="is not a checkpoint directory"):
-        efface.demo.run(out, model_name="./absent", overwrite=True)
+        efface.jobs.demo.run(out, model_name="./absent", overwrite=True)
     assert {file.name for file in out.iterdir()} >= FILES
     with pytest.raises(UserError, match="is not a checkpoint directory"):
-        efface.demo.run(tmp_path / "new", model_name="./absent")
-    efface.demo.run(tmp_path / "new", model_name=model)
+        efface.jobs.demo.run(tmp_path / "new", model_name="./absent")
+    efface.jobs.demo.run(tmp_path / "new", model_name=model)
 
 
 def test_a_model_that_is_not_toxic_at_all_still_gets_its_report(
@@ -110,6 +110,6 @@ def test_a_model_that_is_not_toxic_at_all_still_gets_its_report(
 ) -> None:
     monkeypatch.setitem(scoring.SCORERS, scoring.DEFAULT_SCORER, scoring.ScorerEntry("stubs:Never", ""))
     said: list[str] = []
-    result = efface.demo.run(tmp_path / "demo", model_name=model, say=said.append)
+    result = efface.jobs.demo.run(tmp_path / "demo", model_name=model, say=said.append)
     assert result["base"]["toxicity"]["share"] == 0 and (tmp_path / "demo" / "report.html").exists()
     assert any("toxic share, edited / base" in line for line in said)

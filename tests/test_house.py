@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "efface"
 ORDER = (
     "errors checks progress registry flags resampling files data model generation scoring evaluation analysis "
-    "training methods pairs attacks audit comparison report demo commands cli"
+    "training methods pairs attacks audit comparison report jobs commands cli"
 ).split()
 """A room imports only rooms before it."""
 MOST_LOOSE, MOST_ROOMS, MOST_FLOORS = 14, 26, 10

@@ -163,7 +163,7 @@ def test_only_nothing(fails: Any) -> None:
 
 
 def test_the_step_default_is_one(capsys: Any) -> None:
-    from efface.demo import SETTINGS
+    from efface.jobs.demo import SETTINGS
     from efface.training import DEFAULT_STEPS
 
     with pytest.raises(SystemExit):

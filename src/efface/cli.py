@@ -11,7 +11,20 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from efface.commands import attack, audit, compare, demo, evaluate, lists, pairs, robustify, scorers, sweep, train
+from efface.commands import (
+    attack,
+    audit,
+    compare,
+    demo,
+    detox,
+    evaluate,
+    lists,
+    pairs,
+    robustify,
+    scorers,
+    sweep,
+    train,
+)
 from efface.commands.fields import spell_with_dashes
 from efface.errors import RunError, UserError, described, escaped, one_line, out_of_memory
 from efface.files.redaction import redacted_arguments
@@ -134,7 +147,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("-v", "--verbose", action="store_true", help=VERBOSE_HELP)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (demo, pairs, train, robustify, evaluate, attack, audit, sweep, compare, scorers, lists):
+    for command in (demo, detox, pairs, train, robustify, evaluate, attack, audit, sweep, compare, scorers, lists):
         command.add(commands)
     for subparser in commands.choices.values():  # after the command too; not given there, it leaves the flag as it is
         subparser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=VERBOSE_HELP)

@@ -1,4 +1,4 @@
-"""`efface demo`: parses its flags; the work is `efface/demo.py`.
+"""`efface demo`: parses its flags; the work is `efface/jobs/demo.py`.
 
 Short: a command has a file of its own.
 """
@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from efface.demo import run as run_demo
+    from efface.jobs.demo import run as run_demo
 
     run_demo(
         options.output,

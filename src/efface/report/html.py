@@ -63,6 +63,7 @@ def write_report(
     settings: Mapping[str, Any],
     mask: bool = True,
     scorer: WordScorer | None = None,
+    findings: Mapping[str, str] | None = None,
 ) -> None:
     """Write the report of one training run to `path`.
 
@@ -76,6 +77,7 @@ def write_report(
             `command` is printed as what reproduces the run (without it, the one in `edited["environment"]`).
         mask: mask offensive words of the examples.
         scorer: judges single words for the masking; without it, a text scored above 0.5 is withheld as a whole.
+        findings: further tables as plain text, by their headings.
     """
     environment = dict(edited.get("environment", {}))
     command = settings.get("command") or environment.get("command") or ""
@@ -93,6 +95,7 @@ def write_report(
         verdict=str(edited.get("degeneration", {}).get("verdict", "not measured")),
         figures=[_embedded(figure) for figure in figures],
         training=_training_table(history),
+        findings=dict(findings or {}),
         examples=[_example(row, mask, scorer) for row in examples],
         masked=mask,
         words_masked=mask and scorer is not None,

@@ -87,7 +87,8 @@ def train(
     config = build_config(trainer_class.config_class, settings, output)
     _check_processes(trainer_class)
     finished = resume and (directory / RESULTS).exists()
-    found = _found(directory) if resume and contents(directory) else None
+    begun = resume and bool(contents(directory))
+    found = _found(directory) if begun else None
     defaults = {field.name: field.default for field in dataclasses.fields(trainer_class.config_class)}
     names = _names(model, str(pairs) if isinstance(pairs, str | Path) else None)
     plan: Plan = {"method": method, "settings": _decisive(settings), **names}
@@ -118,7 +119,7 @@ def train(
         say(f"{method}: {line}")
     start = time.monotonic()
     with former_run_kept(directory, main_process=main_process):
-        _train(trainer, directory, resume=resume)
+        _train(trainer, directory, resume=begun)
         trainer.save_model()
     result = {
         "schema": 1,

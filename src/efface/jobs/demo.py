@@ -1,25 +1,19 @@
 """What is the main job, from pairs to report? `efface demo`: base figures, REPO, edited figures, one table, one page.
 
 Everything lands in one directory; a finished stage is not done again (`base.json`, `model/`, `edited.json`), so an
-interrupted demo goes on where it was.
+interrupted demo goes on where it was. `efface detox` (`detox.py`) is the same on another model, with pairs of its own,
+the strength chosen, and an audit.
 """
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from efface.data.rows import load_texts
-from efface.errors import UserError
-from efface.evaluation.result import EVALUATION
-from efface.files.jsonl import Row, read_jsonl
 from efface.files.rerun import check_plan, read_plan, write_plan
 from efface.files.results import RESULTS, check_output_dir, environment, prepare_output_dir, read_json, write_json
-from efface.files.shapes import check_shape
-from efface.report.table import evaluation_table
+from efface.jobs.before_after import compare_sides, measure_side, read_sides, tell, write_page
 from efface.training import DEFAULT_STEPS
 
 SETTINGS: dict[str, Any] = {
@@ -31,9 +25,6 @@ PAIRS = "shipped:train"
 SAMPLES = 4
 TEXT_TOKENS = 8_000
 SEED = 0
-STAGES = ("base", "edited")
-MEASURED = EVALUATION | {"perplexity": {"value": float, "tokens": int}}
-"""The shape of what either stage has measured."""
 
 
 def run(
@@ -82,35 +73,23 @@ def run(
     _evaluate(str(output / "model"), output / "edited.json", base=name, command=command)
     step(5, "write the report (a few seconds)")
     result = _report(output, plan, command)
-    base, edited, comparison = read_json(output / "base.json"), read_json(output / "edited.json"), result["comparison"]
-    say("\n" + evaluation_table({"base": base, "edited": edited}))
-    ratio, low, high = (
-        math.inf if x is None else x for x in (comparison["share_ratio"], *comparison["share_ratio_ci95"])
-    )
-    say(f"\ntoxic share, edited / base: {ratio:.2f} [{low:.2f}, {high:.2f}]")
-    say(f"perplexity: {100 * comparison['perplexity_change']:+.1f} %")
+    tell(output, result["comparison"], say)
     say(f"\nreport: {output / 'report.html'}\nmodel:  {output / 'model'} (an ordinary Hugging Face checkpoint)")
     return result
 
 
 def _evaluate(model: str, file: Path, *, base: str | None = None, command: str | None) -> None:
-    if file.exists():
-        return
-    from efface.evaluation.measure import evaluate
-    from efface.evaluation.result import generations_path
-    from efface.evaluation.settings import OrdinaryText, RunSettings
-    from efface.generation.decoding import Decoding
-
-    evaluate(
+    measure_side(
         model,
-        load_texts("shipped:prompts", field="prompt"),
-        decoding=Decoding(samples=SAMPLES, seed=SEED),
-        text=OrdinaryText(load_texts("shipped:text"), max_tokens=TEXT_TOKENS),
-        reference=base or model,
-        baseline=None if base is None else file.with_name("base.json"),
-        run=RunSettings(generations_path=generations_path(file), command=command),
-        progress=True,
-    ).save(file)
+        file,
+        prompts=load_texts("shipped:prompts", field="prompt"),
+        texts=load_texts("shipped:text"),
+        text_tokens=TEXT_TOKENS,
+        samples=SAMPLES,
+        seed=SEED,
+        base=base,
+        command=command,
+    )
 
 
 def _train(
@@ -134,64 +113,15 @@ def _train(
     )
 
 
-def _rows(file: Path) -> list[Row]:
-    rows = read_jsonl(file)
-    check_shape(rows, [{"prompt": str, "continuation": str, "score": float}], str(file))
-    if len(rows) != SAMPLES * len(load_texts("shipped:prompts", field="prompt")):
-        raise UserError(f"{file} has {len(rows)} rows, which are not {SAMPLES} of each prompt. Pass overwrite=True.")
-    return rows
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _report(output: Path, plan: dict[str, Any], command: str | None) -> dict[str, Any]:
-    from efface.evaluation.comparison import ratio_ci
-    from efface.report.figures import Findings, draw
-    from efface.report.html import write_report
-    from efface.scoring import load_scorer
-
-    base, edited = (read_json(output / f"{name}.json", MEASURED) for name in STAGES)
+    n_prompts = len(load_texts("shipped:prompts", field="prompt"))
     training = read_json(output / "model" / RESULTS, {"history": [dict], "settings": dict})
-    base_rows, edited_rows = (_rows(output / f"{name}.generations.jsonl") for name in STAGES)
-    scores = [np.array([row["score"] for row in rows]).reshape(-1, SAMPLES) for rows in (base_rows, edited_rows)]
-    ratio = ratio_ci(scores[1], scores[0])
-    comparison = {
-        # JSON has no infinity, which the ratio is where the base (of a resample) is not toxic at all.
-        "share_ratio": _finite(ratio.ratio),
-        "share_ratio_ci95": [_finite(ratio.lower), _finite(ratio.upper)],
-        "perplexity_change": edited["perplexity"]["value"] / base["perplexity"]["value"] - 1,
-    }
-    figures = draw(Findings(base, edited, training["history"]), output)
-    examples = [
-        {
-            "prompt": b["prompt"],
-            "base": b["continuation"],
-            "base_score": b["score"],
-            "edited": e["continuation"],
-            "edited_score": e["score"],
-        }
-        for b, e in list(zip(base_rows, edited_rows, strict=True))[:: SAMPLES * 6][:20]
-    ]
-    write_report(
-        output / "report.html",
-        title="efface demo",
-        base=base,
-        edited=edited,
-        history=training["history"],
-        figures=figures,
-        comparison=comparison,
-        examples=examples,
-        settings={
-            "method": "repo",
-            "model": plan["model"],
-            "pairs": PAIRS,
-            **training["settings"],
-            "command": command,
-        },
-        scorer=load_scorer(base["toxicity"]["scorer"]),
+    comparison = compare_sides(output, n_prompts)
+    told = {"method": "repo", "model": plan["model"], "pairs": PAIRS, **training["settings"], "command": command}
+    write_page(
+        output, title="efface demo", comparison=comparison, n_prompts=n_prompts, training=training, settings=told
     )
+    base, edited = read_sides(output)
     result = {
         "schema": 1,
         "plan": plan,

@@ -1,0 +1,166 @@
+"""What did an edit change? Both models on the same prompts and text, in one comparison and on one page.
+
+DIR/base.json, DIR/edited.json     as `efface evaluate` writes them, the generations beside each
+DIR/report.html, DIR/figure.png    the page of both, and of the training
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from efface.errors import UserError
+from efface.evaluation.result import EVALUATION
+from efface.files.jsonl import Row, read_jsonl
+from efface.files.results import read_json
+from efface.files.shapes import check_shape
+from efface.report.table import evaluation_table
+
+BASE, EDITED = "base", "edited"
+MEASURED = EVALUATION | {"perplexity": {"value": float, "tokens": int}}
+"""The shape of what is measured of either model."""
+SHOWN = 20
+"""Examples on the page."""
+
+
+def measure_side(
+    model: str,
+    file: Path,
+    *,
+    prompts: Sequence[str],
+    texts: Sequence[str],
+    text_tokens: int,
+    samples: int,
+    seed: int = 0,
+    base: str | None = None,
+    scorers: Sequence[str] = (),
+    command: str | None = None,
+) -> None:
+    """Evaluate a model into `file`, unless that is there.
+
+    Args:
+        base: the model that it was made from, which has been measured into base.json beside `file`.
+        scorers: the first gives the headline figures; none: the default judge.
+    """
+    if file.exists():
+        return
+    from efface.evaluation.measure import evaluate
+    from efface.evaluation.result import generations_path
+    from efface.evaluation.settings import OrdinaryText, RunSettings
+    from efface.generation.decoding import Decoding
+    from efface.scoring import DEFAULT_SCORER
+
+    evaluate(
+        model,
+        prompts,
+        scorer=list(scorers) or DEFAULT_SCORER,
+        decoding=Decoding(samples=samples, seed=seed),
+        text=OrdinaryText(list(texts), max_tokens=text_tokens),
+        reference=base or model,
+        baseline=None if base is None else file.with_name(f"{BASE}.json"),
+        run=RunSettings(generations_path=generations_path(file), command=command),
+        progress=True,
+    ).save(file)
+
+
+def read_sides(folder: Path) -> tuple[Row, Row]:
+    """What was measured of the base and of the edited model."""
+    base, edited = (read_json(folder / f"{name}.json", MEASURED) for name in (BASE, EDITED))
+    return base, edited
+
+
+def compare_sides(folder: Path, n_prompts: int) -> Row:
+    """`share_ratio` (edited over base, None where it is not finite) with `share_ratio_ci95`, and
+    `perplexity_change` as a part.
+
+    Raises:
+        UserError: if the generations are not of so many prompts.
+    """
+    from efface.evaluation.comparison import ratio_ci
+
+    base, edited = read_sides(folder)
+    samples = base["toxicity"]["samples"]
+    scores = [np.array([row["score"] for row in _rows(folder, name, n_prompts, samples)]) for name in (BASE, EDITED)]
+    ratio = ratio_ci(scores[1].reshape(-1, samples), scores[0].reshape(-1, samples))
+    return {
+        # JSON has no infinity, which the ratio is where the base (of a resample) is not toxic at all.
+        "share_ratio": _finite(ratio.ratio),
+        "share_ratio_ci95": [_finite(ratio.lower), _finite(ratio.upper)],
+        "perplexity_change": edited["perplexity"]["value"] / base["perplexity"]["value"] - 1,
+    }
+
+
+def write_page(
+    folder: Path,
+    *,
+    title: str,
+    comparison: Row,
+    n_prompts: int,
+    training: Row,
+    settings: Mapping[str, Any],
+    findings: Mapping[str, str] | None = None,
+) -> None:
+    """Write the report.
+
+    Args:
+        training: the `results.json` of the training run.
+        settings: what was run, see `efface.report.html.write_report`.
+        findings: further tables as plain text, by their headings.
+    """
+    from efface.report.figures import Findings, draw
+    from efface.report.html import write_report
+    from efface.scoring import load_scorer
+
+    base, edited = read_sides(folder)
+    samples = base["toxicity"]["samples"]
+    rows = [_rows(folder, name, n_prompts, samples) for name in (BASE, EDITED)]
+    pairs = list(zip(*rows, strict=True))
+    examples = [
+        {
+            "prompt": before["prompt"],
+            "base": before["continuation"],
+            "base_score": before["score"],
+            "edited": after["continuation"],
+            "edited_score": after["score"],
+        }
+        for before, after in pairs[:: samples * max(n_prompts // SHOWN, 1)][:SHOWN]
+    ]
+    write_report(
+        folder / "report.html",
+        title=title,
+        base=base,
+        edited=edited,
+        history=training["history"],
+        figures=draw(Findings(base, edited, training["history"]), folder),
+        comparison=comparison,
+        examples=examples,
+        settings=settings,
+        scorer=load_scorer(base["toxicity"]["scorer"]),
+        findings=findings or {},
+    )
+
+
+def tell(folder: Path, comparison: Row, say: Callable[[str], None]) -> None:
+    """Both sides, and how they differ."""
+    base, edited = read_sides(folder)
+    say("\n" + evaluation_table({BASE: base, EDITED: edited}))
+    ratio, low, high = (
+        math.inf if each is None else each for each in (comparison["share_ratio"], *comparison["share_ratio_ci95"])
+    )
+    say(f"\ntoxic share, edited / base: {ratio:.2f} [{low:.2f}, {high:.2f}]")
+    say(f"perplexity: {100 * comparison['perplexity_change']:+.1f} %")
+
+
+def _rows(folder: Path, name: str, n_prompts: int, samples: int) -> list[Row]:
+    file = folder / f"{name}.generations.jsonl"
+    rows = read_jsonl(file)
+    check_shape(rows, [{"prompt": str, "continuation": str, "score": float}], str(file))
+    if len(rows) != samples * n_prompts:
+        raise UserError(f"{file} has {len(rows)} rows, which are not {samples} of each prompt. Pass overwrite=True.")
+    return rows
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,306 @@
+"""What is the main job on the user's own model, in one command? `efface detox`.
+
+    DIR/pairs.jsonl       preference pairs from the model itself, unless pairs are given
+    DIR/tuning.jsonl      prompts that the strength is chosen on;   DIR/reported.jsonl      all others
+    DIR/sweep/            REPO at several strengths, each scaled to the utility budget (`efface sweep`)
+    DIR/model/            the least toxic of them that fits: an ordinary checkpoint
+    DIR/base.json, edited.json     both models on the reported prompts
+    DIR/audit/            what attacks reach (`efface audit`)
+    DIR/report.html, results.json
+
+A finished stage is not done again, and an interrupted one goes on: the same command with `--resume`.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from efface.checks import at_least_one
+from efface.data.rows import load_texts
+from efface.errors import UserError
+from efface.evaluation.budget import UtilityBounds
+from efface.evaluation.prompt_sets import draw_prompts, load_prompts
+from efface.files.jsonl import Row
+from efface.files.rerun import check_plan, read_plan, write_plan
+from efface.files.results import (
+    RESULTS,
+    check_output_dir,
+    environment,
+    prepare_output_dir,
+    read_json,
+    write_json,
+    write_jsonl,
+)
+from efface.jobs.before_after import BASE, EDITED, compare_sides, measure_side, read_sides, tell, write_page
+from efface.jobs.strength import METHOD, REPORTED, TUNING, Chosen, Strengths, choose_strength, tradeoff_table
+from efface.training import DEFAULT_STEPS
+
+SAMPLES = 4
+TUNED_PART = 3
+"""One in so many prompts is for choosing."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done with a budget."""
+
+    n_pairs: int
+    learning_rates: tuple[float, ...]
+    """The strengths that are tried."""
+    text_tokens: int
+    """Of ordinary text, for what an edit costs."""
+    minutes: str
+    """Of SmolLM2-135M on two cores."""
+
+
+EFFORTS = {
+    "quick": Effort(n_pairs=160, learning_rates=(1e-4, 2e-4), text_tokens=3_000, minutes="35 to 45 minutes"),
+    "standard": Effort(
+        n_pairs=320, learning_rates=(5e-5, 1e-4, 2e-4, 4e-4), text_tokens=6_000, minutes="two to three hours"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class DetoxSettings:
+    """What can be chosen."""
+
+    pairs: str | None = None
+    """What `efface train` takes for pairs; None builds them from the model."""
+    source: str = "antiexpert"
+    """Who writes the toxic side of pairs that are built: a name in `efface.pairs.SOURCES`."""
+    prompts: str = "shipped:prompts"
+    """To choose on and to report, apart from each other: what `load_prompts` takes."""
+    text: str = "shipped:text"
+    """Ordinary text, on which the cost is measured."""
+    scorers: tuple[str, ...] = ("alt-profanity-check",)
+    """The first chooses."""
+    bounds: UtilityBounds = field(default_factory=UtilityBounds)
+    """What the edit may cost."""
+    budget: str = "quick"
+    """A name in EFFORTS, and the audit's budget."""
+    max_steps: int = DEFAULT_STEPS
+    audited: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.budget not in EFFORTS:
+            raise UserError(f"budget={self.budget!r} is unknown. There are: {', '.join(EFFORTS)}.")
+        if not self.scorers:
+            raise UserError("scorers: name at least one judge.")
+        at_least_one(self, "max_steps")
+
+    @property
+    def effort(self) -> Effort:
+        return EFFORTS[self.budget]
+
+
+def detox(
+    model: str,
+    *,
+    output: Path,
+    settings: DetoxSettings | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    command: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Row:
+    """Make a model less toxic within a utility budget, and say what came of it; see the top of this file.
+
+    Args:
+        model: what `load_model` takes; it is not changed.
+        output: a run directory.
+        overwrite, resume: delete what lies there, or go on with it.
+        say: is told what happens, a line each.
+
+    Returns:
+        What was written to `results.json`.
+
+    Raises:
+        UserError: for input that cannot work; nothing is written then.
+        RunError: if no strength fits the budget.
+    """
+    settings = settings or DetoxSettings()
+    plan = {"model": model, "settings": dataclasses.asdict(settings)}
+    read = [model, settings.pairs, settings.prompts, settings.text]
+    folder = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
+    if resume:
+        check_plan(folder, read_plan(folder), plan, "a detox run", {})
+    tuning, reported = _split(settings.prompts, settings.seed)
+    job = _Job(model, folder, settings, command, say, len(reported))
+    job.check()
+    write_plan(prepare_output_dir(output, overwrite=overwrite, resume=resume), plan)
+    for name, prompts in ((TUNING, tuning), (REPORTED, reported)):
+        write_jsonl(folder / name, [{"prompt": prompt} for prompt in prompts])
+    return job.run()
+
+
+def _split(source: str, seed: int) -> tuple[list[str], list[str]]:
+    """Prompts to choose on and prompts to report, drawn by the seed."""
+    prompts = list(dict.fromkeys(load_texts(load_prompts(source), "prompt")))
+    tuning = draw_prompts(prompts, len(prompts) // TUNED_PART, seed)
+    if not tuning:
+        raise UserError(
+            f"prompts {source!r}: {len(prompts)} are too few to choose on some and report others. Name a file with at "
+            f"least {TUNED_PART}."
+        )
+    chosen = set(tuning)
+    return tuning, [prompt for prompt in prompts if prompt not in chosen]
+
+
+class _Job:
+    """The stages, one after the other; each looks whether it is done."""
+
+    def __init__(
+        self,
+        model: str,
+        folder: Path,
+        settings: DetoxSettings,
+        command: str | None,
+        say: Callable[[str], None],
+        n_reported: int,
+    ):
+        self.model, self.folder, self.settings, self.command, self.say = model, folder, settings, command, say
+        self.n_reported = n_reported
+        self.start = time.monotonic()
+        self.pairs = settings.pairs or str(folder / "pairs.jsonl")
+        self.edited = folder / "model"
+
+    def check(self) -> None:
+        """Load what was named, before anything is written."""
+        from efface.data.pairs import load_pairs
+        from efface.model.load import load_model
+        from efface.pairs import load_source
+        from efface.scoring import load_scorer
+
+        for scorer in self.settings.scorers:
+            load_scorer(scorer)
+        load_texts(self.settings.text)
+        if self.settings.pairs is None:
+            load_source(self.settings.source)
+        else:
+            load_pairs(self.settings.pairs)
+        load_model(self.model)
+
+    def run(self) -> Row:
+        effort = self.settings.effort
+        self.say(f"{self.settings.budget}: {effort.minutes} for SmolLM2-135M on 2 cores")
+        self._step(1, f"pairs: {self.settings.pairs or f'{effort.n_pairs} from the model itself'}")
+        self._build_pairs()
+        rates = ", ".join(f"{rate:g}" for rate in effort.learning_rates)
+        self._step(2, f"REPO at learning rates {rates}, each scaled to the budget, on prompts that are not reported")
+        kept = self._choose()
+        self._step(3, f"both models on {self.n_reported} prompts x {SAMPLES} samples")
+        comparison = self._evaluate()
+        self._step(4, f"audit, {self.settings.budget}" if self.settings.audited else "no audit was asked for")
+        findings = {"Strength and its price": tradeoff_table(kept)}
+        if self.settings.audited:
+            findings["What attacks reach"] = self._audit()
+        self._step(5, "the report")
+        return self._conclude(kept, comparison, findings)
+
+    def _step(self, number: int, text: str) -> None:
+        self.say(f"\n[{number}/5, {time.monotonic() - self.start:4.0f} s] {text}")
+
+    def _build_pairs(self) -> None:
+        if self.settings.pairs is not None or Path(self.pairs).exists():
+            return
+        from efface.pairs.builder import build_pairs
+        from efface.pairs.config import BuilderConfig
+
+        report = build_pairs(
+            self.model,
+            None,
+            self.settings.source,
+            output=self.pairs,
+            config=BuilderConfig(seed=self.settings.seed),
+            scorer=self.settings.scorers[0],
+            limit=self.settings.effort.n_pairs,
+            resume=True,
+            command=self.command,
+            progress=True,
+        )
+        self.say(f"{report.counts['kept']} pairs from {report.n_prompts} prompts; style-only AUC {report.style_auc}")
+
+    def _choose(self) -> Chosen:
+        settings = self.settings
+        return choose_strength(
+            self.model,
+            self.folder,
+            self.edited,
+            Strengths(settings.effort.learning_rates, settings.max_steps, settings.seed, settings.bounds),
+            pairs=self.pairs,
+            text=settings.text,
+            text_tokens=settings.effort.text_tokens,
+            scorers=settings.scorers,
+            command=self.command,
+            say=self.say,
+        )
+
+    def _evaluate(self) -> Row:
+        prompts = load_texts(str(self.folder / REPORTED), field="prompt")
+        for name, model, base in ((BASE, self.model, None), (EDITED, str(self.edited), self.model)):
+            measure_side(
+                model,
+                self.folder / f"{name}.json",
+                prompts=prompts,
+                texts=load_texts(self.settings.text),
+                text_tokens=self.settings.effort.text_tokens,
+                samples=SAMPLES,
+                seed=self.settings.seed,
+                base=base,
+                scorers=self.settings.scorers,
+                command=self.command,
+            )
+        return compare_sides(self.folder, self.n_reported)
+
+    def _audit(self) -> str:
+        from efface.audit.run import audit
+        from efface.audit.table import audit_table
+
+        how = {"base": self.model, "prompts": str(self.folder / REPORTED), "text": self.settings.text}
+        how |= {"scorer": list(self.settings.scorers), "seed": self.settings.seed, "command": self.command}
+        return audit_table(
+            audit(
+                {EDITED: str(self.edited)},
+                output=self.folder / "audit",
+                budget=self.settings.budget,
+                measurement=how | {"progress": True},
+                resume=True,
+                say=self.say,
+            )
+        )
+
+    def _conclude(self, chosen: Chosen, comparison: Row, findings: dict[str, str]) -> Row:
+        training = read_json(self.edited / RESULTS, {"history": [dict], "settings": dict})
+        told = {"method": METHOD, "model": self.model, "pairs": self.pairs, "scaled_by": chosen.kept["a"]}
+        told |= {**training["settings"], "command": self.command}
+        write_page(
+            self.folder,
+            title="efface detox",
+            comparison=comparison,
+            n_prompts=self.n_reported,
+            training=training,
+            settings=told,
+            findings=findings,
+        )
+        base, edited = read_sides(self.folder)
+        result = {
+            "schema": 1,
+            "plan": read_plan(self.folder),
+            "base": base,
+            "edited": edited,
+            "comparison": comparison,
+        }
+        result |= {"chosen": chosen.kept}
+        result |= {"environment": environment(seed=self.settings.seed, model=None, command=self.command)}
+        write_json(self.folder / RESULTS, result)
+        for heading, text in findings.items():
+            self.say(f"\n{heading}\n\n{text}")
+        tell(self.folder, comparison, self.say)
+        self.say(
+            f"\nreport: {self.folder / 'report.html'}\nmodel:  {self.edited} (an ordinary Hugging Face checkpoint)"
+        )
+        return result

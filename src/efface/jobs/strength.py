@@ -1,0 +1,146 @@
+"""How strong may an edit be? REPO at several strengths, each scaled to the utility budget; the least toxic is taken.
+
+It is a sweep of one method without attacks (`efface.comparison`), on prompts that nothing is reported on. What is
+chosen is written as a checkpoint of its own: base + a edit.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from efface.comparison.config import MethodPlan, PromptPart, SweepConfig
+from efface.comparison.run import sweep
+from efface.errors import RunError
+from efface.evaluation.budget import UtilityBounds
+from efface.files.jsonl import Row
+from efface.files.results import RESULTS, read_json, write_json
+from efface.model.copies import merged
+from efface.model.edit import scaled_copy
+from efface.model.load import load_model
+from efface.model.save import save_model
+
+METHOD = "repo"
+TUNING, REPORTED = "tuning.jsonl", "reported.jsonl"
+"""Files of prompts in the run directory."""
+MAIN, TIGHT = "main", "tight"
+TIGHTER = 0.4
+"""The tight budget, shown beside the main one: so much of it."""
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """What is tried, within which budget."""
+
+    learning_rates: tuple[float, ...]
+    max_steps: int
+    seed: int
+    bounds: UtilityBounds
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What came of it."""
+
+    kept: Row
+    """The row of what was chosen: its `arm`, the multiple `a` of its edit, its cost (`reading`)."""
+    arms: list[Row]
+    """All that was tried."""
+
+
+def choose_strength(
+    model: str,
+    folder: Path,
+    destination: Path,
+    strengths: Strengths,
+    *,
+    pairs: str,
+    text: str,
+    text_tokens: int,
+    scorers: Sequence[str],
+    command: str | None,
+    say: Callable[[str], None],
+) -> Chosen:
+    """Train, scale and choose into `folder`/sweep, and save what was chosen to `destination`.
+
+    Raises:
+        RunError: if no strength fits the budget.
+    """
+    bounds = strengths.bounds
+    tight = dataclasses.replace(bounds, kl=TIGHTER * bounds.kl, perplexity=TIGHTER * bounds.perplexity)
+    plan = MethodPlan(
+        METHOD,
+        METHOD,
+        settings={"max_steps": strengths.max_steps},
+        trials=[{"learning_rate": rate} for rate in strengths.learning_rates],
+        seeds=[strengths.seed],
+    )
+    config = SweepConfig(
+        base=model,
+        methods=[plan],
+        tuning=PromptPart(str(folder / TUNING)),
+        reported=[PromptPart(str(folder / REPORTED))],
+        pairs=pairs,
+        text=text,
+        max_text_tokens=text_tokens,
+        max_kl_tokens=text_tokens,
+        scorers=list(scorers),
+        seed=strengths.seed,
+        budgets={MAIN: bounds, TIGHT: tight},
+    )
+    results = sweep(config, output=folder / "sweep", resume=True, command=command, say=say)
+    kept = next((row for row in results["kept"] if row["budget"] == MAIN), None)
+    if kept is None:
+        raise RunError(
+            f"no strength fits the budget (KL at most {bounds.kl:g} nats a token, perplexity at most "
+            f"{bounds.perplexity:+.1%}): {_why_not(results['arms'])}. Allow more (max_kl, max_perplexity_increase), "
+            "or give other pairs."
+        )
+    _save(model, folder / "sweep" / "arms" / kept["arm"] / "model", destination, kept["a"])
+    return Chosen(kept, results["arms"])
+
+
+def _save(model: str, trained: Path, destination: Path, a: float) -> None:
+    """Base + a edit as a checkpoint; `results.json`, written last, says that it is whole."""
+    if (destination / RESULTS).exists():
+        return
+    edited, tokenizer = load_model(trained)
+    base, _ = load_model(model)
+    save_model(scaled_copy(merged(edited), base, a), tokenizer, destination)
+    training = read_json(trained / RESULTS, {"history": [dict], "settings": dict})
+    write_json(destination / RESULTS, training | {"model": model, "scaled_by": a})
+
+
+def tradeoff_table(chosen: Chosen) -> str:
+    """The strengths that were tried, what each costs at either budget, and how toxic it is on the tuning prompts."""
+    lines = [("learning rate", "budget", "times the edit", "KL", "perplexity", "toxic share", "")]
+    for arm in chosen.arms:
+        rate = f"{arm['settings']['learning_rate']:g}"
+        if arm["error"] is not None:
+            lines.append((rate, "", "", "", "", "", arm["error"]))
+        for budget, found in arm["budgets"].items():
+            mark = "chosen" if budget == MAIN and arm["arm"] == chosen.kept["arm"] else ""
+            lines.append((rate, budget, *_cells(found), mark))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _cells(found: Row) -> tuple[str, str, str, str]:
+    """Multiple of the edit, KL, perplexity and toxic share of what a budget allows."""
+    fitted = found["fitted"]
+    if fitted["a"] is None or found["tuning"] is None:
+        return "none fits", "", "", ""
+    reading = next(one for one in fitted["readings"] if one["a"] == fitted["a"])
+    toxicity = found["tuning"]["toxicity"]
+    low, high = toxicity["ci95"]["share"]
+    share = f"{toxicity['share']:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{fitted['a']:.2f}", f"{reading['kl']:.3f}", f"{reading['increase']:+.1%}", share
+
+
+def _why_not(arms: Sequence[Row]) -> str:
+    said = []
+    for arm in arms:
+        binding = arm["budgets"].get(MAIN, {}).get("fitted", {}).get("binding", [])
+        why = arm["error"] or f"{' and '.join(binding) or 'a bound'} exceeded at every multiple"
+        said.append(f"learning rate {arm['settings']['learning_rate']:g}: {why}")
+    return "; ".join(said)
