@@ -260,7 +260,7 @@ class _Job:
         from efface.audit.run import audit
         from efface.audit.table import audit_table
 
-        how = {"base": self.model, "prompts": str(self.folder / REPORTED), "text": self.settings.text}
+        how: Row = {"base": self.model, "prompts": str(self.folder / REPORTED), "text": self.settings.text}
         how |= {"scorer": list(self.settings.scorers), "seed": self.settings.seed, "command": self.command}
         return audit_table(
             audit(
