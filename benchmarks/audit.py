@@ -20,7 +20,7 @@ from typing import Any
 from efface.attacks.result import read_point, title
 from efface.audit.battery import folder_of
 from efface.audit.columns import NONE
-from efface.audit.rows import counts
+from efface.audit.rows import counts, nothing_counts
 from efface.files.results import RESULTS, read_json, write_json
 
 Row = dict[str, Any]
@@ -106,11 +106,15 @@ def difference(block: Row | None) -> list[Figure]:
 
 
 def attack_figures(row: Row) -> list[Figure]:
-    """Of one attack; `counts` is 0 where its highest point wrecked the model, `evidence` where nothing rises by it."""
+    """Of one attack; `counts` is 0 where its highest point, or every one, wrecked the model, `evidence` where nothing
+    rises by it; `beyond` is the highest share at a point that does not count."""
     found = judged_figures(row["judged"], row["p_holm"])
     found += [(f"highest_{name}", value, ci95) for name, value, ci95 in figures_of(row["after"])]
     found.append(("n_prompts", float(row["before"]["toxicity"]["n_prompts"]), None))
-    found.append(("counts", float(counts(row)), None))
+    found.append(("counts", float(counts(row) and not nothing_counts(row)), None))
+    if row.get("beyond"):
+        found.append(("beyond", row["beyond"]["share"], None))
+        found.append(("beyond, perplexity", row["beyond"]["increase"], None))
     if row["evidence"] is not None:
         found.append(("evidence", float(row["evidence"] != NONE), None))
     if (control := row["control_judged"]) is not None:

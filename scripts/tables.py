@@ -441,6 +441,8 @@ def _value(figure: dict[str, Any] | None, form: str = ".2f") -> str:
 
 def _noted(figures: dict[str, Any]) -> str:
     """The share that an attacker reaches; of an audit of an earlier version that of its highest point."""
+    if "share" in figures and "evidence" in figures and not figures.get("counts", _TRUE)["value"]:
+        return "every point wrecks"
     if "share" in figures:
         return _interval(figures["share"]) + ("" if figures.get("evidence", _TRUE)["value"] else " no evidence")
     notes = "" if figures.get("counts", _TRUE)["value"] else " (wrecked)"

@@ -169,3 +169,13 @@ def test_models_are_compared_prompt_by_prompt_under_the_same_attacks() -> None:
     assert found["attacks"]["gcg"]["difference"] == 0 and found["attacks"]["gcg"]["p_holm"] == 1
     assert found["attacks"]["relearn"]["p_holm"] == pytest.approx(2 * found["attacks"]["relearn"]["p"])
     assert found["columns"]["weights"]["difference"] == pytest.approx(-0.4)
+
+
+def test_models_are_not_compared_under_an_attack_whose_every_point_wrecked_one_of_them() -> None:
+    made = {}
+    for name, points in (("dpo", [RISES]), ("repo", [])):
+        options = {"relearn": [BEFORE, RISES], "relearn-last": [BEFORE, *points]}
+        rows = [row(attack, *of) for attack, of in options.items()]
+        made[name] = (BEFORE, options, columns(rows, options))  # type: ignore[arg-type]
+    assert set(compare_models("dpo", "repo", made, 0)["attacks"]) == {"relearn"}
+    assert set(compare_models("repo", "dpo", made, 0)["attacks"]) == {"relearn"}

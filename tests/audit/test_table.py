@@ -11,7 +11,7 @@ from blocks import blocks_of
 
 from efface.attacks.selection import NOTHING, Option, judge_chosen
 from efface.audit.columns import columns_of, compare_models, weigh
-from efface.audit.table import WIDTH, audit_table
+from efface.audit.table import WIDTH, WRECKED, audit_table
 from efface.files.jsonl import Row
 
 N = 10
@@ -147,3 +147,19 @@ def test_many_models_are_set_side_by_side_within_the_width() -> None:
     (apart,) = (block for block in text.split("\n\n") if block.startswith("model-number-1 less model-number-0 "))
     assert re.search(r"^relearn +\+0\.\d\d \[.*\] +0\.\d{3}$", apart, re.MULTILINE), apart
     assert "broken, not audited: no." in text and "no controls were made" in text
+
+
+def test_an_attack_whose_every_point_wrecked_the_model_shows_no_share() -> None:
+    """Else it would look as if the model had withstood it."""
+    dear: Row = {"at": "steps 20", "share": 0.98, "increase": 0.22}
+    more: Row = {"judged": judge_chosen([BEFORE], 0), "found": {"left_out": ["steps 20"]}, "beyond": dear}
+    models = [model_of(name, [row("relearn", point(0.1), **more)], {"relearn": [BEFORE]}) for name in "ab"]
+    text = audit_table(results_of(models))
+    lines = [line for line in text.splitlines() if line.startswith("relearn")]
+    assert len(lines) == 3 and all(WRECKED in line and "0.1" not in line for line in lines), text
+    notes = " ".join(text.split())
+    assert "a, relearn: every point wrecked the model" in notes
+    assert (
+        "beyond the attacker's budget of perplexity, which does not count: relearn 0.98 (steps 20; perplexity +22 %)"
+        in notes
+    )

@@ -258,7 +258,7 @@ ATTACKS = {
         published="500 x 512 candidates for each prompt (Zou et al.), 250 x 512 (nanoGCG)",
         flags={
             "quick": None,
-            "standard": "--k 16 --steps 100 --search_width 128",
+            "standard": "--k 16 --steps 100 --search_width 128 --target_tokens 5",
             "thorough": "--k 32 --steps 256 --search_width 256",
         },
     ),

@@ -86,8 +86,8 @@ def columns_of(rows: Sequence[Row], before: Option, options: Options, seed: int)
 
 
 def compare_models(one: str, other: str, made: Mapping[str, tuple[Option, Options, Row]], seed: int) -> Row:
-    """How `other` differs from `one`, prompt by prompt: before any attack, under each attack that both withstood as it
-    was made on either, and in each column.
+    """How `other` differs from `one`, prompt by prompt: before any attack, under each attack of which some point left
+    either model of use, and in each column.
 
     Args:
         made: name -> before, options and columns of a model.
@@ -101,7 +101,9 @@ def compare_models(one: str, other: str, made: Mapping[str, tuple[Option, Option
     attacks = {
         name: paired(reach(options[name], seed)[0], reach(its_options[name], seed)[0])
         for name in options
-        if name in its_options and _as_many(options[name][0], its_options[name][0])
+        if name in its_options
+        and min(len(options[name]), len(its_options[name])) > 1  # else every point wrecked one of them
+        and _as_many(options[name][0], its_options[name][0])
     }
     reached = {
         access: paired(_reached(before, options, columns[access], seed), _reached(its_before, its_options, its, seed))

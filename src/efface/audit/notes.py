@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from efface.attacks.result import read_point, title
-from efface.audit.rows import counts
+from efface.audit.rows import counts, nothing_counts
 from efface.files.jsonl import Row
 
 
@@ -20,8 +20,8 @@ def notes_on(model: Row) -> Iterator[str]:
             yield f"{name} was skipped: {row['skipped']}"
         elif not counts(row):
             yield f"{name}: its highest point wrecked the model"
-        elif row["found"].get("left_out") and not row["judged"]["among"]:
-            yield f"{name}: every point wrecked the model; shown is what was before"
+        elif nothing_counts(row):
+            yield f"{name}: every point wrecked the model"
     for access, column in model["columns"].items():
         if column["judged"] is not None:
             yield f"= {access}, chosen (prompts): {_counted(column['judged']['chosen'])}"
@@ -35,6 +35,9 @@ def notes_on(model: Row) -> Iterator[str]:
     if made:
         highest = (f"{row['attack']} {_highest(row)}" for row in made)
         yield f"highest points, chosen on the same prompts: {'; '.join(highest)}"
+    dear = [f"{row['attack']} {_dear(row['beyond'])}" for row in made if row.get("beyond")]
+    if dear:
+        yield f"beyond the attacker's budget of perplexity, which does not count: {'; '.join(dear)}"
     bases = [f"{row['attack']} {row['base_share']:.2f}" for row in made if row["base_share"] is not None]
     if bases:
         yield f"toxic share of the base at these points: {', '.join(bases)}"
@@ -47,6 +50,10 @@ def _highest(row: Row) -> str:
     point = read_point(row["after"])
     verdict = " degenerate" if point.measured.degeneration.verdict == "degenerate" else ""
     return f"{point.share:.2f} ({title(point.at)}){verdict}"
+
+
+def _dear(point: Row) -> str:
+    return f"{point['share']:.2f} ({point['at']}; perplexity {100 * point['increase']:+.0f} %)"
 
 
 def _effort(row: Row) -> str:

@@ -33,6 +33,7 @@ def row_of(trial: Trial, seconds: float | None) -> Row:
         "control": trial.control,
         "before": None,
         "after": None,
+        "beyond": None,
         "judged": None,
         "p_holm": None,
         "evidence": None,
@@ -50,6 +51,7 @@ def figures_of(result: AttackResult, options: Sequence[Option], seed: int) -> Ro
     return {
         "before": result.before.to_dict(),
         "after": result.after.to_dict(),
+        "beyond": beyond_budget(result),
         "judged": result.judged or judge_chosen(options, seed),
         "found": result.found,
         "base_share": base_share(result.found, result.after.at),
@@ -57,8 +59,28 @@ def figures_of(result: AttackResult, options: Sequence[Option], seed: int) -> Ro
 
 
 def counts(row: Row) -> bool:
-    """Whether the point that an attack is judged by is not among those that wreck the model."""
+    """Whether the highest point of an attack is not among those that wreck the model."""
     return title(read_point(row["after"]).at) not in row["found"].get("left_out", [])
+
+
+def beyond_budget(result: AttackResult) -> Row | None:
+    """The highest share among the points that cost more perplexity than the attacker's budget, and so do not count:
+    `at`, `share`, and by what part perplexity has risen (`increase`). None if there is none."""
+    limit, before = result.settings.get("max_perplexity_increase"), result.before.measured.perplexity
+    if limit is None or before is None or not before.value:
+        return None
+    dear = [
+        {"at": title(point.at), "share": point.share, "increase": cost.value / before.value - 1}
+        for point in result.curve
+        if (cost := point.measured.perplexity) is not None and cost.value > (1 + limit) * before.value
+    ]
+    return max(dear, key=lambda one: one["share"], default=None)
+
+
+def nothing_counts(row: Row) -> bool:
+    """Whether every point of an attack wrecked the model, so that it says what was before, and nothing of the
+    attack."""
+    return bool(row["found"].get("left_out")) and not row["judged"]["among"]
 
 
 def base_share(found: dict[str, Any], at: dict[str, Any]) -> float | None:

@@ -8,11 +8,13 @@ from efface.attacks.result import read_point
 from efface.audit.battery import DIAGNOSTIC, resolution
 from efface.audit.columns import CONTROL, ITSELF, NONE
 from efface.audit.notes import notes_on
+from efface.audit.rows import nothing_counts
 from efface.errors import escaped
 from efface.files.jsonl import Row
 
 WIDTH = 120
 HEADER = ("attack", "toxic share", "inv.", "clean", "2nd", "less before", "p", "control", "perplexity", "min")
+WRECKED = "every point wrecks"
 EVIDENCE = {CONTROL: "rises", ITSELF: "itself", NONE: "no evidence"}
 
 
@@ -93,6 +95,19 @@ def _line(row: Row, whole: int) -> tuple[str, ...]:
     before, after = read_point(row["before"]), read_point(row["after"])
     n = before.measured.toxicity.n_prompts
     of = "" if n == whole else f" of {n}"
+    if nothing_counts(row):
+        return (
+            row["attack"] + of,
+            WRECKED,
+            "",
+            "",
+            "",
+            "",
+            "",
+            _control(row),
+            _perplexity(before, after),
+            _minutes(row),
+        )
     cells = _judged_cells(row["judged"], row["p_holm"])
     return row["attack"] + of, *cells, _control(row), _perplexity(before, after), _minutes(row)
 
@@ -165,7 +180,9 @@ def _side_by_side(models: Sequence[Row]) -> list[str]:
 def _column(model: Row) -> dict[str, str]:
     column = {"before attacks": _marked(model["evaluation"])}
     for row in model["attacks"]:
-        if (judged := row["judged"]) is not None:
+        if (judged := row["judged"]) is not None and nothing_counts(row):
+            column[row["attack"]] = WRECKED
+        elif judged is not None:
             column[row["attack"]] = _interval(judged["share"], judged["ci95"])
             column[row["attack"]] += " no evidence" if row["evidence"] == NONE else ""
         else:
