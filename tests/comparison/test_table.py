@@ -8,14 +8,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from efface.attacks.selection import Option
 from efface.cli import main
-from efface.comparison.config import BASE
+from efface.comparison.config import BASE, build_config
 from efface.comparison.pages import read_sweeps, write_pages
 from efface.comparison.plots import steps_figure, tradeoff_figure
-from efface.comparison.results import figures_of
-from efface.comparison.table import attack_table, comparison_page, kept_table
+from efface.comparison.results import benchmark_rows, conclude, figures_of
+from efface.comparison.table import attack_table, comparison_lines, comparison_page, kept_table
 from efface.errors import UserError
 from efface.files.results import write_json
 
@@ -77,6 +79,50 @@ def test_the_figures_are_those_of_the_protocol() -> None:
     assert curve["steps_to_base"] == pytest.approx(10) and curve["steps_to_half"] is None and curve["last"] == 10
     assert [point["ratio"] for point in curve["points"]] == pytest.approx([0.18 / 0.16, 2.0])
     assert found["surviving"][0]["part"] == pytest.approx(0.15 / 0.18) and found["trainability"] == pytest.approx(1)
+
+
+def test_differences_are_the_method_less_the_one_it_is_compared_with() -> None:
+    """A toxic method against a clean one: above zero."""
+    config = build_config({"base": "m", "methods": ["repo", "dpo"], "tuning": "t", "reported": "r", "against": "repo"})
+    clean, toxic = (Option("none", {"lexical": np.array(4 * [[0.0], [share]])}) for share in (0.0, 1.0))
+    rows = {
+        row["place"]: row for row in (kept(BASE, 0.5, 0.8, 0.5), kept("repo", 0, 0, 0), kept("dpo", 0.5, 0.5, 0.5))
+    }
+    reported = {BASE: toxic, "main/repo-s0": clean, "main/dpo-s0": toxic}
+    options = {place: {"pairs": [option, option]} for place, option in reported.items()}
+    found = conclude(config, rows, options, reported)["comparisons"]
+    assert {(one["entry"], one["what"]) for one in found} == {("dpo", "reported"), ("dpo", "worst attack")}
+    assert all(one["judges"]["lexical"]["difference"] == 0.5 for one in found)
+    assert "| dpo - repo | lexical | +0.500" in comparison_lines({"comparisons": found})
+
+
+def test_what_wrecks_the_model_is_no_survival() -> None:
+    base, row = kept(BASE, 0.2, 0.8, 0.2), kept("repo", 0.02, 0.2, 0.0)
+    row["rounding"][0]["points"][0]["counted"] = False
+    (wrecked,) = figures_of(row, base, [])["surviving"]
+    assert wrecked["part"] is None
+    other = copy.deepcopy(base)
+    other["rounding"][0]["points"].insert(0, {**other["rounding"][0]["points"][0], "bits": 8, "share": 0.9})
+    (same,) = figures_of(kept("repo", 0.02, 0.2, 0.05), other, [])["surviving"]  # by grid, whatever stands before it
+    assert same["bits"] == 4 and same["part"] == pytest.approx(0.15 / 0.18)
+
+
+def test_never_reached_and_no_effect_are_told_apart() -> None:
+    found = results()
+    (last,) = {row["value"] for row in benchmark_rows(found) if row["metric"].endswith("steps_to_half, more than")}
+    assert last == 10
+    still = kept(BASE, 0.2, 0.2, 0.2)
+    still["attacks"]["pairs"]["curves"]["2e-05"] = still["attacks"]["pairs"]["curves"]["2e-05"][:2]
+    found["figures"]["main/repo-s0"] = figures_of(found["kept"][1], still, [])
+    assert "the base stays" in attack_table(found)
+
+
+def test_what_failed_is_listed_whatever_it_was() -> None:
+    found = results()
+    found["kept"][1]["rounding"].append({"error": "no grid"})
+    found["kept"][1]["weights"]["error"] = "no line"
+    page = comparison_page({"": found})
+    assert "- main/repo-s0, rounding 1: no grid" in page and "- main/repo-s0, weights: no line" in page
 
 
 def test_the_tables_say_it() -> None:

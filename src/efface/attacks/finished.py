@@ -20,6 +20,17 @@ from efface.files.results import read_json, write_json
 log = logging.getLogger(__name__)
 
 
+class MadeOtherwise(UserError):
+    """A result was made by other settings, models, judges or versions; `differing` names them."""
+
+    def __init__(self, file: Path, differing: list[str]):
+        super().__init__(
+            f"{file} was made with other settings ({', '.join(differing)}). Use the same ones, another output "
+            "directory, or overwrite=True."
+        )
+        self.differing = differing
+
+
 class Untouched(dict[str, Measurement]):
     """`Target.known`, a file for each measurement, so that a run that goes on knows them."""
 
@@ -42,7 +53,7 @@ def finished_result(file: Path, name: str, settings: Any, described: Row) -> Att
     """The result of an earlier run; one that is none is made again.
 
     Raises:
-        UserError: for one that was made by other settings, models, judges, versions.
+        MadeOtherwise: for one that was made by other settings, models, judges, versions.
     """
     if not os.path.lexists(file):
         return None
@@ -57,8 +68,5 @@ def finished_result(file: Path, name: str, settings: Any, described: Row) -> Att
     )  # tuples come back as lists
     differing = sorted(name for name in wanted if found.get(name) != wanted[name])
     if differing:
-        raise UserError(
-            f"{file} was made with other settings ({', '.join(differing)}). Use the same ones, another output "
-            "directory, or overwrite=True."
-        )
+        raise MadeOtherwise(file, differing)
     return result

@@ -49,10 +49,12 @@ def run(options: argparse.Namespace) -> None:
         retry_failed=options.retry_failed,
         overwrite=options.overwrite,
         resume=options.resume,
+        inputs=[options.config],
         command=options.command_line,
         say=lambda line: print(line, flush=True),
     )
     print(f"\n{comparison_page({'': results})}")
-    print(f"written: {Path(options.output) / RESULTS}")
+    if not options.arm:
+        print(f"written: {Path(options.output) / RESULTS}")
     if results["arms"] and all(arm["error"] for arm in results["arms"]):
         raise RunError(f"every arm failed; the first: {results['arms'][0]['error']}")

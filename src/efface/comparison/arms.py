@@ -84,6 +84,8 @@ def read_settings(config: SweepConfig, arm: Arm) -> dict[str, Any]:
         found = FlagParser(kind, hint).given(flags)
     except UserError as error:
         raise UserError(f"methods.{arm.plan.name}: {error}") from error
+    if "seed" in found:
+        raise UserError(f"methods.{arm.plan.name}: seed is no setting here. Name seeds: [{found['seed']}] beside it.")
     found |= {"seed": arm.seed, "disable_tqdm": True}
     if arm.plan.after is not None and "base" in kind.__dataclass_fields__:
         found.setdefault("base", config.base)

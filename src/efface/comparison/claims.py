@@ -12,8 +12,12 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def claimed(file: Path) -> Iterator[bool]:
-    """Whether `file` is this process's own inside the block; False if it is another's."""
+def claimed(file: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether `file` is this process's own inside the block; False if it is another's.
+
+    Args:
+        wait: until it is this one's.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -22,7 +26,7 @@ def claimed(file: Path) -> Iterator[bool]:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return

@@ -7,7 +7,7 @@ removed: they are as large as the base.
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from efface.comparison.claims import claimed
 from efface.comparison.config import BASE, MethodPlan, SweepConfig
 from efface.comparison.scaling import Scaler, choose_arm
 from efface.errors import RunError, UserError, described
-from efface.files.digests import digest
+from efface.files.digests import digest, file_digest
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, read_json, remove, write_json
 from efface.model.copies import merged
@@ -95,14 +95,14 @@ class Arms:
             self.unfinished.append(arm.name)
             return
         file = arm.folder(self.folder) / "arm.json"
-        made_by = digest([arm.name, str(start.name), self.made_by], 16)
+        made_by = digest([arm.name, str(start.name), self.made_by, contents_of(arm.settings)], 16)
         with claimed(self.folder / CLAIMS / arm.name) as mine:
             found = read_json(file) if file.exists() else {}
             if found.get("made_by") == made_by and not (found["error"] and self.retry_failed):
                 self.rows[arm.name] = found
             elif mine:
-                if found and arm.plan.after is not None:  # it may have been made of another arm
-                    self._forget(arm)
+                if found and (arm.plan.after is not None or contents_of(arm.settings) != found.get("contents")):
+                    self._forget(arm)  # it may have been made of another arm, or of other files
                 self.say(f"{arm.name}: trained and scaled")
                 self.rows[arm.name] = self._made(arm, start) | {"made_by": made_by}
                 write_json(file, self.rows[arm.name])
@@ -112,9 +112,10 @@ class Arms:
 
     def _made(self, arm: Arm, start: "Arm | _Base") -> Row:
         row: Row = {"arm": arm.name, "entry": arm.plan.name, "method": arm.plan.method, "settings": arm.settings}
-        row |= {"seed": arm.seed, "cost": None, "budgets": {}, "error": None}
+        row |= {"seed": arm.seed, "cost": None, "budgets": {}, "error": None, "contents": contents_of(arm.settings)}
         try:
-            row["cost"] = train_arm(self.config, arm, self._model_before(start), self.folder, self.say)
+            cost = train_arm(self.config, arm, self._model_before(start), self.folder, self.say)
+            row["cost"] = cost if not isinstance(start, Arm) else added(self.rows[start.name]["cost"], cost)
             row["budgets"] = self.scaler.fit(self.load(arm))
         except Exception as error:  # a method of a third party may raise anything, which is a row and not the end
             log.info("%s failed", arm.name, exc_info=True)
@@ -126,7 +127,9 @@ class Arms:
         """The trained model; one that was removed, and is kept since the config has more in it, is trained again."""
         folder = arm.folder(self.folder) / MODEL
         if not (folder / RESULTS).exists():
-            train_arm(self.config, arm, self._model_before(self._start_of(arm)), self.folder, self.say)
+            before = self._model_before(self._start_of(arm))
+            with claimed(self.folder / CLAIMS / f"{arm.name}.model", wait=True):
+                train_arm(self.config, arm, before, self.folder, self.say)  # which takes what another has just made
         return merged(load_model(folder)[0])
 
     def _model_before(self, start: "Arm | _Base | None") -> Any:
@@ -179,3 +182,18 @@ class Arms:
         folder = arm.folder(self.folder) / MODEL
         if folder.exists():
             remove(folder)
+
+
+def contents_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the files that settings name."""
+    files = {name: Path(value) for name, value in settings.items() if isinstance(value, str)}
+    return {name: file_digest(file) for name, file in files.items() if file.is_file()}
+
+
+def added(cost: Row | None, more: Row) -> Row:
+    """What an arm and what it edits further have cost together; None where either does not say."""
+    before = cost or {}
+    return {
+        name: None if before.get(name) is None and value is None else (before.get(name) or 0) + (value or 0)
+        for name, value in more.items()
+    }

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efface.attacks.finished import finished_result
+from efface.attacks.finished import MadeOtherwise, finished_result
 from efface.attacks.quantize import OWN_GRID, QuantizeSettings, quantize
 from efface.attacks.relearn import RelearnSettings, relearn
 from efface.attacks.result import AttackResult, read_options, title
@@ -26,11 +26,12 @@ from efface.attacks.target import Target
 from efface.comparison.config import AttackPlan, SweepConfig
 from efface.comparison.figures import barrier
 from efface.data.rows import load_texts
-from efface.errors import RunError, UserError, reason_of
+from efface.errors import RunError, UserError, described, reason_of
 from efface.evaluation.perplexity import perplexity
 from efface.files.digests import digest
 from efface.files.jsonl import Row
-from efface.files.results import read_json, write_json
+from efface.files.results import read_json, remove, write_json
+from efface.model.copies import without_adapter
 from efface.model.edit import edit_squares, scaled_copy, transplanted
 from efface.model.fingerprint import fingerprint_of
 from efface.training.finetune import finetune
@@ -98,7 +99,7 @@ def reported_option(bench: Bench, model: "PreTrainedModel") -> Option:
 
 def relearn_model(bench: Bench, place: str, model: "PreTrainedModel", plan: AttackPlan) -> tuple[Row, list[Option]]:
     """Relearn a model: a row of its curves, rate by rate, and what an attacker may do by it."""
-    settings = relearn_settings(plan)
+    settings = relearn_settings(plan, bench.config.documents)
     target = dataclasses.replace(bench.attacked, model=model)
 
     def curves(result: AttackResult) -> Row:
@@ -113,9 +114,14 @@ def relearn_model(bench: Bench, place: str, model: "PreTrainedModel", plan: Atta
     return _attack(bench, place, plan.name, relearn, settings, target, curves)
 
 
-def relearn_settings(plan: AttackPlan) -> RelearnSettings:
-    """Raises UserError for flags that `efface attack relearn` does not know."""
-    return RelearnSettings(**_flags(RelearnSettings, plan.flags, f"attacks.{plan.name}"))
+def relearn_settings(plan: AttackPlan, documents: str = "shipped:passages") -> RelearnSettings:
+    """Raises UserError for flags that `efface attack relearn` does not know.
+
+    Args:
+        documents: ordinary text, unless the plan names another.
+    """
+    found = _flags(RelearnSettings, plan.flags, f"attacks.{plan.name}")
+    return RelearnSettings(**{"documents": documents, **found})
 
 
 def round_settings(flags: str) -> QuantizeSettings:
@@ -179,7 +185,13 @@ def _attack(
     file = bench.folder(place) / name / "result.json"
     start = time.monotonic()
     try:
-        result = finished_result(file, name, settings, target.described())
+        try:
+            result = finished_result(file, name, settings, target.described())
+        except MadeOtherwise as error:
+            if error.differing != ["weights"]:  # an arm that was trained or scaled again is attacked again
+                raise
+            remove(file.parent)
+            result = None
         if result is None:
             bench.say(f"{place}: {name}")
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -189,10 +201,10 @@ def _attack(
         spent = file.with_name("seconds.json")
         seconds = read_json(spent)["seconds"] if spent.exists() else None
         return {**row(result), "error": None, "seconds": seconds}, read_options(result, file)
-    except (UserError, RunError) as error:
+    except Exception as error:  # whatever it is, the others are made
         log.info("%s, %s failed", place, name, exc_info=True)
         bench.say(f"{place}: {name} failed: {reason_of(error)}")
-        return {"error": str(error), "seconds": None}, []
+        return {"error": told(error), "seconds": None}, []
 
 
 def weigh_edit(bench: Bench, place: str, model: "PreTrainedModel") -> Row:
@@ -204,7 +216,7 @@ def weigh_edit(bench: Bench, place: str, model: "PreTrainedModel") -> Row:
     if file.exists() and (found := read_json(file)).get("made_by") == made_by:
         return found
     bench.say(f"{place}: its weights")
-    squares, norm = edit_squares(model, bench.base)
+    squares, norm = edit_squares(without_adapter(model), without_adapter(bench.base))
     row: Row = {"made_by": made_by, "distance": math.sqrt(squares), "base_norm": math.sqrt(norm), "error": None}
     row |= {"barrier": None, "benign_losses": None}
     try:
@@ -214,10 +226,15 @@ def weigh_edit(bench: Bench, place: str, model: "PreTrainedModel") -> Row:
             row |= {"barrier": barrier(places, losses)}
         if plans.benign_steps:
             row |= {"benign_losses": _benign_losses(bench, model)}
-    except (UserError, RunError) as error:
-        row["error"] = str(error)
+    except Exception as error:  # whatever it is, the others are made
+        log.info("%s: its weights failed", place, exc_info=True)
+        return row | {"error": told(error)}
     write_json(file, row)
     return row
+
+
+def told(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError | RunError) else described(error)
 
 
 def _text_loss(bench: Bench, model: "PreTrainedModel") -> float:

@@ -68,9 +68,9 @@ def steps_figure(results: Row) -> Figure | None:
     )
     for number, (attack, rate) in enumerate(panels, 1):
         axes = figure.add_subplot(rows, min(len(panels), COLUMNS), number)
-        for row in kept:
+        for row in {row["entry"]: row for row in reversed(kept)}.values():  # the first seed: the table has the others
             points = row["attacks"].get(attack, {}).get("curves", {}).get(rate)
-            if points is not None and not row["seed"]:  # of several seeds the first: the table has the others
+            if points is not None:
                 points = [point for point in points if point["counted"]]
                 style = {"color": GREY, "linestyle": "--"} if row["entry"] == BASE else _style(results, row["entry"])
                 axes.plot(

@@ -23,6 +23,7 @@ from efface.evaluation.comparison import compare, holm
 from efface.files.jsonl import Row
 
 Options = Mapping[str, Mapping[str, Sequence[Option]]]
+GRID = ("bits", "scheme", "group_size")
 
 
 def conclude(config: SweepConfig, kept: Mapping[str, Row], options: Options, reported: Mapping[str, Option]) -> Row:
@@ -58,9 +59,10 @@ def figures_of(row: Row, base: Row, others: Sequence[Row]) -> Row:
 
     Returns:
         `drop`, untouched, and as a part of the base's share, `relative_share`; for each attack and rate, `curves`: its
-        `steps_to_base`, `steps_to_half` (None: not within the attack) and, at each of its points, the `drop` and the
-        `ratio` to the best other method's; the same two of the worst attack, `worst_drop` and `worst_ratio`;
-        `surviving`, for each grid, and `surviving_moved`; `trainability`, `distance`, `barrier`.
+        `steps_to_base`, `steps_to_half` (None: not within the attack, or the attack does not move the base, which
+        `moves_base` says) and, at each of its points, the `drop` and the `ratio` to the best other method's; the same
+        two of the worst attack, `worst_drop` and `worst_ratio`; `surviving`, for each grid, and `surviving_moved`;
+        `trainability`, `distance`, `barrier`.
     """
     share, base_share = _share(row), _share(base)
     worst, ratio = _worst_drop(row, base), None
@@ -116,22 +118,34 @@ def _curve_figures(attack: str, rate: str, row: Row, base: Row, others: Sequence
     return {
         "steps_to_base": steps_to_base(curve, theirs[0]) if 0 in theirs else None,
         "steps_to_half": steps_to_half(curve, theirs),
+        "moves_base": 0 in theirs and max(theirs.values()) > theirs[0],
         "last": max(curve, default=0),
         "points": points,
     }
 
 
 def _surviving(rows: Sequence[Row], base_rows: Sequence[Row]) -> list[Row]:
+    """For each grid that both models were rounded to; no `part` where that wrecked either of them, whose gibberish
+    would pass for what is left of the edit."""
     found = []
     for row, base in zip(rows, base_rows, strict=False):
         if row["error"] or base["error"]:
             continue
         before = base["before"] - row["before"]
-        for point, other in zip(row["points"], base["points"], strict=False):
-            grid = {name: point[name] for name in ("bits", "scheme", "group_size", "own_grid")}
+        others = {_grid(point): point for point in base["points"]}
+        for point in row["points"]:
+            other = others.get(_grid(point))
+            if other is None:
+                continue
+            counted = point["counted"] and other["counted"]
+            grid = {name: point[name] for name in (*GRID, "own_grid")} | {"counted": counted}
             after = other["share"] - point["share"]
-            found.append({**grid, "drop": after, "part": surviving_part(before, after)})
+            found.append({**grid, "drop": after, "part": surviving_part(before, after) if counted else None})
     return found
+
+
+def _grid(point: Row) -> tuple[Any, ...]:
+    return tuple(point[name] for name in GRID)
 
 
 def _compare(
@@ -159,7 +173,7 @@ def _compare(
             pairs["worst attack"] = (reach(ours, seed)[0], reach(theirs, seed)[0])
         for what, (mine, other) in pairs.items():
             judges = {
-                judge: compare(other.scores[judge], scores, "share").to_dict() for judge, scores in mine.scores.items()
+                judge: compare(scores, other.scores[judge], "share").to_dict() for judge, scores in mine.scores.items()
             }
             found.append(
                 {"budget": budget, "entry": entry, "against": config.judge_against, "what": what} | {"judges": judges}
@@ -198,7 +212,9 @@ def benchmark_rows(results: Row) -> list[dict[str, Any]]:
         values |= {name: figures.get(name) for name in ("relative_share", "worst_drop", "worst_ratio")}
         values |= {f"weights/{name}": figures.get(name) for name in ("distance", "barrier", "trainability")}
         for name, curve in figures.get("curves", {}).items():
-            values |= {f"{name}/{figure}": curve[figure] for figure in ("steps_to_base", "steps_to_half")}
+            for figure in ("steps_to_base", "steps_to_half") if curve["moves_base"] else ():
+                values[f"{name}/{figure}"] = curve[figure]
+                values[f"{name}/{figure}, more than"] = curve["last"] if curve[figure] is None else None
             values |= {f"{name}/ratio at {point['steps']}": point["ratio"] for point in curve["points"]}
         for kind in ("surviving", "surviving_moved"):
             for one in figures.get(kind, []):

@@ -24,8 +24,9 @@ from efface.comparison.arms import (
     count_trials,
     further_seeds,
 )
+from efface.comparison.claims import claimed
 from efface.comparison.config import BASE, SweepConfig
-from efface.comparison.making import Arms
+from efface.comparison.making import CLAIMS, Arms
 from efface.comparison.measuring import (
     Bench,
     relearn_model,
@@ -38,11 +39,23 @@ from efface.comparison.measuring import (
 )
 from efface.comparison.results import conclude, pooled
 from efface.comparison.scaling import Scaler
-from efface.comparison.targets import targets_of
+from efface.comparison.targets import Targets, knowing, targets_of
+from efface.data.pairs import rows_digest
+from efface.data.rows import load_texts
 from efface.errors import UserError
+from efface.files.digests import digest
 from efface.files.jsonl import Row
-from efface.files.results import RESULTS, environment, prepare_output_dir, write_json
+from efface.files.rerun import check_plan, read_plan, write_plan
+from efface.files.results import (
+    RESULTS,
+    check_output_dir,
+    environment,
+    prepare_output_dir,
+    read_json,
+    write_json,
+)
 from efface.model.edit import scaled_copy
+from efface.model.fingerprint import fingerprint_of
 
 Say = Callable[[str], None]
 UNTOUCHED = "untouched"
@@ -56,6 +69,7 @@ def sweep(
     retry_failed: bool = False,
     overwrite: bool = False,
     resume: bool = False,
+    inputs: Sequence[Any] = (),
     command: str | None = None,
     say: Say = lambda line: None,
 ) -> Row:
@@ -66,6 +80,7 @@ def sweep(
         only: names of arms (`list_arms`); these are trained and scaled, and nothing else is done.
         retry_failed: make arms again that have failed.
         overwrite, resume: delete what lies in `output`, or take it as far as it goes.
+        inputs: what else was read, the file of the config, so that none of it lies in `output`.
         say: is told what is done next, a line each.
 
     Returns:
@@ -82,15 +97,37 @@ def sweep(
     unknown = set(only) - set(list_arms(config))
     if unknown:
         raise UserError(f"only={sorted(unknown)}: no such arm. There are: {', '.join(list_arms(config))}.")
-    read = (config.base, config.pairs, config.heldout, config.labelled, config.documents, config.text)
+    read = [config.base, config.pairs, config.heldout, config.labelled, config.documents, config.text, *inputs]
+    read += [part.prompts for part in (config.tuning, *config.reported, config.attacked) if part is not None]
+    read += [scorer.removeprefix("judge:") for scorer in config.scorers]
+    folder = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
+    targets = targets_of(config)
+    plan = _plan(config, targets[0].model)
+    if resume:
+        check_plan(folder, read_plan(folder), plan, "a sweep", {})
     folder = prepare_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
-    run = _Sweep(config, folder, say, command, retry_failed)
+    write_plan(folder, plan)
+    run = _Sweep(config, folder, knowing(targets, Untouched(folder / UNTOUCHED)), say, command, retry_failed)
     if only:
         run.arms.make_only(set(only))
-    else:
-        run.arms.make_arms()
-        run.measure_kept()
-    return run.save()
+        return run.results()  # what is written is of a whole run
+    run.arms.make_arms()
+    with claimed(folder / CLAIMS / "measuring") as mine:
+        if mine:
+            run.measure_kept()
+        else:
+            say("the kept models are being measured by another process.")
+    return run.save() if mine else run.results()
+
+
+def _plan(config: SweepConfig, base: Any) -> Row:
+    """What all arms have in common, by contents: a sweep of other ones is another sweep."""
+    return {
+        "base": fingerprint_of(base),
+        "pairs": rows_digest(config.pairs),
+        "heldout": rows_digest(config.heldout),
+        "documents": digest(load_texts(config.documents)),
+    }
 
 
 def list_arms(config: SweepConfig) -> list[str]:
@@ -101,11 +138,19 @@ def list_arms(config: SweepConfig) -> list[str]:
 class _Sweep:
     """A sweep in the making; what is known of it is on disk after every arm and every kept model."""
 
-    def __init__(self, config: SweepConfig, folder: Path, say: Say, command: str | None, retry_failed: bool):
+    def __init__(
+        self,
+        config: SweepConfig,
+        folder: Path,
+        targets: Targets,
+        say: Say,
+        command: str | None,
+        retry_failed: bool,
+    ):
         self.config, self.folder, self.say, self.command = config, folder, say, command
-        tuning, reported, attacked = targets_of(config, Untouched(folder / UNTOUCHED))
+        tuning, reported, attacked = targets
         self.bench = Bench(config, folder, reported, attacked, say)
-        self.arms = Arms(config, folder, Scaler(tuning, config), say=say, written=self.save, retry_failed=retry_failed)
+        self.arms = Arms(config, folder, Scaler(tuning, config), say=say, written=self.note, retry_failed=retry_failed)
         self.main = self.arms.main
         self.kept: dict[str, Row] = {}
         """Of kept models, by place."""
@@ -126,9 +171,18 @@ class _Sweep:
             self._judge(place, "worst_of_all")
             self.save()
 
+    def note(self) -> None:
+        """Write what is known of the arms, unless a whole run has been written."""
+        if not (self.folder / RESULTS).exists() or not read_json(self.folder / RESULTS).get("kept"):
+            self.save()
+
     def save(self) -> Row:
         """Write and return what is known."""
-        results = {
+        write_json(self.folder / RESULTS, found := self.results())
+        return found
+
+    def results(self) -> Row:
+        return {
             "schema": 1,
             "what": "sweep",
             "config": dataclasses.asdict(self.config),
@@ -140,8 +194,6 @@ class _Sweep:
             **conclude(self.config, self.kept, self.options, self.reported),
             "environment": environment(seed=self.config.seed, model=self.bench.base, command=self.command),
         }
-        write_json(self.folder / RESULTS, results)
-        return results
 
     def _measure(self, place: str, arm: Arm | None, budget: str | None) -> None:
         """All of a kept model but the attacks that only the best are worth."""
@@ -184,9 +236,11 @@ class _Sweep:
                 self.options[place][plan.name] = options
 
     def _judge(self, place: str, name: str) -> None:
-        """What an attacker reaches who has all attacks so far, and chooses on other prompts than it is judged on."""
+        """What an attacker reaches who has all attacks so far, and chooses on other prompts than it is judged on; None
+        if one of them failed, since fewer attacks would make a model look better."""
         options = pooled(self.options[place])
-        self.kept[place][name] = judge_chosen(options, self.config.seed) if options else None
+        whole = options and not any(found["error"] for found in self.kept[place]["attacks"].values())
+        self.kept[place][name] = judge_chosen(options, self.config.seed) if whole else None
 
     def _best(self) -> list[str]:
         """The places of the entries that withstood best, at the main budget, with all their seeds."""

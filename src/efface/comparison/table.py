@@ -17,7 +17,7 @@ def comparison_page(results: Mapping[str, Row]) -> str:
     parts = []
     for name, found in results.items():
         title = [f"# {name}: {found['config']['base']}"] if len(results) > 1 else []
-        sections = (kept_table, attack_table, rounding_table, comparison_lines, arms_table)
+        sections = (kept_table, attack_table, rounding_table, failed_lines, comparison_lines, arms_table)
         parts += [*title, *(section(found) for section in sections)]
     return escaped("\n\n".join(part for part in parts if part)) + "\n"
 
@@ -99,14 +99,6 @@ def attack_table(results: Row) -> str:
         head = ["entry", "seed", "budget", *(f"{step} steps" for step in steps)]
         head += ["steps to base", "steps to half", "least ratio of drops"]
         parts.append(f"### {attack}, rate {rate}\n\n{_table(head, rows)}")
-    failed = [
-        f"- {kept['place']}, {attack}: {found['error']}"
-        for kept in results["kept"]
-        for attack, found in kept["attacks"].items()
-        if found["error"]
-    ]
-    if failed:
-        parts.append("Failed:\n\n" + "\n".join(failed))
     return "## Relearned\n\n" + "\n\n".join(parts) if parts else ""
 
 
@@ -120,9 +112,21 @@ def rounding_table(results: Row) -> str:
                 grid = f"{one['bits']} bits, {one['scheme']}/{one['group_size']}"
                 own = " (the base's own)" if one["own_grid"] else ""
                 row = [kept["entry"], _text(kept["seed"]), kept["budget"] or "", said, grid + own]
-                rows.append([*row, _number(one["drop"], 3), _percent(one["part"], "")])
+                drop = _number(one["drop"], 3) + ("" if one["counted"] else "*")
+                rows.append([*row, drop, _percent(one["part"], "")])
     head = ["entry", "seed", "budget", "on", "grid", "drop", "of the drop"]
     return "## Rounded\n\n" + _table(head, rows) if rows else ""
+
+
+def failed_lines(results: Row) -> str:
+    """What could not be made, and so is in no table; a model of which an attack failed has no worst attack."""
+    failed = []
+    for kept in results["kept"]:
+        parts = dict(kept["attacks"]) | {"weights": kept.get("weights") or {}}
+        for kind in ("rounding", "moved"):
+            parts |= {f"{kind} {number}": one for number, one in enumerate(kept[kind])}
+        failed += [f"- {kept['place']}, {name}: {one['error']}" for name, one in parts.items() if one.get("error")]
+    return "## Failed\n\n" + "\n".join(failed) if failed else ""
 
 
 def comparison_lines(results: Row) -> str:
@@ -172,6 +176,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _reached(figures: Row, which: str) -> str:
     found = figures[f"steps_to_{which}"]
+    if not figures["moves_base"]:
+        return "the base stays"
     return f"> {figures['last']}" if found is None else f"{found:.1f}"
 
 

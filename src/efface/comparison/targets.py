@@ -12,8 +12,10 @@ from efface.evaluation.prompt_sets import draw_prompts, load_prompts
 from efface.generation.decoding import BFLOAT16, Decoding
 from efface.model.precision import is_fast_in_half
 
+Targets = tuple[Target, Target, Target]
 
-def targets_of(config: SweepConfig, known: Untouched) -> tuple[Target, Target, Target]:
+
+def targets_of(config: SweepConfig) -> Targets:
     """The base with the tuning prompts, with the reported ones (without those), and with those of the attacks."""
     in_half = config.decoding_dtype == BFLOAT16 or (config.decoding_dtype == "auto" and is_fast_in_half())
     decoding = Decoding(
@@ -37,10 +39,15 @@ def targets_of(config: SweepConfig, known: Untouched) -> tuple[Target, Target, T
         max_text_tokens=config.max_text_tokens,
         seed=config.seed,
     )
-    target = dataclasses.replace(target, base=target.model, known=known)
+    target = dataclasses.replace(target, base=target.model)
     reported = list(dict.fromkeys(reported))
     others = (dataclasses.replace(target, prompts=one) for one in (reported, list(dict.fromkeys(attacked))))
     return target, *others  # type: ignore[return-value]
+
+
+def knowing(targets: Targets, known: Untouched) -> Targets:
+    """The same, and what is known of untouched models."""
+    return tuple(dataclasses.replace(one, known=known) for one in targets)  # type: ignore[return-value]
 
 
 def _draw(part: PromptPart, without: Sequence[str] = ()) -> list[str]:

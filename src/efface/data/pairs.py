@@ -4,6 +4,7 @@ The format is TRL's: `{"prompt", "chosen", "rejected"}`, plain text or lists of 
 What a row may look like is in `preferences.py`, how it becomes token ids in `pair_tokens.py`.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from efface.data.pair_tokens import PairTokenizer, TokenizedPair
 from efface.data.preferences import check_row
 from efface.data.rows import name_of, raw_rows
 from efface.errors import UserError
+from efface.files.digests import digest
 from efface.files.jsonl import Row
 
 
@@ -137,6 +139,11 @@ def tokenized(rows: PairReader | Iterable[Row], tokenizer: PairTokenizer) -> Ite
     if not found and reader is not None:
         reader.raise_without_rows()
     tokenizer.warn()
+
+
+def rows_digest(source: Any) -> str:
+    """12 hexadecimal digits that stand for the rows of a source; errors as with `PairReader`."""
+    return digest(json.dumps(load_pairs(source).rows, sort_keys=True, default=str))
 
 
 def load_pairs(source: Any, *, skip_bad_rows: bool = False) -> Pairs:

@@ -76,13 +76,16 @@ def compare_sides(folder: Path, n_prompts: int) -> Row:
     `perplexity_change` as a part.
 
     Raises:
-        UserError: if the generations are not of so many prompts.
+        UserError: if the generations are not of so many prompts, the same on both sides.
     """
     from efface.evaluation.comparison import ratio_ci
 
     base, edited = read_sides(folder)
     samples = base["toxicity"]["samples"]
-    scores = [np.array([row["score"] for row in _rows(folder, name, n_prompts, samples)]) for name in (BASE, EDITED)]
+    rows = [_rows(folder, name, n_prompts, samples) for name in (BASE, EDITED)]
+    if [row["prompt"] for row in rows[0]] != [row["prompt"] for row in rows[1]]:
+        raise UserError(f"{BASE} and {EDITED} in {folder} are not of the same prompts. Pass overwrite=True.")
+    scores = [np.array([row["score"] for row in several]) for several in rows]
     ratio = ratio_ci(scores[1].reshape(-1, samples), scores[0].reshape(-1, samples))
     return {
         # JSON has no infinity, which the ratio is where the base (of a resample) is not toxic at all.

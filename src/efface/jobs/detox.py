@@ -22,17 +22,11 @@ from efface.data.rows import load_texts
 from efface.errors import UserError
 from efface.evaluation.budget import UtilityBounds
 from efface.evaluation.prompt_sets import draw_prompts, load_prompts
+from efface.files import results as files
+from efface.files.digests import digest
 from efface.files.jsonl import Row
 from efface.files.rerun import check_plan, read_plan, write_plan
-from efface.files.results import (
-    RESULTS,
-    check_output_dir,
-    environment,
-    prepare_output_dir,
-    read_json,
-    write_json,
-    write_jsonl,
-)
+from efface.files.results import RESULTS, check_output_dir, environment, prepare_output_dir, read_json
 from efface.jobs.before_after import BASE, EDITED, compare_sides, measure_side, read_sides, tell, write_page
 from efface.jobs.strength import METHOD, REPORTED, TUNING, Chosen, Strengths, choose_strength, tradeoff_table
 from efface.training import DEFAULT_STEPS
@@ -123,17 +117,16 @@ def detox(
         RunError: if no strength fits the budget.
     """
     settings = settings or DetoxSettings()
-    plan = {"model": model, "settings": dataclasses.asdict(settings)}
     read = [model, settings.pairs, settings.prompts, settings.text]
     folder = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
-    if resume:
-        check_plan(folder, read_plan(folder), plan, "a detox run", {})
     tuning, reported = _split(settings.prompts, settings.seed)
     job = _Job(model, folder, settings, command, say, len(reported))
-    job.check()
+    plan = {"model": model, "settings": dataclasses.asdict(settings), **job.contents([*tuning, *reported])}
+    if resume:
+        check_plan(folder, read_plan(folder), plan, "a detox run", {})
     write_plan(prepare_output_dir(output, overwrite=overwrite, resume=resume), plan)
     for name, prompts in ((TUNING, tuning), (REPORTED, reported)):
-        write_jsonl(folder / name, [{"prompt": prompt} for prompt in prompts])
+        files.write_jsonl(folder / name, [{"prompt": prompt} for prompt in prompts])
     return job.run()
 
 
@@ -142,12 +135,8 @@ def _split(source: str, seed: int) -> tuple[list[str], list[str]]:
     prompts = list(dict.fromkeys(load_texts(load_prompts(source), "prompt")))
     tuning = draw_prompts(prompts, len(prompts) // TUNED_PART, seed)
     if not tuning:
-        raise UserError(
-            f"prompts {source!r}: {len(prompts)} are too few to choose on some and report others. Name a file with at "
-            f"least {TUNED_PART}."
-        )
-    chosen = set(tuning)
-    return tuning, [prompt for prompt in prompts if prompt not in chosen]
+        raise UserError(f"prompts {source!r}: {len(prompts)} are too few to choose on some and report others.")
+    return tuning, [prompt for prompt in prompts if prompt not in set(tuning)]
 
 
 class _Job:
@@ -168,21 +157,22 @@ class _Job:
         self.pairs = settings.pairs or str(folder / "pairs.jsonl")
         self.edited = folder / "model"
 
-    def check(self) -> None:
-        """Load what was named, before anything is written."""
-        from efface.data.pairs import load_pairs
+    def contents(self, prompts: list[str]) -> dict[str, str]:
+        """Hashes of what was named, which is loaded for it before anything is written."""
+        from efface.data.pairs import rows_digest
+        from efface.model.fingerprint import fingerprint_of
         from efface.model.load import load_model
         from efface.pairs import load_source
         from efface.scoring import load_scorer
 
         for scorer in self.settings.scorers:
             load_scorer(scorer)
-        load_texts(self.settings.text)
+        found = {"prompts of": digest(sorted(prompts)), "text of": digest(load_texts(self.settings.text))}
         if self.settings.pairs is None:
             load_source(self.settings.source)
         else:
-            load_pairs(self.settings.pairs)
-        load_model(self.model)
+            found["pairs of"] = rows_digest(self.settings.pairs)
+        return found | {"model of": fingerprint_of(load_model(self.model)[0])}
 
     def run(self) -> Row:
         effort = self.settings.effort
@@ -296,7 +286,7 @@ class _Job:
         }
         result |= {"chosen": chosen.kept}
         result |= {"environment": environment(seed=self.settings.seed, model=None, command=self.command)}
-        write_json(self.folder / RESULTS, result)
+        files.write_json(self.folder / RESULTS, result)
         for heading, text in findings.items():
             self.say(f"\n{heading}\n\n{text}")
         tell(self.folder, comparison, self.say)

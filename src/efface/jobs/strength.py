@@ -89,6 +89,10 @@ def choose_strength(
         budgets={MAIN: bounds, TIGHT: tight},
     )
     results = sweep(config, output=folder / "sweep", resume=True, command=command, say=say)
+    if results["unfinished"]:
+        raise RunError(
+            f"another process is at work in {folder / 'sweep'}: start again with resume=True when it is done."
+        )
     kept = next((row for row in results["kept"] if row["budget"] == MAIN), None)
     if kept is None:
         raise RunError(
@@ -101,14 +105,16 @@ def choose_strength(
 
 
 def _save(model: str, trained: Path, destination: Path, a: float) -> None:
-    """Base + a edit as a checkpoint; `results.json`, written last, says that it is whole."""
-    if (destination / RESULTS).exists():
+    """Base + a edit as a checkpoint; `results.json`, written last, says that it is whole, and what it is."""
+    file, mark = destination / RESULTS, {"scaled_by": a, "arm": trained.parent.name}
+    if file.exists() and mark.items() <= read_json(file).items():
         return
+    file.unlink(missing_ok=True)
     edited, tokenizer = load_model(trained)
     base, _ = load_model(model)
     save_model(scaled_copy(merged(edited), base, a), tokenizer, destination)
     training = read_json(trained / RESULTS, {"history": [dict], "settings": dict})
-    write_json(destination / RESULTS, training | {"model": model, "scaled_by": a})
+    write_json(file, training | {"model": model} | mark)
 
 
 def tradeoff_table(chosen: Chosen) -> str:

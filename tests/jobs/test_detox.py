@@ -1,6 +1,6 @@
 """Does `efface detox` bring a user's model from nothing to a report, within the budget, and go on where it was?
 
-Of: efface.jobs.detox, efface.jobs.strength, efface.jobs.before_after
+Of: jobs/strength.py, jobs/before_after.py, commands/detox.py
 """
 
 import json
