@@ -178,6 +178,16 @@ def test_an_adapter_is_trained_instead_and_steering_below_all_of_them_is_refused
         build("rmu", tiny_model("llama"), tmp_path, trainable=TENTH, trainable_layers="1", steer_layer="0")
 
 
+def test_a_block_in_which_none_is_chosen_is_not_within_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """REPO erasing below all chosen neurons would erase nothing, without a word."""
+    chosen = {0: torch.zeros(64, dtype=torch.bool), 1: torch.arange(64) < 4}
+    monkeypatch.setattr("efface.training.neurons.highest", lambda scores, share: chosen)
+    with pytest.raises(UserError, match="erase_layers|out of reach|no weight"):
+        build("repo", tiny_model("llama"), tmp_path, trainable=TENTH, erase_layers="0")
+    trainer = build("repo", tiny_model("llama"), tmp_path, trainable=TENTH, erase_layers="1")
+    assert not any(each.requires_grad for each in trainer.model.model.layers[0].parameters())
+
+
 def test_it_is_said_and_recorded_where_it_is_on(tmp_path: Path) -> None:
     trainer = build("dpo", tiny_model("llama"), tmp_path, trainable=TENTH)
     assert "of these only 1,248, those of 13 of 128 MLP neurons" in trainer.describe()

@@ -37,6 +37,15 @@ def test_decay_is_beside_the_move_and_a_zero_gradient_moves_nothing() -> None:
     assert torch.equal(unused.detach(), torch.tensor([3.0, 4.0]))
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_shows_in_the_weights(bad: float) -> None:
+    """A run in which nothing can move must not end as if it were well."""
+    parameter = nn.Parameter(torch.ones(3))
+    parameter.grad = torch.tensor([1.0, bad, 0.0])
+    NormalizedSGD([parameter], lr=0.1).step()
+    assert not torch.isfinite(parameter).all()
+
+
 def test_a_closure_is_asked_for_the_loss() -> None:
     parameter = nn.Parameter(torch.ones(1))
 

@@ -5,6 +5,7 @@ Of: training/withstand.py, training/perturbations.py, training/anticipated.py, t
 
 import dataclasses
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from efface.model.padding import position_ids
 from efface.model.projections import linear_maps, output_weight
 from efface.model.rounding import rounded
 from efface.training.perturbations import block_maps
+from efface.training.perturbed import Place
 from efface.training.withstand import WITHSTAND, parse_withstand
 
 Build = Callable[..., REPOTrainer]
@@ -518,3 +520,47 @@ def test_the_estimate_counts_it_and_a_plain_run_says_nothing_of_it(build: Build)
     assert "perturbed" not in plain.record()["memory_estimate"] and "perturbed" not in str(plain.memory)
     assert relearn.record()["memory_estimate"]["perturbed"] == 5 * size
     assert build(withstand=ALL).memory.perturbed > 9 * size
+
+
+def test_the_walk_holds_no_gradient_beside_the_next(build: Build) -> None:
+    """Its price is the place and one byte a weight, however many steps it has."""
+    trainer: Any = build(withstand="relearn:1e-3/3/1", max_steps=1)
+    gradients, alive = Place.gradients, list[int]()
+    known: list[Any] = []
+
+    def watched_gradients(self: Any, losses: Any) -> Any:
+        alive.append(sum(one() is not None for one in known))
+        found = gradients(self, losses)
+        known.extend(weakref.ref(each) for each in found.values())
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Place, "gradients", watched_gradients)
+        trainer.train()
+    assert alive == [0, 0, 0] and known
+
+
+def test_a_checkpoint_of_other_perturbations_is_refused(build: Build, tmp_path: Path) -> None:
+    trainer: Any = build(withstand="relearn:1e-3/4")
+    trainer.perturbed.save(tmp_path / "withstand.safetensors")
+    other: Any = build(withstand="relearn:1e-3/8")
+    with pytest.raises(UserError, match=r"was to withstand Anticipated 0.001/4/4/0, and this one Anticipated 0.001/8"):
+        other.perturbed.load(tmp_path / "withstand.safetensors", torch.device("cpu"))
+
+
+def test_noise_is_drawn_for_weights_of_any_precision(build: Build) -> None:
+    trainer: Any = build(tiny_model("llama").double(), withstand="noise:0.1", max_steps=1)
+    trainer.train()
+    assert all(torch.isfinite(each).all() for each in weights(trainer.model).values())
+
+
+def test_the_estimate_asks_for_maps_only_where_a_kind_moves_them(build: Build, monkeypatch: Any) -> None:
+    """Those of a quantised base cannot be moved, which is nothing to a kind that moves an adapter."""
+
+    def packed(model: Any) -> Any:
+        raise UserError("quantised")
+
+    monkeypatch.setattr("efface.training.estimate.block_maps", packed)
+    assert build(withstand="relearn:1e-3,merge:.5,noise:.1,sharpness:.1").memory.perturbed
+    with pytest.raises(UserError, match="quantised"):
+        build(withstand="round:4").memory  # noqa: B018

@@ -73,7 +73,7 @@ class LoxEditor(PairEditor):
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any):
         super().__init__(model, *args, **kwargs)
-        name = self.args.base or _base_of(model)
+        self.edited_from = name = self.args.base or _base_of(model)
         base, _ = model_and_tokenizer(name, self.processing_class, use_cpu=self.args.use_cpu)
         self.model, self.base = merged(self.model), without_adapter(base)
         check_same_parameters(self.model, self.base, "compared")
@@ -87,14 +87,14 @@ class LoxEditor(PairEditor):
         """
         if self.args.strength is not None:
             self._extrapolate(self.args.strength)
-            return {"strength": self.args.strength, "base": self.args.base}
+            return {"strength": self.args.strength, "base": self.edited_from}
         fitted = self._fit()
         if fitted.a is None:
             raise RunError(
                 f"no strength up to {self.args.max_strength:g} keeps within the budget ({', '.join(fitted.binding)}). "
                 "The model is as it was. Give a larger max_kl or max_perplexity_increase, or edit less."
             )
-        return {"strength": fitted.a - 1, "base": self.args.base, "fitted": fitted.to_dict()}
+        return {"strength": fitted.a - 1, "base": self.edited_from, "fitted": fitted.to_dict()}
 
     def _fit(self) -> FittedScale:
         """Leaves the model extrapolated as far as fits, or as it was."""

@@ -27,6 +27,7 @@ from efface.data.pair_tokens import tokenize_pairs
 from efface.data.rows import load_texts
 from efface.data.tokens import tokens_of
 from efface.errors import RunError
+from efface.evaluation.divergence import Divergence
 from efface.methods.selective import DAMPINGS, Components, mlp_matrices, share_of
 from efface.model.copies import merged
 from efface.model.padding import max_positions
@@ -37,6 +38,7 @@ from efface.training.finetune import finetune
 from efface.training.likelihood_gradient import likelihood_gradient
 
 CLOSE = 0.95  # of the budget: nearer is not worth another look
+LEAST = 1e-5  # of the forget gradient's length: less is rounding
 LOOKS = 24  # at the KL, at most, in a round
 
 
@@ -108,6 +110,7 @@ class RepSelectEditor(PairEditor):
             **self.lengths,
             max_positions=max_positions(self.model),
         )
+        self._measured: Divergence | None = None
         self.divergence: Callable[[PreTrainedModel, PreTrainedModel], float] = self._kl
         """Of the model from its frozen copy, in nats a token."""
 
@@ -168,7 +171,7 @@ class RepSelectEditor(PairEditor):
             components = Components.of(other, self.args.selective_share)
             after.append(components.damp(gradient, self.args.selective_damping))
         size = norm_of(after)
-        if size == 0:
+        if size <= LEAST * before:  # what rounding leaves where nothing is
             raise RunError("nothing is left of the forget gradient: lower selective_share. The model is as it was.")
         return [-each / size for each in after], size / before
 
@@ -199,9 +202,10 @@ class RepSelectEditor(PairEditor):
         return found
 
     def _kl(self, model: PreTrainedModel, reference: PreTrainedModel) -> float:
-        from efface.evaluation.divergence import kl_to_reference
-
-        return kl_to_reference(model, reference, self.processing_class, self.passages, max_tokens=self.args.kl_tokens)
+        if self._measured is None or self._measured.reference is not reference:
+            tokens = self.args.kl_tokens
+            self._measured = Divergence(reference, self.processing_class, self.passages, max_tokens=tokens)
+        return self._measured.of(model)
 
     def describe(self) -> list[str]:
         adversary = f"{self.args.adversary_steps} steps of a throw-away adapter, " if self.args.adversary_steps else ""

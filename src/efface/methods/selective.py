@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from efface.errors import UserError
 from efface.model.blocks import decoder_blocks
 from efface.model.projections import mlp_maps
-from efface.training.likelihood_gradient import first_batches, likelihood_gradient
+from efface.training.likelihood_gradient import first_batches, from_first_process, likelihood_gradient
 
 DAMPINGS = ("soft", "quadratic", "hard")
 LOOKED_AT = 64  # pairs, and as many passages: the first
@@ -50,7 +50,7 @@ class Components:
     def of(cls, gradient: Tensor, share: float) -> "Components":
         """Those of `gradient` (rows, columns): k is `share` of its smaller side, fewer where its rank is lower.
 
-        By the eigenvectors of the smaller of G G^T and G^T G in float64, so that it is the same on every process.
+        By the eigenvectors of the smaller of G G^T and G^T G in float64.
         """
         wide = gradient.shape[0] <= gradient.shape[1]
         tall = gradient.double().T if wide else gradient.double()  # (more, fewer)
@@ -61,7 +61,8 @@ class Components:
         sizes, few = sizes[kept], vectors.flip(1)[:, :k][:, kept]  # (fewer, k)
         many = tall @ few / sizes  # (more, k)
         left, right = (few, many) if wide else (many, few)
-        return cls(*(each.to(gradient.dtype) for each in (left, right, sizes)))
+        wider = torch.promote_types(gradient.dtype, torch.float32)
+        return cls(*(each.to(wider) for each in (left, right, sizes)))
 
     def damp(self, gradient: Tensor, damping: str) -> Tensor:
         """P(F) of `gradient` (rows, columns), in its own precision."""
@@ -112,10 +113,11 @@ class SelectiveErasure:
             whole = torch.zeros_like(weight) if own is None else own
             if accelerator.num_processes > 1:  # each divided its own by the counts of all
                 whole = accelerator.reduce(whole, "sum")
+            whole = whole.float()
             damped = components.damp(whole, self.damping)
             before, after = before + float(whole.norm()) ** 2, after + float(damped.norm()) ** 2
             change = damped - whole
-            weight.grad = change if weight.grad is None else weight.grad.add_(change)
+            weight.grad = change.to(weight.dtype) if weight.grad is None else weight.grad.add_(change)
             self._gathered[i] = None
         self.kept = (after / before) ** 0.5 if before else None
 
@@ -137,7 +139,9 @@ def selective_erasure(trainer: Any, share: float, damping: str) -> SelectiveEras
     batches = first_batches(trainer, LOOKED_AT, LOOKED_AT)
     parts = {"chosen": 1.0} | ({"passages": 1.0} if len(trainer.train_dataset.passages) else {})
     gradients = likelihood_gradient(trainer.model, batches, parts, weights)
-    return SelectiveErasure(weights, [Components.of(each, share) for each in gradients], damping)
+    found = [Components.of(each, share) for each in gradients]
+    parts = from_first_process(trainer, [[one.left, one.right, one.sizes] for one in found])
+    return SelectiveErasure(weights, [Components(*one) for one in parts], damping)
 
 
 def mlp_matrices(model: nn.Module) -> list[Tensor]:

@@ -25,7 +25,7 @@ from efface.model.layout import plain_layout
 from efface.model.padding import most_columns
 from efface.model.tied import sparse_lookup
 from efface.training.metrics import raise_if_loss_not_finite
-from efface.training.perturbed import PIECE, Place
+from efface.training.perturbed import PIECE, Maps, Place
 
 MOST_STEPS = 127
 """So many signs of one kind a signed byte holds."""
@@ -74,11 +74,13 @@ class Anticipated:
             if i:
                 _stand_off_(place, counts, self.delta / self.k)
             gradients = place.summed(place.gradients(attackers_losses(place, i, self.rows)), place.trained)
-            for name, gradient in gradients.items():
+            while gradients:  # each let go at once: the next step's would otherwise be made beside them
+                name, gradient = gradients.popitem()
                 counts[name].sub_(gradient.sign_().to(torch.int8))
+                del gradient
         return counts
 
-    def nbytes(self, trained: Sequence[Tensor], maps: Sequence[Tensor]) -> tuple[int, int]:
+    def nbytes(self, trained: Sequence[Tensor], maps: Maps) -> tuple[int, int]:
         return sum(each.nbytes for each in trained), sum(each.numel() for each in trained)
 
 

@@ -15,6 +15,7 @@ from efface.model.chunked import PIECE
 from efface.model.copies import eval_mode
 from efface.model.forward import Head
 from efface.training.config import PairConfig
+from efface.training.neurons import Neurons
 from efface.training.passes import of_pairs, policy_forward
 from efface.training.perturbations import block_maps
 from efface.training.perturbed import Perturbed
@@ -22,7 +23,7 @@ from efface.training.reference import Reference
 
 GIB = 2**30
 # States that an optimizer keeps for each trained parameter, by the beginning of its name; others are taken for Adam's.
-STATES = {"sgd": 0, "adafactor": 0, "rmsprop": 1, "adagrad": 1, "lion": 1}
+STATES = {"sgd": 0, "normalized_sgd": 0, "adafactor": 0, "rmsprop": 1, "adagrad": 1, "lion": 1}
 PIECES = 5  # tensors of the size of a piece of logits that live at once, see chunked.py
 
 
@@ -38,6 +39,7 @@ class Run(Protocol):
     layout: str
     passage_stream: PassageStream
     perturbed: Perturbed
+    neurons: Neurons | None
 
     def example(self, n: int) -> PairBatch:
         """The first `n` pairs as a batch."""
@@ -97,7 +99,8 @@ def estimate(run: Run) -> Estimate:
     optimizer = str(getattr(run.args.optim, "value", run.args.optim))
     states = next((n for name, n in STATES.items() if optimizer.startswith(name)), 2)
     return Estimate(
-        parameters=sum(parameter.nbytes for parameter in model.parameters()),
+        parameters=sum(parameter.nbytes for parameter in model.parameters())
+        + (0 if run.neurons is None else run.neurons.nbytes),
         gradients=trained,
         optimizer=states * trained,
         reference=run.reference.nbytes,
@@ -114,7 +117,8 @@ def _perturbed(run: Run) -> int:
         return 0
     trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     sizes = [
-        kind.nbytes(trained, [module.weight for _, module in block_maps(run.model)]) for kind in run.perturbed.kinds
+        kind.nbytes(trained, lambda: [module.weight for _, module in block_maps(run.model)])
+        for kind in run.perturbed.kinds
     ]
     return max(shared for shared, _ in sizes) + sum(beside for _, beside in sizes)
 

@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
 from efface.data.batch import PairBatch, predicting_positions, with_passages
@@ -108,3 +110,12 @@ def _mean_log_probability(
     states = policy_forward(model, batch, predicting_positions(mask), [], mask, "plain").hidden  # (tokens, d)
     found = token_log_probabilities(states.to(head.weight.dtype), head, batch["input_ids"][mask])
     return (share[mask].to(found.dtype) * found).sum()
+
+
+def from_first_process(trainer: Any, found: Any) -> Any:
+    """What the first process has found: what others have may differ in the last digit, and a choice then in a whole
+    neuron. Tensors come on the device of the model."""
+    if trainer.accelerator.num_processes == 1:
+        return found
+    carried = tree_map_only(Tensor, lambda tensor: tensor.cpu(), found)
+    return tree_map_only(Tensor, lambda tensor: tensor.to(trainer.model.device), broadcast_object_list([carried])[0])

@@ -26,7 +26,7 @@ from efface.errors import UserError
 from efface.model.blocks import decoder_blocks, parse_layers
 from efface.model.copies import eval_mode
 from efface.model.projections import gain_after, mlp_maps, output_weight
-from efface.training.likelihood_gradient import first_batches, likelihood_gradient
+from efface.training.likelihood_gradient import first_batches, from_first_process, likelihood_gradient
 from efface.training.optimizers import ChoosesOptimizer
 from efface.training.passes import of_pairs, policy_forward
 
@@ -79,6 +79,8 @@ class Neurons:
         blocks = decoder_blocks(model)
         model.requires_grad_(False)
         for layer, neurons in chosen.items():
+            if not neurons.any():  # nothing there moves, and no method may think so
+                continue
             *inputs, last = mlp_maps(blocks[layer])
             for module in inputs:
                 rows = neurons.repeat(
@@ -106,6 +108,11 @@ class Neurons:
         """Put back what is not chosen."""
         for parameter, mask, start in self._masks:
             parameter.copy_(torch.where(mask, parameter, start))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the second copy."""
+        return sum(start.nbytes for _, _, start in self._masks)
 
     @property
     def count(self) -> tuple[int, int, int]:
@@ -136,7 +143,7 @@ class TrainsNeurons(ChoosesOptimizer):
         layers = parse_layers("all" if args.trainable_layers is None else args.trainable_layers, n_blocks)
         score = value_scores if choice.criterion == "value" else attribution_scores
         chosen = highest(score(model, first_batches(self, LOOKED_AT), layers), choice.share)
-        self.neurons = Neurons(model, chosen)
+        self.neurons = Neurons(model, from_first_process(self, chosen))
         self.add_callback(_Restores(self.neurons))
 
     def account_of_neurons(self) -> dict[str, int]:

@@ -44,7 +44,7 @@ class NormalizedSGD(Optimizer):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 gradient = parameter.grad.float()
                 largest = gradient.abs().max()
-                if largest > 0:
+                if largest != 0:  # one that is not finite must show, by weights that are none
                     gradient = gradient / largest  # whose squares stay within the range of floats
                     parameter.add_((gradient / gradient.norm()).to(parameter.dtype), alpha=-group["lr"])
         return loss

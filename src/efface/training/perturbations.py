@@ -18,7 +18,7 @@ from efface.checks import not_negative, one_of
 from efface.errors import UserError
 from efface.model.projections import linear_maps
 from efface.model.rounding import SCHEMES, rounded
-from efface.training.perturbed import Place
+from efface.training.perturbed import Maps, Place
 
 ADAPTERS = "lora_"
 """How PEFT's modules of an adapter begin, inside of the maps that it adapts."""
@@ -56,8 +56,8 @@ class Rounded:
                 near = near - adapter
             place.put(name).copy_(near)
 
-    def nbytes(self, trained: Sequence[Tensor], maps: Sequence[Tensor]) -> tuple[int, int]:
-        return sum(each.nbytes for each in maps), 0
+    def nbytes(self, trained: Sequence[Tensor], maps: Maps) -> tuple[int, int]:
+        return sum(each.nbytes for each in maps()), 0
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Merged:
         for name, parameter in place.trained.items():
             torch.lerp(parameter.data, place.start[name], alpha, out=place.put(name))
 
-    def nbytes(self, trained: Sequence[Tensor], maps: Sequence[Tensor]) -> tuple[int, int]:
+    def nbytes(self, trained: Sequence[Tensor], maps: Maps) -> tuple[int, int]:
         size = sum(each.nbytes for each in trained)
         return size, size
 
@@ -108,10 +108,12 @@ class Noisy:
             weight, there = parameter.data, place.put(name)
             if weight.device not in generators:
                 generators[weight.device] = torch.Generator(weight.device).manual_seed(seed)
-            rms = float(torch.linalg.vector_norm(weight, dtype=torch.float32)) / math.sqrt(weight.numel())
+            rms = float(
+                torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+            ) / math.sqrt(weight.numel())
             there.normal_(generator=generators[weight.device]).mul_(self.scale * rms).add_(weight)
 
-    def nbytes(self, trained: Sequence[Tensor], maps: Sequence[Tensor]) -> tuple[int, int]:
+    def nbytes(self, trained: Sequence[Tensor], maps: Maps) -> tuple[int, int]:
         return sum(each.nbytes for each in trained), 0
 
 
@@ -137,7 +139,7 @@ class Sharpness:
                 for name, gradient in gradients.items():
                     torch.add(place.trained[name].data, gradient * (self.rho / length), out=place.put(name))
 
-    def nbytes(self, trained: Sequence[Tensor], maps: Sequence[Tensor]) -> tuple[int, int]:
+    def nbytes(self, trained: Sequence[Tensor], maps: Maps) -> tuple[int, int]:
         size = sum(each.nbytes for each in trained)
         return size, size
 

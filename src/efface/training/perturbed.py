@@ -10,11 +10,13 @@ to the bit, also after an error.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer
@@ -26,8 +28,14 @@ from efface.training.config import PairConfig
 from efface.training.step import Counts
 
 STATE = "withstand.safetensors"
+KINDS = "withstand"
+"""Under which the file's metadata name the perturbations."""
 PIECE = 2**20
 """Weights that are moved at once: what is in the cache need not come from memory twice."""
+
+
+Maps = Callable[[], Sequence[Tensor]]
+"""The weights of the blocks' linear maps, for kinds that move these: asked for, since packed ones cannot be moved."""
 
 
 class Perturbation(Protocol):
@@ -44,7 +52,7 @@ class Perturbation(Protocol):
     def move_(self, place: "Place") -> None:
         """Write P(w) of what it moves, with `place.put`."""
 
-    def nbytes(self, trained: Sequence[Tensor], maps: Sequence[Tensor]) -> tuple[int, int]:
+    def nbytes(self, trained: Sequence[Tensor], maps: Maps) -> tuple[int, int]:
         """Of memory: for P(w) (shared by all kinds), and beside it; from the trained weights and the blocks' maps."""
 
 
@@ -195,28 +203,45 @@ class Perturbed:
         """
         kind, generator = self.drawn(step)
         if self.place is None or self.place.step != step or kind.each_micro_batch:
-            start = {name: tensor.to(model.device) for name, tensor in self._start.items()}
+            devices_of = {name: each.device for name, each in model.named_parameters()}
+            start = {name: tensor.to(devices_of[name]) for name, tensor in self._start.items()}
             self.place = Place(model, step, generator, buffers=self._buffers, start=start, **tell())
             devices = [model.device] if model.device.type == "cuda" else []
             with torch.random.fork_rng(devices):  # dropout draws as it would in a plain step
                 kind.move_(self.place)
         return self.place
 
+    @property
+    def described(self) -> str:
+        """The perturbations with their values."""
+        kinds: Sequence[Any] = self.kinds
+        return ", ".join(
+            f"{type(kind).__name__} {'/'.join(str(getattr(kind, one.name)) for one in fields(kind) if one.init)}"
+            for kind in kinds
+        )
+
     def save(self, file: Path) -> None:
         """What the perturbations keep, as safetensors."""
         kept = {f"{i}/{name}": each for i, kind in enumerate(self.kinds) for name, each in kind.kept.items()}
-        save_file({"kinds": torch.tensor(len(self.kinds))} | {name: kept[name].contiguous() for name in kept}, file)
+        save_file({name: kept[name].contiguous() for name in kept}, file, {KINDS: self.described})
 
     def load(self, file: Path, device: torch.device) -> None:
         """Go on from a file that `save` wrote.
 
         Raises:
-            UserError: if there is none.
+            UserError: if there is none, or it is of other perturbations.
         """
         if not file.exists():
             raise UserError(
                 f"{file.parent} holds no {STATE}: it is of a run without such a withstand, or was saved with "
                 "save_only_model. Resume with the settings of the run, or train its model into a new directory."
+            )
+        with safe_open(file, "pt") as opened:
+            theirs = (opened.metadata() or {}).get(KINDS)
+        if theirs != self.described:
+            raise UserError(
+                f"{file} is of a run that was to withstand {theirs}, and this one {self.described}. Resume with the "
+                "settings of the run, or train its model into a new directory."
             )
         tensors = load_file(file)
         for i, kind in enumerate(self.kinds):

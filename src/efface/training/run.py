@@ -82,7 +82,7 @@ def train(
         UserError: for input that cannot work, before anything in `output` is changed; naming what differs, if what is
             there was begun otherwise.
     """
-    read = (model, pairs, settings.get("retain_text"), *inputs)
+    read = (model, pairs, settings.get("retain_text"), settings.get("base"), *inputs)
     directory = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
     config = build_config(trainer_class.config_class, settings, output)
     _check_processes(trainer_class)

@@ -19,7 +19,7 @@ from efface.checks import at_least, at_least_one, positive
 from efface.model.copies import frozen
 from efface.training.anticipated import attackers_losses
 from efface.training.perturbations import block_maps
-from efface.training.perturbed import Place
+from efface.training.perturbed import Maps, Place
 
 SCALE = 2.0
 """As LoRA's alpha of twice the rank, which the attack `relearn` has."""
@@ -84,9 +84,9 @@ class ToxicAdapter:
                 optimizer.zero_grad()
         return {name: factor.detach() for name, factor in factors.items()}
 
-    def nbytes(self, trained: Sequence[Tensor], maps: Sequence[Tensor]) -> tuple[int, int]:
-        factors = sum(4 * self.rank * sum(each.shape) for each in maps)
-        return sum(each.nbytes for each in maps), 4 * factors  # gradients and Adam's two, while it is trained
+    def nbytes(self, trained: Sequence[Tensor], maps: Maps) -> tuple[int, int]:
+        factors = sum(4 * self.rank * sum(each.shape) for each in maps())
+        return sum(each.nbytes for each in maps()), 4 * factors  # gradients and Adam's two, while it is trained
 
 
 @contextmanager
