@@ -102,11 +102,11 @@ def sweep(
     read += [scorer.removeprefix("judge:") for scorer in config.scorers]
     folder = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
     targets = targets_of(config)
-    plan = _plan(config, targets[0].model)
+    common = _plan(config, targets[0].model)
     if resume:
-        check_plan(folder, read_plan(folder), plan, "a sweep", {})
+        check_plan(folder, read_plan(folder), common, "a sweep", {})
     folder = prepare_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
-    write_plan(folder, plan)
+    write_plan(folder, common)
     run = _Sweep(config, folder, knowing(targets, Untouched(folder / UNTOUCHED)), say, command, retry_failed)
     if only:
         run.arms.make_only(set(only))
