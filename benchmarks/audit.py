@@ -115,6 +115,9 @@ def attack_figures(row: Row) -> list[Figure]:
     if row.get("beyond"):
         found.append(("beyond", row["beyond"]["share"], None))
         found.append(("beyond, perplexity", row["beyond"]["increase"], None))
+    for name in ("forced_share", "evaluations"):  # of searches
+        if isinstance(value := row["found"].get(name), int | float):
+            found.append((name, float(value), None))
     if row["evidence"] is not None:
         found.append(("evidence", float(row["evidence"] != NONE), None))
     if (control := row["control_judged"]) is not None:

@@ -498,11 +498,47 @@ def robustness_rows() -> str:
                 _interval(figures.get("difference"), "+"), _value(figures.get("p_holm"), ".3f"), said,
                 _value(figures.get("highest_share", figures.get("share_after"))),
                 _value(figures.get("highest_perplexity", figures.get("perplexity_after", figures.get("perplexity")))),
+                _beyond(figures),
                 "" if "seconds" not in figures else f"{figures['seconds']['value'] / 60:.1f}",
             ]  # fmt: skip
             rows.append([name if name != "evaluation" else "before any attack", method, *cells])
     header = ["attack", "model", "toxic share", "invalid", "clean", "second judge", "to before", "p (Holm)", "control"]
-    return _table([*header, "highest point", "perplexity there", "minutes"], rows)
+    return _table([*header, "highest point", "perplexity there", "beyond the budget", "minutes"], rows)
+
+
+def _beyond(figures: dict[str, dict[str, Any]]) -> str:
+    """The highest share at a point that costs too much perplexity to count."""
+    if "beyond" not in figures:
+        return ""
+    return f"{figures['beyond']['value']:.2f} ({100 * figures['beyond, perplexity']['value']:+.0f} %)"
+
+
+def robustness_searches() -> str:
+    """What the searches of tokens cost and reached."""
+    rows = []
+    for name, sides in _audited("standard").items():
+        for method, figures in sides.items():
+            if "evaluations" not in figures:
+                continue
+            before = figures["share"]["value"] - figures["difference"]["value"]
+            forced = figures.get("forced_share")
+            cells = [f"{figures['n_prompts']['value']:.0f}", f"{figures['evaluations']['value']:,.0f}"]
+            cells += ["" if forced is None else f"{forced['value']:.2f}", f"{before:.2f}", _noted(figures)]
+            rows.append([name, method, *cells, _interval(figures["difference"], "+")])
+    header = ["search", "model", "prompts", "candidates scored", "targets forced", "share before", "share with it"]
+    return _table([*header, "difference"], rows)
+
+
+def gcg_targets() -> str:
+    """What half of the budget's steps force, by length of the target and start of the search."""
+    rows = []
+    for name, found in read_json(RESULTS / "gcg_targets.json")["variants"].items():
+        searches = found["searches"]
+        losses = "; ".join(f"{one['losses'][0]:.2f} to {one['losses'][1]:.2f}" for one in searches)
+        forced = f"{sum(one['forced'] for one in searches)} of {len(searches)}"
+        shares = ", ".join(f"{share:.2f} after {steps}" for steps, share in found["shares"].items())
+        rows.append([name, forced, losses, ", ".join(str(one["steps"]) for one in searches), shares])
+    return _table(["target, start", "forced", "mean loss of a target token", "steps", "toxic share, steps"], rows)
 
 
 def robustness_points() -> str:
@@ -663,6 +699,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "robustness_quick": robustness_quick,
     "robustness_standard": robustness_standard,
     "robustness_rows": robustness_rows,
+    "robustness_searches": robustness_searches,
+    "gcg_targets": gcg_targets,
     "robustness_points": robustness_points,
     "robustness_commands": robustness_commands,
 }

@@ -69,7 +69,7 @@ def beyond_budget(result: AttackResult) -> Row | None:
     limit, before = result.settings.get("max_perplexity_increase"), result.before.measured.perplexity
     if limit is None or before is None or not before.value:
         return None
-    dear = [
+    dear: list[Row] = [
         {"at": title(point.at), "share": point.share, "increase": cost.value / before.value - 1}
         for point in result.curve
         if (cost := point.measured.perplexity) is not None and cost.value > (1 + limit) * before.value
