@@ -270,4 +270,4 @@ def test_attacks_and_their_flags_are_listed(
     assert re.search(expected, listed, re.MULTILINE)
     assert main(["attack", "relearn", "--list-flags"]) == 0
     listed = capsys.readouterr().out
-    assert "--learning-rates (default '1e-4')\n    Rates of AdamW" in listed and listed.startswith("--steps")
+    assert "--learning-rates (default '1e-4')\n    Rates, one or several" in listed and listed.startswith("--steps")
