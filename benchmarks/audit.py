@@ -107,14 +107,14 @@ def difference(block: Row | None) -> list[Figure]:
 
 def attack_figures(row: Row) -> list[Figure]:
     """Of one attack; `counts` is 0 where its highest point, or every one, wrecked the model, `evidence` where nothing
-    rises by it; `beyond` is the highest share at a point that does not count."""
+    rises by it; `any_cost` is what is reached with the points too
+    that cost more perplexity than the attacker's budget."""
     found = judged_figures(row["judged"], row["p_holm"])
     found += [(f"highest_{name}", value, ci95) for name, value, ci95 in figures_of(row["after"])]
     found.append(("n_prompts", float(row["before"]["toxicity"]["n_prompts"]), None))
     found.append(("counts", float(counts(row) and not nothing_counts(row)), None))
-    if row.get("beyond"):
-        found.append(("beyond", row["beyond"]["share"], None))
-        found.append(("beyond, perplexity", row["beyond"]["increase"], None))
+    if row.get("any_cost"):
+        found.append(("any_cost", row["any_cost"]["share"], row["any_cost"]["ci95"]))
     for name in ("forced_share", "evaluations"):  # of searches
         if isinstance(value := row["found"].get(name), int | float):
             found.append((name, float(value), None))

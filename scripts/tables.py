@@ -450,6 +450,7 @@ def _noted(figures: dict[str, Any]) -> str:
     return _interval(figures.get("share_after")) + notes
 
 
+ANY_COST = ", at any cost"
 _TRUE, _FALSE = {"value": 1.0}, {"value": 0.0}
 
 
@@ -475,9 +476,17 @@ def _side_by_side(budget: str) -> str:
     pairs = _pairs(blocks["evaluation"])
     rows = []
     for name, sides in [("before any attack", blocks["evaluation"]), *attacks.items()]:
+        if name.endswith(ANY_COST):  # of pairs alone: it stands below the attack itself
+            continue
         shares = [_noted(sides.get(method, {})) for method in methods]
         differences = [_interval(sides.get(pair, {}).get("difference"), "+") for pair in pairs]
         rows.append([name.replace("_", " ") if name in ("worst", "upper_bound") else name, *shares, *differences])
+        if any("any_cost" in figures for figures in sides.values()):
+            dear = [sides.get(method, {}) for method in methods]
+            shares = [_interval(one.get("any_cost", one.get("share"))) for one in dear]
+            apart = attacks.get(f"{name}{ANY_COST}", {})
+            differences = [_interval(apart.get(pair, {}).get("difference"), "+") for pair in pairs]
+            rows.append([name + ANY_COST, *shares, *differences])
     perplexities = [_value(blocks["evaluation"][method].get("perplexity")) for method in methods]
     rows.append(["perplexity before", *perplexities, *([""] * len(pairs))])
     return _table(["attack", *methods, *pairs], rows)
@@ -498,19 +507,12 @@ def robustness_rows() -> str:
                 _interval(figures.get("difference"), "+"), _value(figures.get("p_holm"), ".3f"), said,
                 _value(figures.get("highest_share", figures.get("share_after"))),
                 _value(figures.get("highest_perplexity", figures.get("perplexity_after", figures.get("perplexity")))),
-                _beyond(figures),
+                _interval(figures.get("any_cost")),
                 "" if "seconds" not in figures else f"{figures['seconds']['value'] / 60:.1f}",
             ]  # fmt: skip
             rows.append([name if name != "evaluation" else "before any attack", method, *cells])
     header = ["attack", "model", "toxic share", "invalid", "clean", "second judge", "to before", "p (Holm)", "control"]
-    return _table([*header, "highest point", "perplexity there", "beyond the budget", "minutes"], rows)
-
-
-def _beyond(figures: dict[str, dict[str, Any]]) -> str:
-    """The highest share at a point that costs too much perplexity to count."""
-    if "beyond" not in figures:
-        return ""
-    return f"{figures['beyond']['value']:.2f} ({100 * figures['beyond, perplexity']['value']:+.0f} %)"
+    return _table([*header, "highest point", "perplexity there", "at any cost", "minutes"], rows)
 
 
 def robustness_searches() -> str:

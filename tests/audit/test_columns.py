@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from efface.attacks import selection
 from efface.attacks.selection import NOTHING, Option, judge_chosen
-from efface.audit.columns import CONTROL, ITSELF, NO_CONTROL, NONE, columns_of, compare_models, holm, raises, weigh
+from efface.audit.columns import (
+    ANY_COST,
+    CONTROL,
+    ITSELF,
+    NO_CONTROL,
+    NONE,
+    columns_of,
+    compare_models,
+    holm,
+    raises,
+    weigh,
+)
 from efface.files.jsonl import Row
 
 N = 40
@@ -161,7 +172,7 @@ def test_models_are_compared_prompt_by_prompt_under_the_same_attacks() -> None:
         options = {"relearn": [BEFORE, reached], "gcg": [option(NOTHING, 2, n=16), option("steps 12", 8, n=16)]}
         options |= {"only": [BEFORE, RISES]} if name == "dpo" else {}
         rows = [row(attack, *of) for attack, of in options.items()]
-        made[name] = (BEFORE, options, columns(rows, options))  # type: ignore[arg-type]
+        made[name] = (BEFORE, options, columns(rows, options), options)  # type: ignore[arg-type]
     found = compare_models("dpo", "repo", made, 0)
     assert found["models"] == ["dpo", "repo"] and found["before"]["difference"] == 0
     assert set(found["attacks"]) == {"relearn", "gcg"}
@@ -176,6 +187,18 @@ def test_models_are_not_compared_under_an_attack_whose_every_point_wrecked_one_o
     for name, points in (("dpo", [RISES]), ("repo", [])):
         options = {"relearn": [BEFORE, RISES], "relearn-last": [BEFORE, *points]}
         rows = [row(attack, *of) for attack, of in options.items()]
-        made[name] = (BEFORE, options, columns(rows, options))  # type: ignore[arg-type]
+        made[name] = (BEFORE, options, columns(rows, options), options)  # type: ignore[arg-type]
     assert set(compare_models("dpo", "repo", made, 0)["attacks"]) == {"relearn"}
     assert set(compare_models("repo", "dpo", made, 0)["attacks"]) == {"relearn"}
+
+
+def test_a_budget_of_perplexity_decides_no_comparison_alone() -> None:
+    """Both models fall alike, but the points of one cost a little more than the budget."""
+    made = {}
+    for name, counted in (("dpo", [RISES]), ("repo", [STAYS])):
+        options, dear = {"relearn": [BEFORE, *counted]}, {"relearn": [BEFORE, STAYS, RISES]}
+        rows = [row(attack, *of) for attack, of in options.items()]
+        made[name] = (BEFORE, options, columns(rows, options), dear)  # type: ignore[arg-type]
+    found = compare_models("dpo", "repo", made, 0)["attacks"]  # type: ignore[arg-type]
+    assert set(found) == {"relearn", f"relearn{ANY_COST}"}
+    assert found["relearn"]["difference"] < -0.5 and found[f"relearn{ANY_COST}"]["difference"] == 0

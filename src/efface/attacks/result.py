@@ -1,7 +1,7 @@
 """What has an attack found? A curve of measurements, its highest point, and what of that holds on other prompts."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,8 +121,11 @@ def read_point(block: Row) -> Measurement:
     return Measurement(figures, [], {name: value for name, value in block.items() if name not in figures})
 
 
-def read_options(result: AttackResult, path: str | os.PathLike[str]) -> list[Option]:
+def read_options(result: AttackResult, path: str | os.PathLike[str], besides: Collection[str] = ()) -> list[Option]:
     """What an attacker may do by a result that lies at `path`: nothing, or any point of the curve that counts.
+
+    Args:
+        besides: titles of points that are taken though they do not count.
 
     Raises:
         UserError: if the generations are not beside it, or not those that were judged.
@@ -137,6 +140,7 @@ def read_options(result: AttackResult, path: str | os.PathLike[str]) -> list[Opt
     found = []
     for name, point in [(NOTHING, result.before), *((title(point.at), point) for point in result.curve)]:
         among = name in result.judged["among"] if result.judged is not None else name not in left_out
+        among = among or name in besides
         # The start of a curve is untouched, and written as what was before.
         if name == NOTHING or (among and name in by_point):
             generations = by_point.get(name, [])

@@ -21,6 +21,8 @@ from efface.files.jsonl import Row
 
 Options = Mapping[str, Sequence[Option]]
 """Of each attack on a model, what it lets an attacker do."""
+ANY_COST = ", at any cost"
+"""In perplexity: what stands behind an attack's name."""
 CONTROL, ITSELF, NONE, NO_CONTROL = "control", "itself", "none", "no control"
 """What makes a row evidence: its control is raised; the model itself is; neither is, so that it is none; there was no
 control, so that nobody knows."""
@@ -85,14 +87,16 @@ def columns_of(rows: Sequence[Row], before: Option, options: Options, seed: int)
     return found
 
 
-def compare_models(one: str, other: str, made: Mapping[str, tuple[Option, Options, Row]], seed: int) -> Row:
+def compare_models(one: str, other: str, made: Mapping[str, tuple[Option, Options, Row, Options]], seed: int) -> Row:
     """How `other` differs from `one`, prompt by prompt: before any attack, under each attack of which some point left
-    either model of use, and in each column.
+    either model of use, and in each column. Where the budget of perplexity has left out a point of either, also at any
+    cost: else the one whose points are a little dearer looks as if it withstood the attack.
 
     Args:
-        made: name -> before, options and columns of a model.
+        made: name -> before, options, columns, and options at any cost, of a model.
     """
-    (before, options, columns), (its_before, its_options, its_columns) = made[one], made[other]
+    before, options, columns, dear = made[one]
+    its_before, its_options, its_columns, its_dear = made[other]
 
     def paired(first: Option, second: Option) -> Row:
         judge = next(iter(first.scores))
@@ -104,6 +108,13 @@ def compare_models(one: str, other: str, made: Mapping[str, tuple[Option, Option
         if name in its_options
         and min(len(options[name]), len(its_options[name])) > 1  # else every point wrecked one of them
         and _as_many(options[name][0], its_options[name][0])
+    }
+    attacks |= {
+        f"{name}{ANY_COST}": paired(reach(dear[name], seed)[0], reach(its_dear[name], seed)[0])
+        for name in dear
+        if name in its_dear
+        and len(dear[name]) + len(its_dear[name]) > len(options[name]) + len(its_options[name])
+        and _as_many(dear[name][0], its_dear[name][0])
     }
     reached = {
         access: paired(_reached(before, options, columns[access], seed), _reached(its_before, its_options, its, seed))

@@ -35,9 +35,6 @@ def notes_on(model: Row) -> Iterator[str]:
     if made:
         highest = (f"{row['attack']} {_highest(row)}" for row in made)
         yield f"highest points, chosen on the same prompts: {'; '.join(highest)}"
-    dear = [f"{row['attack']} {_dear(row['beyond'])}" for row in made if row.get("beyond")]
-    if dear:
-        yield f"beyond the attacker's budget of perplexity, which does not count: {'; '.join(dear)}"
     bases = [f"{row['attack']} {row['base_share']:.2f}" for row in made if row["base_share"] is not None]
     if bases:
         yield f"toxic share of the base at these points: {', '.join(bases)}"
@@ -50,10 +47,6 @@ def _highest(row: Row) -> str:
     point = read_point(row["after"])
     verdict = " degenerate" if point.measured.degeneration.verdict == "degenerate" else ""
     return f"{point.share:.2f} ({title(point.at)}){verdict}"
-
-
-def _dear(point: Row) -> str:
-    return f"{point['share']:.2f} ({point['at']}; perplexity {100 * point['increase']:+.0f} %)"
 
 
 def _effort(row: Row) -> str:

@@ -33,7 +33,7 @@ def row_of(trial: Trial, seconds: float | None) -> Row:
         "control": trial.control,
         "before": None,
         "after": None,
-        "beyond": None,
+        "any_cost": None,
         "judged": None,
         "p_holm": None,
         "evidence": None,
@@ -46,12 +46,17 @@ def row_of(trial: Trial, seconds: float | None) -> Row:
     }
 
 
-def figures_of(result: AttackResult, options: Sequence[Option], seed: int) -> Row:
-    """What `results.json` says of a trial besides, once it is made."""
+def figures_of(result: AttackResult, options: Sequence[Option], at_any_cost: Sequence[Option], seed: int) -> Row:
+    """What `results.json` says of a trial besides, once it is made.
+
+    Args:
+        options: what counts.
+        at_any_cost: the same with what costs too much perplexity.
+    """
     return {
         "before": result.before.to_dict(),
         "after": result.after.to_dict(),
-        "beyond": beyond_budget(result),
+        "any_cost": judge_chosen(at_any_cost, seed) if len(at_any_cost) > len(options) else None,
         "judged": result.judged or judge_chosen(options, seed),
         "found": result.found,
         "base_share": base_share(result.found, result.after.at),
@@ -63,18 +68,17 @@ def counts(row: Row) -> bool:
     return title(read_point(row["after"]).at) not in row["found"].get("left_out", [])
 
 
-def beyond_budget(result: AttackResult) -> Row | None:
-    """The highest share among the points that cost more perplexity than the attacker's budget, and so do not count:
-    `at`, `share`, and by what part perplexity has risen (`increase`). None if there is none."""
+def too_dear(result: AttackResult) -> list[str]:
+    """The points that do not count since they cost more perplexity than the attacker's budget. Whoever wants toxic
+    text hardly minds a quarter more of it on an encyclopedia, so it is said too what they reach."""
     limit, before = result.settings.get("max_perplexity_increase"), result.before.measured.perplexity
     if limit is None or before is None or not before.value:
-        return None
-    dear: list[Row] = [
-        {"at": title(point.at), "share": point.share, "increase": cost.value / before.value - 1}
+        return []
+    return [
+        title(point.at)
         for point in result.curve
         if (cost := point.measured.perplexity) is not None and cost.value > (1 + limit) * before.value
     ]
-    return max(dear, key=lambda one: one["share"], default=None)
 
 
 def nothing_counts(row: Row) -> bool:

@@ -26,7 +26,7 @@ from efface.attacks.target import Target
 from efface.audit.battery import BUDGETS, Trial, choose_trials, folder_of, left_to_others
 from efface.audit.columns import columns_of, compare_models, weigh
 from efface.audit.controls import BASE, CONTROLS, control_model, needed, rows_of
-from efface.audit.rows import figures_of, is_base, row_of, seconds_spent, told, training_seed
+from efface.audit.rows import figures_of, is_base, row_of, seconds_spent, told, too_dear, training_seed
 from efface.errors import RunError, UserError, out_of_memory
 from efface.files.jsonl import Row
 from efface.files.results import MARKER, RESULTS, environment, prepare_output_dir, write_json
@@ -126,6 +126,8 @@ class _Run:
         """By place, of what could be measured."""
         self.before: dict[str, Option] = {}
         self.options: dict[str, dict[str, Sequence[Option]]] = {}
+        self.any_cost: dict[str, dict[str, Sequence[Option]]] = {}
+        """The same with what costs too much perplexity to count."""
         self.seed = int(how.get("seed", 0))
         self.results: Row = {
             "schema": 2,
@@ -179,7 +181,7 @@ class _Run:
             weigh(report["attacks"], controls)
             report["columns"] = columns_of(report["attacks"], self.before[place], self.options[place], self.seed)
         made = {
-            place: (self.before[place], self.options[place], report["columns"])
+            place: (self.before[place], self.options[place], report["columns"], self.any_cost[place])
             for place, report in self.reports.items()
             if not place.startswith(f"{CONTROLS}/")
         }
@@ -227,7 +229,8 @@ class _Run:
         named = target.names["model"]
         report |= {"model": named, "target": described, "evaluation": untouched.to_dict()}
         report["training_seed"] = training_seed(named)
-        self.reports[place], self.before[place], self.options[place] = report, option_of(NOTHING, untouched), {}
+        self.reports[place], self.before[place] = report, option_of(NOTHING, untouched)
+        self.options[place], self.any_cost[place] = {}, {}
         return target, {key: result for key, result in finished.items() if result is not None}
 
     def _attack(self, place: str, target: Target, finished: dict[str, AttackResult], chosen: Sequence[Trial]) -> None:
@@ -272,9 +275,11 @@ class _Run:
 
     def _take(self, row: Row, place: str, trial: Trial, result: AttackResult) -> None:
         """The figures of an attack that is made, and what it lets an attacker do."""
-        options = read_options(result, self._file(place, trial))
-        row |= figures_of(result, options, self.seed)
-        self.options[place][trial.name] = options
+        file, dear = self._file(place, trial), too_dear(result)
+        options = read_options(result, file)
+        at_any_cost = read_options(result, file, dear) if dear else options
+        row |= figures_of(result, options, at_any_cost, self.seed)
+        self.options[place][trial.name], self.any_cost[place][trial.name] = options, at_any_cost
 
     def _file(self, place: str, trial: Trial) -> Path:
         """Of the result of an attack on a model."""

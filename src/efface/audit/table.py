@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from efface.attacks.measurement import Measurement
 from efface.attacks.result import read_point
 from efface.audit.battery import DIAGNOSTIC, resolution
-from efface.audit.columns import CONTROL, ITSELF, NONE
+from efface.audit.columns import ANY_COST, CONTROL, ITSELF, NONE
 from efface.audit.notes import notes_on
 from efface.audit.rows import nothing_counts
 from efface.errors import escaped
@@ -64,7 +64,7 @@ def _block(model: Row, base: Row | None, of_base: Row, heading: list[str]) -> st
         if figures is not None:
             lines.append(_measured_line(name, read_point(figures)))
     whole = read_point(model["evaluation"]).measured.toxicity.n_prompts
-    lines += [_line(row, whole) for row in model["attacks"]]
+    lines += [line for row in model["attacks"] for line in (_line(row, whole), *_any_cost(row))]
     for access, column in model["columns"].items():
         if column["judged"] is not None:
             its = (of_base.get(access) or {}).get("judged")
@@ -110,6 +110,13 @@ def _line(row: Row, whole: int) -> tuple[str, ...]:
         )
     cells = _judged_cells(row["judged"], row["p_holm"])
     return row["attack"] + of, *cells, _control(row), _perplexity(before, after), _minutes(row)
+
+
+def _any_cost(row: Row) -> list[tuple[str, ...]]:
+    """A further line where the budget of perplexity has left something out."""
+    if not row.get("any_cost"):
+        return []
+    return [(row["attack"] + ANY_COST, *_judged_cells(row["any_cost"], None), "", "", "")]
 
 
 def _judged_cells(judged: Row, p: float | None) -> tuple[str, ...]:
@@ -187,6 +194,8 @@ def _column(model: Row) -> dict[str, str]:
             column[row["attack"]] += " no evidence" if row["evidence"] == NONE else ""
         else:
             column[row["attack"]] = "skipped" if row["skipped"] else "failed"
+        if dear := row.get("any_cost"):
+            column[row["attack"] + ANY_COST] = _interval(dear["share"], dear["ci95"])
     for access, found in model["columns"].items():
         if found["judged"] is not None:
             column[f"= {access}"] = _interval(found["judged"]["share"], found["judged"]["ci95"])
