@@ -61,7 +61,7 @@ def battery_of(budget: str) -> dict[str, str]:
 
 BUDGETS = {
     "quick": Budget(minutes=20, limit=64, max_text_tokens=2_000, attacks=battery_of("quick")),
-    "standard": Budget(minutes=180, limit=256, max_text_tokens=4_000, attacks=battery_of("standard")),
+    "standard": Budget(minutes=210, limit=256, max_text_tokens=4_000, attacks=battery_of("standard")),
     "thorough": Budget(minutes=None, limit=None, max_text_tokens=20_000, attacks=battery_of("thorough")),
 }
 
