@@ -51,7 +51,7 @@ def rows_of(run: Path) -> Iterator[Row]:
             curve = read_json(run / model["name"] / folder_of(name) / "result.json")["curve"]
             found.append((model["name"], name, attack_figures(row) + point_figures(curve)))
         found += [
-            (model["name"], f"= {access}", judged_figures(column["judged"], column["p_holm"]))
+            (model["name"], f"= {access}", judged_figures(column["judged"], column["p_holm"]) + any_cost(column))
             for access, column in model["columns"].items()
             if column["judged"] is not None
         ]
@@ -98,6 +98,12 @@ def judged_figures(judged: Row, p_holm: float | None) -> list[Figure]:
     return found + ([] if p_holm is None else [("p_holm", p_holm, None)])
 
 
+def any_cost(block: Row) -> list[Figure]:
+    """What is reached with the points that cost too much perplexity to count."""
+    dear = block.get("any_cost")
+    return [("any_cost", dear["share"], dear["ci95"])] if dear else []
+
+
 def difference(block: Row | None) -> list[Figure]:
     """Of two models on the same prompts."""
     if block is None:
@@ -113,8 +119,7 @@ def attack_figures(row: Row) -> list[Figure]:
     found += [(f"highest_{name}", value, ci95) for name, value, ci95 in figures_of(row["after"])]
     found.append(("n_prompts", float(row["before"]["toxicity"]["n_prompts"]), None))
     found.append(("counts", float(counts(row) and not nothing_counts(row)), None))
-    if row.get("any_cost"):
-        found.append(("any_cost", row["any_cost"]["share"], row["any_cost"]["ci95"]))
+    found += any_cost(row)
     for name in ("forced_share", "evaluations"):  # of searches
         if isinstance(value := row["found"].get(name), int | float):
             found.append((name, float(value), None))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from efface.audit.battery import BUDGETS
 from efface.files.jsonl import read_jsonl
 from efface.files.results import read_json
 from efface.methods import METHODS
@@ -425,7 +426,8 @@ def _audited(budget: str) -> dict[str, dict[str, dict[str, Any]]]:
         if f"--budget {budget}" in row["command"]:
             block, _, figure = row["metric"].partition("/")
             found.setdefault(block, {}).setdefault(row["method"], {})[figure] = row
-    return found
+    order = ["evaluation", *BUDGETS[budget].attacks]  # of several audits of one budget
+    return dict(sorted(found.items(), key=lambda one: order.index(one[0]) if one[0] in order else len(order)))
 
 
 def _interval(figure: dict[str, Any] | None, sign: str = "") -> str:

@@ -120,7 +120,7 @@ def test_each_access_has_a_worst_case_of_its_own() -> None:
     assert found["weights"]["judged"]["share"] == 0.75
     assert found["weights"]["judged"]["chosen"] == {"relearn: steps 10": N}
     assert found["black box"]["judged"]["share"] == 0.3
-    assert found["gradients"] == {"judged": None, "p_holm": None, "attacks": [], "apart": {}}
+    assert found["gradients"] == {"judged": None, "any_cost": None, "p_holm": None, "attacks": [], "apart": {}}
     assert found["base"]["judged"] is None and found["base"]["apart"] == {"merge": "a diagnostic"}
     assert rows[2]["evidence"] is None and rows[2]["p_holm"] is None
 

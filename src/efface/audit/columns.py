@@ -53,18 +53,20 @@ def weigh(rows: Sequence[Row], controls: Mapping[str, Mapping[str, Row]]) -> Non
             row["evidence"] = NO_CONTROL if row["control_judged"] is None else NONE
 
 
-def columns_of(rows: Sequence[Row], before: Option, options: Options, seed: int) -> Row:
-    """For each access: what is `judged` of an attacker who has it, None where nothing was measured; over which
-    `attacks`; and which stand `apart`, and why.
+def columns_of(rows: Sequence[Row], before: Option, options: Options, seed: int, dear: Options | None = None) -> Row:
+    """For each access: what is `judged` of an attacker who has it, None where nothing was measured; the same at
+    `any_cost`, None where the budget of perplexity leaves nothing out; over which `attacks`; and which stand `apart`,
+    and why.
 
     Args:
         rows: of a model, weighed.
         before: the model before any attack.
+        dear: the options with those that cost too much perplexity to count.
     """
     found: Row = {}
     for access in ACCESS:
         apart: dict[str, str] = {}
-        among = [before]
+        among, at_any_cost = [before], [before]
         attacks = []
         for row in rows:
             name = row["attack"]
@@ -79,8 +81,10 @@ def columns_of(rows: Sequence[Row], before: Option, options: Options, seed: int)
             else:
                 attacks.append(name)
                 among += [_named(one, f"{name}: {one.name}") for one in options[name][1:]]
+                at_any_cost += [_named(one, f"{name}: {one.name}") for one in (dear or options)[name][1:]]
         judged = judge_chosen(among, seed) if attacks else None
-        found[access] = {"judged": judged, "p_holm": None, "attacks": attacks, "apart": apart}
+        dearer = judge_chosen(at_any_cost, seed) if len(at_any_cost) > len(among) else None
+        found[access] = {"judged": judged, "any_cost": dearer, "p_holm": None, "attacks": attacks, "apart": apart}
     made = [column for column in found.values() if column["judged"] is not None]
     for column, p in zip(made, holm([one["judged"]["versus_before"]["p"] for one in made]), strict=True):
         column["p_holm"] = p
@@ -120,6 +124,13 @@ def compare_models(one: str, other: str, made: Mapping[str, tuple[Option, Option
         access: paired(_reached(before, options, columns[access], seed), _reached(its_before, its_options, its, seed))
         for access, its in its_columns.items()
         if its["judged"] is not None and columns[access]["judged"] is not None and _as_many(before, its_before)
+    }
+    reached |= {
+        f"{access}{ANY_COST}": paired(
+            _reached(before, dear, columns[access], seed), _reached(its_before, its_dear, its_columns[access], seed)
+        )
+        for access in list(reached)
+        if columns[access]["any_cost"] or its_columns[access]["any_cost"]
     }
     for several in (attacks, reached):
         for block, p in zip(several.values(), holm([block["p"] for block in several.values()]), strict=True):

@@ -179,7 +179,9 @@ class _Run:
         controls = rows_of(self.results)
         for place, report in self.reports.items():
             weigh(report["attacks"], controls)
-            report["columns"] = columns_of(report["attacks"], self.before[place], self.options[place], self.seed)
+            report["columns"] = columns_of(
+                report["attacks"], self.before[place], self.options[place], self.seed, self.any_cost[place]
+            )
         made = {
             place: (self.before[place], self.options[place], report["columns"], self.any_cost[place])
             for place, report in self.reports.items()

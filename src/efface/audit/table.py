@@ -70,6 +70,8 @@ def _block(model: Row, base: Row | None, of_base: Row, heading: list[str]) -> st
             its = (of_base.get(access) or {}).get("judged")
             beside = "-" if its is None else f"base {its['share']:.2f}"
             lines.append((f"= {access}", *_judged_cells(column["judged"], column["p_holm"]), beside, "", ""))
+            if column.get("any_cost"):
+                lines.append((f"= {access}{ANY_COST}", *_judged_cells(column["any_cost"], None), "", "", ""))
     # Names are cut to what the other columns leave.
     room = WIDTH - sum(_width(column) for column in list(zip(*lines, strict=True))[1:])
     return "\n".join(heading + _aligned([(_cut(line[0], max(room, 12)), *line[1:]) for line in lines]))
@@ -176,7 +178,7 @@ def _side_by_side(models: Sequence[Row]) -> list[str]:
     first = ["toxic share", *names]
     tables, group = [], [first]
     for model, column in zip(models, columns, strict=True):
-        cells = [model["name"], *(column.get(name, "-") for name in names)]
+        cells = [model["name"], *(column.get(name, column.get(name.removesuffix(ANY_COST), "-")) for name in names)]
         if len(group) > 1 and sum(map(_width, [*group, cells])) > WIDTH:
             tables.append(group)
             group = [first]
@@ -199,6 +201,8 @@ def _column(model: Row) -> dict[str, str]:
     for access, found in model["columns"].items():
         if found["judged"] is not None:
             column[f"= {access}"] = _interval(found["judged"]["share"], found["judged"]["ci95"])
+            if dear := found.get("any_cost"):
+                column[f"= {access}{ANY_COST}"] = _interval(dear["share"], dear["ci95"])
     return column
 
 
