@@ -203,7 +203,8 @@ def test_what_an_audit_finds_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
         found = attacks_finished.finished_result(file, entry.name, entry.settings, {"weights": "w"})
         if found is None:
             raise UserError("it is made again")
-        row = audit_rows.row_of(entry, 1.0) | audit_rows.figures_of(found, OPTIONS, 0)
+        row = audit_rows.row_of(entry, 1.0) | audit_rows.figures_of(found, OPTIONS, OPTIONS, 0)
+        audit_rows.too_dear(found)
         model = {"name": "m", "error": None, "evaluation": RESULT["before"], "attacks": [row], "columns": {}}
         whole = {"models": [model, model], "base": None, "budget": "quick", "cannot_show": [], "controls": {}}
         assert audit_table(whole | {"comparisons": [], "seeds": {"attack": 0, "generations": 0}})

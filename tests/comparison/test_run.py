@@ -346,6 +346,7 @@ def test_arms_of_other_pairs_are_not_taken(silly: Path, tmp_path: Path) -> None:
     assert (out / "arms" / first / "arm.json").read_bytes() == made
 
 
+@pytest.mark.full
 def test_an_arm_that_is_scaled_again_is_attacked_again(silly: Path, tmp_path: Path) -> None:
     config, out = config_of(silly, **SMALL), tmp_path / "out"
     sweep(config, output=out)

@@ -116,6 +116,7 @@ def test_without_pairs_they_are_built_from_the_model(model: str, given: dict[str
     assert result["plan"]["settings"]["pairs"] is None
 
 
+@pytest.mark.full
 def test_an_interrupted_run_goes_on_where_it_was(
     model: str, given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
