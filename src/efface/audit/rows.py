@@ -72,7 +72,7 @@ def too_dear(result: AttackResult) -> list[str]:
     """The points that do not count since they cost more perplexity than the attacker's budget. Whoever wants toxic
     text hardly minds a quarter more of it on an encyclopedia, so it is said too what they reach."""
     limit, before = result.settings.get("max_perplexity_increase"), result.before.measured.perplexity
-    if not finite(limit) or before is None or not before.value:
+    if limit is None or not finite(limit) or before is None or not before.value:
         return []
     return [
         title(point.at)
