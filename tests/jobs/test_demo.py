@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 import efface.jobs.demo
@@ -16,14 +15,6 @@ from efface.files.results import read_json
 from efface.training import run as training
 
 FILES = {"model", "base.json", "edited.json", "figure.png", "report.html", "results.json"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model("gpt2").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(autouse=True)

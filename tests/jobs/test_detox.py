@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from efface import scoring
@@ -19,14 +18,6 @@ from efface.evaluation.budget import UtilityBounds
 from efface.files.results import read_json
 from efface.jobs import detox as job
 from efface.jobs.detox import DetoxSettings, Effort, detox
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model("gpt2").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(autouse=True)

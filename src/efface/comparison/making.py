@@ -15,8 +15,9 @@ from typing import Any
 from efface.comparison.arms import MODEL, Arm, arms_of, further_seeds, train_arm
 from efface.comparison.claims import claimed
 from efface.comparison.config import BASE, MethodPlan, SweepConfig
+from efface.comparison.measuring import told
 from efface.comparison.scaling import Scaler, choose_arm
-from efface.errors import RunError, UserError, described
+from efface.errors import UserError
 from efface.files.digests import digest, file_digest
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, read_json, remove, write_json
@@ -119,7 +120,7 @@ class Arms:
             row["budgets"] = self.scaler.fit(self.load(arm))
         except Exception as error:  # a method of a third party may raise anything, which is a row and not the end
             log.info("%s failed", arm.name, exc_info=True)
-            row["error"] = str(error) if isinstance(error, UserError | RunError) else described(error)
+            row["error"] = told(error)
             self.say(f"{arm.name} failed: {row['error']}")
         return row
 

@@ -234,6 +234,7 @@ def weigh_edit(bench: Bench, place: str, model: "PreTrainedModel") -> Row:
 
 
 def told(error: Exception) -> str:
+    """An error in a line; what is no error of ours with its kind."""
     return str(error) if isinstance(error, UserError | RunError) else described(error)
 
 

@@ -22,13 +22,12 @@ from efface.data.rows import load_texts
 from efface.errors import UserError
 from efface.evaluation.budget import UtilityBounds
 from efface.evaluation.prompt_sets import draw_prompts, load_prompts
-from efface.files import results as files
 from efface.files.digests import digest
 from efface.files.jsonl import Row
 from efface.files.rerun import check_plan, read_plan, write_plan
-from efface.files.results import RESULTS, check_output_dir, environment, prepare_output_dir, read_json
+from efface.files.results import RESULTS, check_output_dir, environment, prepare_output_dir, read_json, write_json
 from efface.jobs.before_after import BASE, EDITED, compare_sides, measure_side, read_sides, tell, write_page
-from efface.jobs.strength import METHOD, REPORTED, TUNING, Chosen, Strengths, choose_strength, tradeoff_table
+from efface.jobs.strength import METHOD, REPORTED, Chosen, Strengths, choose_strength, tradeoff_table, write_prompts
 from efface.training import DEFAULT_STEPS
 
 SAMPLES = 4
@@ -125,8 +124,7 @@ def detox(
     if resume:
         check_plan(folder, read_plan(folder), plan, "a detox run", {})
     write_plan(prepare_output_dir(output, overwrite=overwrite, resume=resume), plan)
-    for name, prompts in ((TUNING, tuning), (REPORTED, reported)):
-        files.write_jsonl(folder / name, [{"prompt": prompt} for prompt in prompts])
+    write_prompts(folder, tuning, reported)
     return job.run()
 
 
@@ -286,7 +284,7 @@ class _Job:
         }
         result |= {"chosen": chosen.kept}
         result |= {"environment": environment(seed=self.settings.seed, model=None, command=self.command)}
-        files.write_json(self.folder / RESULTS, result)
+        write_json(self.folder / RESULTS, result)
         for heading, text in findings.items():
             self.say(f"\n{heading}\n\n{text}")
         tell(self.folder, comparison, self.say)

@@ -14,7 +14,7 @@ from efface.comparison.run import sweep
 from efface.errors import RunError
 from efface.evaluation.budget import UtilityBounds
 from efface.files.jsonl import Row
-from efface.files.results import RESULTS, read_json, write_json
+from efface.files.results import RESULTS, read_json, write_json, write_jsonl
 from efface.model.copies import merged
 from efface.model.edit import scaled_copy
 from efface.model.load import load_model
@@ -46,6 +46,12 @@ class Chosen:
     """The row of what was chosen: its `arm`, the multiple `a` of its edit, its cost (`reading`)."""
     arms: list[Row]
     """All that was tried."""
+
+
+def write_prompts(folder: Path, tuning: Sequence[str], reported: Sequence[str]) -> None:
+    """The prompts that a strength is chosen on, and those that are reported, as files of the run."""
+    for name, prompts in ((TUNING, tuning), (REPORTED, reported)):
+        write_jsonl(folder / name, [{"prompt": prompt} for prompt in prompts])
 
 
 def choose_strength(
