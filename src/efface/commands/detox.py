@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
         "--budget",
         choices=["quick", "standard"],
         default="quick",
-        help="quick: two strengths and a quick audit, under 45 minutes for SmolLM2-135M on 2 cores; standard: four "
+        help="quick: two strengths and a quick audit, reckoned at 45 minutes for SmolLM2-135M on 2 cores; standard: four "
         "strengths and a standard audit (default: quick)",
     )
     data = command.add_argument_group("data")

@@ -49,9 +49,9 @@ class Effort:
 
 
 EFFORTS = {
-    "quick": Effort(n_pairs=160, learning_rates=(1e-4, 2e-4), text_tokens=3_000, minutes="35 to 45 minutes"),
+    "quick": Effort(n_pairs=160, learning_rates=(1e-4, 2e-4), text_tokens=3_000, minutes="reckoned at 45 minutes"),
     "standard": Effort(
-        n_pairs=320, learning_rates=(5e-5, 1e-4, 2e-4, 4e-4), text_tokens=6_000, minutes="two to three hours"
+        n_pairs=320, learning_rates=(5e-5, 1e-4, 2e-4, 4e-4), text_tokens=6_000, minutes="reckoned at five hours"
     ),
 }
 
