@@ -24,8 +24,8 @@ def add(commands: Any) -> None:
         "--budget",
         choices=["quick", "standard"],
         default="quick",
-        help="quick: two strengths and a quick audit, reckoned at 45 minutes for SmolLM2-135M on 2 cores; standard: four "
-        "strengths and a standard audit (default: quick)",
+        help="quick: two strengths and a quick audit, reckoned at 45 minutes for SmolLM2-135M on 2 cores; standard: "
+        "four strengths and a standard audit (default: quick)",
     )
     data = command.add_argument_group("data")
     data.add_argument("--pairs", default=None, help="your own preference pairs, instead of pairs from MODEL itself")
