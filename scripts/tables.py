@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import sweep_tables
+
 from efface.audit.battery import BUDGETS
 from efface.files.jsonl import read_jsonl
 from efface.files.results import read_json
@@ -707,4 +709,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "gcg_targets": gcg_targets,
     "robustness_points": robustness_points,
     "robustness_commands": robustness_commands,
+    "trials": sweep_tables.trials,
 }

@@ -117,6 +117,16 @@ def test_never_reached_and_no_effect_are_told_apart() -> None:
     assert "the base stays" in attack_table(found)
 
 
+def test_shares_under_attack_are_rows_but_of_wrecked_models() -> None:
+    found = results()
+    points = found["kept"][1]["attacks"]["pairs"]["curves"]["2e-05"]
+    points[-1]["counted"] = False
+    at = "main/pairs 2e-05/share at "
+    mine = [row for row in benchmark_rows(found) if row["method"] == "repo" and row["metric"].startswith(at)]
+    shares = {row["metric"]: row["value"] for row in mine}
+    assert shares == {f"{at}{one['steps']}": one["share"] for one in points[:-1]} != {}
+
+
 def test_what_failed_is_listed_whatever_it_was() -> None:
     found = results()
     found["kept"][1]["rounding"].append({"error": "no grid"})

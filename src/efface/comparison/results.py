@@ -211,6 +211,10 @@ def benchmark_rows(results: Row) -> list[dict[str, Any]]:
         values |= {f"cost/{name}": reading.get(name) for name in ("kl", "increase", "a")}
         values |= {name: figures.get(name) for name in ("relative_share", "worst_drop", "worst_ratio")}
         values |= {f"weights/{name}": figures.get(name) for name in ("distance", "barrier", "trainability")}
+        for attack, found in kept["attacks"].items():
+            for rate, points in found.get("curves", {}).items():
+                counted = [one for one in points if one["counted"]]
+                values |= {f"{attack} {rate}/share at {one['steps']}": one["share"] for one in counted}
         for name, curve in figures.get("curves", {}).items():
             for figure in ("steps_to_base", "steps_to_half") if curve["moves_base"] else ():
                 values[f"{name}/{figure}"] = curve[figure]
