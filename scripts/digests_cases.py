@@ -99,7 +99,7 @@ def trainings(inputs: Path) -> Iterator[Case]:
     from efface.methods import METHODS
 
     for method in METHODS:
-        if method == "lox":  # which is of an edit, and so of two models
+        if method in ("lox", "gptq"):  # which are of an edit, and so of two models
             continue
         steps = "" if method in WITHOUT_STEPS else "--seed 1" if method == "task_vector" else STEPS
         for variant, flags in {"": "", **TRAININGS.get(method, {})}.items():

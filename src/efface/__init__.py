@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from efface.methods import load_method
     from efface.methods.circuit_breakers import CircuitBreakersConfig, CircuitBreakersTrainer
     from efface.methods.dpo import DPOConfig, DPOTrainer
+    from efface.methods.gptq import GPTQConfig, GPTQEditor
     from efface.methods.graddiff import GradDiffConfig, GradDiffTrainer
     from efface.methods.leace import LeaceConfig, LeaceEditor
     from efface.methods.lox import LoxConfig, LoxEditor
@@ -63,6 +64,8 @@ _EXPORTS = {
     "DPOTrainer": "efface.methods.dpo:DPOTrainer",
     "Decoding": "efface.generation.decoding:Decoding",
     "Evaluation": "efface.evaluation.result:Evaluation",
+    "GPTQConfig": "efface.methods.gptq:GPTQConfig",
+    "GPTQEditor": "efface.methods.gptq:GPTQEditor",
     "GradDiffConfig": "efface.methods.graddiff:GradDiffConfig",
     "GradDiffTrainer": "efface.methods.graddiff:GradDiffTrainer",
     "LeaceConfig": "efface.methods.leace:LeaceConfig",
@@ -126,6 +129,8 @@ __all__ = [
     "DPOTrainer",
     "Decoding",
     "Evaluation",
+    "GPTQConfig",
+    "GPTQEditor",
     "GradDiffConfig",
     "GradDiffTrainer",
     "LeaceConfig",

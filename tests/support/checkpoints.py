@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 from torch import nn
 
+from efface.model.projections import linear_maps, output_weight
+from efface.model.rounding import rounded
 from efface.model.save import save_model
 
 WEIGHTS = "model.safetensors"
@@ -17,6 +19,14 @@ WEIGHTS = "model.safetensors"
 def saved(directory: Path, family: str = "llama", **overrides: Any) -> Path:
     save_model(tiny_model(family, **overrides), tiny_tokenizer(), directory)
     return directory
+
+
+def on_grid_(model: Any, bits: int = 4, group_size: int = 32) -> Any:
+    """The blocks' maps as they would have been stored in few bits."""
+    for module in linear_maps(model).values():
+        weight = output_weight(module).data
+        weight.copy_(rounded(weight, bits, group_size, "asymmetric"))
+    return model
 
 
 def edit(file: Path, **fields: Any) -> None:

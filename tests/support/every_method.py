@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from checkpoints import saved
+from checkpoints import on_grid_
 from tiny import tiny_model, tiny_tokenizer
 from trained import ROWS
 from transformers import PretrainedConfig
 
 from efface.methods import METHODS, load_method
+from efface.model.save import save_model
 from efface.training.trainer import PairTrainer
 
 # What the defaults, made for real models, do not fit on two layers and eight pairs.
@@ -20,15 +21,20 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
+OF_AN_EDIT = ("lox", "gptq")
+
+
 def build(method: str, model: Any, folder: Path, **settings: Any) -> Any:
     found = load_method(method)
     defaults: dict[str, Any] = {"use_cpu": True, "disable_tqdm": True, **TINY.get(method, {})}
     if issubclass(found, PairTrainer):
         defaults |= {"max_steps": 2, "logging_steps": 1, "retain_text": None, "learning_rate": 1e-3}
     config: Any = found.config_class
-    if method == "lox":  # which is of an edited model: of another one, here
+    if method in OF_AN_EDIT:  # of another model, here
         family = getattr(model, "config", PretrainedConfig(model_type="llama")).model_type
-        defaults["base"] = str(saved(folder / "base", family, seed=1))
+        base = tiny_model(family, seed=1)
+        save_model(on_grid_(base) if method == "gptq" else base, tiny_tokenizer(), folder / "base")
+        defaults["base"] = str(folder / "base")
     others: dict[str, Any] = {"processing_class": tiny_tokenizer()}
     if method == "retain":  # which leaves a model that is its own reference as it is
         others["ref_model"] = tiny_model(

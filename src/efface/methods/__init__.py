@@ -111,6 +111,12 @@ METHODS = {
         "Perin et al. 2025, arXiv 2506.15606",
         "the base, a copy of the model and the part that is added",
     ),
+    "gptq": Method(
+        "efface.methods.gptq:GPTQEditor",
+        "an edited theta on the grid of theta0, column by column with errors made up for; no training",
+        "Frantar et al. 2022, arXiv 2210.17323",
+        "the base, and X^T X of some blocks' maps",
+    ),
     "profs": Method(
         "efface.methods.profs:ProFSEditor",
         "(I - V V^T) W for MLP outputs, V from the SVD of centred toxic - benign states; no training",

@@ -9,20 +9,18 @@ largest that a utility budget allows (`evaluation/budget.py`), which is below 0 
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from efface.checks import at_least_one, not_negative, positive
 from efface.data.rows import load_texts
-from efface.errors import RunError, UserError
+from efface.errors import RunError
 from efface.evaluation.budget import Cost, FittedScale, UtilityBounds, fit_scale
 from efface.evaluation.divergence import Divergence
 from efface.evaluation.perplexity import perplexity
-from efface.files.results import RESULTS, read_json
 from efface.model.copies import merged, merged_copy, without_adapter
 from efface.model.edit import add_, check_same_parameters, move_, top_parts
 from efface.training.editor import EditConfig, PairEditor
-from efface.training.inputs import model_and_tokenizer
+from efface.training.inputs import base_of, model_and_tokenizer
 
 
 @dataclass
@@ -73,7 +71,7 @@ class LoxEditor(PairEditor):
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any):
         super().__init__(model, *args, **kwargs)
-        self.edited_from = name = self.args.base or _base_of(model)
+        self.edited_from = name = self.args.base or base_of(model)
         base, _ = model_and_tokenizer(name, self.processing_class, use_cpu=self.args.use_cpu)
         self.model, self.base = merged(self.model), without_adapter(base)
         check_same_parameters(self.model, self.base, "compared")
@@ -145,19 +143,3 @@ class LoxEditor(PairEditor):
         what = "the whole edit" if self.args.top_k is None else f"the top {self.args.top_k} singular parts of the edit"
         strength = "as often as the budget allows" if self.args.strength is None else f"{self.args.strength:g} times"
         return [f"no training steps, no pairs are looked at; {what} added again, {strength}"]
-
-
-def _base_of(model: Any) -> str:
-    """What the results beside a trained model call the one that it was made from.
-
-    Raises:
-        UserError: if there are none.
-    """
-    results = Path(str(model)) / RESULTS
-    if isinstance(model, str | Path) and results.is_file():
-        found = read_json(results, {"model": str})["model"]
-        return str(found)
-    raise UserError(
-        "lox extrapolates an edit, and nothing says of which model this one is an edit. Pass base=MODEL, the model "
-        "that it was made from."
-    )

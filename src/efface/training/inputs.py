@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from efface.data.rows import load_texts
 from efface.data.store import PairStore
 from efface.data.tokens import tokens_of
 from efface.errors import UserError
+from efface.files.results import RESULTS, read_json
 from efface.model.load import load_model, tokenizer_of
 from efface.model.vocabulary import check_vocabulary
 from efface.training.config import PairConfig
@@ -178,3 +180,19 @@ def budget_loader(
         prefetch_factor=args.dataloader_prefetch_factor,
     )
     return loader, sampler
+
+
+def base_of(model: Any) -> str:
+    """What the results beside a trained model call the one that it was made from.
+
+    Raises:
+        UserError: if there are none.
+    """
+    results = Path(str(model)) / RESULTS
+    if isinstance(model, str | Path) and results.is_file():
+        found = read_json(results, {"model": str})["model"]
+        return str(found)
+    raise UserError(
+        "this method is about an edit, and nothing says of which model the given one is an edit. Pass base=MODEL, the "
+        "model that it was made from."
+    )
