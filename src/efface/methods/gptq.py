@@ -101,8 +101,8 @@ class GPTQEditor(PairEditor):
         if off:
             raise UserError(
                 f"{len(off)} linear maps of the base {name!r} do not lie on the grid of {args_.bits} bits in groups "
-                f"of {args_.group_size or 'a row'} ({off[0]} is the first). Pass the bits and group_size that the base "
-                "was stored in; one that was never stored in few bits needs no such step."
+                f"of {args_.group_size or 'a row'} ({off[0]} is the first). Pass the bits and group_size that the "
+                "base was stored in; one that was never stored in few bits needs no such step."
             )
         self.rows = self.drawn(args_.max_pairs)
         self.passages = load_texts(args_.retain_text, "text")[: args_.max_passages]
