@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efface.errors import UserError
-from efface.evaluation.budget import Cost, UtilityBounds, fit_scale
+from efface.evaluation.budget import Cost, UtilityBounds, fit_as_it_is, fit_scale
 
 BASE = 28.0
 BOUNDS = UtilityBounds(kl=0.05, perplexity=0.03)
@@ -73,6 +73,19 @@ def test_the_guard_is_asked_last_and_seldom() -> None:
     assert fit_scale(smooth(0.2, 0.0), BASE, BOUNDS, guard=lambda a: "ok").binding == ["kl"]
     never = fit_scale(smooth(0.05, 0.0), BASE, BOUNDS, guard=lambda a: "gibberish")
     assert never.a is None and never.binding == ["guard"]
+
+
+def test_as_it_is_an_edit_fits_or_does_not() -> None:
+    def cost(a: float) -> Cost:
+        return Cost(0.04 * a, 10.2)
+
+    taken = fit_as_it_is(cost, 10.0, UtilityBounds(0.05, 0.03))
+    assert taken.a == 1.0 and taken.binding == ["most"] and len(taken.readings) == 1
+    dear = fit_as_it_is(cost, 10.0, UtilityBounds(0.03, 0.01))
+    assert dear.a is None and dear.binding == ["kl", "perplexity"]
+    refused = fit_as_it_is(cost, 10.0, UtilityBounds(0.05, 0.03), guard=lambda a: "gibberish")
+    assert refused.a is None and refused.binding == ["guard"]
+    assert fit_as_it_is(cost, 10.0, UtilityBounds(0.05, 0.03), guard=lambda a: "ok").a == 1.0
 
 
 def test_bad_bounds_are_refused() -> None:

@@ -55,6 +55,9 @@ class MethodPlan:
     """What differs in each trial."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """The first is of the trials; with the others only what was chosen is trained again."""
+    scaled: bool = True
+    """Scale its edits to the budget. False for what only holds as it is (`gptq`, whose weights lie on a grid): an arm
+    fits a budget or does not, and its strength is a setting to be tried."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME, self.name) or self.name == BASE:
@@ -261,6 +264,8 @@ def _converted(value: Any, kind: Any, where: str) -> Any:
             raise UserError(f"{where} must be a number, but it is {shown(value)}.") from None
     if said.startswith("list[float"):
         return [_converted(one, float, where) for one in _list(value, where)]
+    if said == "bool" and not isinstance(value, bool):
+        raise UserError(f"{where} must be true or false, but it is {shown(value)}.")
     simple = {"str": str, "int": int}.get(said.removesuffix(" | None"))
     if simple is not None and not (value is None and said.endswith("None")):
         if not isinstance(value, simple) or isinstance(value, bool):

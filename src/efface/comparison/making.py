@@ -96,7 +96,8 @@ class Arms:
             self.unfinished.append(arm.name)
             return
         file = arm.folder(self.folder) / "arm.json"
-        made_by = digest([arm.name, str(start.name), self.made_by, contents_of(arm.settings)], 16)
+        by = self.made_by if arm.plan.scaled else {**self.made_by, "most": None}
+        made_by = digest([arm.name, str(start.name), by, contents_of(arm.settings)], 16)
         with claimed(self.folder / CLAIMS / arm.name) as mine:
             found = read_json(file) if file.exists() else {}
             if found.get("made_by") == made_by and not (found["error"] and self.retry_failed):
@@ -117,7 +118,7 @@ class Arms:
         try:
             cost = train_arm(self.config, arm, self._model_before(start), self.folder, self.say)
             row["cost"] = cost if not isinstance(start, Arm) else added(self.rows[start.name]["cost"], cost)
-            row["budgets"] = self.scaler.fit(self.load(arm))
+            row["budgets"] = self.scaler.fit(self.load(arm), scaled=arm.plan.scaled)
         except Exception as error:  # a method of a third party may raise anything, which is a row and not the end
             log.info("%s failed", arm.name, exc_info=True)
             row["error"] = told(error)

@@ -14,7 +14,7 @@ from efface.attacks.measurement import Measurement
 from efface.attacks.target import Target
 from efface.comparison.config import SweepConfig
 from efface.errors import RunError
-from efface.evaluation.budget import Cost, FittedScale, UtilityBounds, fit_scale
+from efface.evaluation.budget import Cost, FittedScale, UtilityBounds, fit_as_it_is, fit_scale
 from efface.evaluation.divergence import Divergence
 from efface.evaluation.perplexity import perplexity
 from efface.files.jsonl import Row
@@ -58,9 +58,13 @@ class Scaler:
             return Cost(None, None)
         return Cost(kl, value)
 
-    def fit(self, edited: "PreTrainedModel") -> dict[str, Row]:
+    def fit(self, edited: "PreTrainedModel", *, scaled: bool = True) -> dict[str, Row]:
         """Budget -> how much of an edit it allows (`fitted`), and what that writes after the tuning prompts
-        (`tuning`, None where nothing fits). What two budgets ask alike is measured once."""
+        (`tuning`, None where nothing fits). What two budgets ask alike is measured once.
+
+        Args:
+            scaled: False to take the edit as it is, or not at all.
+        """
         costs: dict[float, Cost] = {}
         written: dict[float, Measurement | str] = {}
         found = {}
@@ -77,7 +81,7 @@ class Scaler:
             return said if isinstance(said, str) else _verdict(said)
 
         for name, bounds in self.config.budgets.items():
-            fitted = self._fit_one(cost, guard, bounds)
+            fitted = self._fit_one(cost, guard, bounds, scaled)
             point = None if fitted.a is None else written[fitted.a]
             found[name] = {
                 "fitted": fitted.to_dict(),
@@ -85,7 +89,9 @@ class Scaler:
             }
         return found
 
-    def _fit_one(self, cost: Any, guard: Any, bounds: UtilityBounds) -> FittedScale:
+    def _fit_one(self, cost: Any, guard: Any, bounds: UtilityBounds, scaled: bool) -> FittedScale:
+        if not scaled:
+            return fit_as_it_is(cost, self.base_perplexity, bounds, guard=guard)
         return fit_scale(cost, self.base_perplexity, bounds, guard=guard, most=self.config.most)
 
     def _write(self, edited: "PreTrainedModel", a: float) -> Measurement | str:

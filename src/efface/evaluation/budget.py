@@ -133,6 +133,21 @@ def fit_scale(
     return _below_guard(read, ask, best, tolerance, guard_readings - 1, found)
 
 
+def fit_as_it_is(
+    cost: Callable[[float], Cost],
+    base_perplexity: float,
+    bounds: UtilityBounds = UtilityBounds(),
+    *,
+    guard: Callable[[float], str] | None = None,
+) -> FittedScale:
+    """Whether the edit stays within `bounds` as it is: a is 1, or None. Arguments as `fit_scale`."""
+    positive("base_perplexity", base_perplexity)
+    one = judge_cost(1.0, cost(1.0), base_perplexity, bounds)
+    if one.fits and guard is not None:
+        one = _with_guard(one, guard(1.0))
+    return FittedScale(1.0, [MOST], [one]) if one.fits else FittedScale(None, one.exceeded, [one])
+
+
 def judge_cost(a: float, cost: Cost, base_perplexity: float, bounds: UtilityBounds) -> CostReading:
     """Which bounds a cost breaks; what is not finite breaks both."""
     kl, value = (None if one is None or not math.isfinite(one) else one for one in (cost.kl, cost.perplexity))

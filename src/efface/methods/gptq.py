@@ -32,6 +32,9 @@ from efface.training.inputs import base_of, model_and_tokenizer
 GRAM_BYTES = 2**27
 """Of X^T X that are held at once: of one block, or of as many as fit. Later blocks hear what earlier ones became."""
 
+SAME = 1e-5
+"""Weights that differ by less than this part of the largest are the same value of the grid."""
+
 
 @dataclass
 class GPTQConfig(EditConfig):
@@ -136,7 +139,7 @@ class GPTQEditor(PairEditor):
                 norm += (heard * edit).sum().item()
                 along += (heard * left).sum().item()
                 off += (((left - edit) @ gram) * (left - edit)).sum().item()
-                crossed += int((found != start).sum())
+                crossed += int(((found - start).abs() > SAME * start.abs().max()).sum())
                 total += found.numel()
                 weight.copy_(found)
         return {
