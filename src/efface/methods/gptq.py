@@ -95,20 +95,20 @@ class GPTQEditor(PairEditor):
         base, _ = model_and_tokenizer(name, self.processing_class, use_cpu=self.args.use_cpu)
         self.model, self.base = merged(self.model), without_adapter(base)
         check_same_parameters(self.model, self.base, "settled")
-        args_ = self.args
+        config = self.args
         off = [
             path
             for path, module in linear_maps(self.base).items()
-            if not lies_on_grid(output_weight(module).data, args_.bits, args_.group_size)
+            if not lies_on_grid(output_weight(module).data, config.bits, config.group_size)
         ]
         if off:
             raise UserError(
-                f"{len(off)} linear maps of the base {name!r} do not lie on the grid of {args_.bits} bits in groups "
-                f"of {args_.group_size or 'a row'} ({off[0]} is the first). Pass the bits and group_size that the "
+                f"{len(off)} linear maps of the base {name!r} do not lie on the grid of {config.bits} bits in groups "
+                f"of {config.group_size or 'a row'} ({off[0]} is the first). Pass the bits and group_size that the "
                 "base was stored in; one that was never stored in few bits needs no such step."
             )
-        self.rows = self.drawn(args_.max_pairs)
-        self.passages = load_texts(args_.retain_text, "text")[: args_.max_passages]
+        self.rows = self.drawn(config.max_pairs)
+        self.passages = load_texts(config.retain_text, "text")[: config.max_passages]
 
     @property
     def lengths(self) -> dict[str, int]:
