@@ -53,6 +53,7 @@ WITHSTAND = (
         "relearn:6e-4/2/4",
         "relearn:1.2e-3/4/4",
         "relearn:1.2e-3/4/4/4",
+        "attacker:2e-3/20",
         "round:4",
         "merge:0.5",
         "lora:8",

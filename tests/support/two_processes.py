@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "circuit_breakers checkpointed": {"gradient_checkpointing": True},
     "repo sam": {"withstand": "sharpness:0.01"},
     "repo relearn": {"withstand": "relearn:2e-3/3/2"},
+    "repo attacker": {"withstand": "attacker:2e-3/2"},
     "dpo relearn": {"withstand": "relearn:2e-3/2/2"},
     "repo adapter": {"withstand": "lora:2/2/2,round:4,merge:0.5,noise:0.01", "lora_r": 2},
     "repo lora": {"lora_r": 2},

@@ -1,6 +1,7 @@
 """Is a step's gradient taken at P(w), and nowhere else, and applied at w; and is nothing else disturbed by it?
 
-Of: training/withstand.py, training/perturbations.py, training/anticipated.py, training/toxic_adapter.py
+Of: training/withstand.py, training/perturbations.py, training/anticipated.py, training/attacker.py,
+training/toxic_adapter.py
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ Build = Callable[..., REPOTrainer]
 build = trained.build
 KINDS = {
     "relearn": "relearn:2e-2/3/2",
+    "attacker": "attacker:2e-2/3",
     "round": "round:4",
     "merge": "merge:0.8",
     "lora": "lora:2/2/2/0.05",
@@ -110,6 +112,7 @@ def test_the_registry_says_what_the_kinds_take() -> None:
         ("relearn:1e-3/0", "k=0: it must be at least 1"),
         ("relearn:1e-3/4/0", "keep=0: it must be at least 1"),
         ("relearn:1e-3/4/4/-1", "rows=-1: it must be a finite number, 0 or more"),
+        ("attacker:1e-3/128", "k=128: at most 127 steps, whose signs are counted in a byte"),
         ("relearn:1e-3/128", "k=128: at most 127 steps, whose signs are counted in a byte"),
         ("round:9", "BITS=9: whole numbers from 2 to 8 are needed"),
         ("round:8/nf4", "BITS=8: .* and 4 for nf4"),
@@ -143,7 +146,10 @@ def test_the_former_name_of_sharpness(build: Build) -> None:
 # The place
 
 
-@pytest.mark.parametrize("withstand", ["relearn:0/2/2", "merge:0", "lora:2/0", "noise:0", "sharpness:0"])
+NO_WAY = ["relearn:0/2/2", "attacker:0/2", "merge:0", "lora:2/0", "noise:0", "sharpness:0"]
+
+
+@pytest.mark.parametrize("withstand", NO_WAY)
 def test_without_any_way_it_is_the_plain_step_bit_by_bit(withstand: str, build: Build) -> None:
     settings = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "retain_text_list": PASSAGES}
     plain, perturbed = build(**settings), build(withstand=withstand, **settings)
@@ -230,14 +236,14 @@ def test_a_walk_that_leads_to_no_number_is_said(build: Build, monkeypatch: pytes
 def test_the_draw_depends_on_seed_and_step_alone(build: Build) -> None:
     def drawn(seed: int) -> list[tuple[str, float]]:
         perturbed = build(withstand=ALL, seed=seed).perturbed
-        found = [perturbed.drawn(step) for step in range(60)]
+        found = [perturbed.drawn(step) for step in range(90)]
         return [(type(kind).__name__, float(torch.rand((), generator=rest))) for kind, rest in found]
 
     first = drawn(0)
     assert first == drawn(0) != drawn(1) and {name for name, _ in first} == {
-        *("Anticipated", "Rounded", "Merged", "ToxicAdapter", "Noisy", "Sharpness")
+        *("Anticipated", "Attacker", "Rounded", "Merged", "ToxicAdapter", "Noisy", "Sharpness")
     }
-    assert len({number for _, number in first}) == 60
+    assert len({number for _, number in first}) == 90
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -331,6 +337,40 @@ def test_a_direction_serves_for_as_many_steps_as_it_is_kept(build: Build) -> Non
     ways = [(2 * way / distance).round() for way, distance in zip(ways, distances, strict=True)]
     alike = [torch.equal(first, second) for first, second in zip(ways, ways[1:], strict=False)]
     assert alike == [True, True, False, True, True, False]
+
+
+def test_the_attacker_goes_step_by_step_from_where_he_was_and_begins_anew(build: Build) -> None:
+    """At each step: his way so far, from today's weights, and one sign of the gradient there."""
+    trainer: Any = build(
+        tiny_model("llama").double(), withstand="attacker:4e-3/4", max_steps=6, precompute_reference="off"
+    )
+    (kind,) = trainer.perturbed.kinds
+    met: list[tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]] = []
+    move = kind.move_
+
+    def move_(place: Place) -> None:
+        here, before = weights(trainer.model), {name: each.clone() for name, each in kind.kept.items()}
+        move(place)
+        with place.standing():
+            met.append((here, before, weights(trainer.model)))
+
+    kind.move_ = move_
+    trainer.train()
+    lengths = []
+    for here, before, there in met:
+        name = "model.layers.1.mlp.down_proj.weight"
+        way = (there[name] - here[name]) / 1e-3
+        torch.testing.assert_close(way, way.round(), rtol=0, atol=1e-9)
+        lengths.append(int(way.abs().max().round()))
+        first = int(before.get("steps", torch.tensor(0))) % 4 == 0
+        last = (way - (0 if first else before[name])).round()  # of the step that he has just made
+        assert last.unique().tolist() in ([-1.0, 1.0], [-1.0, 0.0, 1.0])
+    assert lengths[0] == 1 and lengths[4] == 1 and 2 <= lengths[3] <= 4 and int(kind.kept["steps"]) == 2
+    twin = tiny_model("llama").double()  # his first step is the anticipated one's
+    expected = prototype(twin, whole_batch(trainer), 1e-3, 1)
+    here, _, there = met[0]
+    for name, direction in expected.items():
+        torch.testing.assert_close(there[name] - here[name], 1e-3 * direction, rtol=0, atol=1e-9)
 
 
 def test_some_rows_at_a_time(build: Build) -> None:
@@ -431,7 +471,7 @@ def test_a_toxic_adapter_makes_the_rejected_text_likelier_and_is_trained_anew(bu
 # With everything else
 
 
-@pytest.mark.parametrize("withstand", [*(KINDS[name] for name in ("relearn", "lora")), ALL])
+@pytest.mark.parametrize("withstand", [*(KINDS[name] for name in ("relearn", "attacker", "lora")), ALL])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(withstand: str, build: Build, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "withstand": withstand.replace("/3/2", "/2/3").replace("/2/2/", "/2/3/"),  # kept beyond the checkpoint

@@ -65,14 +65,14 @@ class Anticipated:
             self.kept, uses = dict(counts), 0
         self.kept["uses"] = torch.tensor(uses + 1)
         distance = self.delta * float(torch.rand((), generator=place.generator, dtype=torch.float64))
-        _stand_off_(place, counts, distance / self.k)
+        stand_off_(place, counts, distance / self.k)
 
     def _walk(self, place: Place) -> dict[str, Tensor]:
         """name -> int8, minus the sum of the signs of the gradients on the way."""
         counts = {name: torch.zeros_like(each, dtype=torch.int8) for name, each in place.trained.items()}
         for i in range(self.k):
             if i:
-                _stand_off_(place, counts, self.delta / self.k)
+                stand_off_(place, counts, self.delta / self.k)
             gradients = place.summed(place.gradients(attackers_losses(place, i, self.rows)), place.trained)
             while gradients:  # each let go at once: the next step's would otherwise be made beside them
                 name, gradient = gradients.popitem()
@@ -85,7 +85,7 @@ class Anticipated:
 
 
 @torch.no_grad()
-def _stand_off_(place: Place, counts: dict[str, Tensor], step: float) -> None:
+def stand_off_(place: Place, counts: dict[str, Tensor], step: float) -> None:
     """P(w) = w + step * counts."""
     for name, count in counts.items():
         here, there = place.trained[name].data, place.put(name)

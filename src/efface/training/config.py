@@ -106,8 +106,8 @@ class PairConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "Take each step's gradient where an adversary would leave the weights, and apply it here: "
-            "relearn:DELTA/K/KEEP, round:BITS, merge:ALPHA, lora:RANK, noise:SCALE, sharpness:RHO; one, or several "
-            "with commas between, of which one is drawn for each step (docs/methods.md)."
+            "relearn:DELTA/K/KEEP, attacker:DELTA/K, round:BITS, merge:ALPHA, lora:RANK, noise:SCALE, sharpness:RHO; "
+            "one, or several with commas between, of which one is drawn for each step (docs/methods.md)."
         },
     )
     sam_rho: float = field(default=0.0, metadata={"help": "The former name of --withstand sharpness:RHO; 0 for none."})

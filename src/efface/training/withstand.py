@@ -33,6 +33,13 @@ WITHSTAND = {
         form="DELTA[/K/KEEP/ROWS]",
         memory="a direction in 8 bits: 1/4 of the trained weights in float32",
     ),
+    "attacker": Kind(
+        "efface.training.attacker:Attacker",
+        "where an attacker is who relearns beside the training, one sign step of DELTA / K at a time, anew after K",
+        "ours; as relearn",
+        form="DELTA[/K/ROWS]",
+        memory="his way in 8 bits: 1/4 of the trained weights in float32",
+    ),
     "round": Kind(
         "efface.training.perturbations:Rounded",
         "the blocks' linear maps rounded to BITS on a grid, straight through (Bengio et al. 2013, arXiv 1308.3432)",
