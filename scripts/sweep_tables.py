@@ -62,7 +62,7 @@ def curves_table(name: str, points: Sequence[tuple[str, int]], half: Sequence[st
     header += [f"{curve}, {step}" for curve, step in points] + [f"half, {curve}" for curve in half]
     rows = []
     for model in figures.models:
-        row = [model[0], "" if model[1] is None else str(model[1])]
+        row = named(model)
         costs = {"cost/a": ".2f", "cost/kl": ".3f", "cost/increase": "+.1%"}
         row += [cell(figures.get(model, figure), form) for figure, form in costs.items()]
         row += [cell(figures.get(model, f"{judge}/share")) for judge in (first, second)]
@@ -76,3 +76,68 @@ def trials() -> str:
     fast, slow, other = "fast 0.0001", "slow 2e-05", "paradetox 0.0001"
     points = [(fast, 5), (fast, 10), (fast, 20), (slow, 20), (other, 10), (other, 20)]
     return curves_table("trials.json", points, [fast, other])
+
+
+CURVES = [f"{rows} {rate}" for rows in ("pairs", "paradetox") for rate in ("2e-05", "0.0001")]
+GRIDS = [f"{bits} bits {scheme}" for scheme in ("asymmetric/32", "symmetric/64") for bits in (8, 4)]
+
+
+def kept(budget: str) -> str:
+    """A row for each model that is kept at a budget."""
+    figures = Figures("comparison.json", budget)
+    first, second = (figures.judge(judge) for judge in (FIRST_JUDGE, SECOND_JUDGE))
+    columns = {
+        "a": ("cost/a", ".2f"),
+        "KL": ("cost/kl", ".3f"),
+        "perplexity": ("cost/increase", "+.1%"),
+        "share": (f"{first}/share", ".3f"),
+        "second judge": (f"{second}/share", ".3f"),
+        "of the base's": ("relative_share", ".2f"),
+        "invalid": (f"{first}/invalid", ".3f"),
+        "worst attack": ("worst attack/share", ".2f"),
+        "ratio of drops": ("worst_ratio", ".2f"),
+        "trainability": ("weights/trainability", ".2f"),
+        "L2": ("weights/distance", ".2f"),
+        "barrier": ("weights/barrier", ".3f"),
+    }
+    return figure_table(figures, columns)
+
+
+def comparison_rounding() -> str:
+    """What part of each drop is left, on the base and on the base moved off its grid."""
+    kinds = {"surviving": "", "surviving_moved": ", moved base"}
+    columns = {f"{grid}{said}": (f"{kind}/{grid}", ".0%") for kind, said in kinds.items() for grid in GRIDS}
+    return figure_table(Figures("comparison.json"), columns)
+
+
+def comparison_steps() -> str:
+    """Steps to base and to half, of each attack that is made on all."""
+    figures = Figures("comparison.json")
+    header = ["method", "seed", *(f"{which}, {curve}" for curve in CURVES for which in ("base", "half"))]
+    return table(
+        header,
+        [
+            [*named(model), *(reached(figures, model, curve, which) for curve in CURVES for which in ("base", "half"))]
+            for model in figures.models
+            if model[0] != "base"
+        ],
+    )
+
+
+def comparison_attacks() -> str:
+    points = [(curve, step) for curve in CURVES for step in (5, 10, 20)]
+    columns = {f"{curve}, {step}": (f"{curve}/share at {step}", ".2f") for curve, step in points}
+    return figure_table(Figures("comparison.json"), columns)
+
+
+def figure_table(figures: Figures, columns: dict[str, tuple[str, str]]) -> str:
+    """A row for each model, a column for each figure: its title -> its name and how it is written."""
+    rows = [
+        [*named(model), *(cell(figures.get(model, figure), form) for figure, form in columns.values())]
+        for model in figures.models
+    ]
+    return table(["method", "seed", *columns], rows)
+
+
+def named(model: tuple[str, int | None]) -> list[str]:
+    return [model[0], "" if model[1] is None else str(model[1])]

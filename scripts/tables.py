@@ -710,4 +710,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "robustness_points": robustness_points,
     "robustness_commands": robustness_commands,
     "trials": sweep_tables.trials,
+    "comparison_main": lambda: sweep_tables.kept("main"),
+    "comparison_tight": lambda: sweep_tables.kept("tight"),
+    "comparison_attacks": sweep_tables.comparison_attacks,
+    "comparison_steps": sweep_tables.comparison_steps,
+    "comparison_rounding": sweep_tables.comparison_rounding,
 }
