@@ -225,6 +225,31 @@ SMALL: dict[str, Any] = {
 }
 
 
+def test_budgets_may_be_left_unattacked_and_edits_unscaled(silly: Path, tmp_path: Path) -> None:
+    common = {"use_cpu": True, "max_steps": 4, "logging_steps": 4, "retain_text": "none", "learning_rate": "1e-3"}
+    changes: dict[str, Any] = {
+        **SMALL,
+        "methods": [
+            {"name": "sft", "settings": common},
+            {"name": "as-it-is", "method": "sft", "settings": common, "scaled": False},
+        ],
+        "budgets": {"main": {"kl": 0.3, "perplexity": 0.5}, "other": {"kl": 0.2, "perplexity": 0.5}},
+        "attacks": {"every": {"pairs": "--learning_rates 1e-3 --steps 1"}, "budgets": ["main"], "line": [0.5]},
+    }
+    found = sweep(config_of(silly, **changes), output=tmp_path / "out")
+    kept = by_name(found)
+    assert kept["main/sft-s0"]["attacks"].keys() == {"pairs"} and kept["main/sft-s0"]["weights"]["barrier"] is not None
+    other = kept["other/sft-s0"]
+    assert other["attacks"] == {} and other["worst"] is None and other["reported"]
+    assert other["weights"]["distance"] > 0 and other["weights"]["barrier"] is None
+    assert "other" in comparison_page({"here": read_sweep(found, "here")})
+    assert kept["main/as-it-is-s0"]["a"] == 1.0 != kept["main/sft-s0"]["a"]
+    (arm,) = [arm for arm in found["arms"] if arm["entry"] == "as-it-is"]
+    assert [len(arm["budgets"][name]["fitted"]["readings"]) for name in ("main", "other")] == [1, 1]
+    with pytest.raises(UserError, match="there are the budgets main"):
+        config_of(silly, attacks={"budgets": ["tight"]})
+
+
 @pytest.mark.parametrize("change", [SMALL, pytest.param({}, marks=pytest.mark.full)], ids=["small", "whole"])
 def test_finished_work_is_taken_and_killed_work_is_made_again(
     change: dict[str, Any], silly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

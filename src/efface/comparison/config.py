@@ -84,6 +84,8 @@ class AttackPlans:
     best: list[AttackPlan] = field(default_factory=list)
     """Besides, on the base and the `best_of` methods that withstood `every` best."""
     best_of: int = 3
+    budgets: list[str] | None = None
+    """Whose kept models are attacked, rounded and weighed; default: all. What others keep is only reported."""
     rounding: list[str] = field(default_factory=list)
     """Flags of `efface attack quantize`, one entry for each kind of grid."""
     moved_steps: int = 0
@@ -161,6 +163,9 @@ class SweepConfig:
         for budget in self.budgets:
             if not re.fullmatch(NAME, budget):
                 raise UserError(f"budgets: {budget!r} cannot be a name (letters, digits, '-', '_', '.').")
+        unknown = set(self.attacks.budgets or ()) - set(self.budgets)
+        if unknown:
+            raise UserError(f"attacks.budgets={sorted(unknown)}: there are the budgets {', '.join(self.budgets)}.")
         attacks = [plan.name for plan in [*self.attacks.every, *self.attacks.best]]
         if len(set(attacks)) < len(attacks):
             raise UserError(f"attacks: {', '.join(attacks)}: each needs a name of its own.")

@@ -207,9 +207,14 @@ def _attack(
         return {"error": told(error), "seconds": None}, []
 
 
-def weigh_edit(bench: Bench, place: str, model: "PreTrainedModel") -> Row:
-    """Where the weights went: distance to the base, barrier on the way, how a benign fine-tune learns from here."""
+def weigh_edit(bench: Bench, place: str, model: "PreTrainedModel", *, whole: bool = True) -> Row:
+    """Where the weights went: distance to the base, barrier on the way, how a benign fine-tune learns from here.
+
+    Args:
+        whole: False for the distance alone.
+    """
     plans, file = bench.config.attacks, bench.folder(place) / "weights.json"
+    plans = plans if whole else dataclasses.replace(plans, line=[], benign_steps=0)
     how = {"line": plans.line, "steps": plans.benign_steps, "rate": plans.benign_rate, "seed": bench.config.seed}
     texts = [bench.config.text, bench.config.documents, bench.config.max_text_tokens]
     made_by = digest([fingerprint_of(model), fingerprint_of(bench.base), how, texts])

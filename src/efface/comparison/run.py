@@ -211,6 +211,11 @@ class _Sweep:
         model = self._model_of(place)
         row["reported"] = report_model(self.bench, model)
         self.reported[place] = reported_option(self.bench, model)
+        attacked = self.config.attacks.budgets
+        if budget is not None and attacked is not None and budget not in attacked:
+            row["weights"] = weigh_edit(self.bench, place, model, whole=False)
+            self.save()
+            return
         self._attack(place, model, self.config.attacks.every)
         self._judge(place, "worst")
         for number in range(len(self.config.attacks.rounding)):
