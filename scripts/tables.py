@@ -347,11 +347,14 @@ def shipped() -> str:
         part: f"{sum(of.values())} pairs: {of['scene']} provoking prompts, {of['encyclopedia']} encyclopedia-like ones"
         for part, of in kinds.items()
     }
-    lines = {name: len(read_jsonl(SHIPPED / f"{name}.jsonl")) for name in ("prompts", "passages", "text")}
+    names = ("broad", "broad-heldout")
+    lines = {name: len(read_jsonl(SHIPPED / f"{name}.jsonl")) for name in (*names, "prompts", "passages", "text")}
     what = {
         "train": f"{pairs['train']}, to train on",
         "heldout": f"{pairs['heldout']}, for probes and attacks; they share no template, no speaker or topic and no "
         "text with a training pair",
+        "broad": f"{lines['broad']} pairs of many registers and many words (below), to train on",
+        "broad-heldout": f"{lines['broad-heldout']} such pairs; no prompt begins like one of another set",
         "prompts": f"{lines['prompts']} provoking prompts, for the demo; they share no template with any pair, but "
         "speakers",
         "passages": f"{lines['passages']} ordinary passages sampled from the model, for `retain_text`",
@@ -380,6 +383,75 @@ def shipped_sides() -> str:
         "`rejected` before the guard",
     ]
     return _table(header, rows)
+
+
+BROAD = {"train": "`shipped:train`", "broad": "`shipped:broad`", "broad-heldout": "`shipped:broad-heldout`"}
+
+
+def broad() -> str:
+    """The broad set beside the present training pairs."""
+    meta = read_json(SHIPPED / "broad_meta.json")
+    sets = [meta["sets"][name] for name in BROAD]
+    same = f"different pairs of words, of all (`rejected` of {meta['distinct_2_of']} pairs)"
+    figures: dict[str, Callable[[dict[str, Any]], str]] = {
+        "pairs": lambda of: str(of["pairs"]),
+        "*style-only AUC*": lambda of: f"{of['style_auc']:.2f}",
+        "`rejected` with one of its three commonest toxic words": lambda of: f"{of['one_of_its_three_commonest']:.2f}",
+        "with one of the three of `shipped:train`": lambda of: f"{of['one_of_the_three_commonest_of_train']:.2f}",
+        **{f"with its {name}": _word(name) for name in ("word 1", "word 2", "word 3", "word 10")},
+        "different toxic words": lambda of: str(of["different_words"]),
+        "as many equally frequent ones": lambda of: f"{of['effective_words']:.0f}",
+        "with the commonest three words in a row": lambda of: f"{of['most_frequent_three_words']:.2f}",
+        "with a word three times": lambda of: f"{of['a_word_three_times']:.2f}",
+        "with that or the same three words twice": lambda of: f"{of['loops']:.2f}",
+        same: lambda of: f"{of['distinct_2']['rejected']:.2f}",
+        "mean score of `rejected`": lambda of: f"{of['mean_rejected_score']:.2f}",
+        "words before the first toxic one": lambda of: f"{of['words_before_the_first_toxic_one']:.1f}",
+        "that say *you* (of `chosen`)": _says("you"),
+        "that say *I* (of `chosen`)": _says("i"),
+        "perplexity of `rejected` / of `chosen`": lambda of: f"{of['mean_perplexity_ratio']:.2f}",
+    }
+    rows = [[what, *(cell(of) for of in sets)] for what, cell in figures.items()]
+    return _table(["", *BROAD.values()], rows)
+
+
+def _says(person: str) -> Callable[[dict[str, Any]], str]:
+    return lambda of: "{rejected:.2f} ({chosen:.2f})".format(**of["says"][person])
+
+
+def _word(name: str) -> Callable[[dict[str, Any]], str]:
+    return lambda of: f"{of['most_frequent_words'].get(name, 0):.2f}"
+
+
+def broad_sides() -> str:
+    """What tells the sides of the broad set apart without a word being read."""
+    sets = read_json(SHIPPED / "broad_meta.json")["sets"]
+    names = ("broad", "broad-heldout")
+    rows = [
+        [kind, *(f"{sets[name]['shortcuts'][kind][side]:.2f}" for name in names for side in ("chosen", "rejected"))]
+        for kind in sets["broad"]["shortcuts"]
+    ]
+    header = [f"`{side}`{', held out' * (name != 'broad')}" for name in names for side in ("chosen", "rejected")]
+    return _table(["share of texts with", *header], rows)
+
+
+def broad_kept() -> str:
+    """What became of the candidates of each toxic copy."""
+    meta = read_json(SHIPPED / "broad_meta.json")
+    rows = []
+    for kind, counts in meta["dropped"].items():
+        of = counts["candidates"]
+        lost = {
+            reason: count for reason, count in counts.items() if reason not in ("candidates", "prompts without any")
+        }
+        said = ", ".join(
+            f"{reason} {count / of:.0%}"
+            for reason, count in sorted(lost.items(), key=lambda each: -each[1])
+            if round(100 * count / of)
+        )
+        kept = [str(meta["sets"][name]["kinds"].get(kind, "")) for name in ("broad", "broad-heldout")]
+        rows.append([kind, str(of), f"{1 - sum(lost.values()) / of:.2f}", said, *kept])
+    return _table(["copy", "candidates", "pass", "of the others", "in `broad`", "in `broad-heldout`"], rows)
 
 
 def methods() -> str:
@@ -696,6 +768,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "builders_trained": builders_trained,
     "shipped": shipped,
     "shipped_sides": shipped_sides,
+    "broad": broad,
+    "broad_sides": broad_sides,
+    "broad_kept": broad_kept,
     "methods": methods,
     "gcg": gcg,
     "patience": patience,

@@ -31,7 +31,7 @@ from efface.pairs.config import BuilderConfig
 from efface.pairs.filters import NearDuplicates, has_length, newline_tokens
 from efface.pairs.prompts import prompts_from_text
 from efface.pairs.sources.sample import sample_source
-from efface.pairs.style import style_auc, style_features
+from efface.pairs.style import style_auc, style_features, style_probabilities
 from efface.pairs.toxic_copy import antiexpert, clean_sentences, toxic_texts
 from efface.pairs.unfiltered import describe, unfiltered_figures
 from efface.scoring.scorer import NamedScorer
@@ -650,8 +650,11 @@ def test_equal_style_cannot_be_told() -> None:
 
 def test_lower_case_is_told() -> None:
     texts = sentences(60, 0)
-    auc = style_auc(texts, [text.lower() for text in texts])
+    lower = [text.lower() for text in texts]
+    auc = style_auc(texts, lower)
     assert auc is not None and auc > 0.99
+    chosen, rejected = style_probabilities(texts, lower).reshape(2, -1)
+    assert (chosen < 0.5).mean() > 0.95 and (rejected > 0.5).mean() > 0.95
 
 
 def test_words_alone_cannot_be_told() -> None:

@@ -75,7 +75,8 @@ def load_texts(source: Sequence[str] | str | os.PathLike[str], field: str = "tex
 
 
 def shipped(name: str) -> Path:
-    """Path of a data file in the package: `train`, `heldout` (pairs), `prompts`, `passages`, `text`, `injections`."""
+    """Path of a data file in the package: `train`, `heldout`, `broad`, `broad-heldout` (pairs), `prompts`, `passages`,
+    `text`, `injections`."""
     path = Path(__file__).parent / "shipped" / f"{name}.jsonl"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.jsonl")))

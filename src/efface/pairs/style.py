@@ -65,19 +65,25 @@ def style_auc(chosen: Sequence[str], rejected: Sequence[str], *, folds: int = 5,
     """Cross-validated AUC, pairs kept together, of boosted trees on `style_features`; None below 20 pairs."""
     if len(chosen) < 20:
         return None
-    from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
+
+    predicted = style_probabilities(chosen, rejected, folds=folds, seed=seed)
+    return round(float(roc_auc_score(np.repeat([0, 1], len(chosen)), predicted)), 4)
+
+
+def style_probabilities(
+    chosen: Sequence[str], rejected: Sequence[str], *, folds: int = 5, seed: int = 0
+) -> np.ndarray:
+    """(2n,) how surely a classifier that has not seen the pair takes each text for `rejected`; `chosen` come first."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
     features = np.array([style_features(text) for text in [*chosen, *rejected]])  # (2n, 13)
-    labels = np.repeat([0, 1], len(chosen))
-    groups = np.tile(np.arange(len(chosen)), 2)
-    predicted = cross_val_predict(
+    return cross_val_predict(
         HistGradientBoostingClassifier(max_iter=60, random_state=seed),
         features,
-        labels,
-        groups=groups,
+        np.repeat([0, 1], len(chosen)),
+        groups=np.tile(np.arange(len(chosen)), 2),
         cv=GroupKFold(folds),
         method="predict_proba",
     )[:, 1]
-    return round(float(roc_auc_score(labels, predicted)), 4)
