@@ -24,7 +24,12 @@ def script(file):
     """A module of scripts/ or benchmarks/, which are no packages."""
     spec = importlib.util.spec_from_file_location(f"of_docs_{file.replace('/', '_')}", ROOT / f"{file}.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    beside = str((ROOT / file).parent)
+    sys.path.insert(0, beside)  # they import each other by name, as when they are run
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(beside)
     return module
 
 
