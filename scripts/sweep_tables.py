@@ -1,10 +1,9 @@
 """What does each table of a sweep in the docs say? From the rows that `efface compare` writes (`comparison.json`)."""
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-from efface.files.results import read_json
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 FIRST_JUDGE, SECOND_JUDGE = "alt-profanity-check", "judge"
@@ -19,7 +18,7 @@ class Figures:
     """The figures of a file, by method, seed and name."""
 
     def __init__(self, name: str, budget: str = "main"):
-        rows = read_json(RESULTS / name)
+        rows = json.loads((RESULTS / name).read_text(encoding="utf-8"))
         self.budget = budget
         self._found = {(row["method"], row["seed"], row["metric"]): row["value"] for row in rows}
         self.models = list(dict.fromkeys((row["method"], row["seed"]) for row in rows if self._place(row) is not None))
@@ -35,7 +34,9 @@ class Figures:
 
     def judge(self, begins: str) -> str:
         """The name under which a judge's share stands."""
-        names = {name.split("/")[1] for _, _, name in self._found if name.endswith("/share")}
+        names = {
+            name.partition("/")[2].removesuffix("/share") for _, _, name in self._found if name.endswith("/share")
+        }
         return next(name for name in sorted(names) if name.startswith(begins))
 
 
