@@ -110,13 +110,6 @@ class GPTQEditor(PairEditor):
         self.rows = self.drawn(config.max_pairs)
         self.passages = load_texts(config.retain_text, "text")[: config.max_passages]
 
-    @property
-    def lengths(self) -> dict[str, int]:
-        return {
-            "max_prompt_length": self.args.max_prompt_length,
-            "max_completion_length": self.args.max_completion_length,
-        }
-
     def edit_(self) -> dict[str, Any]:
         """Returns, for the settled maps together: `crossed`, the part of the weights that are not the base's; `kept`,
         the part of what the edit changes in what maps write that is left, along itself; `error`, the norm of what

@@ -114,13 +114,6 @@ class RepSelectEditor(PairEditor):
         self.divergence: Callable[[PreTrainedModel, PreTrainedModel], float] = self._kl
         """Of the model from its frozen copy, in nats a token."""
 
-    @property
-    def lengths(self) -> dict[str, int]:
-        return {
-            "max_prompt_length": self.args.max_prompt_length,
-            "max_completion_length": self.args.max_completion_length,
-        }
-
     def edit_(self) -> dict[str, Any]:
         """Returns for each round how far the MLP matrices went (over their own length), the KL there, and what of the
         gradient's length the selection kept.

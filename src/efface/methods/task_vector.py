@@ -84,13 +84,6 @@ class TaskVectorEditor(PairEditor):
         )
         self.toxic_ids = [pair.prompt_ids + pair.rejected_ids for pair in pairs]
 
-    @property
-    def lengths(self) -> dict[str, int]:
-        return {
-            "max_prompt_length": self.args.max_prompt_length,
-            "max_completion_length": self.args.max_completion_length,
-        }
-
     def edit_(self) -> dict[str, Any]:
         """Returns the scale that was taken and, of a sweep, the perplexity before and at every scale.
 

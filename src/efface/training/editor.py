@@ -21,6 +21,8 @@ from efface.model.save import save_model
 from efface.training.config import check_config
 from efface.training.inputs import model_and_tokenizer, pair_reader
 
+LENGTHS = ("max_prompt_length", "max_completion_length")
+
 
 @dataclass
 class EditConfig:
@@ -73,7 +75,7 @@ class PairEditor:
     @property
     def lengths(self) -> dict[str, Any]:
         """`max_prompt_length` and `max_completion_length`, if the method's settings have them."""
-        return {}
+        return {name: getattr(self.args, name) for name in LENGTHS if hasattr(self.args, name)}
 
     def edit_(self) -> dict[str, Any]:
         """Change `self.model` in place; returns what was found on the way, as JSON."""
