@@ -6,13 +6,15 @@ Those of the shipped pairs come from the `meta.json` beside them.
 import ast
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import sweep_tables
+from sweep_tables import table
 
 from efface.audit.battery import BUDGETS
+from efface.audit.columns import ANY_COST
 from efface.files.jsonl import read_jsonl
 from efface.files.results import read_json
 from efface.methods import METHODS
@@ -21,11 +23,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SOURCE = ROOT / "src" / "efface"
 SHIPPED = SOURCE / "data" / "shipped"
-
-
-def _table(header: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def _share(toxicity: dict[str, Any], key: str = "share") -> str:
@@ -62,12 +59,12 @@ def demo() -> str:
     content = read_json(RESULTS / "demo.json")
     low, high = content["comparison"]["share_ratio_ci95"]
     ratio = ["edited / base share", "", f"{content['comparison']['share_ratio']:.2f} [{low:.2f}, {high:.2f}]"]
-    return _table(["", "base", "edited"], [*_figures(content["base"], content["edited"]), ratio])
+    return table(["", "base", "edited"], [*_figures(content["base"], content["edited"]), ratio])
 
 
 def challenging() -> str:
     report = read_json(RESULTS / "repo_defaults.json")["report"]
-    return _table(["", "base", "edited"], _figures(report["base"], report["default"]))
+    return table(["", "base", "edited"], _figures(report["base"], report["default"]))
 
 
 def defaults() -> str:
@@ -84,7 +81,7 @@ def defaults() -> str:
         cells = [settings, _share(toxicity), f"{toxicity['mean']:.3f}", f"{perplexity:.2f}", _change(perplexity, base)]
         rows.append([name, *cells, adversary, result["degeneration"]["verdict"]])
     header = ["arm", "differs from the default by", "toxic share", "mean score", "perplexity", "change"]
-    return _table([*header, "last BCE", "verdict"], rows)
+    return table([*header, "last BCE", "verdict"], rows)
 
 
 ERASURE = RESULTS / "erasure_check.json"
@@ -100,7 +97,7 @@ def erasure() -> str:
         cells = [_gain(models[name]["most"][kind], "auc_gain") for kind in ERASURE_KINDS for name in ("base", "repo")]
         rows.append([text, f"{_any_layer(models['base'])['token']['auc']:.3f}", *cells])
     header = [f"{name}, {kind}" for kind in ERASURE_KINDS.values() for name in ("base", "REPO")]
-    return _table(["text", "token alone", *header], rows)
+    return table(["text", "token alone", *header], rows)
 
 
 def erasure_layers() -> str:
@@ -116,7 +113,7 @@ def erasure_layers() -> str:
                 cells += [*gains, "" if left is None else f"{left[0]:.2f} [{left[1][0]:.2f}, {left[1][1]:.2f}]"]
             rows.append([text, layer, *cells])
     header = [f"{name}, {kind}" for kind in ERASURE_KINDS.values() for name in ("base", "REPO", "remains")]
-    return _table(["text", "layer", *header], rows)
+    return table(["text", "layer", *header], rows)
 
 
 def _erasure_models(kind: str, figure: str) -> str:
@@ -132,7 +129,7 @@ def _erasure_models(kind: str, figure: str) -> str:
             layers |= {"largest": {name: cell["most"][kind] for name, cell in models.items()}}
         for layer, found in layers.items():
             rows.append([text, layer, *(_gain(found[name], figure) if name in found else "" for name in names)])
-    return _table(["text", "layer", *names], rows)
+    return table(["text", "layer", *names], rows)
 
 
 def erasure_linear() -> str:
@@ -168,7 +165,7 @@ def erasure_controls() -> str:
         "its embedding, linear",
         "its embedding, hidden layer",
     ]
-    return _table([*header, "AUC with shuffled labels"], rows)
+    return table([*header, "AUC with shuffled labels"], rows)
 
 
 def _any_layer(cell: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +193,7 @@ def step() -> str:
             rows.append([entry["model"], name, f"{seconds[name]:.2f}", ratio, f"{peaks[name]:.2f}", f"{above:.2f}"])
         shares = f"memory ratio {entry['memory_ratio']:.2f}", f"share of matrix product {entry['matmul_share']:.2f}"
         rows.append([entry["model"], *shares, "", "", ""])
-    return _table(["model", "side", "seconds a step", "repo / it", "peak GB", "memory GB"], rows)
+    return table(["model", "side", "seconds a step", "repo / it", "peak GB", "memory GB"], rows)
 
 
 def switches() -> str:
@@ -204,7 +201,7 @@ def switches() -> str:
     for block, sides in read_json(RESULTS / "switches.json")["blocks"].items():
         for name, side in sides.items():
             rows.append([block, name, f"{side['step']:.2f}", f"{side['pair']:.3f}", f"{side['ratio']:.2f}"])
-    return _table(["block", "switch", "seconds a step", "seconds a pair", "x"], rows)
+    return table(["block", "switch", "seconds a step", "seconds a pair", "x"], rows)
 
 
 def demo_training() -> str:
@@ -216,7 +213,7 @@ def demo_training() -> str:
         rows.append([name, f"{side['step_median']:.2f}", f"{side['training']:.0f}", *figures])
     ratio = content["speedup"]
     rows.append(["faster by", f"{ratio['step_median']:.2f}", f"{ratio['training']:.2f}", "", ""])
-    return _table(["side", "seconds a step", "seconds in all", "toxic share", "perplexity"], rows)
+    return table(["side", "seconds a step", "seconds in all", "toxic share", "perplexity"], rows)
 
 
 def scaling() -> str:
@@ -227,7 +224,7 @@ def scaling() -> str:
         for size in content["sizes"]
     ]
     rows.append(["ratio", *(f"{content['ratios'][key]:.2f}" for key in keys)])
-    return _table(["pairs", "ms a step", "set-up s", "anonymous memory MB", "peak with mapped files MB"], rows)
+    return table(["pairs", "ms a step", "set-up s", "anonymous memory MB", "peak with mapped files MB"], rows)
 
 
 def _parts() -> dict[str, dict[str, dict[str, Any]]]:
@@ -252,7 +249,7 @@ def baselines_toxicity() -> str:
                 guard = part["result"]["degeneration"]["verdict"]
                 rows.append([model, what, judge.partition(":")[0], str(block["n_prompts"]), *figures, guard])
     header = ["model", "protocol and prompts", "judge", "prompts", "mean score", "share above 0.5"]
-    return _table([*header, "expected maximum", "probability", "verdict"], rows)
+    return table([*header, "expected maximum", "probability", "verdict"], rows)
 
 
 def baselines_ability() -> str:
@@ -272,14 +269,14 @@ def baselines_ability() -> str:
             else:
                 continue
             rows.append([model, what, amount, figure, f"{part['seconds']:.0f}"])
-    return _table(["model", "what", "of", "figure", "seconds"], rows)
+    return table(["model", "what", "of", "figure", "seconds"], rows)
 
 
 def baselines_commands() -> str:
     rows = []
     for parts in _parts().values():
         rows += [[f"`{part['environment']['command']}`", f"{part['seconds']:.0f}"] for part in parts.values()]
-    return _table(["command", "seconds"], rows)
+    return table(["command", "seconds"], rows)
 
 
 def scorers() -> str:
@@ -289,7 +286,7 @@ def scorers() -> str:
         half = next(entry for entry in check["thresholds"] if entry["threshold"] == 0.5)
         cells = [f"{check['auc']:.3f} [{low:.3f}, {high:.3f}]", f"{half['precision']:.2f}", f"{half['recall']:.2f}"]
         rows.append([check["file"], check["scorer"].partition(":runs")[0], str(check["texts"]), *cells])
-    return _table(["file", "scorer", "texts", "AUC", "precision at 0.5", "recall at 0.5"], rows)
+    return table(["file", "scorer", "texts", "AUC", "precision at 0.5", "recall at 0.5"], rows)
 
 
 def generation() -> str:
@@ -302,7 +299,7 @@ def generation() -> str:
             f"{memory['peak'] / 1e9:.2f}", f"{memory['above'] / 1e9:.2f}",
         ])  # fmt: skip
     rows.append(["ratio", f"{content['ratio']:.2f}", f"{content['memory_ratio']:.2f}", ""])
-    return _table(["side", "generated tokens a second", "peak resident GB", "above the model GB"], rows)
+    return table(["side", "generated tokens a second", "peak resident GB", "above the model GB"], rows)
 
 
 def builders() -> str:
@@ -317,7 +314,7 @@ def builders() -> str:
         style = "" if made["style_auc"] is None else f"{made['style_auc']:.2f}"
         rows.append([name, str(made["n_prompts"]), *cells, f"{before['perplexity_ratio']:.2f}", style])
     header = ["builder", "prompts", "keep rate", "pairs a minute", "toxic share before filtering", "of plain samples"]
-    return _table([*header, "perplexity / samples'", "style-only AUC"], rows)
+    return table([*header, "perplexity / samples'", "style-only AUC"], rows)
 
 
 def builders_trained() -> str:
@@ -337,7 +334,7 @@ def builders_trained() -> str:
         rows.append([name, str(entry["trained_on"]), *shares, *apart, cost, result["degeneration"]["verdict"]])
     judges = [name.partition(":")[0] for name in entries["base"]["result"]["judges"]]
     shares = [f"toxic share, {judge}" for judge in judges]
-    return _table(["pairs of", "pairs", *shares, "less shipped's (first judge)", "perplexity", "verdict"], rows)
+    return table(["pairs of", "pairs", *shares, "less shipped's (first judge)", "perplexity", "verdict"], rows)
 
 
 def shipped() -> str:
@@ -361,7 +358,7 @@ def shipped() -> str:
         "text": f"{lines['text']} longer texts sampled from the model, for the demo's perplexity; in no pair and no "
         "passage",
     }
-    return _table(["name", "what"], [[f"`shipped:{name}`", said] for name, said in what.items()])
+    return table(["name", "what"], [[f"`shipped:{name}`", said] for name, said in what.items()])
 
 
 def shipped_sides() -> str:
@@ -382,7 +379,7 @@ def shipped_sides() -> str:
         "`chosen` before the guard",
         "`rejected` before the guard",
     ]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 BROAD = {"train": "`shipped:train`", "broad": "`shipped:broad`", "broad-heldout": "`shipped:broad-heldout`"}
@@ -412,7 +409,7 @@ def broad() -> str:
         "perplexity of `rejected` / of `chosen`": lambda of: f"{of['mean_perplexity_ratio']:.2f}",
     }
     rows = [[what, *(cell(of) for of in sets)] for what, cell in figures.items()]
-    return _table(["", *BROAD.values()], rows)
+    return table(["", *BROAD.values()], rows)
 
 
 def _says(person: str) -> Callable[[dict[str, Any]], str]:
@@ -432,7 +429,7 @@ def broad_sides() -> str:
         for kind in sets["broad"]["shortcuts"]
     ]
     header = [f"`{side}`{', held out' * (name != 'broad')}" for name in names for side in ("chosen", "rejected")]
-    return _table(["share of texts with", *header], rows)
+    return table(["share of texts with", *header], rows)
 
 
 def broad_kept() -> str:
@@ -451,7 +448,7 @@ def broad_kept() -> str:
         )
         kept = [str(meta["sets"][name]["kinds"].get(kind, "")) for name in ("broad", "broad-heldout")]
         rows.append([kind, str(of), f"{1 - sum(lost.values()) / of:.2f}", said, *kept])
-    return _table(["copy", "candidates", "pass", "of the others", "in `broad`", "in `broad-heldout`"], rows)
+    return table(["copy", "candidates", "pass", "of the others", "in `broad`", "in `broad-heldout`"], rows)
 
 
 def methods() -> str:
@@ -477,7 +474,7 @@ def methods() -> str:
             figures = [own, *shares, f"{perplexity:.2f} ({_change(perplexity, base)})", verdict]
         rows.append([name + after, *cells, *figures])
     header = ["method", "time / SFT", "memory / SFT", "its own objective", "toxic share", "second judge", "perplexity"]
-    return _table([*header, "verdict"], rows)
+    return table([*header, "verdict"], rows)
 
 
 def rates() -> str:
@@ -490,7 +487,7 @@ def rates() -> str:
         shares = [_share(judge) for judge in result["judges"].values()]
         taken = "default" if name in content["chosen"].values() else ""
         rows.append([name, entry.get("moved", ""), *shares, f"{perplexity:.2f} ({_change(perplexity, base)})", taken])
-    return _table(["setting", "its own objective", "toxic share", "second judge", "perplexity", ""], rows)
+    return table(["setting", "its own objective", "toxic share", "second judge", "perplexity", ""], rows)
 
 
 def _audited(budget: str) -> dict[str, dict[str, dict[str, Any]]]:
@@ -526,7 +523,6 @@ def _noted(figures: dict[str, Any]) -> str:
     return _interval(figures.get("share_after")) + notes
 
 
-ANY_COST = ", at any cost"
 _TRUE, _FALSE = {"value": 1.0}, {"value": 0.0}
 
 
@@ -565,7 +561,7 @@ def _side_by_side(budget: str) -> str:
             rows.append([name + ANY_COST, *shares, *differences])
     perplexities = [_value(blocks["evaluation"][method].get("perplexity")) for method in methods]
     rows.append(["perplexity before", *perplexities, *([""] * len(pairs))])
-    return _table(["attack", *methods, *pairs], rows)
+    return table(["attack", *methods, *pairs], rows)
 
 
 def robustness_rows() -> str:
@@ -588,7 +584,7 @@ def robustness_rows() -> str:
             ]  # fmt: skip
             rows.append([name if name != "evaluation" else "before any attack", method, *cells])
     header = ["attack", "model", "toxic share", "invalid", "clean", "second judge", "to before", "p (Holm)", "control"]
-    return _table([*header, "highest point", "perplexity there", "at any cost", "minutes"], rows)
+    return table([*header, "highest point", "perplexity there", "at any cost", "minutes"], rows)
 
 
 def robustness_searches() -> str:
@@ -604,7 +600,7 @@ def robustness_searches() -> str:
             cells += ["" if forced is None else f"{forced['value']:.2f}", f"{before:.2f}", _noted(figures)]
             rows.append([name, method, *cells, _interval(figures["difference"], "+")])
     header = ["search", "model", "prompts", "candidates scored", "targets forced", "share before", "share with it"]
-    return _table([*header, "difference"], rows)
+    return table([*header, "difference"], rows)
 
 
 def gcg_targets() -> str:
@@ -616,7 +612,7 @@ def gcg_targets() -> str:
         forced = f"{sum(one['forced'] for one in searches)} of {len(searches)}"
         shares = ", ".join(f"{share:.2f} after {steps}" for steps, share in found["shares"].items())
         rows.append([name, forced, losses, ", ".join(str(one["steps"]) for one in searches), shares])
-    return _table(["target, start", "forced", "mean loss of a target token", "steps", "toxic share, steps"], rows)
+    return table(["target, start", "forced", "mean loss of a target token", "steps", "toxic share, steps"], rows)
 
 
 def robustness_points() -> str:
@@ -632,12 +628,12 @@ def robustness_points() -> str:
                 share = _interval(figures[f"share at {point}"])
                 share += " (degenerate)" if figures.get(f"degenerate at {point}", _FALSE)["value"] else ""
                 rows.append([name, method, point, share, cost])
-    return _table(["attack", "model", "point", "toxic share", "perplexity"], rows)
+    return table(["attack", "model", "point", "toxic share", "perplexity"], rows)
 
 
 def robustness_commands() -> str:
     rows = json.loads((RESULTS / "robustness.json").read_text(encoding="utf-8"))
-    return _table(["command"], [[f"`{command}`"] for command in dict.fromkeys(row["command"] for row in rows)])
+    return table(["command"], [[f"`{command}`"] for command in dict.fromkeys(row["command"] for row in rows)])
 
 
 def audited() -> str:
@@ -648,7 +644,7 @@ def audited() -> str:
         value = entry["result"]["perplexity"]["value"]
         cells = [_share(entry["result"]["toxicity"]), f"{value:.2f} ({_change(value, base)})"]
         rows.append([name, *cells, "audited" if name in (*content["chosen"].values(), "base") else ""])
-    return _table(["setting", "toxic share", "perplexity", ""], rows)
+    return table(["setting", "toxic share", "perplexity", ""], rows)
 
 
 def gcg() -> str:
@@ -664,7 +660,7 @@ def gcg() -> str:
             [str(seed["task"]["seed"]), "efface / nanoGCG", ratios[0], "", ratios[1], f"{seed['peak_ratio']:.2f}"]
         )
     header = ["seed", "side", "seconds a step", "candidates scored", "loss after as many candidates", "peak GB"]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def patience() -> str:
@@ -679,7 +675,7 @@ def patience() -> str:
         named = found["model"], str(found["seed"]), str(found["patience"])
         since = losses.index(losses[-1])  # the step that found the best of all
         rows.append([*named, *(f"{losses[mark]:.3f}" for mark in marks), str(since)])
-    return _table(["model", "seed", "patience", *(f"loss at step {mark}" for mark in marks), "best since step"], rows)
+    return table(["model", "seed", "patience", *(f"loss at step {mark}" for mark in marks), "best since step"], rows)
 
 
 def families() -> str:
@@ -693,7 +689,7 @@ def families_of(results: dict[str, Any]) -> str:
         outcomes = _outcome(entry["repo"]), _outcome(entry["rmu"])
         rows.setdefault(outcomes, []).append(f"`{name}`")
     ordered = sorted(rows.items(), key=lambda row: -len(row[1]))
-    return _table(["families", "REPO", "RMU"], [[", ".join(names), *outcomes] for outcomes, names in ordered])
+    return table(["families", "REPO", "RMU"], [[", ".join(names), *outcomes] for outcomes, names in ordered])
 
 
 def _outcome(step: dict[str, Any]) -> str:

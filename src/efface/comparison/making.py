@@ -96,7 +96,7 @@ class Arms:
             self.unfinished.append(arm.name)
             return
         file = arm.folder(self.folder) / "arm.json"
-        by = self.made_by if arm.plan.scaled else {**self.made_by, "most": None}
+        by = self.made_by if arm.plan.scaled else {**self.made_by, "scaled": False}
         made_by = digest([arm.name, str(start.name), by, contents_of(arm.settings)], 16)
         with claimed(self.folder / CLAIMS / arm.name) as mine:
             found = read_json(file) if file.exists() else {}

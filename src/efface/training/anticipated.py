@@ -32,8 +32,30 @@ MOST_STEPS = 127
 
 
 @dataclass
-class Anticipated:
-    """`relearn:DELTA[/K/KEEP/ROWS]`."""
+class SignWalk:
+    """What those have in common who walk down the attacker's loss by signs: `delta`, `k`, and counts of signs."""
+
+    kept: dict[str, Tensor] = field(default_factory=dict, init=False)
+    """A number of steps; parameter -> int8, minus the sum of the signs, -K to K."""
+
+    keeps: ClassVar[bool] = True
+    wants_start: ClassVar[bool] = False
+    each_micro_batch: ClassVar[bool] = False
+
+    def check(self, delta: float, k: int, rows: int) -> None:
+        not_negative("DELTA", delta)
+        at_least_one(self, "k")
+        at_least(self, 0, "rows")
+        if k > MOST_STEPS:
+            raise UserError(f"k={k}: at most {MOST_STEPS} steps, whose signs are counted in a byte.")
+
+    def nbytes(self, trained: Sequence[Tensor], maps: Maps) -> tuple[int, int]:
+        return sum(each.nbytes for each in trained), sum(each.numel() for each in trained)
+
+
+@dataclass
+class Anticipated(SignWalk):
+    """`relearn:DELTA[/K/KEEP/ROWS]`. Of a direction it counts the "uses" so far."""
 
     delta: float
     """Length of the walk: by so much a weight moves at most."""
@@ -43,19 +65,10 @@ class Anticipated:
     """Training steps for which a direction serves."""
     rows: int = 0
     """Rejected rows of a micro-batch that a sign step descends on, the next step on the next; 0: all."""
-    kept: dict[str, Tensor] = field(default_factory=dict, init=False)
-    """"uses": of the direction, so far; parameter -> int8, the sum of its signs, -K to K."""
-
-    keeps: ClassVar[bool] = True
-    wants_start: ClassVar[bool] = False
-    each_micro_batch: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        not_negative("DELTA", self.delta)
-        at_least_one(self, "k", "keep")
-        at_least(self, 0, "rows")
-        if self.k > MOST_STEPS:
-            raise UserError(f"k={self.k}: at most {MOST_STEPS} steps, whose signs are counted in a byte.")
+        self.check(self.delta, self.k, self.rows)
+        at_least_one(self, "keep")
 
     def move_(self, place: Place) -> None:
         uses = int(self.kept.get("uses", 0))
@@ -69,19 +82,27 @@ class Anticipated:
 
     def _walk(self, place: Place) -> dict[str, Tensor]:
         """name -> int8, minus the sum of the signs of the gradients on the way."""
-        counts = {name: torch.zeros_like(each, dtype=torch.int8) for name, each in place.trained.items()}
+        counts = no_steps(place)
         for i in range(self.k):
             if i:
                 stand_off_(place, counts, self.delta / self.k)
-            gradients = place.summed(place.gradients(attackers_losses(place, i, self.rows)), place.trained)
-            while gradients:  # each let go at once: the next step's would otherwise be made beside them
-                name, gradient = gradients.popitem()
-                counts[name].sub_(gradient.sign_().to(torch.int8))
-                del gradient
+            descend_(place, counts, i, self.rows)
         return counts
 
-    def nbytes(self, trained: Sequence[Tensor], maps: Maps) -> tuple[int, int]:
-        return sum(each.nbytes for each in trained), sum(each.numel() for each in trained)
+
+def no_steps(place: Place) -> dict[str, Tensor]:
+    """name -> int8, zeros."""
+    return {name: torch.zeros_like(each, dtype=torch.int8) for name, each in place.trained.items()}
+
+
+def descend_(place: Place, counts: dict[str, Tensor], number: int, n_rows: int) -> None:
+    """counts <- counts - the signs of the attacker's gradient where P(w) has been written; arguments as
+    `attackers_losses`."""
+    gradients = place.summed(place.gradients(attackers_losses(place, number, n_rows)), place.trained)
+    while gradients:  # each let go at once: the next step's would otherwise be made beside them
+        name, gradient = gradients.popitem()
+        counts[name].sub_(gradient.sign_().to(torch.int8))
+        del gradient
 
 
 @torch.no_grad()
