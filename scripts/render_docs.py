@@ -25,7 +25,9 @@ def rendered(text: str) -> str:
 def _made(name: str) -> str:
     try:
         return TABLES[name]()
-    except (UserError, KeyError, FileNotFoundError):  # no such file yet, or not that part of it
+    except (UserError, KeyError, FileNotFoundError) as error:  # no such file yet, or not that part of it
+        if isinstance(error, UserError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise
         return "*Not measured yet.*\n"
 
 
