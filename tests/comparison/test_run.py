@@ -27,6 +27,7 @@ from efface.comparison.config import SweepConfig, build_config
 from efface.comparison.results import benchmark_rows
 from efface.comparison.run import list_arms, sweep
 from efface.comparison.table import comparison_page, read_sweep
+from efface.comparison.targets import targets_of
 from efface.errors import UserError
 from efface.evaluation.budget import UtilityBounds
 from efface.files.results import prepare_output_dir, read_json, write_json, write_jsonl
@@ -304,6 +305,14 @@ def test_a_killed_process_is_gone_on_from(whole: Any, silly: Path, tmp_path: Pat
             process.kill()
             process.wait()
     assert timeless(sweep(config_of(silly), output=tmp_path / "out", resume=True)) == timeless(expected)
+
+
+def test_text_at_a_point_of_an_attack_may_be_shorter(silly: Path) -> None:
+    attacks = {"every": {"pairs": "--data toxic"}, "text_tokens": 5}
+    tuned, reported, attacked = targets_of(config_of(silly, attacks=attacks, max_text_tokens=9))
+    tokens = [one.untouched("model", one.described()).measured.perplexity for one in (tuned, reported, attacked)]
+    assert [one.tokens for one in tokens if one is not None] == [9, 9, 5]
+    assert targets_of(config_of(silly, max_text_tokens=9))[2].max_text_tokens == 9
 
 
 def test_arms_may_be_made_one_by_one_and_by_others(silly: Path, tmp_path: Path) -> None:

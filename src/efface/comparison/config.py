@@ -86,6 +86,9 @@ class AttackPlans:
     best_of: int = 3
     budgets: list[str] | None = None
     """Whose kept models are attacked, rounded and weighed; default: all. What others keep is only reported."""
+    text_tokens: int | None = None
+    """Of the text, for perplexity at a point of an attack, where it only says whether the model is still of use, and
+    costs more than what is written there; default: `max_text_tokens`."""
     rounding: list[str] = field(default_factory=list)
     """Flags of `efface attack quantize`, one entry for each kind of grid."""
     moved_steps: int = 0
@@ -99,7 +102,7 @@ class AttackPlans:
     """Where on the line to the base the loss on ordinary text is read, for the barrier."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "best_of")
+        at_least_one(self, "best_of", "text_tokens")
         for name in ("moved_steps", "benign_steps"):
             not_negative(name, getattr(self, name))
         positive("moved_rate", self.moved_rate)

@@ -41,8 +41,12 @@ def targets_of(config: SweepConfig) -> Targets:
     )
     target = dataclasses.replace(target, base=target.model)
     reported = list(dict.fromkeys(reported))
-    others = (dataclasses.replace(target, prompts=one) for one in (reported, list(dict.fromkeys(attacked))))
-    return target, *others  # type: ignore[return-value]
+    under_attack = config.attacks.text_tokens or config.max_text_tokens
+    return (
+        target,
+        dataclasses.replace(target, prompts=reported),
+        dataclasses.replace(target, prompts=list(dict.fromkeys(attacked)), max_text_tokens=under_attack),
+    )
 
 
 def knowing(targets: Targets, known: Untouched) -> Targets:
