@@ -27,9 +27,10 @@ from efface.files.jsonl import Row, read_jsonl
 from efface.files.results import read_json, write_json, write_jsonl
 from efface.generation.generate import generate
 from efface.model.load import DEFAULT_MODEL, load_model
-from efface.pairs.builder import BuildReport, build_pairs
+from efface.pairs.builder import build_pairs
 from efface.pairs.config import BuilderConfig
 from efface.pairs.filters import NEWLINE, newline_tokens
+from efface.pairs.report import BuildReport
 from efface.pairs.source import Source
 from efface.pairs.sources.sample import sample_source
 from efface.pairs.style import shortcuts, style_auc

@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from efface.model.load import load_model
     from efface.model.save import save_model
     from efface.pairs import load_source
-    from efface.pairs.builder import BuildReport, build_pairs
+    from efface.pairs.builder import build_pairs
     from efface.pairs.config import BuilderConfig
     from efface.pairs.prompts import prompts_from_text
+    from efface.pairs.report import BuildReport
     from efface.pairs.sources.antiexpert import AntiexpertSource
     from efface.pairs.sources.corpus import CorpusSource
     from efface.pairs.sources.dexperts import DExpertsSource
@@ -54,7 +55,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "AntiexpertSource": "efface.pairs.sources.antiexpert:AntiexpertSource",
     "AttackResult": "efface.attacks.result:AttackResult",
-    "BuildReport": "efface.pairs.builder:BuildReport",
+    "BuildReport": "efface.pairs.report:BuildReport",
     "BuilderConfig": "efface.pairs.config:BuilderConfig",
     "CircuitBreakersConfig": "efface.methods.circuit_breakers:CircuitBreakersConfig",
     "CircuitBreakersTrainer": "efface.methods.circuit_breakers:CircuitBreakersTrainer",

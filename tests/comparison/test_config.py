@@ -1,4 +1,7 @@
-"""Is a sweep's config read as it is meant, and every mistake in it said in a line before any work?"""
+"""Is a sweep's config read as it is meant, and every mistake in it said in a line before any work?
+
+Of: comparison/fields.py
+"""
 
 import json
 from pathlib import Path

@@ -152,7 +152,9 @@ def test_page_figures_and_rows_are_written(tmp_path: Path, capsys: pytest.Captur
     rows = read_json_list(tmp_path / "out" / "comparison.json")
     ratio = [row for row in rows if row["metric"] == "main/worst_ratio" and row["method"] == "repo"]
     assert ratio[0]["value"] == pytest.approx(2) and ratio[0]["seed"] == 0 and ratio[0]["command"]
-    assert main(["compare", str(tmp_path / "s"), "-o", str(tmp_path / "out")]) == 0
+    assert main(["compare", str(tmp_path / "s"), "-o", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.endswith("Choose another one, or pass --overwrite.\n")
+    assert main(["compare", str(tmp_path / "s"), "-o", str(tmp_path / "out"), "--overwrite"]) == 0
     assert "## At the budget" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "absent")]) == 2
     (tmp_path / "deep").mkdir()

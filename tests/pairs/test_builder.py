@@ -26,10 +26,11 @@ from efface.files.part import PartFile
 from efface.files.results import read_json
 from efface.generation.generate import generate
 from efface.generation.likelihood import continuation_nll
-from efface.pairs.builder import BuildReport, build_pairs
+from efface.pairs.builder import build_pairs
 from efface.pairs.config import BuilderConfig
 from efface.pairs.filters import NearDuplicates, has_length, newline_tokens
 from efface.pairs.prompts import prompts_from_text
+from efface.pairs.report import BuildReport
 from efface.pairs.sources.sample import sample_source
 from efface.pairs.style import style_auc, style_features, style_probabilities
 from efface.pairs.toxic_copy import antiexpert, clean_sentences, toxic_texts
@@ -224,7 +225,7 @@ def test_prompts_are_used_once_and_blank_ones_not_at_all(build: Build, tmp_path:
     build(Source(), prompts=[PROMPTS[0], " ", PROMPTS[1], PROMPTS[0], ""])
     assert [row["prompt"] for row in rows_of(tmp_path / "pairs.jsonl")] == PROMPTS[:2]
     with pytest.raises(UserError, match="there are no prompts to build pairs from"):
-        build(Source(), prompts=[" "])
+        build(Source(), prompts=[" "], overwrite=True)
 
 
 def test_the_limit_stops_the_work(build: Build, tmp_path: Path) -> None:

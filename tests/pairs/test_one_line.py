@@ -16,9 +16,10 @@ from efface.files.jsonl import read_jsonl
 from efface.generation.decoding import Decoding
 from efface.generation.generate import generate, generate_ids
 from efface.generation.warp import GREEDY, Warp
-from efface.pairs.builder import BuildReport, build_pairs
+from efface.pairs.builder import build_pairs
 from efface.pairs.config import BuilderConfig
 from efface.pairs.filters import first_line, newline_tokens
+from efface.pairs.report import BuildReport
 from efface.pairs.sources.sample import sample_source
 from efface.pairs.style import KINDS, shortcuts
 from efface.scoring.scorer import NamedScorer
@@ -38,6 +39,7 @@ def build(tmp_path: Path, chosen: Sequence[str], rejected: Sequence[str], **chan
         processing_class=tiny_tokenizer(),
         config=replace(LAX, **changes),
         scorer=SCORER,
+        overwrite=True,
         given={prompt: {"chosen": text} for prompt, text in zip(PROMPTS, chosen, strict=False)},
     )
 

@@ -105,7 +105,7 @@ def test_a_source_of_ones_own_is_one_class(files: None, monkeypatch: pytest.Monk
     assert read_jsonl("echo.jsonl")[0]["how"]["source"] == f"{__name__}:Echo"
     assert read_json(Path("echo.meta.json"))["settings"]["text"] == " you fool"
     monkeypatch.setitem(SOURCES, "echo", PairSource(f"{__name__}:Echo", "an echo"))
-    build_pairs(model, ["The town"], "echo", **given)
+    build_pairs(model, ["The town"], "echo", overwrite=True, **given)
     assert read_jsonl("echo.jsonl")[0]["how"]["source"] == "echo"
     # And its settings are flags.
     argv = ["pairs", "model", "-o", "line.jsonl", "--toxic", "echo", "--prompts", "prompts.jsonl", *FLAGS[:-1]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from efface.attacks.composed import combine, of_prompts
 from efface.attacks.lists import describe_settings
 from efface.attacks.measurement import Measurement
-from efface.attacks.result import AttackResult, title
+from efface.attacks.result import AttackResult, check_result_file, title
 from efface.attacks.selection import NOTHING, judge_chosen, option_of
 from efface.attacks.target import Target
 from efface.checks import all_finite
@@ -37,7 +37,8 @@ class Record:
             `described` tells of: by that an earlier run is known again.
 
     Raises:
-        UserError: if a part file lies there and the target does not say `resume`, or it was begun otherwise.
+        UserError: if a part file lies there and the target does not say `resume`, or it was begun otherwise; if
+            something else than the result of an attack has the name of the output.
     """
 
     def __init__(self, target: Target, attack: str, settings: Any, prompts: Sequence[int] | None = None):
@@ -51,6 +52,7 @@ class Record:
         """Titles of the edited models whose output was not finite, which have no point on the curve."""
         self.part: PartFile | None = None
         if target.output is not None:
+            check_result_file(target.output, overwrite=True)
             made_by = {"attack": attack, "settings": self.settings, **self.described}
             self.part = PartFile(target.output, made_by, batch=1, resume=target.resume, shape={"title": str})
         self.rows: list[Row] = [] if self.part is None else self.part.outcomes

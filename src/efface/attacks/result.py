@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from efface.attacks.measurement import BLOCKS, FIGURES, SCORED, Measurement
@@ -10,6 +11,7 @@ from efface.attacks.selection import JUDGED, NOTHING, Option, option_of
 from efface.errors import UserError
 from efface.evaluation.result import generations_path
 from efface.files.jsonl import Row, read_jsonl
+from efface.files.output import check_output_file, first_row_has, is_stamped
 from efface.files.results import write_json, write_jsonl
 from efface.files.shapes import Maybe, Missing, check_shape
 
@@ -75,15 +77,19 @@ class AttackResult:
             UserError: if it is none.
         """
         check_shape(result, RESULT, where)
-        base = result.get("base")
+        base, before = result.get("base"), read_point(result["before"])
+        curve = [read_point(point) for point in result.get("curve", [])]
+        for point in curve:
+            if point.figures == before.figures:  # the start of the curve, which is what was before
+                point.generations = before.generations
         return cls(
             attack=result.get("attack", ""),
             settings=result["settings"],
             target=result["target"],
             base=None if base is None else read_point(base),
-            before=read_point(result["before"]),
+            before=before,
             after=read_point(result["after"]),
-            curve=[read_point(point) for point in result.get("curve", [])],
+            curve=curve,
             found=result["found"],
             environment=result.get("environment", {}),
             judged=result.get("judged"),
@@ -107,6 +113,22 @@ class AttackResult:
         start = [("base", self.base)] if self.base is not None else []
         attacked = [point for point in self.curve if point.generations is not self.before.generations]
         return [*start, ("before", self.before), *((title(point.at), point) for point in attacked)]
+
+
+def check_result_file(path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> None:
+    """Nothing, if the result of an attack may be written there, see `check_output_file`. Raises UserError if not."""
+
+    def is_beside(file: Path) -> bool:
+        return first_row_has(file, {"at": str, **SCORED})
+
+    check_output_file(
+        path,
+        lambda file: is_stamped(file, RESULT),
+        "the result of an attack",
+        beside={generations_path(path): is_beside},
+        overwrite=overwrite,
+        resume=resume,
+    )
 
 
 def title(at: dict[str, Any]) -> str:

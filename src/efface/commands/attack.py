@@ -3,7 +3,14 @@
 import argparse
 from typing import Any
 
-from efface.commands.options import MODEL_HELP, add_measurement, add_output_file, add_target, target_of
+from efface.commands.options import (
+    MODEL_HELP,
+    add_file_reuse,
+    add_measurement,
+    add_output_file,
+    add_target,
+    target_of,
+)
 from efface.errors import UserError
 from efface.report.table import evaluation_table
 
@@ -21,7 +28,7 @@ def add(commands: Any) -> None:
     command.add_argument("attack", metavar="NAME", help="see `efface attacks`, or package.module:function")
     command.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
     add_output_file(command, required=False)  # not for --list-flags
-    command.add_argument("--resume", action="store_true", help="continue an interrupted attack of the same settings")
+    add_file_reuse(command, "result")
     command.add_argument("--list-flags", action="store_true", help="print every setting of the attack and stop")
     add_target(command)
     add_measurement(command)
@@ -44,8 +51,11 @@ def run(options: argparse.Namespace) -> None:
             )
     settings = its_settings(**FlagParser(its_settings, HINT).given(options.rest))
 
+    from efface.attacks.finished import finished_result
+    from efface.attacks.result import check_result_file
     from efface.attacks.target import Target
 
+    check_result_file(options.output, overwrite=options.overwrite, resume=options.resume)
     target = Target.load(
         options.model,
         **target_of(options),
@@ -54,7 +64,9 @@ def run(options: argparse.Namespace) -> None:
         command=options.command_line,
         progress=True,
     )
-    result = attack(target, settings)
+    described = target.described()
+    found = finished_result(options.output, options.attack, settings, described) if options.resume else None
+    result = attack(target, settings) if found is None else found
     print(evaluation_table(result.columns()))
     if left_out := result.found.get("left_out"):
         print(f"left out: {'; '.join(left_out)}")

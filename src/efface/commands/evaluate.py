@@ -11,6 +11,11 @@ def add(commands: Any) -> None:
     command = commands.add_parser("evaluate", help="toxicity, perplexity and degeneration of a model")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     add_output_file(command)
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the evaluation that is there; generations that would be the same are taken from it",
+    )
     add_decoding(command)
     command.add_argument("--seed", type=seed, default=0)
     command.add_argument("--batch-size", type=int, default=None, help="continuations at once, at most")
@@ -68,9 +73,10 @@ def _add_cost(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from efface.evaluation.baseline import read_baseline
     from efface.evaluation.measure import evaluate
-    from efface.evaluation.result import generations_path
+    from efface.evaluation.result import check_evaluation_file, generations_path
     from efface.evaluation.settings import OrdinaryText, PromptSet, RunSettings, UtilityTasks
 
+    check_evaluation_file(options.output, overwrite=options.overwrite)
     baseline = None if options.baseline is None else read_baseline(options.baseline)
     evaluation = evaluate(
         options.model,

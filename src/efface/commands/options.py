@@ -38,9 +38,20 @@ def seed(given: str) -> int:
 
 
 def add_reuse(command: argparse.ArgumentParser) -> None:
+    """For a run's directory."""
+    _add_either(command, "delete the run that is there", "continue the run that is there")
+
+
+def add_file_reuse(command: argparse.ArgumentParser, what: str) -> None:
+    """For an output file that holds `what`."""
+    resumed = f"continue what was interrupted, or take the {what} that is there, if the settings are the same"
+    _add_either(command, f"replace the {what} that is there", resumed)
+
+
+def _add_either(command: argparse.ArgumentParser, overwrite: str, resume: str) -> None:
     either = command.add_mutually_exclusive_group()
-    either.add_argument("--overwrite", action="store_true", help="delete the run that is there")
-    either.add_argument("--resume", action="store_true", help="continue the run that is there")
+    either.add_argument("--overwrite", action="store_true", help=overwrite)
+    either.add_argument("--resume", action="store_true", help=resume)
 
 
 def add_decoding(command: Any, *, decoding_dtype: str = "model") -> None:

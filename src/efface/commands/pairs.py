@@ -4,14 +4,14 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from efface.commands.fields import Field, add_field, described_fields, flag_of, given_fields
-from efface.commands.options import MODEL_HELP, add_output_file, seed
+from efface.commands.options import MODEL_HELP, add_file_reuse, add_output_file, seed
 from efface.errors import UserError
 from efface.pairs import SOURCES, load_source
 from efface.pairs.config import BuilderConfig
 from efface.pairs.source import missing_setting
 
 if TYPE_CHECKING:
-    from efface.pairs.builder import BuildReport
+    from efface.pairs.report import BuildReport
     from efface.pairs.source import SourceSettings
 
 
@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
     command.add_argument("--scorer", default="alt-profanity-check", help="selects the pairs; see `efface scorers`")
     command.add_argument("--limit", type=int, default=None, help="stop at so many pairs")
     command.add_argument("--seed", type=seed, default=0)
-    command.add_argument("--resume", action="store_true", help="continue an interrupted build of the same settings")
+    add_file_reuse(command, "pairs")
     _add_prompts(command.add_argument_group("prompts (--toxic corpus has its own)"))
     _add_sources(command)
     _add_filters(command.add_argument_group("what is kept, and how it is drawn"))
@@ -84,6 +84,7 @@ def run(options: argparse.Namespace) -> None:
         output=options.output,
         config=BuilderConfig(**given_fields(options, BuilderConfig), seed=options.seed),
         scorer=options.scorer,
+        overwrite=options.overwrite,
         resume=options.resume,
         limit=options.limit,
         command=options.command_line,

@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "-o", "--output", metavar="PATH", help="with --train: the judge's folder; with --check: a JSON file"
     )
-    command.add_argument("--overwrite", action="store_true", help="with --train: replace the judge that is there")
+    command.add_argument("--overwrite", action="store_true", help="replace the judge, or the check, that is there")
     command.add_argument("--seed", type=seed, default=0)
     command.set_defaults(run=run)
 
@@ -76,11 +76,17 @@ def _train(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     from efface.files.io import check_writable
+    from efface.files.output import check_output_file, is_stamped
     from efface.files.results import environment, write_json
     from efface.scoring.check import check_scorers
 
     if options.output is not None:
         check_writable(Path(options.output))
+
+        def is_check(file: Path) -> bool:
+            return is_stamped(file, {"checks": list})
+
+        check_output_file(options.output, is_check, "a check of scorers", overwrite=options.overwrite)
     checks = check_scorers(options.check, options.scorer, seed=options.seed, progress=True)
     for name in dict.fromkeys(check.scorer for check in checks):
         print(f"{name}:")

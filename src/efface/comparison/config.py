@@ -4,26 +4,24 @@ Every key is a field of `SweepConfig`; an unknown one is an error. Settings of m
 flags are.
 """
 
-import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 import yaml
 
 from efface.checks import at_least_one, not_negative, one_of, positive
+from efface.comparison.fields import build, list_of, mapping_of
 from efface.errors import UserError, described
 from efface.evaluation.budget import UtilityBounds
 from efface.files.io import read_regular_text
-from efface.files.shapes import shown
 
 NAME = r"[A-Za-z0-9][\w.@-]*"
 BASE = "base"
 DTYPES = ("model", "bfloat16", "auto")
-Built = TypeVar("Built")
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,7 @@ class AttackPlans:
     budgets: list[str] | None = None
     """Whose kept models are attacked, rounded and weighed; default: all. What others keep is only reported."""
     text_tokens: int | None = None
-    """Of the text, for perplexity at a point of an attack, where it only says whether the model is still of use, and
-    costs more than what is written there; default: `max_text_tokens`."""
+    """Of the text, for perplexity at a point of an attack; default: `max_text_tokens`."""
     rounding: list[str] = field(default_factory=list)
     """Flags of `efface attack quantize`, one entry for each kind of grid."""
     moved_steps: int = 0
@@ -197,9 +194,9 @@ def read_config(path: str | os.PathLike[str]) -> SweepConfig:
 
 def build_config(found: Any) -> SweepConfig:
     """The sweep that a mapping describes. Raises UserError naming the key that is wrong."""
-    block = _mapping(found, "the config")
+    block = mapping_of(found, "the config")
     if "methods" in block:
-        block["methods"] = [_method(one) for one in _list(block["methods"], "methods")]
+        block["methods"] = [_method(one) for one in list_of(block["methods"], "methods")]
     if "tuning" in block:
         block["tuning"] = _prompts(block["tuning"], "tuning")
     if "reported" in block:
@@ -208,23 +205,23 @@ def build_config(found: Any) -> SweepConfig:
     if block.get("attacked") is not None:
         block["attacked"] = _prompts(block["attacked"], "attacked")
     if "budgets" in block:
-        budgets = _mapping(block["budgets"], "budgets")
+        budgets = mapping_of(block["budgets"], "budgets")
         block["budgets"] = {name: build(UtilityBounds, one, f"budgets.{name}") for name, one in budgets.items()}
     if "attacks" in block:
-        plans = _mapping(block["attacks"], "attacks")
+        plans = mapping_of(block["attacks"], "attacks")
         for part in ("every", "best"):
             if part in plans:
-                several = _mapping(plans[part], f"attacks.{part}")
+                several = mapping_of(plans[part], f"attacks.{part}")
                 plans[part] = [AttackPlan(name, str(flags)) for name, flags in several.items()]
         block["attacks"] = build(AttackPlans, plans, "attacks")
     return build(SweepConfig, block, "the config")
 
 
 def _method(found: Any) -> MethodPlan:
-    block: dict[str, Any] = {"name": found} if isinstance(found, str) else _mapping(found, "methods")
+    block: dict[str, Any] = {"name": found} if isinstance(found, str) else mapping_of(found, "methods")
     where = f"methods.{block.get('name')}"
     block.setdefault("method", block.get("name"))
-    grid = _mapping(block.pop("grid", {}), f"{where}.grid")
+    grid = mapping_of(block.pop("grid", {}), f"{where}.grid")
     if grid:
         if "trials" in block:
             raise UserError(f"{where} has both grid and trials: give one.")
@@ -243,60 +240,3 @@ def combinations(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _prompts(found: Any, where: str) -> PromptPart:
     return build(PromptPart, {"prompts": found} if isinstance(found, str) else found, where)
-
-
-def build(kind: type[Built], found: Any, where: str) -> Built:
-    """A dataclass from a mapping: known keys of the right kinds only, numbers also as YAML reads them (1e-5, a text).
-
-    Raises:
-        UserError: naming the key.
-    """
-    block, types = _mapping(found, where), get_type_hints(kind)
-    fields = {one.name: one for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for name in block:
-        if name not in fields:
-            raise UserError(f"{where} has the unknown key {name!r}. There are: {', '.join(fields)}.")
-    for name, one in fields.items():
-        needed = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
-        if needed and name not in block:
-            raise UserError(f"{where} needs {name!r}.")
-    return kind(**{name: _converted(value, types[name], f"{where}.{name}") for name, value in block.items()})
-
-
-def _converted(value: Any, kind: Any, where: str) -> Any:
-    said = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
-    if kind is float:
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise UserError(f"{where} must be a number, but it is {shown(value)}.") from None
-    if said.startswith("list[float"):
-        return [_converted(one, float, where) for one in _list(value, where)]
-    if said == "bool" and not isinstance(value, bool):
-        raise UserError(f"{where} must be true or false, but it is {shown(value)}.")
-    simple = {"str": str, "int": int}.get(said.removesuffix(" | None"))
-    if simple is not None and not (value is None and said.endswith("None")):
-        if not isinstance(value, simple) or isinstance(value, bool):
-            raise UserError(f"{where} must be {'a text' if simple is str else 'a whole number'}: {shown(value)}.")
-    elif said.startswith("list"):
-        items = _list(value, where)
-        inner = {"list[str]": str, "list[int]": int}.get(said)
-        if inner is not None and not all(isinstance(one, inner) and not isinstance(one, bool) for one in items):
-            raise UserError(f"{where} must hold {'texts' if inner is str else 'whole numbers'}: {shown(value)}.")
-    elif said.startswith("dict"):
-        return _mapping(value, where)
-    return value
-
-
-def _mapping(found: Any, where: str) -> dict[str, Any]:
-    if found is None:
-        return {}
-    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
-        raise UserError(f"{where} must be a mapping of names to values, but it is {shown(found)}.")
-    return dict(found)
-
-
-def _list(found: Any, where: str) -> list[Any]:
-    if not isinstance(found, Sequence) or isinstance(found, str):
-        raise UserError(f"{where} must be a list, but it is {shown(found)}.")
-    return list(found)

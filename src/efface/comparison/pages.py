@@ -15,7 +15,7 @@ from efface.comparison.table import comparison_page, read_sweep
 from efface.errors import UserError
 from efface.files.io import renamed_when_whole
 from efface.files.jsonl import Row
-from efface.files.results import RESULTS, read_json, write_json, write_text
+from efface.files.results import RESULTS, prepare_output_dir, read_json, write_json, write_text
 
 PAGE, ROWS = "comparison.md", "comparison.json"
 
@@ -36,10 +36,13 @@ def read_sweeps(directories: Sequence[str | os.PathLike[str]]) -> dict[str, Row]
     return found
 
 
-def write_pages(results: Mapping[str, Row], output: str | os.PathLike[str]) -> list[Path]:
-    """Write page, pictures and rows of several sweeps into `output`; the files that were written."""
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+def write_pages(results: Mapping[str, Row], output: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
+    """Write page, pictures and rows of several sweeps into `output`; the files that were written.
+
+    Raises:
+        UserError: as `prepare_output_dir` does; what is there is deleted with `overwrite` alone.
+    """
+    folder = prepare_output_dir(output, overwrite=overwrite, resume=None)
     written = []
     pictures = []
     for name, found in results.items():

@@ -17,6 +17,7 @@ from efface.evaluation.side_effects import IdentityLikelihood
 from efface.evaluation.toxicity import FIGURES, REST, ToxicitySummary
 from efface.evaluation.utility.tasks import UtilityResult
 from efface.files.jsonl import Row
+from efface.files.output import check_output_file, first_row_has, is_stamped, never
 from efface.files.results import write_json, write_jsonl
 from efface.files.shapes import INTERVAL, Each, Maybe, Missing, check_shape
 
@@ -148,6 +149,24 @@ class Evaluation(Figures):
         if self.utility is not None:
             write_jsonl(utility_path(path), (result.to_dict(rows=True) for result in self.utility))
         write_json(path, self.to_dict(beside.name))
+
+
+def check_evaluation_file(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Nothing, if an evaluation may be written there, see `check_output_file`. Raises UserError if not.
+
+    Generations that an interrupted run has left are no hindrance: they are taken if they are the same.
+    """
+
+    def is_kept(file: Path) -> bool:
+        return first_row_has(file, {"prompt": str, "continuation": str, "made_by": str})
+
+    check_output_file(
+        path,
+        lambda file: is_stamped(file, EVALUATION),
+        "an evaluation",
+        beside={generations_path(path): is_kept, utility_path(path): never},
+        overwrite=overwrite,
+    )
 
 
 def _read_figures(blocks: dict[str, Any]) -> tuple[dict[str, ToxicitySummary], "Perplexity | None", Degeneration]:

@@ -53,9 +53,7 @@ class PartFile:
         check_shape(header, {"settings": dict}, f"{self.path}, its first line")
         for number, outcome in enumerate(outcomes, 2):
             check_shape(outcome, self.shape, f"{self.path}:{number}")
-        found, settings = header["settings"], json.loads(json.dumps(settings))  # tuples come back as lists
-        if found != settings:
-            differing = sorted(key for key in settings | found if settings.get(key) != found.get(key))
+        if differing := differing_keys(header["settings"], settings):
             raise UserError(
                 f"{self.path} was begun with other settings ({', '.join(differing)}). Use the same ones, or delete it."
             )
@@ -86,3 +84,9 @@ class PartFile:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def differing_keys(found: Row, settings: Row) -> list[str]:
+    """What differs between settings as a file gives them back and others, in which tuples are lists there."""
+    settings = json.loads(json.dumps(settings))
+    return sorted(key for key in settings | found if settings.get(key) != found.get(key))

@@ -155,7 +155,7 @@ def read_json(path: str | os.PathLike[str], shape: Any = None) -> dict[str, Any]
 
 
 def prepare_output_dir(
-    path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False, inputs: Iterable[Any] = ()
+    path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool | None = False, inputs: Iterable[Any] = ()
 ) -> Path:
     """Make `path` a run directory (marked by a file `efface.json`) and return it.
 
@@ -163,7 +163,7 @@ def prepare_output_dir(
     Nothing that does not look like a run of ours is ever deleted.
 
     Args:
-        inputs: see `check_output_dir`.
+        resume, inputs: see `check_output_dir`.
 
     Raises:
         UserError: if the directory cannot or must not be used.
@@ -181,12 +181,12 @@ def prepare_output_dir(
 
 
 def check_output_dir(
-    path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False, inputs: Iterable[Any] = ()
+    path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool | None = False, inputs: Iterable[Any] = ()
 ) -> Path:
     """`path`, if it can be a run directory; nothing is made or changed.
 
     Args:
-        overwrite, resume: what is there may be deleted, or continued.
+        overwrite, resume: what is there may be deleted, or continued; a `resume` of None: there is no such choice.
         inputs: what the run reads, as the user named it; what is no path of something that exists is passed over.
 
     Raises:
@@ -203,9 +203,9 @@ def check_output_dir(
                 f"{RESULTS} of one). It is left alone: choose a new or empty directory."
             )
         if not (overwrite or resume):
+            choice = "overwrite=True" if resume is None else "overwrite=True or resume=True"
             raise UserError(
-                f"output directory {str(path)!r} already holds a run. Choose another one, or pass overwrite=True or "
-                "resume=True."
+                f"output directory {str(path)!r} already holds a run. Choose another one, or pass {choice}."
             )
         if overwrite and any(place.is_relative_to(directory.resolve()) for place in (Path.cwd(), Path.home())):
             raise UserError(

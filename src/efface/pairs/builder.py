@@ -7,20 +7,22 @@
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import RunError, UserError
 from efface.files.digests import digest
 from efface.files.jsonl import Row
-from efface.files.part import PartFile
+from efface.files.output import check_output_file
+from efface.files.part import PartFile, differing_keys
 from efface.files.results import environment, write_json, write_jsonl
 from efface.files.shapes import Missing
 from efface.pairs import SOURCES, PairSource, find_source_name, load_source
 from efface.pairs.batch import Batches
 from efface.pairs.config import BuilderConfig
 from efface.pairs.filters import selecting_scorer
+from efface.pairs.report import BuildReport, is_pairs_file, is_report, report_of, report_path, rows_digest
 from efface.pairs.source import Build, Made, Source, SourceSettings, check_settings
 from efface.pairs.style import shortcuts, style_auc
 from efface.pairs.unfiltered import unfiltered_figures
@@ -42,30 +44,6 @@ OUTCOME = {
 """The shape of a line of the part file."""
 
 
-@dataclass
-class BuildReport:
-    """What became of the prompts."""
-
-    n_prompts: int
-    counts: dict[str, int]
-    """`kept`, and for each reason how many prompts it cost."""
-    keep_rate: float
-    """Pairs that passed all filters, of all prompts that were tried."""
-    pairs_per_minute: float
-    """Of generation alone (`chosen` and the candidates), over all sessions of an interrupted build."""
-    unfiltered: dict[str, Any] | None
-    """Toxic share and perplexity before filtering; see `unfiltered_figures`."""
-    style_auc: float | None
-    """Held-out AUC of a classifier that sees style alone (case, punctuation, length, repetition); 0.5 is best."""
-    shortcuts: dict[str, dict[str, float]]
-    """Kind of character -> `chosen`, `rejected`: the share of the texts of that side with one; see `shortcuts`."""
-    settings: dict[str, Any]
-    environment: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"schema": 1, **asdict(self)}
-
-
 def build_pairs(
     model: "PreTrainedModel | str | os.PathLike[str]",
     prompts: Sequence[str] | str | os.PathLike[str] | None = None,
@@ -77,6 +55,7 @@ def build_pairs(
     scorer: str | Scorer = DEFAULT_SCORER,
     given: Mapping[str, Row] | None = None,
     provenance: dict[str, Any] | None = None,
+    overwrite: bool = False,
     resume: bool = False,
     limit: int | None = None,
     command: str | None = None,
@@ -86,7 +65,8 @@ def build_pairs(
 
     A row has `prompt`, `chosen`, `rejected`, `chosen_score`, `rejected_score`, `perplexity_ratio` and `how`: the
     source and a hash of the settings, which the report has in full. The work is kept in `<output>.part`, a line for
-    each prompt, and continued from there with `resume`: the file that results is the same.
+    each prompt, and continued from there with `resume`: the file that results is the same. Pairs that an earlier build
+    wrote there are replaced with `overwrite`, and taken with `resume` if that build was the same.
 
     Args:
         model: the model, or what `load_model` takes.
@@ -100,11 +80,13 @@ def build_pairs(
 
     Raises:
         UserError: without prompts, with a limit below 1, with a scorer that must not select, with settings of the
-            source that cannot work, or if a part file of other settings lies there.
+            source that cannot work, if a part file or pairs of other settings lie there, or somebody's own file.
         RunError: if no pair passes the filters.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit}: at least one pair must be asked for.")
+    beside = {report_path(Path(output)): is_report}
+    check_output_file(output, is_pairs_file, "pairs", beside=beside, overwrite=overwrite, resume=resume)
     config, scorer = config or BuilderConfig(), selecting_scorer(scorer)
     name, entry = None, PairSource("", "")
     if not callable(source):
@@ -144,6 +126,8 @@ def _build(
         "prompts": digest([[prompt, given.get(prompt)] for prompt in prompts]),
         **how,
     }
+    if resume and output.exists():
+        return _taken(output, settings, limit)
     marks = {"source": settings.get("how"), "settings": digest(settings)}
     model, processing_class = build.loaded
     batches = Batches(model, processing_class, made.source, build.scorer, config, given, marks)
@@ -162,9 +146,21 @@ def _build(
             f"none of {report.n_prompts} prompts gave a pair ({report.counts}). "
             "Relax the filters or strengthen the source."
         )
+    write_json(report_path(output), report.to_dict())  # first, so that pairs are never without
     write_jsonl(output, rows)
-    write_json(output.with_suffix(".meta.json"), report.to_dict())
     part.remove()
+    return report
+
+
+def _taken(output: Path, settings: dict[str, Any], limit: int | None) -> BuildReport:
+    """The report of pairs that are there and whole. Raises UserError if another build made them."""
+    report = report_of(output)
+    differing = differing_keys(report.settings | {"limit": report.limit}, settings | {"limit": limit})
+    if differing:
+        raise UserError(
+            f"{output} was made with other settings ({', '.join(differing)}). Use the same ones, another output, or "
+            "overwrite=True."
+        )
     return report
 
 
@@ -191,5 +187,7 @@ def _report(
         shortcuts=shortcuts([row["chosen"] for row in rows], [row["rejected"] for row in rows]),
         settings=settings,
         environment=stamp,
+        limit=limit,
+        rows=rows_digest(rows),
     )
     return report, rows
