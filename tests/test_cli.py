@@ -416,7 +416,9 @@ def test_an_interruption_says_how_to_go_on(fails: Any, monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr("efface.commands.lists.run", interrupted)
-    assert "`--resume` continues" in fails(130, "models")
+    assert fails(130, "models") == "interrupted."  # there is nothing to go on with
+    monkeypatch.setattr("efface.commands.pairs.run", interrupted)
+    assert fails(130, "pairs", "model", "-o", "x.jsonl").endswith("the same command with --resume goes on.")
 
 
 # Runs that work

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         has gone).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    verbose = "-v" in argv or "--verbose" in argv  # until the command line is understood
+    verbose, options = "-v" in argv or "--verbose" in argv, None  # until the command line is understood
     try:
         options, rest = build_parser().parse_known_args(argv)
         verbose = options.verbose
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(2, str(error), verbose)
     except RunError as error:
         return _failed(1, str(error), verbose)
-    except KeyboardInterrupt:
-        return _failed(130, "interrupted. What was finished is kept; `--resume` continues where the command has it.")
+    except KeyboardInterrupt as error:
+        return _failed(130, str(error) or _interrupted(options))
     except BrokenPipeError:
         return 141  # as a program ends that the signal of a closed pipe kills: nobody reads on, so nothing is said
     except Exception as error:  # the one place where the unexpected ends
@@ -100,6 +100,13 @@ def _unexpected(error: Exception) -> str:
     if isinstance(error, OSError):  # the machine's, not ours: a full disk, a right that is missing
         return described(error)
     return f"{described(error)}. (-v shows where; if the input is right, this is a defect of efface.)"
+
+
+def _interrupted(options: argparse.Namespace | None) -> str:
+    """What is true of every command; those that know more say so themselves."""
+    if not hasattr(options, "resume"):
+        return "interrupted."
+    return "interrupted. What was finished is kept: the same command with --resume goes on."
 
 
 def _failed(code: int, message: str, verbose: bool = False) -> int:

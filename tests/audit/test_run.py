@@ -1,6 +1,6 @@
 """Does an audit make every attack, on its control too, and lose nothing when one fails or it is interrupted?
 
-Of: attacks/finished.py, audit/battery.py, audit/controls.py, audit/rows.py
+Of: attacks/finished.py, audit/battery.py, audit/controls.py, audit/earlier.py, audit/rows.py
 """
 
 import copy
@@ -277,6 +277,30 @@ def test_each_attack_is_made_on_its_control(
         calls = measured(patch)
         again = run("edited", "other", resume=True)
     assert not calls and figures(again) == figures(results)
+
+
+def test_models_of_an_earlier_run_stay_in_the_table(
+    run: Callable[..., Row], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = run("edited", "other")
+    shutil.rmtree(tmp_path / "out")
+    first = run("edited", skip=["third_party:wrecks"])
+    second = run("other", resume=True)
+    assert [model["name"] for model in second["models"]] == ["edited", "other"]
+    edited = [row for row in whole["models"][0]["attacks"] if row["attack"] != "third_party:wrecks"]
+    assert [row["attack"] for row in second["models"][0]["attacks"]] == [row["attack"] for row in edited]
+    assert figures(second)["models"][1] == figures(whole)["models"][1]
+    assert second["models"][0]["evaluation"] == first["models"][0]["evaluation"]
+    assert [one["models"] for one in second["comparisons"]] == [["edited", "other"]]
+    # One that is gone meanwhile keeps the report it had.
+    results = read_json(tmp_path / "out" / "results.json")
+    results["models"][0]["model"] = str(tmp_path / "gone")
+    write_json(tmp_path / "out" / "results.json", results)
+    with monkeypatch.context() as patch:
+        calls = measured(patch)
+        third = run("other", resume=True)
+    assert not calls and [model["name"] for model in third["models"]] == ["edited", "other"]
+    assert third["models"][0] == results["models"][0]
 
 
 def test_the_base_among_the_models_is_its_own_control(run: Callable[..., Row], tmp_path: Path) -> None:
@@ -589,9 +613,11 @@ def test_an_interruption_says_what_is_kept(
     with monkeypatch.context() as patch:
         measured(patch, stop_at=4)
         assert main(argv) == 130
-    out, error = capsys.readouterr()
-    assert f"is kept in {tmp_path / 'out'}: the same command with --resume goes on" in out
-    assert error.splitlines()[-1].startswith("efface: interrupted.")
+    error = capsys.readouterr().err
+    last = error.splitlines()[-1]
+    assert last.startswith("efface: interrupted.") and last.endswith(
+        f"is kept in {tmp_path / 'out'}: the same command with --resume goes on."
+    )
     assert main([*argv, "--resume"]) == 0
 
 

@@ -1,6 +1,5 @@
 """What does `results.json` say of an attack of an audit, and of the model that it was made on?"""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,7 @@ from efface.audit.battery import Trial
 from efface.errors import RunError, UserError, reason_of
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, read_json
-from efface.files.shapes import Each, Maybe, Missing, check_shape, finite
-
-ATTACKS_MADE = [{"attack": str, "seconds": Maybe(float)}]
-AUDIT = {
-    "models": [{"name": str, "attacks": ATTACKS_MADE}],
-    "controls": Missing(Each({"attacks": Missing(ATTACKS_MADE)})),
-}
-"""The shape of an audit's results, as far as one that goes on reads them."""
+from efface.files.shapes import finite
 
 
 def row_of(trial: Trial, seconds: float | None) -> Row:
@@ -122,16 +114,3 @@ def told(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"its code ended the program (sys.exit({error.code!r}))."
     return f"{reason_of(error, named=True)} (`efface -v` shows where)"
-
-
-def seconds_spent(file: Path) -> dict[tuple[str, str], float | None]:
-    """What each attack on each model, or control ("controls/base"), has taken so far."""
-    if not os.path.lexists(file):
-        return {}
-    earlier = read_json(file)
-    if "budget" not in earlier:
-        raise UserError(f"{file} is of no audit: there is nothing to resume. Choose another output directory.")
-    check_shape(earlier, AUDIT, os.fspath(file))
-    places = {model["name"]: model["attacks"] for model in earlier["models"]}
-    places |= {f"controls/{name}": one.get("attacks", []) for name, one in earlier.get("controls", {}).items()}
-    return {(place, row["attack"]): row.get("seconds") for place, rows in places.items() for row in rows}

@@ -26,7 +26,8 @@ from efface.attacks.target import Target
 from efface.audit.battery import BUDGETS, Trial, choose_trials, folder_of, left_to_others
 from efface.audit.columns import columns_of, compare_models, weigh
 from efface.audit.controls import BASE, CONTROLS, control_model, needed, rows_of
-from efface.audit.rows import figures_of, is_base, row_of, seconds_spent, told, too_dear, training_seed
+from efface.audit.earlier import Earlier, earlier_models, seconds_spent
+from efface.audit.rows import figures_of, is_base, row_of, told, too_dear, training_seed
 from efface.errors import RunError, UserError, out_of_memory
 from efface.files.jsonl import Row
 from efface.files.results import MARKER, RESULTS, environment, prepare_output_dir, write_json
@@ -58,7 +59,8 @@ def audit(
         controls: make each attack on its control too, without which no row is known to be evidence; needs a base.
         measurement: other arguments of `Target.load`: `base`, `scorer`, `command`, ... Where `text`, `limit` and
             `max_text_tokens` are None or missing, it is the shipped text and as much as the budget says.
-        overwrite, resume: delete what lies in `output`, or take it as far as it goes.
+        overwrite, resume: delete what lies in `output`, or take it as far as it goes: also models that are not given
+            now stay in the table, with the rows that were finished.
         say: is told what is done next, a line each.
 
     Returns:
@@ -77,7 +79,9 @@ def audit(
     folder = prepare_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
     run = _Run(folder, chosen, how | {"resume": resume}, say, budget)
     try:
-        errors = [error for name, model in models.items() if (error := run.model(name, model)) is not None]
+        for earlier in earlier_models(folder / RESULTS, without=set(models)):
+            run.again(earlier)
+        errors = [error for name, model in models.items() if (error := run.model(name, model, chosen)) is not None]
         if len(errors) == len(models):
             raise errors[0]
         if controls and given.get("base") is not None:
@@ -142,11 +146,17 @@ class _Run:
             "command": how.get("command"),
         }
 
-    def model(self, name: str, model: Any) -> UserError | RunError | None:
+    def model(self, name: str, model: Any, chosen: Sequence[Trial]) -> UserError | RunError | None:
         """Measure and attack a model. Returns why, if it could not even be measured."""
         report: Row = {"name": name, "error": None, "attacks": [], "columns": {}}
         self.results["models"].append(report)
-        return self._audit(name, model, report, self.chosen)
+        return self._audit(name, model, report, chosen)
+
+    def again(self, earlier: Earlier) -> None:
+        """A model of an earlier run: all of it is taken from there, and where that cannot be, its old report is."""
+        if earlier.model is None or self.model(earlier.report["name"], earlier.model, earlier.trials) is not None:
+            self.results["models"] = [one for one in self.results["models"] if one["name"] != earlier.report["name"]]
+            self.results["models"].append(earlier.report)
 
     def controls(self) -> None:
         """Make the attacks on their controls, those that were made on a model."""

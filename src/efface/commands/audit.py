@@ -86,9 +86,9 @@ def run(options: argparse.Namespace) -> None:
             resume=options.resume,
             say=lambda line: print(line, flush=True),
         )
-    except KeyboardInterrupt:
-        print(f"What is finished, and begun, is kept in {options.output}: the same command with --resume goes on.")
-        raise
+    except KeyboardInterrupt as error:
+        kept = f"What is finished, and begun, is kept in {options.output}: the same command with --resume goes on."
+        raise KeyboardInterrupt(f"interrupted. {kept}") from error
     print(f"\n{audit_table(results)}\n")
     print(f"written: {Path(options.output) / RESULTS}")
     failed = [

@@ -31,6 +31,7 @@ from efface.model.fingerprint import fingerprint_of
 from efface.training.checkpoints import SAVING, newest_whole, state_of
 from efface.training.editor import PairEditor
 from efface.training.inputs import model_and_tokenizer, pair_reader
+from efface.training.interruption import interruptible
 from efface.training.rehearsal import rehearse
 from efface.training.settings import build_config, user_error_for_settings
 from efface.training.trainer import PairTrainer
@@ -201,4 +202,5 @@ def _train(trainer: PairTrainer | PairEditor, directory: Path, *, resume: bool) 
             trainer._load_from_checkpoint(str(checkpoint))
             trainer.state = state
             return
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with interruptible(trainer):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
