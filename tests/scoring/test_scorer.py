@@ -23,7 +23,7 @@ from efface.scoring import profanity as scorer_profanity
 from efface.scoring.ensemble import Ensemble
 from efface.scoring.hf import HFScorer, find_label, is_multi_label
 from efface.scoring.profanity import ProfanityScorer, check_files
-from efface.scoring.scorer import NamedScorer, score
+from efface.scoring.scorer import NamedScorer, at_threshold, score
 
 TEXTS = ["What a lovely day in the old town.", "you idiot", "", "The history of the river and its people is long."]
 
@@ -97,8 +97,8 @@ def test_unknown_scorer_lists_what_there_is() -> None:
 
 def test_the_list_says_how_every_scorer_is_named() -> None:
     assert DEFAULT_SCORER in SCORERS and not SCORERS[DEFAULT_SCORER].takes
-    forms = "alt-profanity-check hf:ID_OR_DIR words:FILE judge:DIR mean:A,B,... max:A,B,... package.module:attribute"
-    assert list(list_scorers()) == forms.split()
+    forms = "alt-profanity-check hf:ID_OR_DIR llm:MODEL words:FILE judge:DIR mean:A,B,... max:A,B,..."
+    assert list(list_scorers()) == [*forms.split(), "package.module:attribute"]
     for entry in SCORERS.values():
         assert callable(resolve_name(entry.path)) and entry.what
 
@@ -311,6 +311,25 @@ def test_classifier_label_and_activation(tmp_path: Path) -> None:
     assert single(TEXTS[:1])[0] == pytest.approx(logits.softmax(-1)[1].item(), abs=1e-6)
 
 
+def test_options_of_a_classifier_by_its_name(tmp_path: Path) -> None:
+    path = str(_classifier(tmp_path, ["fine", "bad"]))
+    plain = score(load_scorer(path, label="bad"), TEXTS)
+    stretched = load_scorer(f"hf:{path},label=bad,threshold=0.7")
+    assert stretched.name == f"hf:{path},label=bad,threshold=0.7"
+    np.testing.assert_array_equal(score(stretched, TEXTS) > 0.5, plain > 0.7)
+    assert stretched.version != load_scorer(f"hf:{path},label=bad").version  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="'nosuch=1' is none of label=..., threshold=..., each once"):
+        load_scorer(f"hf:{path},nosuch=1")
+    with pytest.raises(UserError, match="none is 'worse'"):
+        load_scorer(f"hf:{path},label=worse")
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
+def test_scores_are_stretched_to_a_threshold(threshold: float) -> None:
+    given = np.array([0, threshold / 2, threshold, (1 + threshold) / 2, 1])
+    np.testing.assert_allclose(at_threshold(given, threshold), [0, 0.25, 0.5, 0.75, 1])
+
+
 def test_label_by_name() -> None:
     assert find_label({0: "non-toxic", 1: "Toxic"}, None, "s") == 1
     assert find_label({0: "LABEL_0", 1: "LABEL_1"}, None, "s") == 1
@@ -327,7 +346,7 @@ def test_label_by_name() -> None:
     "name", ["non_toxic", "Non-Toxic", "NOT_TOXIC", "not offensive", "nontoxic", "safe", "clean", "LABEL_0", "0"]
 )
 def test_one_label_that_is_good_or_unnamed_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"'hf:a/b' has the labels {name}; none is known.* Say which: hf:a/b#LABEL"):
+    with pytest.raises(UserError, match=f"'hf:a/b' has the labels {name}; none is known.*: hf:a/b,label=NAME"):
         find_label({0: name}, None, "hf:a/b")
     assert find_label({0: name}, name, "hf:a/b") == 0
 
@@ -339,7 +358,7 @@ def test_one_label_is_what_a_classifier_detects(name: str) -> None:
 
 def test_a_label_in_the_name(tmp_path: Path) -> None:
     path = str(_classifier(tmp_path / "a", ["S", "H", "OK"]))
-    with pytest.raises(UserError, match=f"has the labels S, H, OK; none is known.* hf:{path}#LABEL"):
+    with pytest.raises(UserError, match=f"has the labels S, H, OK; none is known.* hf:{path},label=NAME"):
         load_scorer(path)
     expected = HFScorer(path, label="H")(TEXTS)
     for name in (f"hf:{path}#H", f"{path}#h"):

@@ -140,10 +140,10 @@ def _load_judges(scorer: str | Scorer | Sequence[str | Scorer]) -> list[Scorer]:
 
 def _score(rows: list[Row], judges: Sequence[Scorer], kept: str | os.PathLike[str] | None) -> None:
     """Every row gets its `scores`, and as `score` that of the first judge."""
-    texts = [row["continuation"] for row in rows]
+    prompts, texts = ([row[what] for row in rows] for what in ("prompt", "continuation"))
     for judge in judges:
         try:
-            scores = score(judge, texts)
+            scores = score(judge, texts, prompts)
         except (UserError, RunError) as error:
             if kept is None:
                 raise

@@ -1,8 +1,10 @@
 """JUDGE: who says how toxic a text is, by name. A new scorer is one file and one entry here."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 from efface.errors import RunError, UserError, described
 from efface.registry import Entry, resolve
@@ -16,8 +18,8 @@ class ScorerEntry(Entry):
     takes: str = ""
     """What stands behind the colon: `FILE` of `words:FILE`. Nothing for a scorer that is its name alone."""
     made_of: str = "argument"
-    """What that is, for the one who makes it: an "argument", "members" with commas, or a "classifier" of transformers,
-    which has a label and a device too."""
+    """What that is, for the one who makes it: an "argument", "members" with commas, a "classifier" of transformers or
+    an "llm", which have options, and a device."""
 
 
 DEFAULT_SCORER = "alt-profanity-check"
@@ -25,9 +27,17 @@ SCORERS = {
     "alt-profanity-check": ScorerEntry("efface.scoring.profanity:ProfanityScorer", "the linear model from PyPI"),
     "hf": ScorerEntry(
         "efface.scoring.hf:HFScorer",
-        "any sequence classifier of transformers; hf:ID_OR_DIR#LABEL says which label means toxic",
+        "any sequence classifier of transformers; hf:ID_OR_DIR,label=NAME,threshold=T says which label means toxic, "
+        "and from where on",
         takes="ID_OR_DIR",
         made_of="classifier",
+    ),
+    "llm": ScorerEntry(
+        "efface.scoring.llm:LLMScorer",
+        "a causal language model that judges, prompt and continuation: Llama Guard, ShieldGemma, WildGuard, or any, "
+        "asked a question; llm:MODEL,template=NAME,threshold=T",
+        takes="MODEL",
+        made_of="llm",
     ),
     "words": ScorerEntry(
         "efface.scoring.words:WordListScorer",
@@ -79,11 +89,42 @@ def load_scorer(name: str | Scorer, *, label: str | None = None, device: str | N
     if entry is not None and entry.made_of == "members" and argument:
         members = [load_scorer(member, label=label, device=device) for member in argument.split(",")]
         return resolve_name(entry.path)(kind, members)
+    if entry is not None and entry.made_of == "llm" and argument:
+        model, options = split_options(name, argument, ("template", "threshold"))
+        return resolve_name(entry.path)(model, device=device, **options)
     if name.startswith("hf:") or Path(name.rpartition("#")[0] or name).is_dir() or ("/" in name and not colon):
-        return resolve_name(SCORERS["hf"].path)(name.removeprefix("hf:"), label=label, device=device)
+        model, options = split_options(name, name.removeprefix("hf:"), ("label", "threshold"))
+        return resolve_name(SCORERS["hf"].path)(model, device=device, **{"label": label} | options)
     if colon:
         return _third_party(name)
     raise UserError(f"scorer {name!r} is unknown. There are: {'; '.join(list_scorers())}.")
+
+
+def split_options(name: str, given: str, known: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """`DIR,label=bad,threshold=0.7` -> "DIR", {"label": "bad", "threshold": 0.7}.
+
+    Raises:
+        UserError: for another option, or a threshold that is no number between 0 and 1.
+    """
+    if Path(given).is_dir():  # whatever it is called
+        return given, {}
+    model, *rest = given.split(",")
+    options: dict[str, Any] = {}
+    for one in rest:
+        key, equals, value = one.partition("=")
+        if key not in known or not equals or key in options:
+            raise UserError(
+                f"scorer {name!r}: {one!r} is none of {', '.join(f'{key}=...' for key in known)}, each once."
+            )
+        options[key] = _between(name, value) if key == "threshold" else value
+    return model, options
+
+
+def _between(name: str, value: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (number := float(value)) < 1:
+            return number
+    raise UserError(f"scorer {name!r}: threshold={value} must be a number between 0 and 1.")
 
 
 def _third_party(name: str) -> Scorer:

@@ -66,17 +66,25 @@ class CachedScorer:
         self._usable = True
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        keys = [self._key(text) for text in texts]
+        return self._scores(texts, None)
+
+    def of_answers(self, prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """With a scorer that reads no prompts the same as without them, and of one key."""
+        return self._scores(texts, prompts if hasattr(self.scorer, "of_answers") else None)
+
+    def _scores(self, texts: Sequence[str], prompts: Sequence[str] | None) -> np.ndarray:
+        keys = [self._key(*both) for both in zip(texts, *([] if prompts is None else [prompts]), strict=True)]
         known = self._use(lambda connection: _read(connection, set(keys))) or {}
-        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+        missing = {key: i for i, key in enumerate(keys) if key not in known}
         if missing:
-            fresh = dict(zip(missing, score(self.scorer, list(missing.values())).tolist(), strict=True))
+            asked = [None if given is None else [given[i] for i in missing.values()] for given in (texts, prompts)]
+            fresh = dict(zip(missing, score(self.scorer, asked[0] or [], asked[1]).tolist(), strict=True))
             self._use(lambda connection: _write(connection, fresh))
             known |= fresh
         return np.array([known[key] for key in keys])
 
-    def _key(self, text: str) -> bytes:
-        content = "\0".join((self.name, self.version, text))
+    def _key(self, *what: str) -> bytes:
+        content = "\0".join((self.name, self.version, *what))
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
     def _use(self, work: Callable[[sqlite3.Connection], T]) -> T | None:

@@ -36,6 +36,10 @@ class Ensemble:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         return HOW[self.how](np.stack([score(member, texts) for member in self.members]))
 
+    def of_answers(self, prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """Each member reads the prompts if it can."""
+        return HOW[self.how](np.stack([score(member, texts, prompts) for member in self.members]))
+
     def seen(self, texts: Sequence[str]) -> np.ndarray:
         """(n,) whether a member was trained on the text."""
         known = [member.seen(texts) for member in self.members if hasattr(member, "seen")]

@@ -16,6 +16,7 @@ from efface.files.results import versions
 from efface.model.padding import batches_by_length
 from efface.model.vocabulary import check_vocabulary, embedding_rows
 from efface.model.whole import load_whole
+from efface.scoring.scorer import THRESHOLD, at_threshold
 
 # Labels that mean toxic, the better first; whole names, so that "non-toxic" does not match.
 TOXIC_LABELS = ("toxicity", "toxic", "hate", "hateful", "hate speech", "offensive", "abusive", "obscene", "insult")
@@ -34,6 +35,7 @@ class HFScorer:
         model: a Hugging Face id or a local directory (safetensors only: nothing is unpickled); with `#LABEL` after it,
             the label is that.
         label: the name of the label that means toxic; None finds it in TOXIC_LABELS, or LABEL_1 of two.
+        threshold: of that label's probability, above which a text is toxic; scores are stretched so that it is 1/2.
         batch_size: texts at once; the scores do not depend on it, up to rounding in the last digits.
 
     Raises:
@@ -43,12 +45,19 @@ class HFScorer:
     """
 
     def __init__(
-        self, model: str, *, label: str | None = None, batch_size: int = 32, device: str | torch.device | None = None
+        self,
+        model: str,
+        *,
+        label: str | None = None,
+        threshold: float = THRESHOLD,
+        batch_size: int = 32,
+        device: str | torch.device | None = None,
     ) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self.name = f"hf:{model}"
-        self.batch_size = batch_size
+        options = {"label": label, "threshold": f"{threshold:g}" if threshold != THRESHOLD else None}
+        self.name = ",".join([f"hf:{model}", *(f"{name}={value}" for name, value in options.items() if value)])
+        self.batch_size, self._threshold = batch_size, threshold
         if "#" in model and not Path(model).is_dir():
             model, _, named = model.rpartition("#")
             label = label or named
@@ -82,6 +91,7 @@ class HFScorer:
         libraries = [versions()[name] for name in ("torch", "transformers")]
         content: list[Any] = [fingerprint_of(self._model), tokenizer_fingerprint(self._tokenizer), libraries]
         content += [self._index, self._sigmoid, self._max_length]
+        content += [self._threshold] if self._threshold != THRESHOLD else []
         return digest(content, 16)
 
     @torch.inference_mode()
@@ -91,7 +101,7 @@ class HFScorer:
         scores = np.zeros(len(texts))
         for batch in batches_by_length(filled, lambda index: len(texts[index]), self.batch_size):
             scores[batch] = self._score_batch([texts[index] for index in batch])
-        return scores
+        return at_threshold(scores, self._threshold)
 
     def _score_batch(self, texts: list[str]) -> np.ndarray:
         inputs = self._tokenizer(
@@ -119,7 +129,7 @@ def find_label(id2label: dict[int, str], label: str | None, scorer: str) -> int:
         + (
             f"none is {label!r}."
             if label is not None
-            else f"none is known to mean toxic. Say which: {scorer.partition('#')[0]}#LABEL (or label=...)."
+            else f"none is known to mean toxic. Say which: {scorer.partition('#')[0].partition(',')[0]},label=NAME."
         )
     )
 

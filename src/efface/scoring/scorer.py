@@ -20,8 +20,9 @@ class Scorer(Protocol):
     """Toxicity of texts as a probability.
 
     It may have further attributes: `version`, a text that changes whenever its scores do, without which nothing of it
-    is cached; `selects_pairs`, False for a judge that must not choose what a model is trained on; and `seen(texts)`,
-    (n,) bools, whether it was trained on a text, by which `efface scorers --check` leaves that text out.
+    is cached; `selects_pairs`, False for a judge that must not choose what a model is trained on; `seen(texts)`,
+    (n,) bools, whether it was trained on a text, by which `efface scorers --check` leaves that text out; and
+    `of_answers(prompts, texts)`, (n,) scores of texts as answers, by which it is asked where there are prompts.
     """
 
     @property
@@ -43,10 +44,13 @@ class NamedScorer:
         return np.asarray(self.function(texts), dtype=float)
 
 
-def score(scorer: Scorer, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
+def score(
+    scorer: Scorer, texts: Sequence[str], prompts: Sequence[str] | None = None, *, progress: bool = False
+) -> np.ndarray:
     """Scores of `texts`, (n,), checked.
 
     Args:
+        prompts: what each text answers, for a scorer that reads it; None: nothing.
         progress: show a bar.
 
     Raises:
@@ -54,12 +58,26 @@ def score(scorer: Scorer, texts: Sequence[str], *, progress: bool = False) -> np
         RunError: if the scorer itself fails.
     """
     starts = track(range(0, len(texts), CHUNK), f"scores of {scorer.name}", show=progress)
-    return np.concatenate([np.zeros(0), *(_scores(scorer, texts[start : start + CHUNK], start) for start in starts)])
+    asked = None if prompts is None else getattr(scorer, "of_answers", None)
+
+    def chunk(start: int) -> np.ndarray:
+        part = slice(start, start + CHUNK)
+        if asked is None or prompts is None:
+            return _scores(scorer, lambda: scorer(texts[part]), texts[part], start)
+        return _scores(scorer, lambda: asked(prompts[part], texts[part]), texts[part], start)
+
+    return np.concatenate([np.zeros(0), *map(chunk, starts)])
 
 
-def _scores(scorer: Scorer, texts: Sequence[str], start: int) -> np.ndarray:
+def at_threshold(scores: np.ndarray, threshold: float) -> np.ndarray:
+    """(n,) probabilities, stretched so that what lay at `threshold` lies at 1/2, and 0 and 1 where they were."""
+    above = scores > threshold
+    return np.where(above, 1 - (1 - scores) / (2 - 2 * threshold), scores / (2 * threshold))
+
+
+def _scores(scorer: Scorer, ask: Callable[[], Any], texts: Sequence[str], start: int) -> np.ndarray:
     try:
-        raw = scorer(texts)
+        raw = ask()
     except (UserError, RunError):
         raise
     except (Exception, SystemExit) as error:  # whatever a third party's code raises; the cause is chained
