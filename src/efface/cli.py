@@ -99,6 +99,8 @@ def _unexpected(error: Exception) -> str:
         )
     if isinstance(error, OSError):  # the machine's, not ours: a full disk, a right that is missing
         return described(error)
+    if any(kind.__name__ in ("NetworkError", "ConnectTimeout", "HfHubHTTPError") for kind in type(error).__mro__):
+        return f"the Hugging Face hub, or a tracker, could not be reached: {described(error)}."
     return f"{described(error)}. (-v shows where; if the input is right, this is a defect of efface.)"
 
 

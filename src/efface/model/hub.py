@@ -1,0 +1,81 @@
+"""Does the Hugging Face hub have that, and can it be asked? Found out at once, by one request.
+
+transformers asks for each of several files, and each time again and again: without a network a minute goes by before a
+misspelt directory is one.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+from efface.errors import UserError, reason_of
+
+SECONDS = 10.0
+"""That a first answer may take."""
+OFFLINE = "HF_HUB_OFFLINE"
+
+
+def ask_hub(name: str, revision: str | None, what: str, hint: str) -> bool:
+    """Whether what `name` is on the hub can only be taken from the cache, since the hub cannot be reached.
+
+    Args:
+        what: it is, for the error: "model 'a/b'".
+        hint: what to do instead.
+
+    Raises:
+        UserError: if there is no such repository, it is not open to this user, or the hub cannot be reached and the
+            cache has nothing of it.
+    """
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    where = f"{what} is no directory here, and "
+    try:
+        cached = isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+        if constants.HF_HUB_OFFLINE:
+            if cached:
+                return True
+            raise UserError(f"{where}{OFFLINE} is set and the cache has nothing of it. {hint}")
+        HfApi().model_info(name, revision=revision, timeout=SECONDS)
+    except HFValidationError as error:
+        raise UserError(f"{where}no name that the Hugging Face hub could have ({reason_of(error)}). {hint}") from error
+    except GatedRepoError as error:
+        raise UserError(
+            f"{what} is gated on the Hugging Face hub: accept its terms there, and set HF_TOKEN to a token of yours."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{what} has no revision {revision!r} on the Hugging Face hub. Pass another.") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{where}the Hugging Face hub has none either, or it is private: set HF_TOKEN to a token that may read "
+            f"it. {hint}"
+        ) from error
+    except HfHubHTTPError:
+        return False  # it answers, if not this: transformers' own requests say what is the matter
+    except UserError:
+        raise
+    except Exception as error:  # no route, no name, no answer in time: of every library underneath another one
+        if cached:
+            return True
+        raise UserError(
+            f"{where}the Hugging Face hub cannot be reached ({reason_of(error)}), nor is it in the cache. {hint}"
+        ) from error
+    return False
+
+
+@contextlib.contextmanager
+def from_cache(alone: bool) -> Iterator[None]:
+    """With `alone`, huggingface_hub asks nobody inside: not even whether a cached file is the newest."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        constants.HF_HUB_OFFLINE = before or alone
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
