@@ -17,7 +17,8 @@ from common import RESULTS, command, parser, tuning_prompts, wikitext
 
 from efface.evaluation.measure import evaluate
 from efface.evaluation.settings import OrdinaryText
-from efface.files.results import environment, read_json, write_json, write_jsonl
+from efface.files.environment import environment
+from efface.files.results import read_json, write_json, write_jsonl
 from efface.generation.decoding import Decoding
 from efface.methods import load_method
 from efface.model.load import DEFAULT_MODEL, load_model

@@ -25,7 +25,8 @@ from efface.evaluation.perplexity import perplexity
 from efface.evaluation.prompt_sets import load_prompts
 from efface.evaluation.settings import PromptSet, RunSettings
 from efface.evaluation.utility.tasks import utility
-from efface.files.results import environment, read_json, write_json
+from efface.files.environment import environment
+from efface.files.results import read_json, write_json
 from efface.generation.decoding import Decoding
 from efface.model.load import load_model
 from efface.scoring.judge_training import train_judge

@@ -24,8 +24,9 @@ from efface.errors import RunError
 from efface.evaluation.comparison import compare
 from efface.evaluation.measure import evaluate
 from efface.evaluation.settings import OrdinaryText
+from efface.files.environment import environment
 from efface.files.jsonl import read_jsonl
-from efface.files.results import environment, read_json, write_json
+from efface.files.results import read_json, write_json
 from efface.generation.decoding import Decoding
 from efface.jobs.demo import SETTINGS
 from efface.methods.repo import REPOConfig, REPOTrainer

@@ -23,7 +23,8 @@ from transformers import TrainerCallback
 from efface.data.rows import load_texts
 from efface.evaluation.measure import evaluate
 from efface.evaluation.settings import OrdinaryText
-from efface.files.results import environment, write_json
+from efface.files.environment import environment
+from efface.files.results import write_json
 from efface.generation.decoding import Decoding
 from efface.jobs.demo import PAIRS, SETTINGS
 from efface.methods.repo import REPOConfig, REPOTrainer

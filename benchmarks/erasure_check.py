@@ -27,9 +27,10 @@ from efface.analysis.conditional import KINDS, ConditionalResult, conditional_pr
 from efface.analysis.marked import MarkedText, load_marked, marked_states
 from efface.analysis.states import TokenStates, token_states
 from efface.data.pairs import load_pairs
+from efface.files.environment import environment
 from efface.files.io import renamed_when_whole
 from efface.files.jsonl import read_jsonl
-from efface.files.results import environment, read_json, write_json, write_jsonl
+from efface.files.results import read_json, write_json, write_jsonl
 from efface.generation.decoding import Decoding
 from efface.generation.generate import generate
 from efface.methods.repo import REPOConfig

@@ -33,8 +33,9 @@ from step import Side
 
 from efface.attacks.search.slot import slot_in
 from efface.data.rows import shipped
+from efface.files.environment import environment
 from efface.files.jsonl import read_jsonl
-from efface.files.results import environment, write_json
+from efface.files.results import write_json
 from efface.model.load import DEFAULT_MODEL, load_model
 from efface.model.save import save_model
 

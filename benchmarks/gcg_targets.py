@@ -12,7 +12,8 @@ from pathlib import Path
 from common import RESULTS, command, parser, tuning_prompts
 
 from efface.cli import main as efface
-from efface.files.results import environment, read_json, write_json, write_jsonl
+from efface.files.environment import environment
+from efface.files.results import read_json, write_json, write_jsonl
 from efface.model.load import DEFAULT_MODEL
 
 FILE, RUNS = RESULTS / "gcg_targets.json", Path("runs/gcg-targets")

@@ -31,7 +31,8 @@ from common import command
 from step_workers import peak, reset_peak, resident
 
 from efface.data.rows import load_texts
-from efface.files.results import environment, write_json
+from efface.files.environment import environment
+from efface.files.results import write_json
 from efface.model.load import DEFAULT_MODEL, load_model
 
 SAMPLES, TOP_P, NEW_TOKENS = 25, 0.9, 20

@@ -26,7 +26,8 @@ from step import Side, in_turns, summary
 from efface.errors import RunError, UserError
 from efface.evaluation.measure import evaluate
 from efface.evaluation.settings import OrdinaryText
-from efface.files.results import environment, read_json, write_json
+from efface.files.environment import environment
+from efface.files.results import read_json, write_json
 from efface.generation.decoding import Decoding
 from efface.methods import METHODS, load_method
 from efface.model.load import DEFAULT_MODEL, load_model

@@ -17,8 +17,9 @@ from efface.attacks.search.gcg import GCGSettings
 from efface.attacks.search.slot import slot_in
 from efface.attacks.search.token_search import TokenSearch
 from efface.data.rows import shipped
+from efface.files.environment import environment
 from efface.files.jsonl import read_jsonl
-from efface.files.results import environment, read_json, write_json
+from efface.files.results import read_json, write_json
 from efface.model.load import DEFAULT_MODEL, load_model
 from efface.progress import track
 

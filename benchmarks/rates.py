@@ -16,7 +16,8 @@ from common import RESULTS, command, moved, parser, tuning_prompts, wikitext
 
 from efface.evaluation.measure import evaluate
 from efface.evaluation.settings import OrdinaryText
-from efface.files.results import environment, read_json, write_json
+from efface.files.environment import environment
+from efface.files.results import read_json, write_json
 from efface.generation.decoding import Decoding
 from efface.model.load import DEFAULT_MODEL, load_model
 

@@ -24,7 +24,8 @@ from typing import Any
 from common import RESULTS, command
 from transformers import TrainerCallback
 
-from efface.files.results import environment, write_json, write_jsonl
+from efface.files.environment import environment
+from efface.files.results import write_json, write_jsonl
 from efface.methods.repo import REPOConfig, REPOTrainer
 
 TESTS = Path(__file__).resolve().parents[1] / "tests" / "support"

@@ -43,7 +43,8 @@ from typing import Any
 from common import command
 from matmul import CONTINUATION, PAIRS, PROMPT, SIZES
 
-from efface.files.results import environment, write_json
+from efface.files.environment import environment
+from efface.files.results import write_json
 from efface.model.load import DEFAULT_MODEL
 
 WARM_UP = 2

@@ -19,7 +19,8 @@ import torch
 from common import RESULTS, command
 from step_workers import PROTOCOL, SETTINGS, make_rows
 
-from efface.files.results import environment, write_json
+from efface.files.environment import environment
+from efface.files.results import write_json
 from efface.methods.repo import REPOConfig, REPOTrainer
 from efface.model.load import DEFAULT_MODEL, load_model
 

@@ -33,9 +33,10 @@ from broad_texts import (
 
 from efface.data.rows import load_texts, shipped
 from efface.files.digests import digest
+from efface.files.environment import environment
 from efface.files.jsonl import Row, read_jsonl
 from efface.files.part import PartFile
-from efface.files.results import environment, read_json, write_json, write_jsonl
+from efface.files.results import read_json, write_json, write_jsonl
 from efface.generation.decoding import BFLOAT16
 from efface.generation.generate import generate
 from efface.generation.likelihood import continuation_nll

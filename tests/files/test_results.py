@@ -1,6 +1,6 @@
 """Is a result file whole or absent, is bad input named by file and line, and is nobody else's directory deleted?
 
-Of: files/jsonl.py
+Of: files/environment.py, files/jsonl.py
 """
 
 import errno
@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from efface.errors import RunError, UserError
+from efface.files import environment as environment_module
 from efface.files import results
+from efface.files.environment import environment
 from efface.files.jsonl import read_jsonl
-from efface.files.results import cache_dir, environment, prepare_output_dir, read_json, write_json, write_jsonl
+from efface.files.results import cache_dir, prepare_output_dir, read_json, write_json, write_jsonl
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -90,7 +92,7 @@ def test_environment_is_json_and_says_no_path() -> None:
 
 def test_version_of_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.Distribution.discover", lambda *args, **kwargs: iter([]))
-    found = results.versions()
+    found = environment_module.versions()
     assert found["scikit-learn"] is found["transformers"] is None and found["efface"] == "unknown"
     assert found["torch"] == torch.__version__
 
@@ -127,7 +129,7 @@ def test_output_dir_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_output_dir_without_marker_but_with_our_results(tmp_path: Path) -> None:
-    stamp = results.environment(seed=0, model=None, command=None)
+    stamp = environment_module.environment(seed=0, model=None, command=None)
     write_json(tmp_path / "results.json", {"schema": 1, "environment": stamp})
     prepare_output_dir(tmp_path, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["efface.json"]

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from efface.attacks.target import Target
 from efface.evaluation import kept
-from efface.files import results
+from efface.files.environment import versions
 from efface.generation.decoding import Decoding
 from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
 from efface.model.forward import Head
@@ -209,9 +209,7 @@ def test_the_reference_cache_by_config_precision_and_libraries(
     assert not torch.equal(opened(other), first)
     opened(model, autocast=torch.bfloat16)
     assert len(list((tmp_path / "reference").iterdir())) == 3
-    monkeypatch.setattr(
-        "efface.training.reference_cache.versions", lambda: results.versions() | {"transformers": "4.0"}
-    )
+    monkeypatch.setattr("efface.training.reference_cache.versions", lambda: versions() | {"transformers": "4.0"})
     opened(model)
     assert len(list((tmp_path / "reference").iterdir())) == 4
 
@@ -263,5 +261,5 @@ def test_a_target_by_its_judges_tokenizer_and_libraries(monkeypatch: pytest.Monk
     template.chat_template = "{{ messages[0]['content'] }}"
     assert described(tokenizer=template) != known
     assert described(model=tiny_model("llama", rms_norm_eps=0.1)) != known
-    monkeypatch.setattr("efface.attacks.target.versions", lambda: results.versions() | {"torch": "2.0"})
+    monkeypatch.setattr("efface.attacks.target.versions", lambda: versions() | {"torch": "2.0"})
     assert described() != known

@@ -16,9 +16,9 @@ from efface.attacks.target import Target
 from efface.checks import all_finite
 from efface.errors import NotFinite, RunError, UserError, out_of_memory
 from efface.files.digests import digest
+from efface.files.environment import environment
 from efface.files.jsonl import Row
 from efface.files.part import PartFile
-from efface.files.results import environment
 from efface.generation.decoding import Decoding
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from efface.evaluation.measure import evaluate
 from efface.evaluation.prompt_sets import draw_prompts, load_prompts
 from efface.evaluation.settings import OrdinaryText, RunSettings, Texts
 from efface.files.digests import digest
+from efface.files.environment import versions
 from efface.files.jsonl import Row
-from efface.files.results import versions
 from efface.generation.decoding import Decoding
 from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
 from efface.scoring import DEFAULT_SCORER, load_scorer

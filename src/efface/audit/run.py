@@ -29,8 +29,9 @@ from efface.audit.controls import BASE, CONTROLS, control_model, needed, rows_of
 from efface.audit.earlier import Earlier, earlier_models, seconds_spent
 from efface.audit.rows import figures_of, is_base, row_of, told, too_dear, training_seed
 from efface.errors import RunError, UserError, out_of_memory
+from efface.files.environment import environment
 from efface.files.jsonl import Row
-from efface.files.results import MARKER, RESULTS, environment, prepare_output_dir, write_json
+from efface.files.results import MARKER, RESULTS, prepare_output_dir, write_json
 
 log = logging.getLogger(__name__)
 UNTOUCHED = "untouched"

@@ -75,9 +75,10 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
+    from efface.files.environment import environment
     from efface.files.io import check_writable
     from efface.files.output import check_output_file, is_stamped
-    from efface.files.results import environment, write_json
+    from efface.files.results import write_json
     from efface.scoring.check import check_scorers
 
     if options.output is not None:

@@ -44,16 +44,10 @@ from efface.data.pairs import rows_digest
 from efface.data.rows import load_texts
 from efface.errors import UserError
 from efface.files.digests import digest
+from efface.files.environment import environment
 from efface.files.jsonl import Row
 from efface.files.rerun import check_plan, read_plan, write_plan
-from efface.files.results import (
-    RESULTS,
-    check_output_dir,
-    environment,
-    prepare_output_dir,
-    read_json,
-    write_json,
-)
+from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
 from efface.model.edit import scaled_copy
 from efface.model.fingerprint import fingerprint_of
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from efface.errors import UserError
 from efface.files.digests import key_of
+from efface.files.environment import versions
 from efface.files.io import is_regular_file
 from efface.files.jsonl import Row, read_jsonl
-from efface.files.results import versions, write_jsonl
+from efface.files.results import write_jsonl
 from efface.files.shapes import Missing, check_shape
 from efface.generation.decoding import Decoding
 

@@ -20,6 +20,7 @@ from efface.evaluation.toxicity import ToxicitySummary, summarize
 from efface.evaluation.utility.task_files import load_tasks
 from efface.evaluation.utility.tasks import utility as measure_utility
 from efface.files import results
+from efface.files.environment import environment
 from efface.files.jsonl import Row
 from efface.generation.decoding import Decoding
 from efface.model.vocabulary import check_vocabulary
@@ -122,7 +123,7 @@ def evaluate(
         identity=harmless,
         degeneration=writing,
         generations=rows,
-        environment=results.environment(seed=decoding.seed, model=network, command=run.command),
+        environment=environment(seed=decoding.seed, model=network, command=run.command),
     )
     if base is not None:
         evaluation.versus_baseline = compare_with_baseline(evaluation, base)

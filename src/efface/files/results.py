@@ -1,4 +1,4 @@
-"""How do results reach the disk and come back? Strict JSON, the environment stamp, atomic writes, run directories.
+"""How do results reach the disk and come back? Strict JSON, atomic writes, run directories.
 
 A file is either there and whole or not there (`io.py`). What is read may be anything: whatever is wrong with it is a
 `UserError` that names file and place.
@@ -8,10 +8,8 @@ import errno
 import json
 import math
 import os
-import platform
 import shutil
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -20,46 +18,11 @@ from efface.files.io import is_temporary, read_regular_text, renamed_when_whole
 from efface.files.shapes import check_shape
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 RESULTS, MARKER = "results.json", "efface.json"
 WHAT = "a run directory of efface"
 """What the marker says."""
-
-
-def environment(*, seed: int | None, model: "nn.Module | None", command: str | None) -> dict[str, Any]:
-    """What it takes to reproduce a figure: versions, seed, device, dtype, threads, command. No host, no paths."""
-    import torch
-
-    parameter = None if model is None else next(model.parameters(), None)
-    return {
-        "versions": versions(),
-        "seed": seed,
-        "device": None if parameter is None else str(parameter.device),
-        "dtype": None if parameter is None else str(parameter.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "command": command,
-    }
-
-
-def versions() -> dict[str, str | None]:
-    """Of what figures depend on."""
-    import torch
-
-    return {
-        "python": platform.python_version(),
-        "efface": _version("efface") or "unknown",
-        "torch": torch.__version__,
-        "transformers": _version("transformers"),
-        "scikit-learn": _version("scikit-learn"),
-    }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:

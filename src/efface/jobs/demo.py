@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from efface.data.rows import load_texts
+from efface.files.environment import environment
 from efface.files.rerun import check_plan, read_plan, write_plan
-from efface.files.results import RESULTS, check_output_dir, environment, prepare_output_dir, read_json, write_json
+from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
 from efface.jobs.before_after import compare_sides, measure_side, read_sides, tell, write_page
+from efface.model.card import write_card
 from efface.training import DEFAULT_STEPS
 
 SETTINGS: dict[str, Any] = {
@@ -122,6 +124,7 @@ def _report(output: Path, plan: dict[str, Any], command: str | None) -> dict[str
         output, title="efface demo", comparison=comparison, n_prompts=n_prompts, training=training, settings=told
     )
     base, edited = read_sides(output)
+    write_card(output / "model", base=base, edited=edited, comparison=comparison)
     result = {
         "schema": 1,
         "plan": plan,

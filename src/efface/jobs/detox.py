@@ -23,11 +23,13 @@ from efface.errors import UserError
 from efface.evaluation.budget import UtilityBounds
 from efface.evaluation.prompt_sets import draw_prompts, load_prompts
 from efface.files.digests import digest
+from efface.files.environment import environment
 from efface.files.jsonl import Row
 from efface.files.rerun import check_plan, read_plan, write_plan
-from efface.files.results import RESULTS, check_output_dir, environment, prepare_output_dir, read_json, write_json
+from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
 from efface.jobs.before_after import BASE, EDITED, compare_sides, measure_side, read_sides, tell, write_page
 from efface.jobs.strength import METHOD, REPORTED, Chosen, Strengths, choose_strength, tradeoff_table, write_prompts
+from efface.model.card import write_card
 from efface.training import DEFAULT_STEPS
 
 SAMPLES = 4
@@ -275,6 +277,7 @@ class _Job:
             findings=findings,
         )
         base, edited = read_sides(self.folder)
+        write_card(self.edited, base=base, edited=edited, comparison=comparison)
         result = {
             "schema": 1,
             "plan": read_plan(self.folder),

@@ -15,6 +15,7 @@ from efface.errors import RunError
 from efface.evaluation.budget import UtilityBounds
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, read_json, write_json, write_jsonl
+from efface.model.card import write_card
 from efface.model.copies import merged
 from efface.model.edit import scaled_copy
 from efface.model.load import load_model
@@ -121,6 +122,7 @@ def _save(model: str, trained: Path, destination: Path, a: float) -> None:
     save_model(scaled_copy(merged(edited), base, a), tokenizer, destination)
     training = read_json(trained / RESULTS, {"history": [dict], "settings": dict})
     write_json(file, training | {"model": model} | mark)
+    write_card(destination)
 
 
 def tradeoff_table(chosen: Chosen) -> str:

@@ -17,7 +17,8 @@ from efface.analysis.probes import LinearProbe, fit_probe
 from efface.analysis.states import pooled_states
 from efface.errors import RunError, UserError
 from efface.files.digests import key_of
-from efface.files.results import cache_dir, versions
+from efface.files.environment import versions
+from efface.files.results import cache_dir
 from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
 
 if TYPE_CHECKING:

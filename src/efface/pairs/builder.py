@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from efface.errors import RunError, UserError
 from efface.files.digests import digest
+from efface.files.environment import environment
 from efface.files.jsonl import Row
 from efface.files.output import check_output_file
 from efface.files.part import PartFile, differing_keys
-from efface.files.results import environment, write_json, write_jsonl
+from efface.files.results import write_json, write_jsonl
 from efface.files.shapes import Missing
 from efface.pairs import SOURCES, PairSource, find_source_name, load_source
 from efface.pairs.batch import Batches

@@ -12,7 +12,7 @@ from torch import nn
 
 from efface.errors import UserError, explained
 from efface.files.digests import digest
-from efface.files.results import versions
+from efface.files.environment import versions
 from efface.model.hub import ask_hub, from_cache
 from efface.model.padding import batches_by_length
 from efface.model.vocabulary import check_vocabulary, embedding_rows

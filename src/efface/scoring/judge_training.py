@@ -20,7 +20,7 @@ import numpy as np
 from efface.data.rows import load_texts
 from efface.data.text import body_sentences
 from efface.errors import UserError
-from efface.files.results import environment
+from efface.files.environment import environment
 from efface.scoring.check import measure
 from efface.scoring.judge import Judge, counts, text_key, tfidf
 from efface.scoring.labelled import LabelledFile, LabelledText, load_labelled

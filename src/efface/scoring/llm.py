@@ -16,7 +16,7 @@ import torch
 
 from efface.errors import UserError
 from efface.files.digests import digest
-from efface.files.results import versions
+from efface.files.environment import versions
 from efface.model.padding import batches_by_length, pad_batch
 from efface.scoring.guard_texts import QUESTION, SHIELDGEMMA_GUIDELINES, WILDGUARD
 from efface.scoring.scorer import THRESHOLD, at_threshold

@@ -21,8 +21,9 @@ from torch import Tensor
 from efface.data.batch import Item, ReferenceStates, collate_rows, predicting_positions
 from efface.errors import UserError
 from efface.files.digests import file_digest
+from efface.files.environment import versions
 from efface.files.io import is_regular_file, renamed_when_whole
-from efface.files.results import cache_dir, read_json, versions, write_json
+from efface.files.results import cache_dir, read_json, write_json
 from efface.files.shapes import Each
 from efface.model.forward import Head
 from efface.model.layout import plain_layout

@@ -15,18 +15,11 @@ from typing import Any
 
 from efface.data.rows import load_texts
 from efface.errors import UserError
+from efface.files.environment import environment
 from efface.files.redaction import redacted
 from efface.files.rerun import Plan, check_plan, former_run_kept, read_plan, set_aside, write_plan
-from efface.files.results import (
-    RESULTS,
-    check_output_dir,
-    contents,
-    environment,
-    prepare_output_dir,
-    read_json,
-    remove,
-    write_json,
-)
+from efface.files.results import RESULTS, check_output_dir, contents, prepare_output_dir, read_json, remove, write_json
+from efface.model.card import write_card
 from efface.model.fingerprint import fingerprint_of
 from efface.training.checkpoints import SAVING, newest_whole, state_of
 from efface.training.editor import PairEditor
@@ -130,18 +123,33 @@ def train(
         "n_pairs": len(trainer.train_dataset),  # type: ignore[arg-type]
         "n_skipped_rows": trainer.n_skipped_rows,
         "settings": redacted(settings),
+        "effective_settings": redacted(_effective(config)),
+        "digests": {name: plan[name] for name in ("model", "pairs")},
         "seconds": round(time.monotonic() - start, 1),
         **trainer.record(),
         "environment": environment(seed=config.seed, model=trainer.model, command=command),
     }
     if main_process:
         write_json(directory / RESULTS, result)
+        write_card(directory)
     return result
 
 
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that what is trained depends on; none of them is a secret."""
     return {name: value for name, value in settings.items() if not name.startswith(FREE)}
+
+
+def _effective(config: Any) -> dict[str, Any]:
+    """All settings that what is trained depends on, as they were in force."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        value = getattr(value, "value", value)  # of an enumeration
+        plain = value is None or isinstance(value, bool | int | float | str | list | tuple)
+        if plain and field.name not in ("output_dir", "local_rank") and not field.name.startswith(FREE):
+            found[field.name] = value
+    return found
 
 
 def _names(model: str | None, pairs: str | None) -> dict[str, str | None]:

@@ -1,0 +1,59 @@
+"""What does it take to make a figure again? The stamp of every result: versions, seed, device, commit, command."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def environment(*, seed: int | None, model: "nn.Module | None", command: str | None) -> dict[str, Any]:
+    """What it takes to reproduce a figure: versions, seed, device, dtype, threads, command. No host, no paths."""
+    import torch
+
+    parameter = None if model is None else next(model.parameters(), None)
+    return {
+        "versions": versions(),
+        "seed": seed,
+        "device": None if parameter is None else str(parameter.device),
+        "dtype": None if parameter is None else str(parameter.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+        "command": command,
+    }
+
+
+def _commit() -> str | None:
+    """Of the checkout that this is run from, if it is one."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()[:12] or None
+
+
+def versions() -> dict[str, str | None]:
+    """Of what figures depend on."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "efface": _version("efface") or "unknown",
+        "torch": torch.__version__,
+        "transformers": _version("transformers"),
+        "scikit-learn": _version("scikit-learn"),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

