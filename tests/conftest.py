@@ -65,6 +65,22 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
+def open_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that answers, and has every model, without interventions; nothing is asked of the real one."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    from efface.model import interventions
+
+    def absent(*args: Any, **given: Any) -> None:
+        raise EntryNotFoundError("no such file")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **given: None)
+    monkeypatch.setattr(interventions, "hf_hub_download", absent)
+
+
+@pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run the command line, check exit code and that there is one line and no traceback, and return the line."""
 

@@ -27,6 +27,7 @@ from efface.attacks.prompt_injection import load_injections
 from efface.attacks.selection import NOTHING, judge_chosen, option_of
 from efface.audit import rows as audit_rows
 from efface.audit.battery import Trial
+from efface.audit.earlier import seconds_spent
 from efface.audit.table import audit_table
 from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
@@ -209,7 +210,7 @@ def test_what_an_audit_finds_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
         whole = {"models": [model, model], "base": None, "budget": "quick", "cannot_show": [], "controls": {}}
         assert audit_table(whole | {"comparisons": [], "seeds": {"attack": 0, "generations": 0}})
 
-    for document, load in ((RESULT, table), (results, lambda: audit_rows.seconds_spent(file))):
+    for document, load in ((RESULT, table), (results, lambda: seconds_spent(file))):
         file.write_text(json.dumps(document))
         assert survives(load)
         for one in changed(document, every=3):

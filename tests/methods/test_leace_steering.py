@@ -5,6 +5,7 @@ Of: methods/leace.py, methods/steering.py, model/interventions.py
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,15 +24,26 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from efface.analysis.directions import LeaceEraser, difference_of_means
 from efface.analysis.states import TokenStates, token_states
+from efface.cli import main
 from efface.data.batch import PairCollator
 from efface.data.pair_tokens import tokenize_pair
 from efface.errors import UserError
+from efface.files.results import write_jsonl
 from efface.methods.leace import LeaceConfig, LeaceEditor, leace_intervention, least_squares_probe
 from efface.methods.steering import SteeringConfig, SteeringEditor, steering_intervention
 from efface.model import interventions
 from efface.model.blocks import capture_residuals, decoder_blocks
 from efface.model.fingerprint import fingerprint_of
-from efface.model.interventions import FILE, Intervention, attach_, attach_from_hub_, attached, detach_
+from efface.model.interventions import (
+    BELOW,
+    FILE,
+    Intervention,
+    attach_,
+    attach_from_hub_,
+    attached,
+    detach_,
+    folder_on_hub,
+)
 from efface.model.load import load_model
 from efface.model.projections import attention_output_projection, mlp_output_projection
 from efface.model.save import save_model
@@ -231,11 +243,48 @@ def test_saved_and_loaded(family: str, tmp_path: Path) -> None:
     loaded, _ = load_model(tmp_path, device="cpu")
     assert torch.equal(logits(loaded), changed) and [it.layer for it in attached(loaded)] == [0, 1, 1]
     # What the documentation says of the plain loader.
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), plain)
+    with pytest.raises((OSError, ValueError), match=r"config\.json"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / BELOW)), plain)
+    # Either kind takes the place of the other, wholly.
     detach_(loaded)
-    save_model(loaded, None, tmp_path)
-    assert not (tmp_path / FILE).exists()
+    save_model(loaded, tiny_tokenizer(), tmp_path)
+    assert not (tmp_path / FILE).exists() and not (tmp_path / BELOW).exists()
     assert torch.equal(logits(load_model(tmp_path, device="cpu")[0]), plain)
+    save_model(model, tiny_tokenizer(), tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {FILE, BELOW}
+    (tmp_path / FILE).unlink()
+    with pytest.raises(UserError, match=f"lacks {FILE}, without which it is the untouched model"):
+        load_model(tmp_path, device="cpu")
+
+
+def test_a_checkpoint_of_an_earlier_version_loads(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    attach_(model, [some(0)])
+    save_model(model, tiny_tokenizer(), tmp_path, within_run=True)  # it had both in one folder, as within a run
+    assert (tmp_path / "config.json").exists() and (tmp_path / FILE).exists()
+    assert torch.equal(logits(load_model(tmp_path, device="cpu")[0]), logits(model))
+
+
+@pytest.mark.parametrize("lora", [[], ["--lora_r", "2"]])
+def test_training_of_an_intervened_model_is_resumed(lora: list[str], tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    attach_(model, [some(0)])
+    save_model(model, tiny_tokenizer(), tmp_path / "steered")
+    rows = [{"prompt": f"The town {i}", "chosen": " is old.", "rejected": " is a fool."} for i in range(8)]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    argv = ["train", "sft", str(tmp_path / "steered"), str(tmp_path / "pairs.jsonl"), "--max_steps", "4", *lora]
+    argv += ["--save_strategy", "steps", "--save_steps", "2", "--per_device_train_batch_size", "2"]
+    for out in ("whole", "resumed"):
+        assert main([*argv, "-o", str(tmp_path / out)]) == 0
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-4")
+    for file in ("results.json", FILE):
+        (tmp_path / "resumed" / file).unlink()
+    shutil.rmtree(tmp_path / "resumed" / BELOW)
+    assert main([*argv, "-o", str(tmp_path / "resumed"), "--resume"]) == 0
+    whole, resumed = (load_model(tmp_path / out, device="cpu")[0] for out in ("whole", "resumed"))
+    assert len(attached(resumed)) == 1
+    torch.testing.assert_close(logits(resumed), logits(whole))
 
 
 def test_parts_that_share_memory_are_saved(tmp_path: Path) -> None:
@@ -302,6 +351,8 @@ def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return str(tmp_path / FILE)
 
     monkeypatch.setattr(interventions, "hf_hub_download", download)
+    assert folder_on_hub("some/erased", None) == BELOW and folder_on_hub("some/plain", None) == ""
+    asked.clear()
     fresh = tiny_model("gpt2")
     attach_from_hub_(fresh, "some/plain", None)
     assert attached(fresh) == []

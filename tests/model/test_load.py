@@ -12,7 +12,6 @@ import pytest
 import torch
 from checkpoints import WEIGHTS, edit, logits, rewrite, saved
 from forwards import TEXT, batch, model_of, plain_logits
-from huggingface_hub import HfApi, constants
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
@@ -333,18 +332,16 @@ def test_adapter_with_a_broken_file(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_hub_error_without_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_error_without_a_message(open_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(HfApi, "model_info", lambda *args, **given: None)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(UserError, match=r"from the Hugging Face hub \(OSError\)"):
         load_model("someone/model")
 
 
-def test_hub_id_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_id_and_revision(open_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
     def found(name: str, **kwargs: Any) -> Any:
@@ -352,8 +349,6 @@ def test_hub_id_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
         whole = {"missing_keys": set(), "unexpected_keys": set()}
         return (tiny_model("gpt2"), whole) if "output_loading_info" in kwargs else tiny_tokenizer()
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(HfApi, "model_info", lambda *args, **given: None)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", found)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", found)
     load_model("someone/model", revision="v2")

@@ -100,7 +100,7 @@ def test_no_tensor_at_all(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_a_model_of_the_hub_that_is_not_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_the_hub_that_is_not_whole(open_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
     info = {"missing_keys": {"lm_head.weight"}, "unexpected_keys": set(), "mismatched_keys": {("a.b", (1,), (2,))}}
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: (tiny_model("qwen2"), info))
     with pytest.raises(UserError, match=r"model 'some/one' lacks 2 of 27 weights \(a.b, lm_head.weight\)"):

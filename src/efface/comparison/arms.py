@@ -116,10 +116,12 @@ def _tokens(config: SweepConfig, result: Row, folder: Path) -> int | None:
     method without steps, which does not say what it reads."""
     from transformers import AutoTokenizer
 
+    from efface.model.load import ordinary_checkpoint
+
     drawn = result.get("share_of_pairs", {}).get("pairs_drawn")
     if drawn is None:
         return None
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(ordinary_checkpoint(folder), trust_remote_code=False)
     rows = load_pairs(config.pairs).rows[:COUNTED]
     texts = [text_of(row["prompt"]) + text_of(row[side]) for row in rows for side in ("chosen", "rejected")]
     return round(drawn * sum(len(token_ids(tokenizer, text)) for text in texts) / max(len(rows), 1))

@@ -21,8 +21,8 @@ BREAKS = (
     "by the run that wrote this. Toxicity is what the judges call so, in English."
 )
 INTERVENES = (
-    "**The weights in this directory alone are those of the untouched model.** The edit is an operation on hidden "
-    "states (`interventions.safetensors`), which efface's `load_model` attaches and others pass over in silence."
+    "**Load it with efface: `efface.load_model(DIR)`.** The edit is an operation on hidden states "
+    "(`interventions.safetensors`), and the weights in `without-interventions` are those of the untouched model."
 )
 
 

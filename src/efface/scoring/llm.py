@@ -18,6 +18,7 @@ from efface.errors import UserError
 from efface.files.digests import digest
 from efface.files.environment import versions
 from efface.model.padding import batches_by_length, pad_batch
+from efface.model.vocabulary import pad_id
 from efface.scoring.guard_texts import QUESTION, SHIELDGEMMA_GUIDELINES, WILDGUARD
 from efface.scoring.scorer import THRESHOLD, at_threshold
 
@@ -210,7 +211,8 @@ class LLMScorer:
     @torch.inference_mode()
     def _next(self, rows: list[list[int]]) -> torch.Tensor:
         """(rows, V) float32: the probabilities of what follows each."""
-        ids, mask = pad_batch(rows, self._tokenizer.pad_token_id or 0, self._model.device, left=False)
+        pad = pad_id(self._tokenizer, self._model)
+        ids, mask = pad_batch(rows, pad, self._model.device, left=False)
         logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         last = mask.sum(1) - 1
         return logits[torch.arange(len(rows), device=logits.device), last].float().softmax(-1).cpu()

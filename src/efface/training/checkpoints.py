@@ -71,7 +71,9 @@ class WholeCheckpoints(Trainer):
         if self.args.should_save:
             model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             tokenizer: Any = self.processing_class
-            save_model(model, tokenizer, output_dir or str(self.args.output_dir), state_dict=state_dict)
+            within_run = self._saving is not None
+            where = output_dir or str(self.args.output_dir)
+            save_model(model, tokenizer, where, within_run=within_run, state_dict=state_dict)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._saving is None else str(self._saving)
