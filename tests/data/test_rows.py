@@ -89,3 +89,16 @@ def test_load_texts(tmp_path: Path) -> None:
         load_texts(write(tmp_path / "empty.jsonl"))
     with pytest.raises(UserError, match="does not exist"):
         load_texts(tmp_path / "absent.jsonl")
+
+
+@pytest.mark.parametrize("line", [b'{"prompt": "a"', b"\xff", b'{"prompt": "\\ud83d"}', b"1" * 5000])
+def test_what_is_read_is_called_what_it_is(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(line + b"\n")
+    with pytest.raises(UserError, match=r"prompts\.jsonl:1") as told:
+        load_texts(path, "prompt")
+    assert "skip_bad_rows" not in str(told.value)  # which is for pairs
+    with pytest.raises(UserError, match=r"^prompts file 'absent\.jsonl' does not exist or is no file\. Name"):
+        load_texts("absent.jsonl", "prompt")
+    with pytest.raises(UserError, match="^texts 'org/absent' is no local file and could not be loaded"):
+        load_texts("org/absent")

@@ -374,6 +374,21 @@ def test_set_aside_can_be_killed_anywhere(killed_after: int, tmp_path: Path, mon
     assert {path.name for path in tmp_path.iterdir()} == {"efface.json", rerun.FORMER}
 
 
+# Held-out pairs
+
+
+def test_held_out_pairs_are_measured_at_the_end(train: Train, out: Path, tmp_path: Path, fails: Any) -> None:
+    write_rows(tmp_path / "held-out.jsonl", rows(3, "river"))
+    assert train("--eval_pairs", tmp_path / "held-out.jsonl") == 0
+    found = read_json(out / "results.json")["evaluation"]
+    assert found["eval_loss"] > 0 and found["epoch"] > 0
+    whole = tensors(out)
+    assert train("--overwrite") == 0
+    assert same(tensors(out), whole) and "evaluation" not in read_json(out / "results.json")
+    argv = ["train", "leace", tmp_path / "gpt2", tmp_path / "pairs.jsonl", "-o", tmp_path / "other"]
+    assert "leace has no loss that could be measured" in fails(2, *argv, "--eval_pairs", tmp_path / "held-out.jsonl")
+
+
 # Settings
 
 

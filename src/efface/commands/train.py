@@ -29,6 +29,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "pairs", metavar="PAIRS", nargs="?", help="JSON lines, a Hugging Face dataset id, or shipped:train"
     )
     command.add_argument("-o", "--output", type=Path, metavar="DIR", help="output directory")
+    command.add_argument(
+        "--eval-pairs",
+        metavar="PAIRS",
+        help="held-out pairs: the method's loss on them, at the end or as often as --eval-strategy says",
+    )
+    command.add_argument("--eval_pairs", default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # as settings are written
     add_reuse(command)
     command.add_argument(
         "--config", metavar="FILE.yaml", help="settings, one `name: value` a line; flags override them"
@@ -63,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
         resume=options.resume,
         command=options.command_line,
         inputs=(options.config,),
+        eval_pairs=options.eval_pairs,
         say=lambda line: print(line, file=sys.stderr),
     )
     check_shape(result, {"method": str, "steps": int, "seconds": float}, os.fspath(options.output / RESULTS))

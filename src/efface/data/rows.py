@@ -11,15 +11,20 @@ from typing import Any
 from efface.data.tables import is_saved, saved, table_rows
 from efface.errors import UserError, reason_of
 from efface.files.io import is_regular_file
-from efface.files.jsonl import Row, json_lines, objects, unreadable
+from efface.files.jsonl import SKIPPABLE, Row, json_lines, objects, unreadable
 from efface.files.shapes import shown
 
+PAIRS = "pairs"
 
-def raw_rows(source: Any, hint: str = "") -> Iterator[tuple[str, Any]]:
+
+def raw_rows(source: Any, what: str = PAIRS) -> Iterator[tuple[str, Any]]:
     """(where it stands, the parsed row or a `UserError`) for each row of any source.
 
     A source is the path of a file (JSON lines, or what `tables.py` reads), the name of a dataset of the hub, or an
     object that gives rows: a list, a dataset or its splits (of which `train` is taken), a data frame, an iterator.
+
+    Args:
+        what: is read, for errors: "prompts".
     """
     if not isinstance(source, (str, os.PathLike)):
         for number, row in enumerate(_rows_of_object(source)):
@@ -37,15 +42,24 @@ def raw_rows(source: Any, hint: str = "") -> Iterator[tuple[str, Any]]:
         for number, row in enumerate(_rows_of_object(saved(path))):
             yield f"{path} row {number}", row
     elif os.path.exists(path) or name.endswith((".json", ".jsonl")) or name.startswith((".", "/", "~")):
-        what, hint = ("", hint) if hint else ("pairs ", "Build one with `efface pairs MODEL -o PAIRS.jsonl`.")
-        raise UserError(f"{what}file {name!r} does not exist or is no file. {hint}")
+        hint = "Build one with `efface pairs MODEL -o PAIRS.jsonl`." if what == PAIRS else "Name an existing file."
+        raise UserError(f"{what} file {name!r} does not exist or is no file. {hint}")
     else:
-        yield from _hub_rows(name)
+        yield from _hub_rows(name, what)
 
 
-def labelled_rows(source: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
-    """(where it stands, the row) for each JSON object of a file; a `UserError` at the first bad line."""
-    return objects(raw_rows(source, "Name an existing file of JSON lines."))
+def labelled_rows(source: str | os.PathLike[str], what: str = "texts") -> Iterator[tuple[str, Row]]:
+    """(where it stands, the row) for each JSON object of a file; a `UserError` at the first bad line.
+
+    Args:
+        what: see `raw_rows`.
+    """
+    try:
+        yield from objects(raw_rows(source, what))
+    except UserError as error:  # bad rows are skipped where pairs are trained on, and nowhere else
+        if SKIPPABLE not in str(error):
+            raise
+        raise UserError(str(error).replace(SKIPPABLE, "")) from error
 
 
 def load_texts(source: Sequence[str] | str | os.PathLike[str], field: str = "text") -> list[str]:
@@ -57,7 +71,7 @@ def load_texts(source: Sequence[str] | str | os.PathLike[str], field: str = "tex
         UserError: naming the file and line (or the place in the list) of what is no text.
     """
     if isinstance(source, str | os.PathLike):
-        name, found = name_of(source), [(where, row.get(field)) for where, row in labelled_rows(source)]
+        name, found = name_of(source), [(where, row.get(field)) for where, row in labelled_rows(source, f"{field}s")]
     else:
         name, found = f"the list of {field}s", [(f"{field} {number}", value) for number, value in enumerate(source)]
     texts = []
@@ -121,14 +135,14 @@ def _plain(value: Any) -> Any:
     return {key: _plain(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
-def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
+def _hub_rows(name: str, what: str) -> Iterator[tuple[str, Any]]:
     from datasets import load_dataset
 
     try:
         dataset = load_dataset(name, split="train")
     except Exception as error:  # the hub client raises a dozen unrelated types; all mean that there is no data
         raise UserError(
-            f"pairs {name!r} is no local file and could not be loaded as a Hugging Face dataset "
+            f"{what} {name!r} is no local file and could not be loaded as a Hugging Face dataset "
             f"({reason_of(error)}). Check the name and the network, or pass a JSON-lines file."
         ) from error
     for number, row in enumerate(_rows_of_object(dataset)):

@@ -12,6 +12,8 @@ from efface.files.io import is_regular_file, opened
 
 Row = dict[str, Any]
 """A JSON object, as a line of a file holds one."""
+SKIPPABLE = " or train with skip_bad_rows=True"
+"""What else may be done about a bad row, but only of pairs."""
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -41,17 +43,15 @@ def _json_line(line: bytes, where: str) -> tuple[str, Any]:
         problem = unreadable(row) if b"\\u" in line else None  # a lone surrogate can only be written as an escape
         if problem is None:
             return where, row
-        problem += ". Repair the text or train with skip_bad_rows=True."
+        problem += f". Repair the text{SKIPPABLE}."
     except UnicodeDecodeError as error:
-        problem = f"not valid UTF-8 at byte {error.start}. Re-encode the file or train with skip_bad_rows=True."
+        problem = f"not valid UTF-8 at byte {error.start}. Re-encode the file{SKIPPABLE}."
     except json.JSONDecodeError as error:
         problem = f"not valid JSON ({error.msg} at column {error.colno}). Each line must be one JSON object."
     except RecursionError:
-        problem = "lists or objects nested too deeply to be read. Flatten the row or train with skip_bad_rows=True."
+        problem = f"lists or objects nested too deeply to be read. Flatten the row{SKIPPABLE}."
     except ValueError as error:  # a whole number of more digits than Python converts
-        problem = (
-            f"a number that cannot be read ({str(error).split(';')[0]}). Shorten it or train with skip_bad_rows=True."
-        )
+        problem = f"a number that cannot be read ({str(error).split(';')[0]}). Shorten it{SKIPPABLE}."
     return where, UserError(f"{where}: {problem}")
 
 

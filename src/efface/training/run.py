@@ -57,6 +57,7 @@ def train(
     resume: bool = False,
     command: str | None = None,
     inputs: tuple[Any, ...] = (),
+    eval_pairs: Any = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train `model` on `pairs` and leave the checkpoint and `results.json` in `output`.
@@ -67,6 +68,8 @@ def train(
         resume: continue from the last whole checkpoint in `output` (from the start if there is none; a finished run is
             returned as it is), if the run was begun with the same method, settings, model and pairs.
         inputs: what else the run reads, so that none of it lies in `output`.
+        eval_pairs: held-out pairs, as `pairs`, for methods that train by steps: the loss on them is measured at the
+            end (`evaluation` of the results), or more often.
         say: is told the estimate of memory before the first step.
 
     Returns:
@@ -76,7 +79,9 @@ def train(
         UserError: for input that cannot work, before anything in `output` is changed; naming what differs, if what is
             there was begun otherwise.
     """
-    read = (model, pairs, settings.get("retain_text"), settings.get("base"), *inputs)
+    if eval_pairs is not None and issubclass(trainer_class, PairEditor):
+        raise UserError(f"eval_pairs={str(eval_pairs)!r}: {method} has no loss that could be measured. Leave it out.")
+    read = (model, pairs, eval_pairs, settings.get("retain_text"), settings.get("base"), *inputs)
     directory = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
     config = build_config(trainer_class.config_class, settings, output)
     _check_processes(trainer_class)
@@ -96,7 +101,10 @@ def train(
         logger.warning("%s holds a finished run; nothing to resume", directory)
         return read_json(directory / RESULTS)
     with user_error_for_settings(ValueError, ImportError):  # some of them Trainer checks itself
-        trainer = trainer_class(model=network, args=config, train_dataset=pairs, processing_class=processing_class)
+        held_out = {} if eval_pairs is None else {"eval_dataset": eval_pairs}
+        trainer = trainer_class(
+            model=network, args=config, train_dataset=pairs, processing_class=processing_class, **held_out
+        )
     if isinstance(trainer, PairTrainer):
         rehearse(trainer)
     main_process = isinstance(trainer, PairEditor) or trainer.is_world_process_zero()
@@ -115,6 +123,7 @@ def train(
     with former_run_kept(directory, main_process=main_process):
         _train(trainer, directory, resume=begun)
         trainer.save_model()
+        evaluation = trainer.evaluate() if isinstance(trainer, PairTrainer) and eval_pairs is not None else None
     result = {
         "schema": 1,
         "method": method,
@@ -127,6 +136,7 @@ def train(
         "digests": {name: plan[name] for name in ("model", "pairs")},
         "seconds": round(time.monotonic() - start, 1),
         **trainer.record(),
+        **({} if evaluation is None else {"evaluation": evaluation}),
         "environment": environment(seed=config.seed, model=trainer.model, command=command),
     }
     if main_process:
