@@ -19,6 +19,7 @@ from efface.commands import (
     detox,
     evaluate,
     lists,
+    merge,
     pairs,
     robustify,
     scorers,
@@ -156,7 +157,21 @@ def build_parser() -> Parser:
     )
     parser.add_argument("-v", "--verbose", action="store_true", help=VERBOSE_HELP)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (demo, detox, pairs, train, robustify, evaluate, attack, audit, sweep, compare, scorers, lists):
+    for command in (
+        demo,
+        detox,
+        pairs,
+        train,
+        robustify,
+        evaluate,
+        attack,
+        audit,
+        sweep,
+        compare,
+        merge,
+        scorers,
+        lists,
+    ):
         command.add(commands)
     for subparser in commands.choices.values():  # after the command too; not given there, it leaves the flag as it is
         subparser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=VERBOSE_HELP)

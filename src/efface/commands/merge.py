@@ -1,0 +1,43 @@
+"""`efface merge ADAPTER -o DIR`"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from efface.commands.options import MODEL_HELP
+from efface.errors import UserError
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser(
+        "merge",
+        help="an adapter, merged into its base",
+        description="Write the model that a LoRA adapter and its base are together, as an ordinary checkpoint, in the "
+        "precision of the base.",
+    )
+    command.add_argument("model", metavar="ADAPTER", help=MODEL_HELP)
+    command.add_argument("-o", "--output", required=True, metavar="DIR", help="where the checkpoint goes")
+    command.add_argument("--overwrite", action="store_true", help="delete the run that is there")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
+    from efface.model.card import write_card
+    from efface.model.copies import merged
+    from efface.model.load import load_model
+    from efface.model.save import save_model
+
+    check_output_dir(options.output, overwrite=options.overwrite, resume=None, inputs=[options.model])
+    model, tokenizer = load_model(options.model, dtype="auto", device="cpu")
+    if not hasattr(model, "peft_config"):
+        raise UserError(f"model {options.model!r} has no adapter: there is nothing to merge.")
+    whole = merged(model)
+    output = prepare_output_dir(options.output, overwrite=options.overwrite, resume=None)
+    save_model(whole, tokenizer, output)
+    made = Path(options.model) / RESULTS
+    if made.is_file():  # how the adapter was trained is how the merged model was
+        result = read_json(made)
+        write_json(output / RESULTS, result | {"merged": True})
+        write_card(output)
+    print(f"written: {output}")
