@@ -27,6 +27,7 @@ from efface.commands import (
     train,
 )
 from efface.commands.fields import spell_with_dashes
+from efface.commands.options import loading_options
 from efface.errors import RunError, UserError, described, escaped, one_line, out_of_memory
 from efface.files.redaction import redacted_arguments
 
@@ -85,11 +86,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     try:
-        options.run(options)
+        with _loading(options):
+            options.run(options)
         if sys.stdout is not None:  # which it is if it was closed from the start
             sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the exit code is settled
     except SystemExit as error:  # a third party's code: this program ends by returning
         raise RunError(f"`efface {options.command}` was ended by code that it called: {described(error)}.") from error
+
+
+def _loading(options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    found = loading_options(options)
+    if not found:
+        return contextlib.nullcontext()
+    from efface.model.loading import loading  # on use: it imports torch
+
+    return loading(**found)
 
 
 def _unexpected(error: Exception) -> str:

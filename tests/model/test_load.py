@@ -224,7 +224,7 @@ def test_names_that_no_file_system_takes(name: str) -> None:
 
 
 def test_an_unknown_dtype(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="dtype 'float7' is none of torch's"):
+    with pytest.raises(UserError, match="dtype 'float7' is none of weights"):
         load_model(tmp_path, dtype="float7")
 
 

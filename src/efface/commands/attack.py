@@ -6,6 +6,7 @@ from typing import Any
 from efface.commands.options import (
     MODEL_HELP,
     add_file_reuse,
+    add_loading,
     add_measurement,
     add_output_file,
     add_target,
@@ -32,6 +33,7 @@ def add(commands: Any) -> None:
     command.add_argument("--list-flags", action="store_true", help="print every setting of the attack and stop")
     add_target(command)
     add_measurement(command)
+    add_loading(command)
     command.set_defaults(run=run)
 
 

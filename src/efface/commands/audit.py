@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.audit.battery import BUDGETS
-from efface.commands.options import MODEL_HELP, add_measurement, add_reuse, add_target, target_of
+from efface.commands.options import MODEL_HELP, add_loading, add_measurement, add_reuse, add_target, target_of
 from efface.errors import RunError
 
 WHAT = "; ".join(f"{name}: {budget.what}, {budget.time}" for name, budget in BUDGETS.items())
@@ -50,6 +50,7 @@ def add(commands: Any) -> None:
     add_target(command)
     # Not given, the number of prompts and of tokens is the budget's.
     add_measurement(command, text="shipped:text", max_text_tokens=None, decoding_dtype="auto")
+    add_loading(command)
     command.set_defaults(run=run)
 
 

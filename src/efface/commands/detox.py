@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from efface.commands.options import MODEL_HELP, add_reuse, seed
+from efface.commands.options import MODEL_HELP, add_loading, add_reuse, seed
 from efface.pairs import SOURCES
 from efface.training import DEFAULT_STEPS
 
@@ -50,6 +50,7 @@ def add(commands: Any) -> None:
     command.add_argument("--max-steps", type=int, default=DEFAULT_STEPS, help=f"default: {DEFAULT_STEPS}")
     command.add_argument("--no-audit", action="store_true", help="attack nothing")
     command.add_argument("--seed", type=seed, default=0)
+    add_loading(command, placed=False)
     command.set_defaults(run=run)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from efface.commands.options import MODEL_HELP, add_decoding, add_output_file, decoding_of, seed
+from efface.commands.options import MODEL_HELP, add_decoding, add_loading, add_output_file, decoding_of, seed
 from efface.report.table import evaluation_table, versus_lines
 
 
@@ -32,6 +32,7 @@ def add(commands: Any) -> None:
         metavar="BASE.json",
         help="the untouched model's result: degeneration is judged against it, and toxicity compared prompt by prompt",
     )
+    add_loading(command)
     command.set_defaults(run=run)
 
 

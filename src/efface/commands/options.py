@@ -54,6 +54,35 @@ def _add_either(command: argparse.ArgumentParser, overwrite: str, resume: str) -
     either.add_argument("--resume", action="store_true", help=resume)
 
 
+def add_loading(command: argparse.ArgumentParser, *, placed: bool = True) -> None:
+    """How models are loaded, see `efface.model.loading`; the command line puts it in force around the command.
+
+    Args:
+        placed: the command leaves them where they were loaded, as a trainer does not.
+    """
+    group = command.add_argument_group("how models are loaded")
+    group.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "auto"], help="(default: float32)")
+    if placed:
+        group.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps, ... (default: an accelerator)")
+        group.add_argument("--device-map", metavar="MAP", help="auto, balanced, ...: spread over several devices")
+    group.add_argument("--attn-implementation", metavar="NAME", help="eager, sdpa, flash_attention_2, ...")
+    group.add_argument("--load-in-4bit", action="store_true", help="NF4 by bitsandbytes, on a GPU; with LoRA: QLoRA")
+    group.add_argument("--revision", metavar="REV", help="branch, tag or commit of MODEL on the hub")
+    group.add_argument("--subfolder", metavar="FOLDER", help="of MODEL, in which it lies")
+
+
+def loading_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Those of them that were given."""
+    names = ("dtype", "device", "device_map", "attn_implementation", "load_in_4bit", "revision", "subfolder")
+    found = {name: getattr(options, name) for name in names if getattr(options, name, None)}
+    if {"revision", "subfolder"} & found.keys():
+        several = getattr(options, "models", None)
+        if several is not None and len(several) > 1:
+            raise UserError("--revision and --subfolder are of one model: audit the others by themselves.")
+        found["model"] = options.model if several is None else several[0].partition("=")[2] or several[0]
+    return found
+
+
 def add_decoding(command: Any, *, decoding_dtype: str = "model") -> None:
     """On what a model is measured, and how it decodes; `decoding_of` reads the flags from --protocol on.
 

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from efface.commands.fields import Field, add_field, described_fields, flag_of, given_fields
-from efface.commands.options import MODEL_HELP, add_file_reuse, add_output_file, seed
+from efface.commands.options import MODEL_HELP, add_file_reuse, add_loading, add_output_file, seed
 from efface.errors import UserError
 from efface.pairs import SOURCES, load_source
 from efface.pairs.config import BuilderConfig
@@ -32,6 +32,7 @@ def add(commands: Any) -> None:
     _add_prompts(command.add_argument_group("prompts (--toxic corpus has its own)"))
     _add_sources(command)
     _add_filters(command.add_argument_group("what is kept, and how it is drawn"))
+    add_loading(command)
     command.set_defaults(run=run)
 
 

