@@ -96,6 +96,12 @@ def test_four_bits_without_the_package(folder: Path) -> None:
         load_model(folder / "all" / "inner", load_in_4bit=True)
 
 
+def test_who_says_in_which_precision_is_not_overruled() -> None:
+    with loading(load_in_4bit=True):  # the model; a judge that is loaded beside it says its own
+        assert how_to_load("a/b").load_in_4bit
+        assert not how_to_load("judge", dtype=torch.float32).load_in_4bit
+
+
 def test_several_models_have_no_one_revision(fails: Any, tmp_path: Path) -> None:
     line = fails(2, "audit", "a=x", "b=y", "--revision", "v2", "-o", tmp_path / "out")
     assert line == "--revision and --subfolder are of one model: audit the others by themselves."

@@ -109,6 +109,8 @@ def how_to_load(name: str, **given: Any) -> Loading:
     if current.model not in (None, name):
         current = replace(current, revision=None, subfolder=None)
     told = {key: value for key, value in given.items() if value is not None}
-    if "device" in told:  # a caller who says where knows why
+    if "device" in told:  # a caller who says where knows why, and in which precision likewise
         current = replace(current, device_map=None)
+    if "dtype" in told:
+        current = replace(current, load_in_4bit=False)
     return replace(current, **told)
