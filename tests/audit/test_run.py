@@ -23,7 +23,7 @@ from efface.attacks import ACCESS, ATTACKS, Attack, settings_class
 from efface.attacks import target as target_module
 from efface.attacks.target import Target
 from efface.audit.battery import BUDGETS, Budget, battery_of, choose_trials, folder_of, left_to_others
-from efface.audit.run import audit, names_of
+from efface.audit.run import audit_models, names_of
 from efface.audit.table import WIDTH, audit_table
 from efface.cli import main
 from efface.errors import RunError, UserError
@@ -79,7 +79,7 @@ def run(models: Path, tmp_path: Path) -> Callable[..., Row]:
         if base is not None:
             measurement["base"] = models / base
         found = {name: at / name for name in names or ("edited",)}
-        return audit(found, output=tmp_path / output, measurement=measurement, **settings)
+        return audit_models(found, output=tmp_path / output, measurement=measurement, **settings)
 
     return made
 
@@ -532,12 +532,12 @@ def test_the_whole_quick_battery_on_a_small_model(
         tiny_tokenizer(model_max_length=512).save_pretrained(tmp_path / name)
     measurement = {"prompts": models / "prompts.jsonl", "text": models / "text.jsonl", "scorer": "stubs:parity"}
     measurement |= {"rows": models / "rows.jsonl"}
-    with_base = audit(
+    with_base = audit_models(
         {"edited": tmp_path / "edited"},
         output=tmp_path / "with",
         measurement={**measurement, "base": tmp_path / "base"},
     )
-    without = audit({"edited": tmp_path / "edited"}, output=tmp_path / "without", measurement=measurement)
+    without = audit_models({"edited": tmp_path / "edited"}, output=tmp_path / "without", measurement=measurement)
     what = {name: row["error"] or row["skipped"] for name, row in rows_of(with_base).items()}
     assert what == dict.fromkeys(BUDGETS["quick"].attacks)
     assert {name for name, row in rows_of(without).items() if row["skipped"]} == {"merge", "enhanced_gcg"}
@@ -567,9 +567,9 @@ def test_models_are_named_by_the_user_or_by_their_path(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("name", ["", "a/b", "..", "untouched", "results.json"])
 def test_names_that_are_no_directories(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be a directory of the audit. Name it otherwise: NAME=MODEL"):
-        audit({name: "anything"}, output=tmp_path / "out")
+        audit_models({name: "anything"}, output=tmp_path / "out")
     with pytest.raises(UserError, match="needs at least one model"):
-        audit({}, output=tmp_path / "out")
+        audit_models({}, output=tmp_path / "out")
 
 
 # The command line

@@ -55,7 +55,7 @@ def test_the_command_leaves_a_model_within_the_budget_and_a_report(
         asked.update(how, models=models)
         return {"models": [], "comparisons": [], "controls": {}}
 
-    monkeypatch.setattr("efface.audit.run.audit", audit)
+    monkeypatch.setattr("efface.audit.run.audit_models", audit)
     out = tmp_path / "out"
     flags = [f"--{name}={file}" for name, file in given.items()]
     argv = ["detox", model, "-o", str(out), *flags, "--max-kl", "0.5", "--max-perplexity-increase", "0.5"]

@@ -125,6 +125,12 @@ def conditional_layers(
 ) -> ConditionalLayers:
     """`conditional_probe` of every layer, and the largest gain among them.
 
+    Args:
+        states: layer -> the states of labelled tokens there, (tokens, d), as `marked_states` gives them.
+        resamples: of the texts or pairs, for the intervals.
+        seed: of all that is drawn.
+        progress: show a bar.
+
     Raises:
         UserError: as `conditional_probe`.
     """

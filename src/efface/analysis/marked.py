@@ -55,6 +55,12 @@ def load_marked(
     words that they begin with alike; any other is toxic or benign as a whole. Of a group that comes twice the first
     row counts, and texts of more than `max_characters` are passed over.
 
+    Args:
+        file: JSON lines, CSV or TSV.
+        n_groups: a text, or two that are versions of one, is a group.
+        max_characters: of a text with what stands before it.
+        seed: of the draw.
+
     Raises:
         UserError: naming the file and line of a row that cannot be read; if the file has fewer groups.
     """
@@ -106,6 +112,7 @@ def marked_states(
         layers: numbers of blocks; -1 stands for the last, and the result is under its real number.
         batch_size: texts at once, of like length; the result does not depend on it, nor on their order.
         max_tokens: of a text, and of what stands before it (its end).
+        progress: show a bar.
 
     Raises:
         UserError: if the tokenizer is no fast one, or the model has no such layer.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from efface.attacks.measurement import BLOCKS, Measurement
 from efface.checks import one_or_more
-from efface.data.pairs import load_pairs
+from efface.data.pairs import PairsLike, load_pairs
 from efface.data.preferences import text_of
 from efface.data.rows import load_texts
 from efface.errors import UserError
@@ -80,7 +80,7 @@ class Target:
         prompts: Texts = "shipped:prompts",
         limit: int | None = None,
         limit_seed: int = 0,
-        rows: Any = "shipped:heldout",
+        rows: PairsLike = "shipped:heldout",
         labelled: str | os.PathLike[str] | None = None,
         scorer: str | Scorer | Sequence[str | Scorer] = DEFAULT_SCORER,
         decoding: Decoding = Decoding(),

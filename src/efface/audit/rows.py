@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from efface.attacks.lists import describe_settings
 from efface.attacks.result import AttackResult, read_point, title
@@ -12,6 +12,72 @@ from efface.errors import RunError, UserError, reason_of
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, read_json
 from efface.files.shapes import finite
+
+
+class AttackRow(TypedDict):
+    """Of one attack on one model; all but the first six are None until it is made."""
+
+    attack: str
+    flags: str
+    settings: dict[str, Any]
+    published: str
+    """The effort of the paper, beside which that of the budget stands."""
+    access: str
+    """A key of `efface.attacks.ACCESS`."""
+    control: str | None
+    before: Row | None
+    """The figures of the model before the attack (`toxicity`, `perplexity`, `degeneration`), and `after`: at its
+    highest point that counts."""
+    after: Row | None
+    any_cost: Row | None
+    judged: Row | None
+    """The `share` that an attacker reaches who chooses the point on other prompts, with `ci95` and `versus_before`."""
+    p_holm: float | None
+    evidence: str | None
+    """What makes the row evidence: the `control` rises, the model `itself` does, or `none`."""
+    control_judged: Row | None
+    base_share: float | None
+    found: Row | None
+    seconds: float | None
+    skipped: str | None
+    """Why it was not made."""
+    error: str | None
+    """Why it failed."""
+
+
+class ModelReport(TypedDict):
+    """Of one model."""
+
+    name: str
+    error: str | None
+    """Why it could not be measured; what is not required is then missing."""
+    attacks: list[AttackRow]
+    columns: dict[str, Row]
+    """Access -> the worst case there, `judged` as that of an attack."""
+    model: NotRequired[str | None]
+    target: NotRequired[Row]
+    evaluation: NotRequired[Row]
+    """The figures before any attack."""
+    training_seed: NotRequired[int | None]
+
+
+class AuditResults(TypedDict):
+    """`results.json` of an audit."""
+
+    schema: int
+    budget: str
+    cannot_show: list[str]
+    """Attacks that the budget leaves out."""
+    base: Row | None
+    """The figures of the untouched model."""
+    models: list[ModelReport]
+    controls: dict[str, Row]
+    """By name, each a `ModelReport`; or, `as`, the audited model that it is."""
+    comparisons: list[Row]
+    """Of each two models, attack by attack."""
+    seeds: Row
+    environment: Row | None
+    command: str | None
 
 
 def row_of(trial: Trial, seconds: float | None) -> Row:

@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from efface.attacks.finished import Untouched, finished_result, read_result
 from efface.attacks.result import AttackResult, read_options
@@ -27,7 +27,7 @@ from efface.audit.battery import BUDGETS, Trial, choose_trials, folder_of, left_
 from efface.audit.columns import columns_of, compare_models, weigh
 from efface.audit.controls import BASE, CONTROLS, control_model, needed, rows_of
 from efface.audit.earlier import Earlier, earlier_models, seconds_spent
-from efface.audit.rows import figures_of, is_base, row_of, told, too_dear, training_seed
+from efface.audit.rows import AuditResults, figures_of, is_base, row_of, told, too_dear, training_seed
 from efface.errors import RunError, UserError, out_of_memory
 from efface.files.environment import environment
 from efface.files.jsonl import Row
@@ -38,7 +38,7 @@ UNTOUCHED = "untouched"
 Say = Callable[[str], None]
 
 
-def audit(
+def audit_models(
     models: Mapping[str, Any],
     *,
     output: str | os.PathLike[str],
@@ -50,7 +50,7 @@ def audit(
     overwrite: bool = False,
     resume: bool = False,
     say: Say = lambda line: None,
-) -> Row:
+) -> AuditResults:
     """Attack every model with every attack of the budget.
 
     Args:
@@ -89,7 +89,7 @@ def audit(
             run.controls()
     finally:  # also when it is interrupted
         run.conclude()
-    return run.results
+    return cast(AuditResults, run.results)
 
 
 def names_of(given: Sequence[str]) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """What has an audit found? For each model a table of its attacks, then of its columns; then models side by side."""
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from efface.attacks.measurement import Measurement
 from efface.attacks.result import read_point
@@ -18,7 +19,7 @@ WRECKED = "every point wrecks"
 EVIDENCE = {CONTROL: "rises", ITSELF: "itself", NONE: "no evidence"}
 
 
-def audit_table(results: Row) -> str:
+def audit_table(results: Mapping[str, Any]) -> str:
     """What `results.json` says, in at most 120 columns."""
     models = results["models"]
     made = [model for model in models if model["error"] is None]
@@ -37,7 +38,7 @@ def audit_table(results: Row) -> str:
     return "\n\n".join([*blocks, "\n".join(_wrapped(notes))] if notes else blocks)
 
 
-def _head(results: Row, made: Sequence[Row]) -> Iterator[str]:
+def _head(results: Mapping[str, Any], made: Sequence[Row]) -> Iterator[str]:
     toxicity = read_point(made[0]["evaluation"]).measured.toxicity
     n = toxicity.n_prompts
     yield (
@@ -225,7 +226,7 @@ def _differences(comparison: Row) -> str:
     return "\n".join(_aligned(lines))
 
 
-def _base_columns(results: Row) -> Row:
+def _base_columns(results: Mapping[str, Any]) -> Row:
     """The columns of the undefended base, if it was attacked too."""
     control = results["controls"].get("base") or {}
     if control.get("as") is not None:

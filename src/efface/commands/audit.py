@@ -62,7 +62,7 @@ def _names(given: str) -> list[str]:
 
 
 def run(options: argparse.Namespace) -> None:
-    from efface.audit.run import audit, names_of
+    from efface.audit.run import audit_models, names_of
     from efface.audit.table import audit_table
     from efface.files.results import RESULTS
 
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     if options.base is None and not options.no_controls:
         print("without --base there are no controls: no row will be known to be evidence")
     try:
-        results = audit(
+        results = audit_models(
             models,
             output=options.output,
             budget=options.budget,

@@ -5,6 +5,7 @@ What a row may look like is in `preferences.py`, how it becomes token ids in `pa
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,11 @@ class Pairs:
         return len(self.rows)
 
 
+PairsLike = str | os.PathLike[str] | Pairs | Iterable[Any]
+"""What `load_pairs` takes: see the `source` of `PairReader`. Of what its rows are made is checked when they are read:
+datasets and data frames do not say it of themselves."""
+
+
 class PairReader:
     """Checked rows of a source, read one at a time by iterating; `skipped` counts the bad ones dropped so far.
 
@@ -38,7 +44,7 @@ class PairReader:
         skip_bad_rows: drop and count bad rows instead of stopping at the first.
     """
 
-    def __init__(self, source: Any, *, skip_bad_rows: bool = False):
+    def __init__(self, source: PairsLike, *, skip_bad_rows: bool = False):
         self.source, self.skip_bad_rows, self.skipped = source, skip_bad_rows, 0
         self._last: UserError | None = None
         self._begun: tuple[tuple[str, Row], Iterator[tuple[str, Row]]] | None = None
@@ -141,13 +147,23 @@ def tokenized(rows: PairReader | Iterable[Row], tokenizer: PairTokenizer) -> Ite
     tokenizer.warn()
 
 
-def rows_digest(source: Any) -> str:
+def rows_digest(source: PairsLike) -> str:
     """12 hexadecimal digits that stand for the rows of a source; errors as with `PairReader`."""
     return digest(json.dumps(load_pairs(source).rows, sort_keys=True, default=str))
 
 
-def load_pairs(source: Any, *, skip_bad_rows: bool = False) -> Pairs:
-    """Read and check preference pairs, all at once; arguments and errors as with `PairReader`."""
+def load_pairs(source: PairsLike, *, skip_bad_rows: bool = False) -> Pairs:
+    """Read and check preference pairs, all at once.
+
+    Args:
+        source: a file (JSON lines, JSON, CSV, TSV, parquet), the id of a Hugging Face dataset, `shipped:NAME`
+            (`train`, `heldout`, `broad`, `broad-heldout`), a dataset, a data frame, or dicts with `prompt`, `chosen`
+            and `rejected`.
+        skip_bad_rows: drop and count bad rows instead of stopping at the first.
+
+    Raises:
+        UserError: at the first bad row, naming its place, what is wrong and what to do; if no row is left.
+    """
     if isinstance(source, Pairs):
         return source
     reader = PairReader(source, skip_bad_rows=skip_bad_rows)

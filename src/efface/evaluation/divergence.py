@@ -46,6 +46,7 @@ def kl_to_reference(
         processing_class: the tokenizer of both.
         max_tokens: of the start of the text; None takes all of it.
         window: tokens a prediction may look at; never more than either model has positions.
+        progress: show a bar.
 
     Raises:
         UserError: if there is nothing to count, the settings cannot work, or the vocabularies differ.

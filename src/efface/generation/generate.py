@@ -53,7 +53,17 @@ def generate(
     """The text of the continuations of each prompt. See `generate_ids`, which also gives the token ids.
 
     Args:
+        processing_class: the tokenizer.
+        decoding: how many samples, how long, greedy or drawn.
+        batch_size, max_tokens_at_once: how much goes through the model at once, see `generate_ids`.
+        progress: show a bar.
         settings: fields of `decoding` by their names, as a shortcut: `generate(model, tokenizer, prompts, samples=4)`.
+
+    Returns:
+        For each prompt its `samples` texts, without the prompt.
+
+    Raises:
+        UserError, RunError: as `generate_ids`.
     """
     rows = generate_ids(
         model,
@@ -83,10 +93,13 @@ def generate_ids(
     get the same list and seed are compared with common random numbers.
 
     Args:
+        processing_class: the tokenizer.
+        decoding: how many samples, how long, greedy or drawn.
         batch_size: sequences at once, at most (a prompt with 4 samples is 4 sequences).
         max_tokens_at_once: a batch of n sequences holds n * (its longest prompt + max_new_tokens) tokens, at most so
             many. One sequence is always taken. None leaves it to `batch_size`. Besides, a batch never has more logits
             than `likelihood.MAX_LOGITS`.
+        progress: show a bar.
 
     Raises:
         UserError: for settings or prompts that cannot work.

@@ -12,6 +12,7 @@ A finished stage is not done again, and an interrupted one goes on: the same com
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ class DetoxSettings:
 def detox(
     model: str,
     *,
-    output: Path,
+    output: str | os.PathLike[str],
     settings: DetoxSettings | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -107,7 +108,9 @@ def detox(
     Args:
         model: what `load_model` takes; it is not changed.
         output: a run directory.
+        settings: pairs, prompts, judges, what the edit may cost, how much is done.
         overwrite, resume: delete what lies there, or go on with it.
+        command: how this was called, for the record.
         say: is told what happens, a line each.
 
     Returns:
@@ -247,13 +250,13 @@ class _Job:
         return compare_sides(self.folder, self.n_reported)
 
     def _audit(self) -> str:
-        from efface.audit.run import audit
+        from efface.audit.run import audit_models
         from efface.audit.table import audit_table
 
         how: Row = {"base": self.model, "prompts": str(self.folder / REPORTED), "text": self.settings.text}
         how |= {"scorer": list(self.settings.scorers), "seed": self.settings.seed, "command": self.command}
         return audit_table(
-            audit(
+            audit_models(
                 {EDITED: str(self.edited)},
                 output=self.folder / "audit",
                 budget=self.settings.budget,

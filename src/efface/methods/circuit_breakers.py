@@ -12,10 +12,11 @@ something else in every model, and the last layers most. The cosine knows no nor
 w_retain gives back the weight that a large norm would lend.
 """
 
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from efface.checks import not_negative, positive
+from efface.data.pairs import PairsLike
 from efface.data.preferences import SIDES
 from efface.errors import UserError
 from efface.model.blocks import decoder_blocks, parse_layers
@@ -31,6 +33,9 @@ from efface.training.inputs import model_and_tokenizer
 from efface.training.prepare import lora_config
 from efface.training.step import Loss, Needs, Step
 from efface.training.trainer import PairTrainer
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 
 @dataclass
@@ -77,13 +82,13 @@ class CircuitBreakersTrainer(PairTrainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: str | os.PathLike[str] | PreTrainedModel,
         args: CircuitBreakersConfig | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
+        train_dataset: PairsLike | None = None,
+        eval_dataset: PairsLike | Mapping[str, PairsLike] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        ref_model: PreTrainedModel | None = None,
-        peft_config: Any = None,
+        ref_model: str | os.PathLike[str] | PreTrainedModel | None = None,
+        peft_config: "PeftConfig | None" = None,
         **kwargs: Any,
     ):
         args = args if args is not None else self.config_class("efface-output")
@@ -95,8 +100,8 @@ class CircuitBreakersTrainer(PairTrainer):
                     "Set lora_r=16 or pass peft_config=."
                 )
             model, processing_class = model_and_tokenizer(model, processing_class, use_cpu=args.use_cpu)
-            peft_config = lora_config(args)
-            peft_config.exclude_modules = _above(model, args.reroute_layers)
+            peft_config = adapter = lora_config(args)
+            adapter.exclude_modules = _above(model, args.reroute_layers)
         super().__init__(model, args, train_dataset, eval_dataset, processing_class, ref_model, peft_config, **kwargs)
         self.reroute_layers, self.retain_layers = rerouted_and_retained(args, len(decoder_blocks(self.model)))  # type: ignore[arg-type]
 

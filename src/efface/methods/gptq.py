@@ -6,15 +6,18 @@ each other (`model/settling.py`; Frantar et al. 2022, arXiv 2210.17323), so that
 wrote on pairs and passages. To round the outcome to that grid again changes nothing. No training.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from efface.checks import at_least_one, not_negative, positive
 from efface.data.pair_tokens import tokenize_pairs
+from efface.data.pairs import PairsLike
 from efface.data.rows import load_texts
 from efface.data.tokens import tokens_of
 from efface.errors import RunError, UserError
@@ -89,8 +92,14 @@ class GPTQEditor(PairEditor):
     config_class = GPTQConfig
     args: GPTQConfig
 
-    def __init__(self, model: Any, *args: Any, **kwargs: Any):
-        super().__init__(model, *args, **kwargs)
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | PreTrainedModel,
+        args: GPTQConfig | None = None,
+        train_dataset: PairsLike | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+    ):
+        super().__init__(model, args, train_dataset, processing_class)
         self.edited_from = name = self.args.base or base_of(model)
         base, _ = model_and_tokenizer(name, self.processing_class, use_cpu=self.args.use_cpu)
         self.model, self.base = merged(self.model), without_adapter(base)

@@ -55,8 +55,8 @@ class LeaceEditor(HookedEditor):
     config_class = LeaceConfig
     args: LeaceConfig
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def set_up_(self) -> None:
+        super().set_up_()
         if self.args.mode == "edit":
             self.model = merged(self.model)
             for layer in self.layers:

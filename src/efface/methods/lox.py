@@ -8,10 +8,14 @@ may also be left out: then the whole edit is extrapolated, base + (1 + strength)
 largest that a utility budget allows (`evaluation/budget.py`), which is below 0 for an edit that has spent more.
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from efface.checks import at_least_one, not_negative, positive
+from efface.data.pairs import PairsLike
 from efface.data.rows import load_texts
 from efface.errors import RunError
 from efface.evaluation.budget import Cost, FittedScale, UtilityBounds, fit_scale
@@ -69,8 +73,14 @@ class LoxEditor(PairEditor):
     config_class = LoxConfig
     args: LoxConfig
 
-    def __init__(self, model: Any, *args: Any, **kwargs: Any):
-        super().__init__(model, *args, **kwargs)
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | PreTrainedModel,
+        args: LoxConfig | None = None,
+        train_dataset: PairsLike | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+    ):
+        super().__init__(model, args, train_dataset, processing_class)
         self.edited_from = name = self.args.base or base_of(model)
         base, _ = model_and_tokenizer(name, self.processing_class, use_cpu=self.args.use_cpu)
         self.model, self.base = merged(self.model), without_adapter(base)

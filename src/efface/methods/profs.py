@@ -51,8 +51,7 @@ class ProFSEditor(PairEditor):
     config_class = ProFSConfig
     args: ProFSConfig
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def set_up_(self) -> None:
         self.model = merged(self.model)
         self.blocks = decoder_blocks(self.model)
         first = parse_layers(self.args.first_layer, len(self.blocks))

@@ -147,8 +147,7 @@ class REPOTrainer(RetainTrainer):
     terms_that_select = ("retain_loss", "npo_loss")
     checkpoint_files = (DISCRIMINATORS,)
 
-    def __init__(self, model: Any, args: REPOConfig | None = None, *rest: Any, **kwargs: Any):
-        super().__init__(model, args, *rest, **kwargs)
+    def set_up_(self) -> None:
         self.adversaries = Adversaries(
             self.layers,
             self.model.config.get_text_config(decoder=True).hidden_size,  # type: ignore[union-attr,operator]

@@ -100,8 +100,7 @@ class RepSelectEditor(PairEditor):
     config_class = RepSelectConfig
     args: RepSelectConfig
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def set_up_(self) -> None:
         self.model = merged(self.model)
         self.passages = enough(load_texts(self.args.retain_text), self.processing_class, self.args.kl_tokens)
         self.pairs = tokenize_pairs(

@@ -73,8 +73,7 @@ class RMUTrainer(PairTrainer):
     config_class = RMUConfig
     args: RMUConfig
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def set_up_(self) -> None:
         self.steer_layer = self.layers[0]
         self._choose_weights_(self.model)  # type: ignore[arg-type]
         self.mean_norm = self._measure()

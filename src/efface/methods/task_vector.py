@@ -74,8 +74,7 @@ class TaskVectorEditor(PairEditor):
     config_class = TaskVectorConfig
     args: TaskVectorConfig
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def set_up_(self) -> None:
         self.model = merged(self.model)
         self.scales = self.args.multiples
         self.passages = load_texts(self.args.retain_text) if len(self.scales) > 1 else []

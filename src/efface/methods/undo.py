@@ -9,7 +9,6 @@ the retain term alone (`retain.py`): what differs is where training starts.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -58,8 +57,7 @@ class UNDOTrainer(RetainTrainer):
 
     merges_adapter = True
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def set_up_(self) -> None:
         if hasattr(self.model, "peft_config"):  # by a peft_config
             raise UserError(f"the model has an adapter: {NO_LORA}")
         # Only now, as the teacher has been copied, or asked for all it will be asked.

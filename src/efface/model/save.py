@@ -33,12 +33,17 @@ def save_model(
 ) -> None:
     """Write an ordinary checkpoint that transformers 4 and 5 (and peft, for an adapter) load with `from_pretrained`.
 
-    The files are written to a folder beside their destination and moved when all are whole. `kwargs` go to
-    `save_pretrained`. A model with interventions on hidden states is no ordinary checkpoint: they go into a file of
-    their own, and what those loaders would take for the model into a folder below (`efface.model.interventions`), but
-    for a checkpoint `within_run`, which the trainer itself has to read.
+    The files are written to a folder beside their destination and moved when all are whole. A model with
+    interventions on hidden states is no ordinary checkpoint: they go into a file of their own, and what those loaders
+    would take for the model into a folder below (`efface.model.interventions`), but for a checkpoint `within_run`,
+    which the trainer itself has to read.
 
     A generation_config that transformers would refuse to save is saved as `repair_generation_config_` would leave it.
+
+    Args:
+        tokenizer: written beside the model; None leaves it out.
+        within_run: it is a checkpoint in a run's directory.
+        kwargs: as `save_pretrained` takes them.
 
     Raises:
         RunError: if the disk is full or not writable, or the model cannot be saved; nothing half-written remains.

@@ -75,9 +75,16 @@ def build_pairs(
             None takes those of the shipped pairs, or those that the source brings itself (corpus).
         source: gives the toxic candidates: a name in `efface.pairs.SOURCES` with its defaults, an object of its
             settings such as `PPLMSource(probe_text=("labelled.jsonl",))`, or a function (prompts, seed) -> candidates.
+        output: the file of pairs.
+        processing_class: the tokenizer; needed only if `model` is an object that does not name its origin.
+        config: what is kept, and how it is drawn.
+        scorer: what selects `rejected`, see `load_scorer`; not a second judge.
         given: columns that the row of a prompt has from the start; with a `chosen` among them the model writes none.
         provenance: recorded in the report; its `how` names the source in every row.
+        overwrite, resume: replace the pairs that are there, or go on where a build was interrupted.
         limit: stop when so many pairs are kept.
+        command: how this was called, for the record.
+        progress: show bars.
 
     Raises:
         UserError: without prompts, with a limit below 1, with a scorer that must not select, with settings of the

@@ -18,6 +18,11 @@ def prompts_from_text(
     How many words of a sentence are taken is drawn. Headings, list items and lines that do not end like a sentence are
     left out; tokenised text (WikiText's `@-@`, spaced punctuation) is joined first. Equal prompts occur once.
 
+    Args:
+        documents: running text, an article each.
+        min_words, max_words: of a prompt; its sentence goes on for `REST` words at least.
+        seed: of the lengths and of the order.
+
     Raises:
         UserError: if the lengths cannot work, or no sentence is long enough.
     """

@@ -4,6 +4,7 @@ A method is a subclass with `edit_`, of `PairEditor` if it changes weights, of `
 that change hidden states at inference. It is used as a trainer is: `train()`, then `save_model()`.
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from efface.checks import all_finite, at_least, at_least_one, positive
 from efface.data.pair_tokens import PairTokenizer
-from efface.data.pairs import tokenized
+from efface.data.pairs import PairsLike, tokenized
 from efface.files.jsonl import Row
 from efface.model.blocks import decoder_blocks, parse_layers
 from efface.model.interventions import NOTE
@@ -49,6 +50,9 @@ class PairEditor:
         args: the method's configuration.
         train_dataset: anything `load_pairs` takes; all pairs are read.
         processing_class: the tokenizer; needed only if `model` is an object that does not name its origin.
+
+    Raises:
+        UserError: for pairs, settings or a model that cannot be edited so.
     """
 
     config_class: type[EditConfig] = EditConfig
@@ -56,9 +60,9 @@ class PairEditor:
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: str | os.PathLike[str] | PreTrainedModel,
         args: EditConfig | None = None,
-        train_dataset: Any = None,
+        train_dataset: PairsLike | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
     ):
         self.args = args if args is not None else self.config_class("efface-output")
@@ -71,6 +75,10 @@ class PairEditor:
         self.n_skipped_rows = rows.skipped
         self.truncated, self.dropped = tokenizer.truncated, dict(tokenizer.dropped)
         self.found: dict[str, Any] = {}
+        self.set_up_()
+
+    def set_up_(self) -> None:
+        """What a method needs besides; called once model and pairs are there."""
 
     @property
     def lengths(self) -> dict[str, Any]:
@@ -123,8 +131,7 @@ class HookedEditor(PairEditor):
     config_class = HookedConfig
     args: HookedConfig
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def set_up_(self) -> None:
         self.layers = parse_layers(self.args.layers, len(decoder_blocks(self.model)))
         self.rows = self.drawn(self.args.max_pairs)
 

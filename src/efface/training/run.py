@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from efface.data.pairs import PairsLike
 from efface.data.rows import load_texts
 from efface.errors import UserError
 from efface.files.environment import environment
@@ -48,8 +49,8 @@ FREE = (
 def train(
     trainer_class: type[PairTrainer] | type[PairEditor],
     model: str,
-    pairs: Any,
-    output: Path,
+    pairs: PairsLike,
+    output: str | os.PathLike[str],
     settings: dict[str, Any],
     *,
     method: str,
@@ -57,16 +58,21 @@ def train(
     resume: bool = False,
     command: str | None = None,
     inputs: tuple[Any, ...] = (),
-    eval_pairs: Any = None,
+    eval_pairs: PairsLike | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train `model` on `pairs` and leave the checkpoint and `results.json` in `output`.
 
     Args:
+        trainer_class: what `load_method` gives.
+        model: what `load_model` takes.
+        output: a run directory.
         settings: fields of the method's configuration; the rest keeps its default.
+        method: what results call it.
         overwrite: replace the run in `output`, which is kept until the new model is saved.
         resume: continue from the last whole checkpoint in `output` (from the start if there is none; a finished run is
             returned as it is), if the run was begun with the same method, settings, model and pairs.
+        command: how this was called, for the record.
         inputs: what else the run reads, so that none of it lies in `output`.
         eval_pairs: held-out pairs, as `pairs`, for methods that train by steps: the loss on them is measured at the
             end (`evaluation` of the results), or more often.
@@ -83,7 +89,7 @@ def train(
         raise UserError(f"eval_pairs={str(eval_pairs)!r}: {method} has no loss that could be measured. Leave it out.")
     read = (model, pairs, eval_pairs, settings.get("retain_text"), settings.get("base"), *inputs)
     directory = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
-    config = build_config(trainer_class.config_class, settings, output)
+    config = build_config(trainer_class.config_class, settings, directory)
     _check_processes(trainer_class)
     finished = resume and (directory / RESULTS).exists()
     begun = resume and bool(contents(directory))
@@ -101,7 +107,7 @@ def train(
         logger.warning("%s holds a finished run; nothing to resume", directory)
         return read_json(directory / RESULTS)
     with user_error_for_settings(ValueError, ImportError):  # some of them Trainer checks itself
-        held_out = {} if eval_pairs is None else {"eval_dataset": eval_pairs}
+        held_out: dict[str, Any] = {} if eval_pairs is None else {"eval_dataset": eval_pairs}
         trainer = trainer_class(
             model=network, args=config, train_dataset=pairs, processing_class=processing_class, **held_out
         )
@@ -109,7 +115,7 @@ def train(
         rehearse(trainer)
     main_process = isinstance(trainer, PairEditor) or trainer.is_world_process_zero()
     if main_process:  # the others find what it has made
-        prepare_output_dir(output, resume=True)
+        prepare_output_dir(directory, resume=True)
         for left in directory.glob(f"{SAVING}*"):  # by a killed process
             remove(left)
         if overwrite:

@@ -8,18 +8,21 @@ method's own file, put together from the terms of a `Step`.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import TrainOutput
 
 from efface.data.batch import PairBatch, PairCollator, predicting_positions
 from efface.data.buckets import forward_epochs_
 from efface.data.dataset import PairDataset
+from efface.data.pairs import PairsLike
 from efface.data.preferences import SIDES
 from efface.model.blocks import decoder_blocks
 from efface.model.copies import merged
@@ -54,6 +57,9 @@ from efface.training.reference_setup import precomputes, set_up_reference
 from efface.training.sharded import refuse_sharding
 from efface.training.step import Counts, Loss, Needs, Step
 
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
 
 class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsNeurons):
     """Trainer on preference pairs with TRL's argument names. Subclasses define `loss`, and `needs` where it asks for
@@ -63,11 +69,15 @@ class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsN
         model: a model, or anything `load_model` takes. Trained in place, as transformers and TRL do.
         args: the method's configuration.
         train_dataset: anything `load_pairs` takes.
+        eval_dataset: held-out pairs, or several sets by name, on which the loss is measured.
         processing_class: the tokenizer; needed only if `model` is an object that does not name its origin.
-        ref_model: the frozen reference f0, or its name; None means the initial policy (with LoRA:
-            the same model, adapter off).
+        ref_model: the frozen reference f0, or its name; None means the initial policy (with LoRA: adapter off).
         peft_config: a `peft.PeftConfig`; the `lora_*` settings are a short form of it.
         retain_text: passages (texts) for the KL on ordinary text; None reads the file in `args.retain_text`.
+        trainer_kwargs: `callbacks`, `optimizers` and the like, as `transformers.Trainer` takes them.
+
+    Raises:
+        UserError: for pairs, settings or a model that cannot be trained so.
     """
 
     config_class: type[PairConfig] = PairConfig
@@ -79,13 +89,13 @@ class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsN
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: str | os.PathLike[str] | PreTrainedModel,
         args: PairConfig | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
+        train_dataset: PairsLike | None = None,
+        eval_dataset: PairsLike | Mapping[str, PairsLike] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        ref_model: str | PreTrainedModel | None = None,
-        peft_config: Any = None,
+        ref_model: str | os.PathLike[str] | PreTrainedModel | None = None,
+        peft_config: "PeftConfig | None" = None,
         retain_text: list[str] | None = None,
         **trainer_kwargs: Any,
     ):
@@ -168,8 +178,10 @@ class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsN
                     args=args,
                     autocast=self.accelerator.autocast,
                 )
+        self.set_up_()
 
-    # ---- set-up ----
+    def set_up_(self) -> None:
+        """What a method needs besides; called once model, data and reference are there."""
 
     @classmethod
     def needs(cls, args: Any, n_blocks: int) -> Needs:
@@ -202,18 +214,16 @@ class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsN
         self._micro_batches = batches
         return batches, self._get_num_items_in_batch(batches, device) if batches else None
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `Trainer.train`. The caller's model gets back what of it required a gradient before.
 
         Raises:
             RunError: if the loss, or a weight after the last step, is not finite.
         """
         with self._trainable.in_training(self.model), self.perturbed.in_training(self.model):  # type: ignore[arg-type]
-            result = super().train(*args, **kwargs)
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
             raise_if_not_finite(self.model, self.state.global_step)  # type: ignore[arg-type]
         return result
-
-    # ---- one step ----
 
     def loss(self, step: Step) -> Loss:
         """The method's loss and what it logs: means over the whole optimizer step, to which micro-batches add up."""
@@ -266,8 +276,6 @@ class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsN
         """Does what is computed now count: for logs, for the discriminators? Not in evaluation, nor where a
         perturbation looks for the place at which the gradient is taken."""
         return bool(self.model.training) and not self._looking  # type: ignore[union-attr]
-
-    # ---- what is said of the run ----
 
     @cached_property
     def memory(self) -> Estimate:
