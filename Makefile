@@ -10,11 +10,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install -c constraints.txt $(PIP_ARGS)
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
+DOCS := $(VENV)/.docs-installed
 WORKERS ?= 2
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help setup dev demo test check clean
+.PHONY: help setup dev demo test check docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -38,8 +39,12 @@ check: $(DEV)  ## lint, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+docs: $(DOCS)  ## the documents and a reference of the docstrings as a static site, site/index.html
+	@echo "docs: build site/ (half a minute)"
+	@$(BIN)/python scripts/make_docs.py -o site
+
 clean:  ## remove .venv, caches and build products; runs/ is kept
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -58,5 +63,10 @@ $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEV): $(RUNTIME)
 	@echo "setup: install the test and lint tools (about half a minute)"
-	@$(PIP) -e '.[offline,eval,trl,dev]'
+	@$(PIP) -e '.[offline,eval,trl,docs,dev]'
+	@touch $@
+
+$(DOCS): $(RUNTIME)
+	@echo "setup: install what builds the documentation (a few seconds)"
+	@$(PIP) -e '.[offline,docs]'
 	@touch $@
