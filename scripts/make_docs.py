@@ -147,7 +147,7 @@ class Renderer:
         return os.path.relpath(target, at or ".") + hash_ + anchor
 
     def _of_code(self, name: str) -> str | None:
-        """The place in the reference of `efface.module`, or of a name that `efface` exports."""
+        """The place in the reference of a module, or of a name that `efface` exports."""
         if name in self.documented:
             return f"api/{name.replace('.', '/')}.html"
         exported = name.removeprefix("efface.").partition("(")[0]

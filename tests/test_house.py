@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "efface"
 ORDER = (
     "errors checks progress registry flags resampling files data model generation scoring evaluation analysis "
-    "training methods pairs attacks audit comparison report jobs commands cli"
+    "training methods pairs attacks audit comparison report jobs commands cli __main__"
 ).split()
 """A room imports only rooms before it."""
-MOST_LOOSE, MOST_ROOMS, MOST_FLOORS = 14, 26, 11  # the last floor but two is `jobs`, which runs what stands below
+MOST_LOOSE, MOST_ROOMS, MOST_FLOORS = 14, 26, 12  # the last floor but three is `jobs`, which runs what stands below
 LEAST_LINES, MOST_LINES = 40, 300
 MOST_LOSS_LINES = 11
 REASONS = {"short": "Short: ", "long": "Long: "}
@@ -66,7 +66,7 @@ def rooms() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for name, others in graph().items():
         if name != "efface":
-            found.setdefault(room(name), set()).update({room(other) for other in others} - {room(name)})
+            found.setdefault(room(name), set()).update({room(other) for other in others} - {room(name), "efface"})
     return found
 
 
@@ -98,7 +98,7 @@ def test_imports_go_one_way():
 
 
 def test_there_are_few_rooms_and_few_floors():
-    loose = [file.stem for file in SOURCE.glob("*.py") if file.name != "__init__.py"]
+    loose = [file.stem for file in SOURCE.glob("*.py") if not file.stem.startswith("__")]
     folders = [file.parent for file in SOURCE.rglob("__init__.py") if file.parent != SOURCE]
     assert len(loose) <= MOST_LOOSE, loose
     assert len(loose) + len(folders) <= MOST_ROOMS, (loose, folders)
@@ -176,7 +176,7 @@ def test_paths_and_names_in_documents_lead_somewhere(document: Path):
         if path.split("/")[0] in ours and not path.endswith("/foo.py"):
             assert any((base / path).exists() for base in bases), f"{document.name} names {path}, which does not exist"
     for dotted in sorted(set(re.findall(r"\befface(?:\.[A-Za-z_]\w*)+(?::\w+)?", text))):
-        if ".foo" not in dotted and not re.search(r"\.(json|yaml|md|sh)$", dotted):
+        if ".foo" not in dotted and not re.search(r"\.(json|yaml|md|sh|html)$", dotted):
             assert resolves(dotted), f"{document.name} names {dotted}, which does not exist"
 
 

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from efface import __version__
 from efface.commands import (
     attack,
     audit,
@@ -167,6 +168,7 @@ def build_parser() -> Parser:
         prog="efface", description="Erase toxicity from a language model's hidden representations, and measure it."
     )
     parser.add_argument("-v", "--verbose", action="store_true", help=VERBOSE_HELP)
+    parser.add_argument("--version", action="version", version=f"efface {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for command in (
         demo,
