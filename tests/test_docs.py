@@ -16,7 +16,7 @@ from efface.files.results import read_json
 from efface.methods import METHODS, load_method
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
 RESULTS = ROOT / "benchmarks" / "results"
 
 

@@ -164,6 +164,7 @@ def documents() -> list[Path]:
         *sorted((ROOT / "benchmarks").glob("*.py")),
         *sorted((ROOT / "scripts").glob("*.py")),
         *sorted((ROOT / "configs").glob("*.yaml")),
+        *sorted(file for file in (ROOT / "examples").iterdir() if file.is_file()),
     ]
 
 
