@@ -4,7 +4,7 @@
 
 MODEL is a Hugging Face id, a directory or a .gguf file. A line of PAIRS.jsonl is {"prompt": ..., "chosen": ...,
 "rejected": ...}; `efface pairs MODEL -o PAIRS.jsonl` makes such lines from the model itself. As it stands, with the
-embedded model and the shipped pairs, it takes about a quarter of an hour on two cores.
+embedded model and the shipped pairs, it takes some minutes on two cores.
 """
 
 import argparse
