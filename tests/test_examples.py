@@ -123,6 +123,5 @@ def test_the_notebook(model: str, tmp_path: Path, monkeypatch: Patch) -> None:
         monkeypatch.setenv("MPLBACKEND", "agg")
         names: dict[str, object] = {}
         for cell in cells:
-            code = "".join(line for line in cell["source"] if not line.startswith("%"))
-            exec(compile(code, notebook.name, "exec"), names)
+            exec(compile("".join(cell["source"]), notebook.name, "exec"), names)
     assert read_json(tmp_path / "out" / "config.json")["model_type"] == "llama"
