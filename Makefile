@@ -53,10 +53,10 @@ $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "setup: install torch (one to two minutes)"
 	@$(PIP) torch
 	@echo "setup: install efface and its other dependencies (about a minute)"
-	@$(PIP) -e '.[offline]'
+	@$(PIP) -e .
 	@touch $@
 
 $(DEV): $(RUNTIME)
 	@echo "setup: install the test and lint tools (about half a minute)"
-	@$(PIP) -e '.[offline,eval,trl,dev]'
+	@$(PIP) -e '.[eval,trl,dev]'
 	@touch $@
