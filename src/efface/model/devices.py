@@ -30,9 +30,9 @@ def keep_random_state() -> contextlib.AbstractContextManager[None]:
 
 def free_memory(device: torch.device) -> int:
     """Bytes that are free where a model on `device` lives; of MPS, which shares it, those of the machine."""
-    module = getattr(torch, device.type, None)
-    if device.type != "cpu" and hasattr(module, "mem_get_info"):
-        return int(module.mem_get_info(device)[0])
+    asked = getattr(getattr(torch, device.type, None), "mem_get_info", None)
+    if asked is not None:
+        return int(asked(device)[0])
     import psutil
 
     return int(psutil.virtual_memory().available)
