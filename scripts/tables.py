@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sweep_tables
+from first_day_tables import first_day
 from sweep_tables import table
 
 from efface.audit.battery import BUDGETS
@@ -780,6 +781,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gcg_targets": gcg_targets,
     "robustness_points": robustness_points,
     "robustness_commands": robustness_commands,
+    "first_day": first_day,
     "trials": sweep_tables.trials,
     "comparison_main": lambda: sweep_tables.kept("main"),
     "comparison_tight": lambda: sweep_tables.kept("tight"),

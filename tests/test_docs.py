@@ -137,3 +137,17 @@ def test_the_python_example_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "out" / "config.json").exists()
     assert 0 <= float(capsys.readouterr().out.strip().splitlines()[-1]) <= 1
+
+
+def test_what_shows_a_row_of_the_first_day_is_there():
+    text = (ROOT / "docs" / "first_day.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert [int(row[0].strip("| ")) for row in rows] == list(range(1, len(rows) + 1)) and len(rows) >= 30
+    for row in rows:
+        shown = row[-1].strip("| ")
+        for named in re.findall(r"`([^`]+)`", shown):
+            file, _, name = named.partition("::")
+            assert (ROOT / file).exists(), f"row {row[0]}: {named} does not exist"
+            assert not name or f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"row {row[0]}: no {named}"
+        for point in re.findall(r"transcript (\d)", shown):
+            assert f"### {point}." in text, f"row {row[0]}: the transcript has no point {point}"
