@@ -3,8 +3,8 @@
     python benchmarks/first_day.py [--json benchmarks/results/first_day.json] [--only POINT...] [--pip-args ...]
 
 Makes a virtual environment in a temporary folder, installs this checkout with the versions of constraints.txt, runs
-README's example in Python and the commands below on the embedded model, and keeps what they said, which docs/first_day.md
-shows. Half an hour on 2 cores, most of it installing and README's example.
+README's example in Python and the commands below on the embedded model, and keeps what they said, which
+docs/first_day.md shows. Half an hour on 2 cores, most of it installing and README's example.
 """
 
 import argparse

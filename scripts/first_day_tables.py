@@ -27,5 +27,6 @@ def first_day() -> str:
             parts.append(f"\n### {point}. {title}\n")
         for each in shown:
             code = each["found"] if each["found"] == each["rc"] else f"{each['found']}, **not** {each['rc']}"
-            parts.append(f"\n{each['title']} (exit code {code}):\n\n```text\n$ {each['command']}\n{each['output']}\n```\n")
+            said = f"$ {each['command']}\n{each['output']}"
+            parts.append(f"\n{each['title']} (exit code {code}):\n\n```text\n{said}\n```\n")
     return "".join(parts)
