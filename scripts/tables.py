@@ -19,6 +19,7 @@ from efface.audit.columns import ANY_COST
 from efface.files.jsonl import read_jsonl
 from efface.files.results import read_json
 from efface.methods import METHODS
+from efface.report.headline import headline
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -60,7 +61,8 @@ def demo() -> str:
     content = read_json(RESULTS / "demo.json")
     low, high = content["comparison"]["share_ratio_ci95"]
     ratio = ["edited / base share", "", f"{content['comparison']['share_ratio']:.2f} [{low:.2f}, {high:.2f}]"]
-    return table(["", "base", "edited"], [*_figures(content["base"], content["edited"]), ratio])
+    first = ["in one line", "", headline(content["base"], content["edited"]).shares]
+    return table(["", "base", "edited"], [*_figures(content["base"], content["edited"]), ratio, first])
 
 
 def challenging() -> str:
