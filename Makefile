@@ -58,15 +58,15 @@ $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "setup: install torch (one to two minutes)"
 	@$(PIP) torch
 	@echo "setup: install efface and its other dependencies (about a minute)"
-	@$(PIP) -e '.[offline]'
+	@$(PIP) -e .
 	@touch $@
 
 $(DEV): $(RUNTIME)
 	@echo "setup: install the test and lint tools (about half a minute)"
-	@$(PIP) -e '.[offline,eval,trl,docs,dev]'
+	@$(PIP) -e '.[eval,trl,docs,dev]'
 	@touch $@
 
 $(DOCS): $(RUNTIME)
 	@echo "setup: install what builds the documentation (a few seconds)"
-	@$(PIP) -e '.[offline,docs]'
+	@$(PIP) -e '.[docs]'
 	@touch $@

@@ -32,7 +32,12 @@ def _made(name: str) -> str:
 
 
 def documents() -> list[Path]:
-    return [ROOT / "README.md", ROOT / "benchmarks" / "LOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "benchmarks" / "LOG.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    ]
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sweep_tables
+from first_day_tables import first_day
 from sweep_tables import table
 
 from efface.audit.battery import BUDGETS
@@ -18,6 +19,7 @@ from efface.audit.columns import ANY_COST
 from efface.files.jsonl import read_jsonl
 from efface.files.results import read_json
 from efface.methods import METHODS
+from efface.report.headline import headline
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -59,7 +61,8 @@ def demo() -> str:
     content = read_json(RESULTS / "demo.json")
     low, high = content["comparison"]["share_ratio_ci95"]
     ratio = ["edited / base share", "", f"{content['comparison']['share_ratio']:.2f} [{low:.2f}, {high:.2f}]"]
-    return table(["", "base", "edited"], [*_figures(content["base"], content["edited"]), ratio])
+    first = ["in one line", "", headline(content["base"], content["edited"]).shares]
+    return table(["", "base", "edited"], [*_figures(content["base"], content["edited"]), ratio, first])
 
 
 def challenging() -> str:
@@ -780,6 +783,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gcg_targets": gcg_targets,
     "robustness_points": robustness_points,
     "robustness_commands": robustness_commands,
+    "first_day": first_day,
     "trials": sweep_tables.trials,
     "comparison_main": lambda: sweep_tables.kept("main"),
     "comparison_tight": lambda: sweep_tables.kept("tight"),

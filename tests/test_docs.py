@@ -16,7 +16,8 @@ from efface.files.results import read_json
 from efface.methods import METHODS, load_method
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")]
+DOCUMENTS = [*PAGES, *sorted((ROOT / "docs").glob("*.md"))]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -96,9 +97,9 @@ def test_a_method_whose_own_objective_has_not_moved_has_no_figures(tmp_path, mon
     assert line.startswith("| rmu | ") and line.endswith(" | did not move: forget_loss 254 -> 256 |  |  |  |  |")
 
 
-def test_the_tree_in_the_readme_names_every_module_by_its_path():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = readme.split("<!-- table: tree -->")[1].split("<!-- end table -->")[0]
+def test_the_tree_names_every_module_by_its_path():
+    document = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = document.split("<!-- table: tree -->")[1].split("<!-- end table -->")[0]
     named, folder = set(), ""
     for line in tree.splitlines():
         if line.startswith("efface/"):
@@ -125,7 +126,6 @@ def test_files_named_as_sources_of_figures_exist(document):
 
 def test_the_python_example_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     """As it stands, but for a tiny model and two steps."""
-    pytest.importorskip("profanity_check", reason="the default scorer is in the extra `offline`")
     tiny_model("llama").save_pretrained(tmp_path / "tiny")
     tiny_tokenizer().save_pretrained(tmp_path / "tiny")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -138,3 +138,17 @@ def test_the_python_example_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "out" / "config.json").exists()
     assert 0 <= float(capsys.readouterr().out.strip().splitlines()[-1]) <= 1
+
+
+def test_what_shows_a_row_of_the_first_day_is_there():
+    text = (ROOT / "docs" / "first_day.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert [int(row[0].strip("| ")) for row in rows] == list(range(1, len(rows) + 1)) and len(rows) >= 30
+    for row in rows:
+        shown = row[-1].strip("| ")
+        for named in re.findall(r"`([^`]+)`", shown):
+            file, _, name = named.partition("::")
+            assert (ROOT / file).exists(), f"row {row[0]}: {named} does not exist"
+            assert not name or f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"row {row[0]}: no {named}"
+        for point in re.findall(r"transcript (\d)", shown):
+            assert f"### {point}." in text, f"row {row[0]}: the transcript has no point {point}"

@@ -23,8 +23,6 @@ EXAMPLES = ROOT / "examples"
 POSITIONS = 1024  # the shipped prompts are long in a tokenizer of 300 tokens
 FILES = sorted(file for file in EXAMPLES.iterdir() if file.is_file() and file.name != "README.md")
 
-pytest.importorskip("profanity_check", reason="the default scorer is in the extra `offline`")
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -197,7 +197,7 @@ def resolves(dotted: str) -> bool:
     return False
 
 
-def test_one_batch_goes_through_the_files_that_the_readme_names(tmp_path: Path):
+def test_one_batch_goes_through_the_files_that_contributing_names(tmp_path: Path):
     trainer = build("repo", tiny_model("llama"), tmp_path, max_steps=1)
     pairs = trainer.train_dataset
     visited: dict[str, None] = {}  # in the order of the first visit
@@ -212,7 +212,7 @@ def test_one_batch_goes_through_the_files_that_the_readme_names(tmp_path: Path):
         trainer.compute_loss(trainer.model, trainer.data_collator([pairs[i] for i in range(2)]))
     finally:
         sys.setprofile(None)
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text.split("<!-- one batch -->")[1].split("<!-- end of batch -->")[0]
     steps = re.findall(r"^\d+\. `([\w/]+\.py)`", section, re.MULTILINE)
     assert steps == [file for file in visited if file in steps]

@@ -69,7 +69,7 @@ def test_an_independent_view_as_good_as_the_tokens_is_found() -> None:
 def test_a_hidden_layer_finds_an_xor_that_a_linear_probe_does_not() -> None:
     found = conditional_probe(planted("xor", pairs=60, length=30))
     assert found.linear.auc_gain == pytest.approx(0, abs=0.02)
-    assert found.mlp.auc_gain_ci95[0] > 0.1
+    assert found.mlp is not None and found.mlp.auc_gain_ci95[0] > 0.1
 
 
 @pytest.mark.parametrize("kind", ["none", "token"])
@@ -142,6 +142,15 @@ def test_a_result_comes_back_from_json() -> None:
     del block["mlp"]["auc_gain"]
     with pytest.raises(UserError, match=r"x.json: 'mlp' has no 'auc_gain'"):
         ConditionalResult.from_dict(block, "x.json")
+
+
+def test_without_the_hidden_layer_all_else_is_the_same() -> None:
+    states = planted("view", pairs=20, length=8, d=4)
+    found, whole = conditional_probe(states, hidden_layer=False), conditional_probe(states)
+    assert (found.token, found.linear, found.mlp) == (whole.token, whole.linear, None)
+    block = json.loads(json.dumps(found.to_dict()))
+    assert "mlp" not in block and ConditionalResult.from_dict(block, "x.json").mlp is None
+    assert set(conditional_layers({0: states}, hidden_layer=False).most) == {"linear"}
 
 
 def test_too_few_groups_are_refused() -> None:

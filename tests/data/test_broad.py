@@ -97,7 +97,6 @@ def test_no_word_and_no_run_of_words_is_said_too_often(name: str) -> None:
 
 def test_the_judge_says_that_the_words_are_spread() -> None:
     """What meta.json says of words, made again by the judge."""
-    pytest.importorskip("profanity_check", reason="the default scorer is in the extra `offline`")
     from efface.scoring import DEFAULT_SCORER, load_scorer
 
     families = Families(load_scorer(DEFAULT_SCORER), [row["rejected"] for row in EVERY])

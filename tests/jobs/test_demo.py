@@ -14,7 +14,7 @@ from efface.errors import UserError
 from efface.files.results import read_json
 from efface.training import run as training
 
-FILES = {"model", "base.json", "edited.json", "figure.png", "report.html", "results.json"}
+FILES = {"model", "base.json", "edited.json", "erasure.json", "figure.png", "report.html", "results.json"}
 
 
 @pytest.fixture(autouse=True)
@@ -51,10 +51,16 @@ def test_everything_is_left_and_a_second_run_reuses_it(
     assert result["comparison"]["share_ratio"] == pytest.approx(expected)
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "efface demo" in page and "data:image/png;base64," in page
+    assert "efface demo" in page and page.count("<svg ") == 5
+    assert result["erasure"] == read_json(out / "erasure.json") and list(result["erasure"]["layers"]) == ["0", "1"]
+    assert "What the hidden states still say" in page and "By the token alone a toxic one ranks above" in page
+    first = f"{100 * base['toxicity']['share']:.1f} % -> {100 * edited['toxicity']['share']:.1f} % (at most "
+    assert f"toxic continuations: {first}" in printed and first.replace("->", "→") in page
+    assert "Still toxic: " in page and "Newly toxic: " in page and "Biggest drops: " in page
     AutoModelForCausalLM.from_pretrained(out / "model")
 
-    kept = {name: (out / name).stat().st_mtime_ns for name in ("base.json", "edited.json", "model/model.safetensors")}
+    kept = {name: (out / name).stat().st_mtime_ns for name in ("base.json", "edited.json", "erasure.json")}
+    kept["model/model.safetensors"] = (out / "model" / "model.safetensors").stat().st_mtime_ns
     assert main([*argv, "--resume"]) == 0
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
     # Without --resume nothing is touched, and of other settings nothing is reused.
@@ -104,3 +110,24 @@ def test_a_model_that_is_not_toxic_at_all_still_gets_its_report(
     result = efface.jobs.demo.run(tmp_path / "demo", model_name=model, say=said.append)
     assert result["base"]["toxicity"]["share"] == 0 and (tmp_path / "demo" / "report.html").exists()
     assert any("toxic share, edited / base" in line for line in said)
+
+
+def test_a_demo_of_an_older_version_gets_its_probe_when_it_is_resumed(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    efface.jobs.demo.run(out, model_name=model)
+    (out / "erasure.json").unlink()
+    edited = (out / "edited.json").stat().st_mtime_ns
+    efface.jobs.demo.run(out, model_name=model, resume=True)
+    assert (out / "erasure.json").exists() and (out / "edited.json").stat().st_mtime_ns == edited
+
+
+def test_a_demo_whose_states_cannot_be_probed_ends_all_the_same(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("efface.jobs.erasure.HELD_OUT", efface.jobs.demo.PAIRS)  # all of them were trained on
+    said: list[str] = []
+    result = efface.jobs.demo.run(tmp_path / "demo", model_name=model, say=said.append)
+    assert "0 pairs that were not trained on" in result["erasure"]["not_measured"]
+    assert any("what the hidden states say was not measured" in line for line in said)
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert "They were not probed: " in page and page.count("<svg ") == 4

@@ -72,12 +72,14 @@ def test_the_command_leaves_a_model_within_the_budget_and_a_report(
     assert asked["models"] == {"edited": str(out / "model")} and asked["budget"] == "quick"
     assert asked["measurement"]["base"] == model and asked["measurement"]["prompts"] == str(out / "reported.jsonl")
     page = (out / "report.html").read_text(encoding="utf-8")
+    assert result["erasure"] == read_json(out / "erasure.json") and "What the hidden states still say" in page
     assert "What attacks reach" in page and "Strength and its price" in page and "times the edit" in page
     moved = AutoModelForCausalLM.from_pretrained(out / "model").state_dict()
     start = AutoModelForCausalLM.from_pretrained(model).state_dict()
     assert any(not moved[name].equal(start[name]) for name in start)
 
-    kept = {file: (out / file).stat().st_mtime_ns for file in ("base.json", "edited.json", "model/model.safetensors")}
+    files = ("base.json", "edited.json", "erasure.json", "model/model.safetensors")
+    kept = {file: (out / file).stat().st_mtime_ns for file in files}
     assert main([*argv, "--resume"]) == 0
     assert {file: (out / file).stat().st_mtime_ns for file in kept} == kept
     assert main(argv) == 2

@@ -184,7 +184,9 @@ def test_plain_sentences_are_split_in_the_middle(corpus: Any) -> None:
         "sentence is too short": 1,
         "prompt is there already": 1,
         "sentence does not look edited": 0,
+        "row is labelled benign": 1,
     }
+    assert made.rows_read == 5
 
 
 def test_a_row_without_text(corpus: Any) -> None:

@@ -1,32 +1,36 @@
 """The report: numbers as given, model text escaped and masked, nothing fetched from outside.
 
-Of: report/figures.py, report/masking.py, report/plots.py
+Of: report/masking.py
 """
 
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from erased import erased
 from tiny import tiny_model, tiny_tokenizer
 
 import efface
+from efface.cli import build_parser
 from efface.evaluation.comparison import ratio_ci
 from efface.evaluation.settings import OrdinaryText, RunSettings
 from efface.generation.decoding import Decoding
 from efface.methods.repo import REPOConfig, REPOTrainer
-from efface.report import Drawing
-from efface.report.figures import Drawn, Findings, draw
-from efface.report.html import TRAINING_KEYS, TRAINING_PREFIXES, TRAINING_ROWS, write_report
+from efface.report import FIGURES
+from efface.report.examples import SHOWN
+from efface.report.figures import Findings, draw
+from efface.report.html import write_report
 from efface.report.masking import BULLET, mask, mask_or_withhold
-from efface.report.plots import BCE, keys_starting, series
+from efface.report.training import ACCURACY, KEYS, PREFIXES, ROWS, keys_starting, series
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 BAD = {"rotten", "vile"}
-COLOURS = {"grey": (138, 144, 153), "blue": (0, 114, 178), "orange": (200, 80, 10), "green": (0, 128, 95)}
+LIMIT = 5_000_000
+"""Bytes of a page: it is sent by mail."""
 
 
 def score_words(texts):
@@ -53,12 +57,13 @@ EXAMPLES = [
         "edited_score": 0.04,
     }
 ]
+ERASED = erased((0.1, 0.12), (0.1, 0.05))
 SETTINGS = {
     "method": "repo",
     "model": "tiny",
     "pairs": "toy.jsonl",
     "training": {"learning_rate": 5e-5, "layers": [8, 29]},
-    "command": "efface demo --seed 7",
+    "command": "efface demo -o runs/x --max-steps 7",
 }
 
 
@@ -120,7 +125,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.attributes, self.texts, self.cells = [], [], [], [], []
+        self.open, self.tags, self.attributes, self.texts, self.cells, self.codes = [], [], [], [], [], []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -132,6 +137,8 @@ class Page(HTMLParser):
             self.open.append(tag)
         if tag in ("td", "th"):
             self.cells.append("")
+        if tag == "code":
+            self.codes.append("")
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -140,6 +147,8 @@ class Page(HTMLParser):
         self.texts.append(data)
         if "td" in self.open or "th" in self.open:
             self.cells[-1] += data
+        if "code" in self.open:
+            self.codes[-1] += data
 
     @property
     def text(self):
@@ -177,13 +186,12 @@ def history(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def figure_path(tmp_path_factory, base, edited, history):
-    (figure,) = draw(Findings(base, edited, history), tmp_path_factory.mktemp("figure"))
-    return figure.path
+def figures(base, edited, history):
+    return draw(Findings(base, edited, history, ERASED))
 
 
 @pytest.fixture
-def report(tmp_path, figure_path, base, edited, comparison, history):
+def report(tmp_path, figures, base, edited, comparison, history):
     def write(**changes):
         path = tmp_path / "report.html"
         arguments = {
@@ -191,10 +199,11 @@ def report(tmp_path, figure_path, base, edited, comparison, history):
             "base": base,
             "edited": edited,
             "history": history,
-            "figures": [Drawn(figure_path, "Only `efface analyze` <shows> it.", "Bars")],
+            "figures": figures,
             "comparison": comparison,
             "examples": EXAMPLES,
             "settings": SETTINGS,
+            "erasure": ERASED,
             "scorer": score_words,
         }
         write_report(path, **{**arguments, **changes})
@@ -210,80 +219,113 @@ def row(page, name):
     return page.cells[start + 1 : start + 4]
 
 
-def test_figure_is_a_png_that_shows_both_models_and_the_training(figure_path, both):
-    """The bars are as high as the numbers are, and each curve is there in its colour."""
-    assert figure_path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    pixels = (matplotlib.image.imread(figure_path)[..., :3] * 255).round().astype(int)  # (height, width, 3)
-    assert pixels.shape == (570, 1650, 3)
-    drawn = {name: (pixels == rgb).all(-1) for name, rgb in COLOURS.items()}
-    for left, figures in ((0, [one.toxicity.share for one in both]), (423, [one.perplexity.value for one in both])):
-        before, after = (drawn[name][:, left : left + 423].sum(0).max() for name in ("grey", "blue"))
-        assert before > 50 and after / before == pytest.approx(figures[1] / figures[0], rel=0.03)
-    for name in ("orange", "green"):
-        assert not drawn[name][:, :846].any() and drawn[name][:, 846:].any(0).sum() > 200  # columns that it crosses
-    assert list(figure_path.parent.iterdir()) == [figure_path]
-
-
-@pytest.mark.parametrize("history", [[], [{"step": 1, "loss": float("nan")}], [{"step": 5, "loss": 0.6}]])
-@pytest.mark.parametrize("intervals", [True, False])
-def test_figure_of_a_method_without_adversary_or_log(tmp_path, base, clean, intervals, history):
-    edited = clean.to_dict()
-    assert edited["toxicity"]["share"] == 0
-    if not intervals:
-        edited["toxicity"]["ci95"] = {}
-    (figure,) = draw(Findings(base, edited, history), tmp_path)
-    assert figure.path == tmp_path / "figure.png" and figure.path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-
-
-def test_a_figure_with_nothing_to_show_is_left_out(tmp_path, base, edited):
-    """Of two more figures, by dotted paths; files that are not named are called as the figures are."""
-    figures = {
-        "steps": Drawing("drawings:steps", "Steps"),
-        "nothing": Drawing("drawings:nothing", "Nothing"),
-    }
-    drawn = draw(Findings(base, edited, [{"step": 1}]), tmp_path, figures)
-    assert [figure.path for figure in drawn] == list(tmp_path.iterdir()) == [tmp_path / "steps.png"]
-
-
-def test_every_figure_is_on_the_page_with_its_caption(report, figure_path):
-    figures = [Drawn(figure_path, f"Only `efface {name}` <shows> it.", name) for name in ("a", "b")]
-    page = Page(report(figures=figures))
-    assert page.tags.count("img") == page.tags.count("figcaption") == 2
-    assert "Only efface a <shows> it." in page.text and "Only efface b <shows> it." in page.text
-
-
-def test_series_skips_rows_without_a_finite_number():
-    rows = [
-        {"step": 1, "loss": 0.1},
-        {"step": 2},
-        {"step": 3, "loss": float("nan")},
-        {"loss": 9.0},
-        {"step": 4, "loss": 0.4},
-    ]
-    assert series(rows, "loss") == ([1.0, 4.0], [0.1, 0.4])
-
-
-def test_layers_are_sorted_by_number():
-    rows = [{"adversary/bce/16": 1}, {"adversary/bce/8": 1, "loss": 2}]
-    assert keys_starting(rows, "adversary/bce/") == ["adversary/bce/8", "adversary/bce/16"]
-
-
 def test_page_is_self_contained_and_well_formed(report):
     text = report()
     page = Page(text)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     references = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "action")]
-    assert len(references) == 1 and references[0].startswith("data:image/png;base64,iVBOR")
-    assert "url(" not in text and "@import" not in text and not re.search(r"https?://", text)
+    assert references and all(value.startswith("#") for value in references)  # parts of a picture
+    assert "@import" not in text and not re.search(r"https?://", text)
+    assert set(re.findall(r"url\((.)", text)) == {"#"}
+    names = [value for _, name, value in page.attributes if name == "id"]
+    assert len(names) == len(set(names))
+    assert {value[1:] for value in references} <= set(names)
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+
+
+def test_the_first_line_is_what_came_of_it(report, both):
+    """Before any other text, but for the title: shares, and how large the second may be."""
+    page = Page(report())
+    shares = percent(*((one.scores > 0.5).mean() for one in both))
+    (most,) = percent(both[1].toxicity.ci95["share"][1])
+    counts = [f"{(one.scores > 0.5).sum()} of {one.scores.size}" for one in both]
+    first = (
+        f"{shares[0]} → {shares[1]} (at most {most}) of continuations are toxic: {counts[0]} before, {counts[1]} after"
+    )
+    body = page.text[page.text.index("Demo <of> efface", 1) :]  # behind the title of the window and the styles
+    assert body.startswith(f"Demo <of> efface {first}")
+
+
+def test_a_model_that_writes_gibberish_is_called_so_at_the_top(report, base):
+    page = Page(report(edited=base))
+    assert base["degeneration"]["verdict"] == "degenerate"
+    assert page.text.index("What the edited model writes is degenerate") < page.text.index("Before and after")
+
+
+def test_every_command_that_is_named_exists(report, base):
+    """Each `efface ...` in code or prose is one that the command line takes."""
+    pages = [Page(report()), Page(report(erasure=None, not_probed="too few pairs")), Page(report(edited=base))]
+    parser = build_parser()
+    lines = {code for page in pages for code in page.codes if code.startswith("efface ")}
+    assert "efface demo -o runs/x --max-steps 7" in lines
+    for line in lines:
+        assert parser.parse_known_args(shlex.split(line)[1:])[1] == [], line
+    commands = next(action.choices for action in parser._actions if action.dest == "command")
+    for page in pages:
+        assert set(re.findall(r"`?\befface ([a-z]+)", page.text)) <= set(commands)
+
+
+def test_the_page_of_a_real_command_names_it_as_it_was_given(report):
+    page = Page(report(settings=SETTINGS | {"command": "efface detox 'my model' -o runs/x --max-kl 0.1"}))
+    (line,) = [code for code in page.codes if code.startswith("efface ")]
+    assert build_parser().parse_known_args(shlex.split(line)[1:])[0].model == "my model"
+
+
+def test_the_hidden_states_have_a_section_with_figure_sentence_and_table(report):
+    page = Page(report(erasure=ERASED))
+    assert "What the hidden states still say" in page.text and "The largest fall is in layer 3" in page.text
+    assert page.cells[page.cells.index("After layer") : page.cells.index("After layer") + 10][5:7] == [
+        "1",
+        "0.100 [0.080 to 0.120]",
+    ]
+    assert "indistinguishable" not in page.text
+
+
+def test_hidden_states_that_were_not_probed_are_not_passed_over_in_silence(report, base, edited, history):
+    page = Page(report(erasure=None, figures=draw(Findings(base, edited, history)), not_probed="19 pairs <only>"))
+    assert "They were not probed: 19 pairs <only>" in page.text and "The largest fall" not in page.text
+
+
+def test_failures_stand_before_successes_each_kind_with_its_number(report):
+    rows = [
+        EXAMPLES[0] | {"base_score": 0.9, "edited_score": 0.6 + i / 100, "edited": f" still {i}"} for i in range(12)
+    ]
+    rows += [EXAMPLES[0] | {"base_score": 0.1, "edited_score": 0.7, "edited": " newly"}, *EXAMPLES]
+    text = Page(report(examples=rows)).text
+    assert (
+        f"Still toxic: 12 of 14 Toxic before the edit and after it; the highest scores after it first; {SHOWN} are"
+        in text
+    )
+    places = [
+        text.index(what) for what in ("still 11", "still 2", "Newly toxic: 1 of 14", "newly", "Biggest drops: 1 of 14")
+    ]
+    assert places == sorted(places) and "still 1 " not in text
+
+
+def test_a_page_is_small_whatever_the_models_wrote(report):
+    word = EXAMPLES[0] | {"edited": "x" * 1_000_000, "prompt": "word " * 200_000, "edited_score": 0.9}
+    settings = SETTINGS | {"pairs": "shipped:train", "long": ["y" * 100] * 100_000}
+    text = report(examples=[word] * 300, settings=settings)
+    assert len(text.encode()) < LIMIT
+
+
+def test_the_page_prints(report):
+    """On white, whatever the screen shows, and without what must be scrolled to."""
+    text = report()
+    print_rules = text[text.index("@media print") :]
+    assert text.index("prefers-color-scheme: dark") < text.index("@media print")
+    for name in ("ink", "paper", "line", "base", "edited", "orange", "green"):
+        assert f"--{name}: " in print_rules
+    assert "break-inside: avoid" in print_rules and "overflow: visible" in print_rules
 
 
 def test_tables_are_accessible(report):
     page = Page(report())
-    assert page.tags.count("table") == page.tags.count("caption") == 4
+    assert page.tags.count("table") == page.tags.count("caption") == 5
     assert page.tags.count("th") == sum(1 for tag, name, _ in page.attributes if (tag, name) == ("th", "scope"))
     assert ("html", "lang", "en") in page.attributes
-    assert any(name == "alt" and value for tag, name, value in page.attributes if tag == "img")
+    labels = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
+    assert len(labels) == page.tags.count("svg") == len(FIGURES) and all(labels)
 
 
 def fixed(digits, *values):
@@ -291,7 +333,7 @@ def fixed(digits, *values):
 
 
 def percent(*values):
-    return [f"{value}%" for value in fixed(1, *(100 * value for value in values))]
+    return [f"{value} %" for value in fixed(1, *(100 * value for value in values))]
 
 
 def change(before, after):
@@ -329,7 +371,8 @@ def test_headline_shows_what_was_measured(report, both, comparison):
     assert row(page, "Distinct bigrams") == [*three(*(guard.distinct_2 for guard in guards)), ""]
     assert row(page, "Empty") == [*percent(*(guard.empty for guard in guards)), ""]
     under_reference = fixed(1, *(guard.perplexity_under_reference for guard in guards))
-    assert row(page, "Reference perplexity") == [*under_reference, ""]
+    rise = change(*(guard.perplexity_under_reference for guard in guards))
+    assert row(page, "Reference perplexity") == [*under_reference, rise]
     assert row(page, "Verdict") == [*(guard.verdict for guard in guards), ""] == ["degenerate", "ok", ""]
     ratio, low, high = fixed(2, comparison["share_ratio"], *comparison["share_ratio_ci95"])
     assert f"edited over base: {ratio} [{low} to {high}]" in page.text
@@ -358,9 +401,9 @@ def test_training_table_is_thinned_and_keeps_both_ends(report, history):
     names += [f"{name}, layer {layer}" for name in ("bce", "balanced accuracy", "norm drift") for layer in (0, 1)]
     width = len(names) + 1
     assert page.cells[start + 1 : start + width] == names
-    rows = [page.cells[i : i + width] for i in range(start + width, start + width * (TRAINING_ROWS + 1), width)]
+    rows = [page.cells[i : i + width] for i in range(start + width, start + width * (ROWS + 1), width)]
     steps = [int(cells[0]) for cells in rows]
-    assert steps == sorted(set(steps)) and (steps[0], steps[-1], len(steps)) == (1, STEPS, TRAINING_ROWS)
+    assert steps == sorted(set(steps)) and (steps[0], steps[-1], len(steps)) == (1, STEPS, ROWS)
     first = {f"{history[0][key]:.4g}" for key in ("loss", "retain_loss", "erase_loss", "adversary/bce/0")}
     assert first <= set(rows[0]) and f"{history[STEPS - 1]['norm_drift/1']:.4g}" == rows[-1][-1]
 
@@ -368,10 +411,10 @@ def test_training_table_is_thinned_and_keeps_both_ends(report, history):
 def test_every_key_that_is_asked_for_is_logged(history):
     """But those of settings that the run above does not have."""
     logged = {key for row in history for key in row}
-    assert set(TRAINING_KEYS) - logged <= {"npo_loss"}
-    unseen = [prefix for prefix in TRAINING_PREFIXES if not keys_starting(history, prefix)]
+    assert set(KEYS) - logged <= {"npo_loss"}
+    unseen = [prefix for prefix in PREFIXES if not keys_starting(history, prefix)]
     assert unseen == ["adversary/distance/"]
-    for key in ("retain_loss", f"{BCE}0"):  # what the figure draws
+    for key in ("retain_loss", f"{ACCURACY}0"):  # what the figures draw
         assert len(series(history, key)[0]) == STEPS
 
 
@@ -386,7 +429,7 @@ def test_a_log_that_is_not_finite_is_shown_as_such(report):
 
 def test_base_without_toxic_continuations_has_no_change(report, both, clean):
     page = Page(report(base=clean.to_dict(), comparison=compared(clean, both[1])))
-    assert row(page, "Toxic share")[0].startswith("0.0% [0.0% to 39.0%") and row(page, "Toxic share")[2] == ""
+    assert row(page, "Toxic share")[0].startswith("0.0 % [0.0 % to 39.0 %") and row(page, "Toxic share")[2] == ""
     assert "edited over base: inf" in page.text
 
 
@@ -405,7 +448,10 @@ def test_settings_environment_and_command(report):
         ("device", "cpu"),
     ]:
         assert row(page, name)[0] == value
-    assert "efface demo --seed 7" in page.text and "efface evaluate tiny" not in page.text
+    assert (
+        "The command that made it: efface demo -o runs/x --max-steps 7" in page.text
+        and "efface evaluate tiny" not in page.text
+    )
     fallback = Page(report(settings={"method": "repo"}))
     assert "efface evaluate tiny" in fallback.text
 

@@ -22,7 +22,7 @@ from efface.analysis.heldout import HeldOut
 from efface.analysis.rounds import FOLDS, PARTS, Rounds, Split
 from efface.analysis.states import TokenStates, check_binary
 from efface.errors import UserError
-from efface.files.shapes import INTERVAL, check_shape
+from efface.files.shapes import INTERVAL, Maybe, check_shape
 from efface.progress import track
 from efface.resampling import draw_resamples, interval_of
 
@@ -66,8 +66,8 @@ class ConditionalResult:
     token: Quality
     """The log-odds of the token alone."""
     linear: Gain
-    mlp: Gain
-    """One hidden layer."""
+    mlp: Gain | None
+    """One hidden layer; None if it was not asked for."""
     n: int
     """States."""
     n_groups: int
@@ -76,7 +76,8 @@ class ConditionalResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As it is written to JSON."""
-        parts = {name: asdict(getattr(self, name)) for name in ("token", *KINDS)}
+        probes = {name: getattr(self, name) for name in ("token", *KINDS)}
+        parts = {name: asdict(probe) for name, probe in probes.items() if probe is not None}
         return {**parts, "n": self.n, "n_groups": self.n_groups}
 
     @classmethod
@@ -88,15 +89,15 @@ class ConditionalResult:
             shape = GAIN if kind is Gain else QUALITY
             return kind(**{name: tuple(block[name]) if shape[name] is INTERVAL else block[name] for name in shape})
 
-        linear, mlp = (filled(Gain, found[name]) for name in KINDS)
-        return cls(filled(Quality, found["token"]), linear, mlp, found["n"], found["n_groups"])
+        mlp = filled(Gain, found["mlp"]) if found.get("mlp") else None
+        return cls(filled(Quality, found["token"]), filled(Gain, found["linear"]), mlp, found["n"], found["n_groups"])
 
 
 QUALITY: dict[str, Any] = dict.fromkeys(("auc", "balanced_accuracy", "bits", "shuffled_auc"), float)
 QUALITY |= dict.fromkeys(("auc_ci95", "balanced_accuracy_ci95"), INTERVAL)
 GAIN = QUALITY | dict.fromkeys(("auc_gain", "balanced_accuracy_gain", "bits_saved", "shuffled_auc_gain"), float)
 GAIN |= dict.fromkeys(("auc_gain_ci95", "balanced_accuracy_gain_ci95", "bits_saved_ci95"), INTERVAL)
-CONDITIONAL = {"token": QUALITY, "linear": GAIN, "mlp": GAIN, "n": int, "n_groups": int}
+CONDITIONAL = {"token": QUALITY, "linear": GAIN, "mlp": Maybe(GAIN), "n": int, "n_groups": int}
 """Their shapes on the disk."""
 
 
@@ -121,12 +122,18 @@ class ConditionalLayers:
 
 
 def conditional_layers(
-    states: Mapping[int, TokenStates], *, resamples: int = 1000, seed: int = 0, progress: bool = False
+    states: Mapping[int, TokenStates],
+    *,
+    hidden_layer: bool = True,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
 ) -> ConditionalLayers:
     """`conditional_probe` of every layer, and the largest gain among them.
 
     Args:
         states: layer -> the states of labelled tokens there, (tokens, d), as `marked_states` gives them.
+        hidden_layer: ask the probe with a hidden layer too, which takes most of the time.
         resamples: of the texts or pairs, for the intervals.
         seed: of all that is drawn.
         progress: show a bar.
@@ -135,9 +142,13 @@ def conditional_layers(
         UserError: as `conditional_probe`.
     """
     shown = track(states.items(), "probes", show=progress, total=len(states))
-    layers = {layer: conditional_probe(each, resamples=resamples, seed=seed) for layer, each in shown}
+    layers = {
+        layer: conditional_probe(each, hidden_layer=hidden_layer, resamples=resamples, seed=seed)
+        for layer, each in shown
+    }
+    kinds = KINDS if hidden_layer else KINDS[:1]
     return ConditionalLayers(
-        layers, {kind: maximum({layer: each.resampled[kind] for layer, each in layers.items()}) for kind in KINDS}
+        layers, {kind: maximum({layer: each.resampled[kind] for layer, each in layers.items()}) for kind in kinds}
     )
 
 
@@ -170,11 +181,14 @@ def remaining(after: np.ndarray, before: np.ndarray) -> tuple[float, tuple[float
     return float(shares[0]), interval_of(shares[1:])
 
 
-def conditional_probe(states: TokenStates, *, resamples: int = 1000, seed: int = 0) -> ConditionalResult:
+def conditional_probe(
+    states: TokenStates, *, hidden_layer: bool = True, resamples: int = 1000, seed: int = 0
+) -> ConditionalResult:
     """What the states after one layer say of the labels beyond the tokens.
 
     Args:
         states: of tokens, with `pairs` the text or pair that each is from; it is never split.
+        hidden_layer: also the probe with a hidden layer, which takes nine tenths of the time.
         resamples: of the groups, for the intervals.
         seed: of the parts, the probes, the shuffled labels and the resamples.
 
@@ -191,12 +205,12 @@ def conditional_probe(states: TokenStates, *, resamples: int = 1000, seed: int =
     shuffled = held_out.shuffled_labels()
     real, control = (Rounds.of(held_out, each, states.token_ids) for each in (labels, shuffled))
     splits = [*real.folds(), *real.portions(), *control.folds()]
-    logits = _logits(fits.standardised(hidden), splits, seed)
+    logits = _logits(fits.standardised(hidden), splits, hidden_layer, seed)
     return _result(held_out, splits, logits, shuffled, resamples)
 
 
-def _logits(standard: Tensor, splits: Sequence[Split], seed: int) -> dict[str, Tensor]:
-    """ "token", "linear" and "mlp" -> (n, splits) logits; of each split those of `asked` mean something."""
+def _logits(standard: Tensor, splits: Sequence[Split], hidden_layer: bool, seed: int) -> dict[str, Tensor]:
+    """ "token", "linear", "mlp" if asked for -> (n, splits) logits; of each split those of `asked` mean something."""
 
     def table(columns: Iterable[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(list(columns), 1).astype(np.float32))
@@ -209,9 +223,12 @@ def _logits(standard: Tensor, splits: Sequence[Split], seed: int) -> dict[str, T
     axes, tried, line = fits.Axes.of(standard), fits.calibrated(trying), fits.calibrated(whole)
     penalties = fits.chosen_penalties(axes, trying, tried)
     alone = line[0] + line[1] * later
-    # The layer learns from `train`; the line it stands on is moved to the one of all that is known.
-    added = fits.hidden_layer(standard, trying, tried, seed, later) - (tried[0] + tried[1] * later)
-    return {"token": alone, "linear": fits.linear(axes, whole, line, penalties), "mlp": alone + added}
+    found = {"token": alone, "linear": fits.linear(axes, whole, line, penalties)}
+    if hidden_layer:
+        # The layer learns from `train`; the line it stands on is moved to the one of all that is known.
+        added = fits.hidden_layer(standard, trying, tried, seed, later) - (tried[0] + tried[1] * later)
+        found["mlp"] = alone + added
+    return found
 
 
 def _result(
@@ -228,7 +245,7 @@ def _result(
     quality = {name: _quality(figures[name], controls[name], bits[name]) for name in logits}
     gains: dict[Kind, Gain] = {}
     resampled: dict[Kind, np.ndarray] = {}
-    for kind in KINDS:
+    for kind in (kind for kind in KINDS if kind in logits):
         more = figures[kind] - figures["token"]  # of the same resamples, so paired
         saved = np.bincount(held_out.groups, bits["token"] - bits[kind])
         draws = draw_resamples(held_out.n_groups, resamples, held_out.seed)
@@ -244,7 +261,9 @@ def _result(
         )
         resampled[kind] = more[:, 1]
     token = Quality(**quality["token"])
-    return ConditionalResult(token, gains["linear"], gains["mlp"], len(held_out.labels), held_out.n_groups, resampled)
+    return ConditionalResult(
+        token, gains["linear"], gains.get("mlp"), len(held_out.labels), held_out.n_groups, resampled
+    )
 
 
 def _quality(figures: np.ndarray, control: float, bits: np.ndarray) -> dict[str, Any]:

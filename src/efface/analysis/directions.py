@@ -61,7 +61,7 @@ def unit(direction: np.ndarray) -> np.ndarray:
 def unit_tensor(direction: np.ndarray, like: Tensor) -> Tensor:
     """(d,) of length 1, on the device and in the dtype of `like`, for hooks: with v = unit_tensor(direction, hidden),
     hidden + 3 * v steers and hidden - (hidden @ v)[..., None] * v projects the direction out."""
-    return torch.as_tensor(unit(np.asarray(direction, dtype=np.float64))).to(like)
+    return torch.as_tensor(unit(np.asarray(direction, dtype=np.float64))).to(like.dtype).to(like.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ class LeaceEraser:
         arrays = self.mean, self.left, self.right
         if isinstance(hidden, Tensor):
             dtype = torch.promote_types(hidden.dtype, torch.float32)
-            tensors = (torch.from_numpy(array).to(hidden.device, dtype) for array in arrays)
+            tensors = (torch.from_numpy(array).to(dtype).to(hidden.device) for array in arrays)
             return _erased(hidden.to(dtype), *tensors).to(hidden.dtype)
         precision = np.promote_types(hidden.dtype, np.float32)
         return _erased(hidden.astype(precision), *(array.astype(precision) for array in arrays)).astype(hidden.dtype)

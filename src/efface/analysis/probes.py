@@ -64,7 +64,9 @@ class LinearProbe:
     def logits(self, hidden: Tensor) -> Tensor: ...
     def logits(self, hidden: Any) -> Any:
         """(n, d) -> (n,), positive for toxic; gradients flow through a tensor."""
-        weight = torch.as_tensor(self.weight).to(hidden) if isinstance(hidden, Tensor) else self.weight
+        weight: Any = self.weight
+        if isinstance(hidden, Tensor):  # rounded first: MPS has no float64
+            weight = torch.as_tensor(weight).to(hidden.dtype).to(hidden.device)
         return hidden @ weight + self.bias
 
     def save(self, path: str | os.PathLike[str]) -> None:

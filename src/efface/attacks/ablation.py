@@ -82,7 +82,7 @@ class _Without:
     """h -> h - r r^T (h - m), as an intervention: in float32 or better, whatever the model's dtype."""
 
     def __init__(self, direction: np.ndarray, device: torch.device, centre: Centre | None = None):
-        column = torch.from_numpy(direction)[:, None].to(device, torch.float32)  # (d, 1)
+        column = torch.from_numpy(direction)[:, None].float().to(device)  # (d, 1)
         kept = 0.0 if centre is None else float(direction @ centre.mean)  # r^T m
         self.take_out = Intervention(0, -column, column.T, kept * column[:, 0])
         self.longest = math.inf if centre is None else centre.longest
@@ -166,7 +166,7 @@ def _what_it_writes(intervention: Intervention, direction: np.ndarray) -> Interv
     """The intervention with its output projected, as W is."""
 
     def without(tensor: Tensor) -> Tensor:  # (d,) or (d, r)
-        r = torch.from_numpy(direction).to(tensor)
+        r = torch.from_numpy(direction).to(tensor.dtype).to(tensor.device)
         return tensor - torch.tensordot(r, r @ tensor, dims=0)
 
     return Intervention(intervention.layer, without(intervention.left), intervention.right, without(intervention.bias))

@@ -113,7 +113,7 @@ def toxic_neurons(model: "PreTrainedModel", direction: np.ndarray) -> dict[Neuro
     """
     cosines: dict[Neuron, float] = {}
     for layer, block in enumerate(decoder_blocks(model)):
-        values = output_weight(mlp_output_projection(block)).double().cpu()  # (d, d_ff)
+        values = output_weight(mlp_output_projection(block)).cpu().double()  # (d, d_ff)
         gain = gain_after(block)
         if gain is not None:
             values = gain[:, None] * values

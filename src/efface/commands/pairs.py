@@ -123,8 +123,16 @@ def _prompts(options: argparse.Namespace) -> str | list[str] | None:
 
 
 def _print(output: Any, report: "BuildReport") -> None:
+    from efface.pairs.corpus import NOT_EDITED
     from efface.pairs.unfiltered import describe
 
+    splits = report.settings.get("splits", {})
+    if splits:
+        print(f"{report.settings['rows_read']} rows read, of which became:")
+    for reason, count in sorted(splits.items()):
+        print(f"  {count:6d}  {reason}")
+    if splits.get(NOT_EDITED, 0) > report.n_prompts:
+        print("(parallel texts, `toxic` beside `neutral`, need no split: --split never takes them whole)")
     print(
         f"{output}: {report.counts['kept']} pairs from {report.n_prompts} prompts; {report.keep_rate:.1%} pass the "
         f"filters, {report.pairs_per_minute:.1f} pairs a minute of generation"

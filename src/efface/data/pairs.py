@@ -13,6 +13,7 @@ from typing import Any
 from efface.data.pair_tokens import PairTokenizer, TokenizedPair
 from efface.data.preferences import check_row
 from efface.data.rows import name_of, raw_rows
+from efface.data.unpaired import paired
 from efface.errors import UserError
 from efface.files.digests import digest
 from efface.files.jsonl import Row
@@ -101,7 +102,7 @@ class PairReader:
             yield from ((f"row {number}", row) for number, row in enumerate(self.source.rows))
             return
         self.skipped = found = 0
-        for where, raw in raw_rows(self.source):
+        for where, raw in paired(raw_rows(self.source)):
             try:
                 row = check_row(raw, where)
             except UserError as error:

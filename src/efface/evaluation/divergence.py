@@ -18,6 +18,7 @@ from efface.evaluation.perplexity import read_windows
 from efface.generation.likelihood import predicting_states
 from efface.model.chunked import weighted_kl
 from efface.model.copies import eval_mode, frozen
+from efface.model.devices import doubled
 from efface.model.forward import Head
 from efface.model.head_check import check_head_once
 from efface.model.padding import max_positions
@@ -97,7 +98,7 @@ class Divergence:
                 _, kl = weighted_kl(found, heads[0], expected, heads[1], found.new_ones(len(found)))
                 if not torch.isfinite(kl).all():
                     raise NotFinite("the output of the model or its reference is not finite: there is no KL of them.")
-                total += kl.double().sum().item()
+                total += doubled(kl).sum().item()
         return max(total / sum(self.text.counted), 0.0)  # rounding may leave the reference a hair below zero
 
     def _ask_reference(self) -> None:

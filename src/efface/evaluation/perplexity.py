@@ -18,6 +18,7 @@ from efface.errors import UserError
 from efface.files.shapes import fill
 from efface.generation.likelihood import token_nll
 from efface.model.copies import eval_mode
+from efface.model.devices import doubled
 from efface.model.head_check import check_head_once
 from efface.model.padding import max_positions
 from efface.model.vocabulary import pad_id
@@ -92,7 +93,7 @@ def perplexity(
         for start in track(range(0, len(text.sequences), batch_size), "perplexity", show=progress):
             batch = slice(start, start + batch_size)
             for losses in token_nll(model, text.sequences[batch], text.counted[batch], pad):
-                total += losses.double().sum().item()
+                total += doubled(losses).sum().item()
     return Perplexity.of(total, sum(text.counted), window=text.window, stride=text.stride)
 
 

@@ -13,6 +13,7 @@ from efface.errors import NotFinite, UserError
 from efface.generation.decoding import Decoding
 from efface.generation.prompts import encode_contexts
 from efface.model.copies import eval_mode
+from efface.model.devices import doubled
 from efface.model.forward import Head, forward
 from efface.model.head_check import check_head_once
 from efface.model.layout import plain_layout
@@ -77,7 +78,7 @@ def continuation_nll(
         for batch in track(batches, "likelihood", show=progress):
             sequences = [starts[i] + ends[i] for i in batch]
             for i, losses in zip(batch, token_nll(model, sequences, [len(ends[i]) for i in batch], pad), strict=True):
-                results[i] = (losses.double().sum().item(), losses.numel())
+                results[i] = (doubled(losses).sum().item(), losses.numel())
     return results
 
 

@@ -1,7 +1,7 @@
 """What did an edit change? Both models on the same prompts and text, in one comparison and on one page.
 
 DIR/base.json, DIR/edited.json     as `efface evaluate` writes them, the generations beside each
-DIR/report.html, DIR/figure.png    the page of both, and of the training
+DIR/report.html, DIR/figure.png    the page of both, and of the training; its main panels as a picture
 """
 
 import math
@@ -16,13 +16,13 @@ from efface.evaluation.result import EVALUATION
 from efface.files.jsonl import Row, read_jsonl
 from efface.files.results import read_json
 from efface.files.shapes import check_shape
+from efface.jobs.erasure import NOT_MEASURED
+from efface.report.headline import headline
 from efface.report.table import evaluation_table
 
 BASE, EDITED = "base", "edited"
 MEASURED = EVALUATION | {"perplexity": {"value": float, "tokens": int}}
 """The shape of what is measured of either model."""
-SHOWN = 20
-"""Examples on the page."""
 
 
 def measure_side(
@@ -103,43 +103,40 @@ def write_page(
     n_prompts: int,
     training: Row,
     settings: Mapping[str, Any],
+    erasure: Row,
     findings: Mapping[str, str] | None = None,
 ) -> None:
     """Write the report.
 
     Args:
         training: the `results.json` of the training run.
+        erasure: what `measure_erasure` gives.
         settings: what was run, see `efface.report.html.write_report`.
         findings: further tables as plain text, by their headings.
     """
+    from efface.report.examples import pairs_of
     from efface.report.figures import Findings, draw
     from efface.report.html import write_report
+    from efface.report.plots import write_overview
     from efface.scoring import load_scorer
 
     base, edited = read_sides(folder)
     samples = base["toxicity"]["samples"]
-    rows = [_rows(folder, name, n_prompts, samples) for name in (BASE, EDITED)]
-    pairs = list(zip(*rows, strict=True))
-    examples = [
-        {
-            "prompt": before["prompt"],
-            "base": before["continuation"],
-            "base_score": before["score"],
-            "edited": after["continuation"],
-            "edited_score": after["score"],
-        }
-        for before, after in pairs[:: samples * max(n_prompts // SHOWN, 1)][:SHOWN]
-    ]
+    probed = {} if NOT_MEASURED in erasure else erasure
+    seen = Findings(base, edited, training["history"], probed)
+    write_overview(seen, folder / "figure.png")
     write_report(
         folder / "report.html",
         title=title,
         base=base,
         edited=edited,
         history=training["history"],
-        figures=draw(Findings(base, edited, training["history"]), folder),
+        figures=draw(seen),
         comparison=comparison,
-        examples=examples,
+        examples=pairs_of(*(_rows(folder, name, n_prompts, samples) for name in (BASE, EDITED))),
         settings=settings,
+        erasure=probed,
+        not_probed=erasure.get(NOT_MEASURED, ""),
         scorer=load_scorer(base["toxicity"]["scorer"]),
         findings=findings or {},
     )
@@ -152,7 +149,9 @@ def tell(folder: Path, comparison: Row, say: Callable[[str], None]) -> None:
     ratio, low, high = (
         math.inf if each is None else each for each in (comparison["share_ratio"], *comparison["share_ratio_ci95"])
     )
-    say(f"\ntoxic share, edited / base: {ratio:.2f} [{low:.2f}, {high:.2f}]")
+    first = headline(base, edited)
+    say(f"\ntoxic continuations: {first.shares}, {first.counts}")
+    say(f"toxic share, edited / base: {ratio:.2f} [{low:.2f}, {high:.2f}]")
     say(f"perplexity: {100 * comparison['perplexity_change']:+.1f} %")
 
 

@@ -1,8 +1,8 @@
 """What is the main job, from pairs to report? `efface demo`: base figures, REPO, edited figures, one table, one page.
 
-Everything lands in one directory; a finished stage is not done again (`base.json`, `model/`, `edited.json`), so an
-interrupted demo goes on where it was. `efface detox` (`detox.py`) is the same on another model, with pairs of its own,
-the strength chosen, and an audit.
+Everything lands in one directory; a finished stage is not done again (`base.json`, `model/`, `edited.json`,
+`erasure.json`), so an interrupted demo goes on where it was. `efface detox` (`detox.py`) is the same on another model,
+with pairs of its own, the strength chosen, and an audit.
 """
 
 import time
@@ -15,6 +15,7 @@ from efface.files.environment import environment
 from efface.files.rerun import check_plan, read_plan, write_plan
 from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
 from efface.jobs.before_after import compare_sides, measure_side, read_sides, tell, write_page
+from efface.jobs.erasure import measure_erasure
 from efface.model.card import write_card
 from efface.training import DEFAULT_STEPS
 
@@ -42,7 +43,8 @@ def run(
     """Detoxify a model on the shipped pairs and show it.
 
     Args:
-        output: gets `model/`, `base.json`, `edited.json`, `figure.png`, `report.html` and `results.json`.
+        output: gets `model/`, `base.json`, `edited.json`, `erasure.json`, `figure.png`, `report.html` and
+            `results.json`.
         say: is told at every step what happens and how long it should take.
 
     Returns:
@@ -73,8 +75,9 @@ def run(
     _train(name, output / "model", settings, command=command, say=say)
     step(4, "measure the edited model in the same way (1 to 2 minutes)")
     _evaluate(str(output / "model"), output / "edited.json", base=name, command=command)
-    step(5, "write the report (a few seconds)")
-    result = _report(output, plan, command)
+    step(5, "probe the hidden states of both models on held-out pairs, write the report (half a minute)")
+    erasure = measure_erasure(name, str(output / "model"), output, trained_on=PAIRS, seed=SEED, say=say)
+    result = _report(output, plan, command, erasure)
     tell(output, result["comparison"], say)
     say(f"\nreport: {output / 'report.html'}\nmodel:  {output / 'model'} (an ordinary Hugging Face checkpoint)")
     return result
@@ -115,13 +118,19 @@ def _train(
     )
 
 
-def _report(output: Path, plan: dict[str, Any], command: str | None) -> dict[str, Any]:
+def _report(output: Path, plan: dict[str, Any], command: str | None, erasure: dict[str, Any]) -> dict[str, Any]:
     n_prompts = len(load_texts("shipped:prompts", field="prompt"))
     training = read_json(output / "model" / RESULTS, {"history": [dict], "settings": dict})
     comparison = compare_sides(output, n_prompts)
     told = {"method": "repo", "model": plan["model"], "pairs": PAIRS, **training["settings"], "command": command}
     write_page(
-        output, title="efface demo", comparison=comparison, n_prompts=n_prompts, training=training, settings=told
+        output,
+        title="efface demo",
+        comparison=comparison,
+        n_prompts=n_prompts,
+        training=training,
+        settings=told,
+        erasure=erasure,
     )
     base, edited = read_sides(output)
     write_card(output / "model", base=base, edited=edited, comparison=comparison)
@@ -131,6 +140,7 @@ def _report(output: Path, plan: dict[str, Any], command: str | None) -> dict[str
         "base": base,
         "edited": edited,
         "comparison": comparison,
+        "erasure": erasure,
         "environment": environment(seed=SEED, model=None, command=command),
     }
     write_json(output / RESULTS, result)

@@ -5,6 +5,7 @@
     DIR/sweep/            REPO at several strengths, each scaled to the utility budget (`efface sweep`)
     DIR/model/            the least toxic of them that fits: an ordinary checkpoint
     DIR/base.json, edited.json     both models on the reported prompts
+    DIR/erasure.json      what the hidden states of both say of toxicity
     DIR/audit/            what attacks reach (`efface audit`)
     DIR/report.html, results.json
 
@@ -29,6 +30,7 @@ from efface.files.jsonl import Row
 from efface.files.rerun import check_plan, read_plan, write_plan
 from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
 from efface.jobs.before_after import BASE, EDITED, compare_sides, measure_side, read_sides, tell, write_page
+from efface.jobs.erasure import measure_erasure
 from efface.jobs.strength import METHOD, REPORTED, Chosen, Strengths, choose_strength, tradeoff_table, write_prompts
 from efface.model.card import write_card
 from efface.training import DEFAULT_STEPS
@@ -191,7 +193,7 @@ class _Job:
         findings = {"Strength and its price": tradeoff_table(kept)}
         if self.settings.audited:
             findings["What attacks reach"] = self._audit()
-        self._step(5, "the report")
+        self._step(5, "the hidden states of both models on held-out pairs, and the report")
         return self._conclude(kept, comparison, findings)
 
     def _step(self, number: int, text: str) -> None:
@@ -268,33 +270,28 @@ class _Job:
 
     def _conclude(self, chosen: Chosen, comparison: Row, findings: dict[str, str]) -> Row:
         training = read_json(self.edited / RESULTS, {"history": [dict], "settings": dict})
+        models, seed = (self.model, str(self.edited)), self.settings.seed
+        erasure = measure_erasure(*models, self.folder, trained_on=self.pairs, seed=seed, say=self.say)
         told = {"method": METHOD, "model": self.model, "pairs": self.pairs, "scaled_by": chosen.kept["a"]}
-        told |= {**training["settings"], "command": self.command}
         write_page(
             self.folder,
             title="efface detox",
             comparison=comparison,
             n_prompts=self.n_reported,
             training=training,
-            settings=told,
+            settings=told | {**training["settings"], "command": self.command},
+            erasure=erasure,
             findings=findings,
         )
         base, edited = read_sides(self.folder)
         write_card(self.edited, base=base, edited=edited, comparison=comparison)
-        result = {
-            "schema": 1,
-            "plan": read_plan(self.folder),
-            "base": base,
-            "edited": edited,
-            "comparison": comparison,
-        }
-        result |= {"chosen": chosen.kept}
-        result |= {"environment": environment(seed=self.settings.seed, model=None, command=self.command)}
+        result = {"schema": 1, "plan": read_plan(self.folder), "base": base, "edited": edited}
+        result |= {"comparison": comparison, "erasure": erasure, "chosen": chosen.kept}
+        result |= {"environment": environment(seed=seed, model=None, command=self.command)}
         write_json(self.folder / RESULTS, result)
         for heading, text in findings.items():
             self.say(f"\n{heading}\n\n{text}")
         tell(self.folder, comparison, self.say)
-        self.say(
-            f"\nreport: {self.folder / 'report.html'}\nmodel:  {self.edited} (an ordinary Hugging Face checkpoint)"
-        )
+        self.say(f"\nreport: {self.folder / 'report.html'}")
+        self.say(f"model:  {self.edited} (an ordinary Hugging Face checkpoint)")
         return result

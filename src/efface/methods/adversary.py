@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from efface.errors import UserError
 from efface.methods.discriminators import OBJECTIVES, Discriminator, Domains, gradient_penalty
 from efface.methods.functional import confusion_loss, gradient_reversal
+from efface.model.devices import keep_random_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -78,7 +79,7 @@ class Adversaries:
     def _draw(self, seed: int) -> None:
         """Discriminators and an optimizer without a past; those of an ensemble follow the first of every layer."""
         names = [name for rank in zip(*self.members.values(), strict=True) for name in rank]
-        with torch.random.fork_rng():  # the same start on every process, without touching the caller's random state
+        with keep_random_state():  # the same start on every process, without touching the caller's random state
             torch.manual_seed(seed)
             self.discriminators = nn.ModuleDict({name: self._new() for name in names})
         self.discriminators.to(self.device)

@@ -113,7 +113,7 @@ class LeaceEditor(HookedEditor):
         if mlp.bias is not None:  # then the mean along the erased directions, which LEACE keeps, can be given back
             lost = before.hidden.mean(0, dtype=np.float64) - after.mean(0, dtype=np.float64)
             constant = eraser.left @ (eraser.right @ lost)  # (d,)
-            mlp.bias.add_(torch.from_numpy(constant).to(mlp.bias))
+            mlp.bias.add_(torch.from_numpy(constant).to(mlp.bias.dtype).to(mlp.bias.device))
             after = after + constant.astype(np.float32)
         return after
 
@@ -160,8 +160,8 @@ def fold_(module: nn.Linear | Conv1D, eraser: LeaceEraser) -> None:
     if module.bias is not None:
         parameters.append(module.bias[:, None])
     for written in parameters:
-        exact = written.double().cpu().numpy()
-        written -= torch.from_numpy(eraser.left @ (eraser.right @ exact)).to(written)
+        exact = written.cpu().double().numpy()
+        written -= torch.from_numpy(eraser.left @ (eraser.right @ exact)).to(written.dtype).to(written.device)
 
 
 def least_squares_probe(hidden: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from efface.errors import UserError
 from efface.model.blocks import decoder_blocks
+from efface.model.devices import doubled
 from efface.model.projections import mlp_maps
 from efface.training.likelihood_gradient import first_batches, from_first_process, likelihood_gradient
 
@@ -53,7 +54,7 @@ class Components:
         By the eigenvectors of the smaller of G G^T and G^T G in float64.
         """
         wide = gradient.shape[0] <= gradient.shape[1]
-        tall = gradient.double().T if wide else gradient.double()  # (more, fewer)
+        tall = doubled(gradient).T if wide else doubled(gradient)  # (more, fewer)
         k = max(round(share * tall.shape[1]), 1)
         values, vectors = torch.linalg.eigh(tall.T @ tall)  # ascending
         sizes = values.flip(0)[:k].clamp(min=0).sqrt()  # (k,)
@@ -62,7 +63,7 @@ class Components:
         many = tall @ few / sizes  # (more, k)
         left, right = (few, many) if wide else (many, few)
         wider = torch.promote_types(gradient.dtype, torch.float32)
-        return cls(*(each.to(wider) for each in (left, right, sizes)))
+        return cls(*(each.to(wider).to(gradient.device) for each in (left, right, sizes)))
 
     def damp(self, gradient: Tensor, damping: str) -> Tensor:
         """P(F) of `gradient` (rows, columns), in its own precision."""

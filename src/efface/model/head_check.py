@@ -58,8 +58,7 @@ def check_head(model: nn.Module, head: Head | None = None, layers: Sequence[int]
         raise
     except Exception as error:
         raise UserError(
-            f"{name} cannot be run the way efface runs models ({reason_of(error, named=True)}). "
-            "See the model families in README."
+            f"{name} cannot be run the way efface runs models ({reason_of(error, named=True)}). See docs/models.md."
         ) from error
     for layer, states in residuals.items():
         wanted = (*ids.shape, inner.config.get_text_config(decoder=True).hidden_size)
@@ -76,7 +75,7 @@ def check_head(model: nn.Module, head: Head | None = None, layers: Sequence[int]
         if difference > tolerance:
             raise UserError(
                 f"{name}: its final hidden states and its output embedding do not give its logits ({difference:.1e} "
-                "apart), so what efface computes from them would be wrong. See the model families in README."
+                "apart), so what efface computes from them would be wrong. See docs/models.md."
             )
         if _relative(own[0, :-1], own[1, :-1]) > tolerance:
             raise UserError(

@@ -16,6 +16,7 @@ from torch import nn
 
 from efface.errors import UserError, explained
 from efface.model import interventions, sources
+from efface.model.devices import default_device
 from efface.model.hub import ask_hub, from_cache
 from efface.model.loading import Loading, how_to_load
 from efface.model.save import repair_generation_config_
@@ -76,7 +77,7 @@ def load_model(
         check_vocabulary(model, tokenizer, what)
         repair_generation_config_(model)
         if not how.placed:
-            model.to(how.device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+            model.to(how.device or default_device())  # type: ignore[arg-type]
         return model.eval(), tokenizer
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from efface.model.devices import default_device, has_bfloat16
+
 
 def is_fast_in_half(device: torch.device | None = None) -> bool:
     """Whether bfloat16 is the faster precision there: a GPU that has it, a CPU whose matrix unit (AMX) has it.
@@ -13,10 +15,7 @@ def is_fast_in_half(device: torch.device | None = None) -> bool:
     Args:
         device: None takes the one that a model would be put on.
     """
-    kind = device.type if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
-    if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return kind == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return has_bfloat16(default_device() if device is None else device)
 
 
 def is_wide(model: nn.Module) -> bool:

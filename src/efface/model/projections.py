@@ -62,7 +62,7 @@ def gain_after(block: nn.Module, part: str = "MLP") -> Tensor | None:
     found = [getattr(block, name) for name in names if hasattr(block, name)]
     if not found or not any(hasattr(block, name) for name in NORMS_AFTER_MLP):
         return None
-    return found[0](torch.ones_like(found[0].weight)).double().cpu()  # Gemma adds 1 to its weight
+    return found[0](torch.ones_like(found[0].weight)).cpu().double()  # Gemma adds 1 to its weight
 
 
 def through_norm(basis: np.ndarray, block: nn.Module, part: str = "MLP") -> Tensor:

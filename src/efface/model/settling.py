@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from efface.checks import positive
+from efface.model.devices import doubled
 from efface.model.rounding import rounded
 
 COLUMNS = 128
@@ -81,9 +82,9 @@ def _nearest(weights: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
 def _factor(gram: Tensor, damping: float) -> Tensor:
     """Upper Cholesky factor of the inverse; of inputs that are all zero any direction is as good."""
     size = len(gram)
-    wide = gram.double()
+    wide = doubled(gram)
     scale = wide.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    wide = wide / scale + damping * torch.eye(size, dtype=torch.float64, device=gram.device)
+    wide = wide / scale + damping * torch.eye(size, dtype=torch.float64, device=wide.device)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(wide))
     upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return upper.float()
+    return upper.float().to(gram.device)

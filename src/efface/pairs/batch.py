@@ -62,7 +62,8 @@ class Batches:
             chosen = [first_line(text) for text in chosen]
             candidates = [[first_line(text) for text in texts] for texts in candidates]
         seconds = time.perf_counter() - begun
-        samples = self._samples(prompts, seed) if self.config.compare_with_samples else []
+        contexts = [self._context(prompt) for prompt in prompts]
+        samples = self._samples(contexts, seed) if self.config.compare_with_samples else []
         texts = list(dict.fromkeys([*chosen, *(text for row in candidates for text in row), *samples]))
         scores = dict(zip(texts, map(float, score(self.scorer, texts)), strict=True))
         likelihood = _Likelihood(self.model, self.processing_class, self.config.batch_size)
@@ -70,7 +71,7 @@ class Batches:
         if samples:
             first = {i: row[0] for i, row in enumerate(candidates) if row}
             for name, found in (("first", first), ("sample", dict(enumerate(samples)))):
-                nll = likelihood([(prompts[i], text) for i, text in found.items()])
+                nll = likelihood([(contexts[i], text) for i, text in found.items()])
                 for (i, text), (total, tokens) in zip(found.items(), nll, strict=True):
                     outcomes[i][name] = (scores[text], total, tokens)
         outcomes[0]["seconds"] = seconds  # of the whole batch
@@ -115,6 +116,7 @@ class Batches:
         cut: set[str],
     ) -> list[Row]:
         outcomes: list[Row] = [{} for _ in prompts]
+        contexts = [self._context(prompt) for prompt in prompts]
         toxic: dict[int, list[str]] = {}
         for i, text in enumerate(chosen):
             ranked = self._toxic(candidates[i], scores)
@@ -130,12 +132,12 @@ class Batches:
                 )
             else:
                 toxic[i] = ranked
-        perplexity = dict(zip(toxic, likelihood.perplexities([(prompts[i], chosen[i]) for i in toxic]), strict=True))
+        perplexity = dict(zip(toxic, likelihood.perplexities([(contexts[i], chosen[i]) for i in toxic]), strict=True))
         rejected: dict[int, tuple[str, float]] = {}  # text, perplexity ratio
         assert self.config.max_perplexity_ratio is not None  # `build_pairs` has put the source's in its place
         for rank in range(max(map(len, toxic.values()), default=0)):  # the most toxic fluent candidate is kept
             pending = [i for i in toxic if i not in rejected and rank < len(toxic[i])]
-            values = likelihood.perplexities([(prompts[i], toxic[i][rank]) for i in pending])
+            values = likelihood.perplexities([(contexts[i], toxic[i][rank]) for i in pending])
             for i, value in zip(pending, values, strict=True):
                 if value <= self.config.max_perplexity_ratio * perplexity[i]:
                     rejected[i] = (toxic[i][rank], value / perplexity[i])
@@ -160,15 +162,19 @@ class Batches:
     def _row(self, prompt: str, chosen: str, rejected: str, ratio: float, scores: dict[str, float]) -> Row:
         given = dict(self.given.get(prompt, {}))
         return {
-            "prompt": prompt,
+            "prompt": self._context(prompt),
             "chosen": chosen,
             "rejected": rejected,
             "chosen_score": round(scores[chosen], 4),
             "rejected_score": round(scores[rejected], 4),
             "perplexity_ratio": round(ratio, 3),
             "how": self.how | given.pop("how", {}),
-            **{key: value for key, value in given.items() if key != "chosen"},
+            **{key: value for key, value in given.items() if key not in ("prompt", "chosen")},
         }
+
+    def _context(self, prompt: str) -> str:
+        """The prompt of a row: what stands for it among the prompts, unless the row begins with another."""
+        return str(self.given.get(prompt, {}).get("prompt", prompt))
 
     def _is_new(self, row: Row) -> bool:
         return self.seen is None or self.seen.add(row["prompt"] + row["rejected"])

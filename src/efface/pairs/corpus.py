@@ -31,11 +31,15 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 """From this character on, up to but without that one."""
 
+NOT_EDITED = "sentence does not look edited"
+
 
 @dataclass
 class Corpus:
     """Prompts, and what belongs to each; as `build_pairs` takes them."""
 
+    rows_read: int = 0
+    """Of all files."""
     rejected: dict[str, str] = field(default_factory=dict)
     """Prompt -> the text's own continuation."""
     given: dict[str, Row] = field(default_factory=dict)
@@ -77,13 +81,14 @@ def load_corpus(
     whole: list[str] = []  # sentences without spans
     for file in files:
         for where, row in rows_of(file):
+            corpus.rows_read += 1
             if isinstance(row.get("toxic"), str) and isinstance(row.get("neutral"), str):
                 split = _split_parallel(row["toxic"], row["neutral"], min_words)
                 if split is None:
                     whole.append(joined(row["toxic"]).strip())
                 else:
                     prompt, rejected, chosen = split
-                    chosen = _cut(processing_class, chosen, max_tokens)
+                    chosen = cut_tokens(processing_class, chosen, max_tokens)
                     _add(corpus, processing_class, prompt, rejected, max_tokens, "parallel", {"chosen": chosen})
             elif not isinstance(row.get("text"), str):
                 raise UserError(f"{where}: a row needs 'text' (with a label or 'spans'), or 'toxic' and 'neutral'.")
@@ -96,8 +101,10 @@ def load_corpus(
                     _add(corpus, processing_class, prompt, rejected, max_tokens, "spans", {"rejected_spans": spans})
             elif taken_for_toxic(row, where):
                 whole += [sentence for _, sentence in sentences(row["text"])]
+            else:
+                corpus.counts["row is labelled benign"] += 1
     edited = [sentence for sentence in whole if looks_edited(sentence)]
-    corpus.counts["sentence does not look edited"] = len(whole) - len(edited)
+    corpus.counts[NOT_EDITED] = len(whole) - len(edited)
     for sentence, value in zip(edited, score(scorer, edited), strict=True):
         words = len(sentence.split())
         if value < TOXIC_SENTENCE:
@@ -110,7 +117,7 @@ def load_corpus(
     if not corpus.rejected:
         raise UserError(
             f"none of the sentences of {', '.join(files)} could be split into a prompt and a toxic continuation "
-            f"({dict(corpus.counts)}). Give more text."
+            f"({dict(corpus.counts)}). Give more text, or take parallel texts whole with split='never'."
         )
     return corpus
 
@@ -127,7 +134,7 @@ def _add(
     if prompt in corpus.rejected:
         corpus.counts["prompt is there already"] += 1
         return
-    rejected = _cut(processing_class, rejected, max_tokens)
+    rejected = cut_tokens(processing_class, rejected, max_tokens)
     if "rejected_spans" in columns:
         kept = [(start, min(end, len(rejected))) for start, end in columns["rejected_spans"] if start < len(rejected)]
         columns = columns | {"rejected_spans": kept}
@@ -205,7 +212,8 @@ def token_labels(
     ]
 
 
-def _cut(processing_class: "PreTrainedTokenizerBase", text: str, max_tokens: int) -> str:
+def cut_tokens(processing_class: "PreTrainedTokenizerBase", text: str, max_tokens: int) -> str:
+    """The first `max_tokens` tokens of a continuation."""
     return text[: max((right for _, right in _offsets(processing_class, text)[:max_tokens]), default=0)]
 
 

@@ -8,24 +8,51 @@ from dataclasses import dataclass
 
 from efface.registry import Entry
 
+SECTIONS = BEFORE, STATES, TRAINING = "before", "states", "training"
+"""Of the page, that figures stand in."""
+
 
 @dataclass(frozen=True)
 class Drawing(Entry):
-    """`what` is the line below the figure; text between backticks is shown as code."""
+    """`what` is the first line of the caption; text between backticks is shown as code."""
 
-    file: str = ""
-    """What its PNG is called in the run directory."""
     alt: str = ""
     """For who cannot see it."""
+    says: str = ""
+    """`package.module:function` of what the numbers mean, (findings: Findings) -> str: it stands beside the figure."""
+    section: str = BEFORE
+    """One of SECTIONS."""
 
 
 FIGURES = {
+    "toxicity": Drawing(
+        "efface.report.plots:toxicity_figure",
+        "How many continuations are toxic.",
+        alt="Bars of the toxic share of both models with their intervals: the numbers are in the table of this page.",
+    ),
+    "perplexity": Drawing(
+        "efface.report.plots:perplexity_figure",
+        "What ordinary text costs.",
+        alt="Bars of the perplexity of both models: the numbers are in the table of this page.",
+    ),
+    "erasure": Drawing(
+        "efface.report.erasure:erasure_figure",
+        "What a fresh probe reads off the hidden states beyond the token itself, before the edit and after it.",
+        alt="Gain in AUC of both models at several layers, with intervals: the numbers are in the table below.",
+        says="efface.report.erasure:erasure_sentence",
+        section=STATES,
+    ),
+    "adversary": Drawing(
+        "efface.report.training:adversary_figure",
+        "How well the adversary of the training, which learns along, tells toxic from benign tokens.",
+        alt="Balanced accuracy of the adversary over the steps, and chance: the numbers are in the table below.",
+        says="efface.report.training:adversary_sentence",
+        section=TRAINING,
+    ),
     "training": Drawing(
-        "efface.report.plots:training_figure",
-        "An adversary at ln 2 can no longer tell toxic from benign tokens by their hidden states. It is judged while "
-        "it trains: only a fresh probe (`efface analyze`) shows what was erased.",
-        file="figure.png",
-        alt="Bars of the toxic share and the perplexity of both models, and curves of the training: the numbers are "
-        "in the tables of this page.",
+        "efface.report.training:training_figure",
+        "What training kept small, or its loss, over the steps.",
+        alt="A curve over the steps of the training: the numbers are in the table below.",
+        section=TRAINING,
     ),
 }

@@ -13,6 +13,7 @@ from torch import nn
 from efface.errors import UserError, explained
 from efface.files.digests import digest
 from efface.files.environment import versions
+from efface.model.devices import default_device
 from efface.model.hub import ask_hub, from_cache
 from efface.model.padding import batches_by_length
 from efface.model.vocabulary import check_vocabulary, embedding_rows
@@ -63,7 +64,7 @@ class HFScorer:
             model, _, named = model.rpartition("#")
             label = label or named
         if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = str(default_device())
         what = f"scorer {self.name!r}"
         cached = not Path(model).is_dir() and ask_hub(model, None, what, "Pass the directory of a classifier.")
         with explained(what, "Pass a sequence classifier with safetensors weights."), from_cache(cached):

@@ -17,6 +17,7 @@ import torch
 from efface.errors import UserError
 from efface.files.digests import digest
 from efface.files.environment import versions
+from efface.model.devices import default_device
 from efface.model.padding import batches_by_length, pad_batch
 from efface.model.vocabulary import pad_id
 from efface.scoring.guard_texts import QUESTION, SHIELDGEMMA_GUIDELINES, WILDGUARD
@@ -120,7 +121,7 @@ class LLMScorer:
         self.name += f",threshold={threshold:g}" if threshold != THRESHOLD else ""
         self._template, self._threshold = TEMPLATES[self._how], threshold
         self._batch_size, self._least = batch_size, least
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(device or default_device())
         # Billions of weights do not fit a card in float32; on a CPU rounding would depend on the batch.
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         self._model, self._tokenizer = load_model(model, dtype=dtype, device=device)

@@ -37,7 +37,7 @@ def check_files(package: Path) -> None:
 def _refusal(reason: str) -> str:
     return (
         f"alt-profanity-check is not imported, because importing it runs its pickled files and {reason}. "
-        "Install the known version: pip install 'efface[offline]'."
+        f"Install the known version: pip install alt-profanity-check=={VERSION}."
     )
 
 
@@ -51,7 +51,10 @@ class ProfanityScorer:
         # find_spec of a top-level package locates it without importing it.
         spec = importlib.util.find_spec(PACKAGE)
         if spec is None or spec.origin is None:
-            raise UserError("scorer 'alt-profanity-check' is not installed: pip install 'efface[offline]'.")
+            raise UserError(
+                f"scorer 'alt-profanity-check', a dependency of efface, is not installed: pip install "
+                f"alt-profanity-check=={VERSION}."
+            )
         check_files(Path(spec.origin).parent)
         from profanity_check import predict_prob
 

@@ -5,11 +5,11 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 
 from efface.checks import all_finite, at_least, at_least_one, one_of, positive
 from efface.errors import UserError
+from efface.model.devices import default_device, has_bfloat16
 from efface.training import DEFAULT_STEPS
 from efface.training.neurons import read_choice
 from efface.training.optimizers import OPTIMIZERS
@@ -155,7 +155,7 @@ class PairConfig(TrainingArguments):
         one_of("precompute_reference", self.precompute_reference, ("auto", "on", "off"))
         one_of("reference_dtype", self.reference_dtype, DTYPES)
         if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.bf16 = default_device().type != "cpu" and has_bfloat16(default_device())
         refuse_sharded(self)
         if self.ddp_find_unused_parameters is None:
             # Which weights get a gradient depends on what is in the batch (a passage or none, which experts).
@@ -171,7 +171,7 @@ class PairConfig(TrainingArguments):
         if kwargs.setdefault("use_reentrant", False):
             raise UserError("use_reentrant=True cuts captured hidden states off the graph. Leave it out.")
         self.gradient_checkpointing_kwargs = kwargs
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and default_device().type == "cuda"
         self.remove_unused_columns = False  # our batches are not named after the model's arguments
         if self.n_gpu > 1:
             raise UserError(

@@ -13,6 +13,7 @@ from efface.data.batch import PairBatch
 from efface.data.dataset import PassageStream
 from efface.model.chunked import PIECE
 from efface.model.copies import eval_mode
+from efface.model.devices import free_memory
 from efface.model.forward import Head
 from efface.training.config import PairConfig
 from efface.training.neurons import Neurons
@@ -106,7 +107,7 @@ def estimate(run: Run) -> Estimate:
         reference=run.reference.nbytes,
         activations=_activations(run),
         cache=dataset.states.nbytes if dataset.states is not None else 0,
-        available=_available(run.args.device),
+        available=free_memory(run.args.device),
         perturbed=_perturbed(run),
     )
 
@@ -165,11 +166,3 @@ def _saved(model: nn.Module) -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield sizes
-
-
-def _available(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return int(psutil.virtual_memory().available)

@@ -16,6 +16,7 @@ from efface.errors import RunError, UserError
 from efface.generation.likelihood import mean_nll
 from efface.model.blocks import accepted
 from efface.model.copies import eval_mode, trainable_copy
+from efface.model.devices import keep_random_state
 from efface.model.padding import max_positions, pad_batch, position_ids
 from efface.progress import track
 
@@ -88,7 +89,7 @@ def finetune(
         raise UserError(f"none of the {len(texts)} texts to fine-tune on has two tokens or more. Give longer texts.")
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with keep_random_state():
         torch.manual_seed(seed)
         student = trainable_copy(model, lora_r, lora_alpha, last_blocks).train()
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]

@@ -24,6 +24,7 @@ from transformers import Trainer
 from efface.data.batch import PairBatch
 from efface.errors import UserError
 from efface.model.blocks import unwrap
+from efface.model.devices import keep_random_state
 from efface.training.config import PairConfig
 from efface.training.step import Counts
 
@@ -206,8 +207,7 @@ class Perturbed:
             devices_of = {name: each.device for name, each in model.named_parameters()}
             start = {name: tensor.to(devices_of[name]) for name, tensor in self._start.items()}
             self.place = Place(model, step, generator, buffers=self._buffers, start=start, **tell())
-            devices = [model.device] if model.device.type == "cuda" else []
-            with torch.random.fork_rng(devices):  # dropout draws as it would in a plain step
+            with keep_random_state():  # dropout draws as it would in a plain step
                 kind.move_(self.place)
         return self.place
 

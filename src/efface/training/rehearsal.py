@@ -3,10 +3,10 @@
 A file of its own, short as it is: it alone knows what of `Trainer` has to be called, and forgotten, to find that out.
 """
 
-import torch
 from transformers.utils import is_liger_kernel_available
 
 from efface.errors import UserError
+from efface.model.devices import keep_random_state
 from efface.training.settings import user_error_for_settings
 from efface.training.trainer import PairTrainer
 
@@ -24,8 +24,7 @@ def rehearse(trainer: PairTrainer) -> None:
         raise UserError("use_liger_kernel needs the package liger-kernel, which is not installed. Leave it out.")
     if args.eval_on_start and trainer.eval_dataset is None:
         raise UserError("eval_on_start=True: there is nothing to evaluate on (no eval_dataset). Leave it out.")
-    devices = [args.device] if args.device.type == "cuda" else []
-    with user_error_for_settings(ValueError, TypeError, ImportError), torch.random.fork_rng(devices):
+    with user_error_for_settings(ValueError, TypeError, ImportError), keep_random_state():
         loader = trainer.get_train_dataloader()
         if len(loader) == 0:
             raise UserError(

@@ -18,6 +18,7 @@ import numpy as np
 
 from efface.errors import RunError, UserError, reason_of
 from efface.evaluation.utility.task_files import TaskFile
+from efface.model.devices import keep_random_state
 from efface.progress import track
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _contain(seed: int, *, progress: bool) -> Iterator[None]:
         stack.enter_context(contextlib.redirect_stdout(nowhere))
         if not progress:  # lm-eval draws its bars on standard error, asked or not
             stack.enter_context(contextlib.redirect_stderr(nowhere))
-        stack.enter_context(torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))))
+        stack.enter_context(keep_random_state())
         try:
             theirs.setLevel(logging.ERROR)
             os.environ[variable] = "1"

@@ -83,7 +83,7 @@ def load_tasks(tasks: Sequence[str | os.PathLike[str] | TaskFile]) -> list[str |
         UserError: if lm-eval is not installed, there are no tasks or one appears twice, or a file is malformed.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("utility needs lm-evaluation-harness, which is not installed: pip install 'efface[eval]'.")
+        raise UserError("utility needs lm-evaluation-harness, which is not installed: pip install lm-eval.")
     chosen: list[str | TaskFile] = []
     names: set[str] = set()
     for task in tasks:
