@@ -2,7 +2,7 @@
 
 Of: commands/attack.py, commands/audit.py, commands/demo.py, commands/evaluate.py, commands/fields.py,
 commands/lists.py, commands/options.py, commands/pairs.py, commands/robustify.py, commands/scorers.py,
-commands/train.py, progress.py
+commands/train.py
 """
 
 import errno

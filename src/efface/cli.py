@@ -125,7 +125,7 @@ def _interrupted(options: argparse.Namespace | None) -> str:
 
 def _failed(code: int, message: str, verbose: bool = False) -> int:
     if "tqdm" in sys.modules:
-        from efface.progress import close_bars
+        from efface.terminal.progress import close_bars
 
         close_bars()  # or the message would stand behind a half-drawn bar
     with contextlib.suppress(OSError):  # nobody can be told

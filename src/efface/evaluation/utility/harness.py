@@ -18,7 +18,7 @@ import numpy as np
 
 from efface.errors import RunError, UserError, reason_of
 from efface.evaluation.utility.task_files import TaskFile
-from efface.progress import track
+from efface.terminal.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
