@@ -16,6 +16,7 @@ from efface.files.rerun import check_plan, read_plan, write_plan
 from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
 from efface.jobs.before_after import compare_sides, measure_side, read_sides, tell, write_page
 from efface.model.card import write_card
+from efface.terminal.table import Block
 from efface.training import DEFAULT_STEPS
 
 SETTINGS: dict[str, Any] = {
@@ -38,12 +39,14 @@ def run(
     resume: bool = False,
     command: str | None = None,
     say: Callable[[str], None] = lambda line: None,
+    show: Callable[[Block], None] = lambda block: None,
 ) -> dict[str, Any]:
     """Detoxify a model on the shipped pairs and show it.
 
     Args:
         output: gets `model/`, `base.json`, `edited.json`, `figure.png`, `report.html` and `results.json`.
         say: is told at every step what happens and how long it should take.
+        show: is given what came of it.
 
     Returns:
         What was written to `results.json`.
@@ -75,7 +78,7 @@ def run(
     _evaluate(str(output / "model"), output / "edited.json", base=name, command=command)
     step(5, "write the report (a few seconds)")
     result = _report(output, plan, command)
-    tell(output, result["comparison"], say)
+    tell(output, result["comparison"], show)
     say(f"\nreport: {output / 'report.html'}\nmodel:  {output / 'model'} (an ordinary Hugging Face checkpoint)")
     return result
 
