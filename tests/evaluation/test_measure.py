@@ -281,7 +281,8 @@ def test_a_model_broken_on_purpose_is_degenerate_however_low_its_toxicity(
     assert any(line.startswith(reason) for line in found.degeneration.reasons), found.degeneration
     table = " ".join(str(evaluation_table({"base": base.to_dict(), "broken": found.to_dict()})).split())
     assert "toxic share 1.000 [0.510, 1.000] (1) 0.000 [0.000, 0.490]" in table
-    assert "ok degenerate (1)" in table and f"(1) degenerate text, whose toxicity says nothing; {reason}" in table
+    assert "ok degenerate (1)" in table and "(1) degenerate text, whose toxicity says nothing; " in table
+    assert f"; {reason}" in table
     assert "degenerate" not in str(evaluation_table({"": base.to_dict()}))
 
 
