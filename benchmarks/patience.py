@@ -21,7 +21,7 @@ from efface.files.environment import environment
 from efface.files.jsonl import read_jsonl
 from efface.files.results import read_json, write_json
 from efface.model.load import DEFAULT_MODEL, load_model
-from efface.progress import track
+from efface.terminal.progress import track
 
 FILE = RESULTS / "patience.json"
 

@@ -713,8 +713,8 @@ def _outcome(step: dict[str, Any]) -> str:
 
 # In the order of the pipeline; a room imports only what stands before it (`tests/test_house.py`).
 ROOMS = (
-    "files data model generation scoring evaluation analysis training methods pairs attacks audit comparison report "
-    "jobs commands"
+    "terminal files data model generation scoring evaluation analysis training methods pairs attacks audit comparison "
+    "report jobs commands"
 ).split()
 
 

@@ -2,7 +2,7 @@
 
 Of: commands/attack.py, commands/audit.py, commands/demo.py, commands/evaluate.py, commands/fields.py,
 commands/lists.py, commands/options.py, commands/pairs.py, commands/robustify.py, commands/scorers.py,
-commands/train.py, progress.py
+commands/train.py
 """
 
 import errno
@@ -618,10 +618,36 @@ def test_lists(command: str, expected: list[str], capsys: pytest.CaptureFixture[
     assert all(text in printed for text in expected)
 
 
-def test_list_flags_names_the_settings_of_the_method_first(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "repo", "--list-flags"]) == 0
+@pytest.mark.parametrize("argv", [["train", "repo", "--list-flags"], ["train", "repo", "--help"]], ids=" ".join)
+def test_the_settings_of_the_method_come_first_and_those_of_transformers_last(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert main(argv) == 0
+    except SystemExit as stop:  # as argparse ends with its help
+        assert not stop.code
     printed = capsys.readouterr().out
-    assert printed.index("--erase-layers") < printed.index("--skip-bad-rows") and "--learning-rate" in printed
+    order = ["its own settings:", "--erase-layers (default: last)", "settings that it shares with others:"]
+    order += ["--max-prompt-length (default: 128)", "--learning-rate (default: 0.0001)"]
+    order += ["settings of transformers' Trainer:", "--weight-decay (default: 0.0)"]
+    places = [printed.index(f"\n{text}") if text.startswith("--") else printed.index(text) for text in order]
+    own, first, shared, *of_efface, theirs, last = places
+    assert own < first < shared < min(of_efface) <= max(of_efface) < theirs < last
+    assert "%%" not in printed and "MISSING" not in printed
+    lines = printed.partition("its own settings")[2].splitlines()
+    assert max(len(line) for line in lines if line.startswith("    ")) <= 80
+    assert printed.startswith("usage: efface train") == ("--help" in argv)
+
+
+def test_help_without_a_name_is_that_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "attack"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        printed = capsys.readouterr().out
+        assert printed.startswith(f"usage: efface {command}") and "its own settings" not in printed
+    with pytest.raises(SystemExit):
+        main(["attack", "quantize", "--help"])
+    assert "\n--bits (default: 8,4)\n" in capsys.readouterr().out
 
 
 def test_a_configuration_file_may_name_every_setting(tmp_path: Path) -> None:

@@ -69,6 +69,21 @@ def test_help_prints_dashes(command: str) -> None:
     assert not [word for word in words if word.startswith("--") and "_" in word]
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_of_every_flag_what_it_is_and_its_default(command: str) -> None:
+    parser = COMMANDS[command]
+    for action in parser._actions:
+        if action.help is argparse.SUPPRESS:
+            continue
+        assert action.help, action.option_strings
+        text = parser._get_formatter()._get_help_string(action)
+        value = action.default
+        if action.option_strings and value not in (None, argparse.SUPPRESS, []) and not isinstance(value, bool):
+            assert text is not None and "default:" in text, action.option_strings
+            first = value[0] if isinstance(value, list) else value
+            assert str(first) in text or "shipped" in text, (action.option_strings, text)
+
+
 @pytest.mark.parametrize("spelled", ["--max-batch-tokens", "--max_batch_tokens", "--max_tokens_at_once"])
 def test_two_budgets_have_two_names_and_the_old_one_means_what_it_meant(spelled: str) -> None:
     for command in ("evaluate", "attack", "audit"):

@@ -28,7 +28,7 @@ from efface.attacks.selection import NOTHING, judge_chosen, option_of
 from efface.audit import rows as audit_rows
 from efface.audit.battery import Trial
 from efface.audit.earlier import seconds_spent
-from efface.audit.table import audit_table
+from efface.audit.table import audit_page
 from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
 from efface.evaluation import baseline as baselines
@@ -51,7 +51,7 @@ from efface.model.forward import Head
 from efface.model.interventions import FILE, attach_saved_, attached
 from efface.pairs.builder import OUTCOME
 from efface.pairs.toxic_copy import toxic_texts
-from efface.report.table import evaluation_table, versus_lines
+from efface.report.table import evaluation_table, versus_table
 from efface.scoring import judge as scorer_judge
 from efface.scoring.cache import cache_scores
 from efface.scoring.judge import META, Judge
@@ -166,8 +166,8 @@ def test_a_baseline_is_checked_before_the_work(beside: str, tmp_path: Path, monk
         baseline = read_baseline(tmp_path / "x.json")
         try:  # what has been read must be usable: here no error is right
             edited.versus_baseline = compare_with_baseline(edited, baseline)
-            table = evaluation_table({"baseline": baseline.result, "this": edited.to_dict()})
-            table += versus_lines(edited.to_dict())
+            table = str(evaluation_table({"baseline": baseline.result, "this": edited.to_dict()}))
+            table += str(versus_table(edited.to_dict()))
         except UserError as error:
             raise AssertionError(f"found after the work: {error}") from error
         assert table.isprintable() or "\n" in table
@@ -208,7 +208,7 @@ def test_what_an_audit_finds_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
         audit_rows.too_dear(found)
         model = {"name": "m", "error": None, "evaluation": RESULT["before"], "attacks": [row], "columns": {}}
         whole = {"models": [model, model], "base": None, "budget": "quick", "cannot_show": [], "controls": {}}
-        assert audit_table(whole | {"comparisons": [], "seeds": {"attack": 0, "generations": 0}})
+        assert str(audit_page(whole | {"comparisons": [], "seeds": {"attack": 0, "generations": 0}}))
 
     for document, load in ((RESULT, table), (results, lambda: seconds_spent(file))):
         file.write_text(json.dumps(document))

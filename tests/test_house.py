@@ -16,7 +16,7 @@ from tiny import tiny_model
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "efface"
 ORDER = (
-    "errors checks progress registry flags resampling files data model generation scoring evaluation analysis "
+    "errors checks terminal registry flags resampling files data model generation scoring evaluation analysis "
     "training methods pairs attacks audit comparison report jobs commands cli __main__"
 ).split()
 """A room imports only rooms before it."""

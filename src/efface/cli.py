@@ -8,7 +8,8 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from efface import __version__
@@ -33,6 +34,19 @@ from efface.errors import RunError, UserError, described, escaped, one_line, out
 from efface.files.redaction import redacted_arguments
 
 VERBOSE_HELP = "also print what the library logs, and the traceback of an error"
+QUIET_HELP = "print the result and errors, and nothing else: no progress, no notices, no warnings"
+
+
+class _Help(argparse.HelpFormatter):
+    """Says the default of every flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, value = action.help or "", action.default
+        told = "default:" in text or not action.option_strings or value is argparse.SUPPRESS
+        if told or value is None or isinstance(value, bool) or value == []:
+            return action.help
+        said = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return f"{text} (default: {said.replace('%', '%%')})"
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,6 +54,9 @@ class Parser(argparse.ArgumentParser):
 
     A flag may be written with dashes or, as the fields of the library, with underscores; help prints dashes.
     """
+
+    def __init__(self, **given: Any):
+        super().__init__(formatter_class=_Help, **given)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         given = sys.argv[1:] if args is None else args
@@ -63,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options, rest = build_parser().parse_known_args(argv)
         verbose = options.verbose
+        if verbose and options.quiet:
+            raise UserError("--verbose and --quiet exclude each other. Give one.")
         if rest and options.run not in (train.run, attack.run):
             raise UserError(f"unknown argument {rest[0]!r}. See `efface {options.command} --help`.")
         handler = logging.StreamHandler()
@@ -87,12 +106,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     try:
-        with _loading(options):
+        if options.refuse is not None:  # a wrong name is refused before anything is imported that takes seconds
+            options.refuse(options)
+        from efface.terminal.progress import bars  # on use, as all that --help does not need
+
+        with _silenced(options.quiet), bars(not options.quiet), _loading(options):
             options.run(options)
         if sys.stdout is not None:  # which it is if it was closed from the start
             sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the exit code is settled
     except SystemExit as error:  # a third party's code: this program ends by returning
         raise RunError(f"`efface {options.command}` was ended by code that it called: {described(error)}.") from error
+
+
+@contextlib.contextmanager
+def _silenced(quiet: bool) -> Iterator[None]:
+    """With `quiet`, nobody's warnings are told inside."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings() if quiet else contextlib.nullcontext():
+        if quiet:
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def _loading(options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
@@ -126,7 +163,7 @@ def _interrupted(options: argparse.Namespace | None) -> str:
 
 def _failed(code: int, message: str, verbose: bool = False) -> int:
     if "tqdm" in sys.modules:
-        from efface.progress import close_bars
+        from efface.terminal.progress import close_bars
 
         close_bars()  # or the message would stand behind a half-drawn bar
     with contextlib.suppress(OSError):  # nobody can be told
@@ -169,6 +206,8 @@ def build_parser() -> Parser:
     )
     parser.add_argument("-v", "--verbose", action="store_true", help=VERBOSE_HELP)
     parser.add_argument("--version", action="version", version=f"efface {__version__}")
+    parser.add_argument("-q", "--quiet", action="store_true", help=QUIET_HELP)
+    parser.set_defaults(refuse=None)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for command in (
         demo,
@@ -188,6 +227,7 @@ def build_parser() -> Parser:
         command.add(commands)
     for subparser in commands.choices.values():  # after the command too; not given there, it leaves the flag as it is
         subparser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=VERBOSE_HELP)
+        subparser.add_argument("-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help=QUIET_HELP)
     return parser
 
 

@@ -5,6 +5,7 @@ Either spelling is accepted, `--max-steps` and `--max_steps`: transformers' pars
 
 import argparse
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from typing import Any, get_origin
 
@@ -43,12 +44,35 @@ class FlagParser(HfArgumentParser):
         return vars(found)
 
 
-def flags_help(settings_class: Any) -> str:
-    """The settings and their help texts, those of the class itself before those that it inherits."""
-    own = vars(settings_class).get("__annotations__", {})
-    fields = [field for field in dataclasses.fields(settings_class) if "help" in field.metadata]
-    fields.sort(key=lambda field: field.name not in own)
-    return "\n".join(f"{_flag(field)}{_default(field)}\n    {field.metadata['help']}" for field in fields)
+def flags_help(settings_class: Any, width: int = 10_000) -> str:
+    """The settings, their defaults and help texts: those of the class itself, those that it shares with others of
+    efface, then those of transformers' Trainer.
+
+    Args:
+        width: of the terminal.
+    """
+    named: dict[str, list[str]] = {OWN: [], SHARED: [], THEIRS: []}
+    for field in dataclasses.fields(settings_class):
+        if "help" in field.metadata:
+            named[_whose(settings_class, field.name)] += [f"{_flag(field)}{_default(field)}", *_wrapped(field, width)]
+    return "\n".join(line for title, lines in named.items() if lines for line in (f"{title}:", *lines, ""))
+
+
+OWN, SHARED, THEIRS = "its own settings", "settings that it shares with others", "settings of transformers' Trainer"
+
+
+def _whose(settings_class: Any, name: str) -> str:
+    owner = next(each for each in settings_class.__mro__ if name in vars(each).get("__annotations__", {}))
+    if owner.__module__.partition(".")[0] == "transformers":
+        return THEIRS
+    return OWN if owner is settings_class else SHARED
+
+
+def _wrapped(field: "dataclasses.Field[Any]", width: int) -> list[str]:
+    text = " ".join(field.metadata["help"].replace("%%", "%").split())
+    indent = " " * 4
+    how: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, **how)
 
 
 def _flag(field: "dataclasses.Field[Any]") -> str:
@@ -56,6 +80,10 @@ def _flag(field: "dataclasses.Field[Any]") -> str:
 
 
 def _default(field: "dataclasses.Field[Any]") -> str:
-    if field.default_factory is not dataclasses.MISSING:
-        return f" (default {field.default_factory()!r})"
-    return "" if field.default is dataclasses.MISSING else f" (default {field.default!r})"
+    factory = field.default_factory
+    value = field.default if factory is dataclasses.MISSING else factory()
+    if value is dataclasses.MISSING:
+        return ""
+    value = getattr(value, "value", value)  # of an enumeration
+    said = "none" if value is None else str(value).strip("'")  # a list shows as it was written, which is in quotes
+    return f" (default: {said})"

@@ -24,6 +24,13 @@ class Entry:
     """Papers, or what it is a control for."""
 
 
+def check_name(kind: str, name: str, entries: Mapping[str, Entry], form: str) -> None:
+    """Raise a `UserError` unless `name` is one of `entries`, or could be a path; nothing is imported. Arguments as
+    those of `resolve`."""
+    if name not in entries and ":" not in name:
+        raise UserError(f"{kind} {name!r} is unknown. There are: {', '.join(entries)}; or {form} of your own.")
+
+
 def resolve(kind: str, name: str, entries: Mapping[str, Entry], form: str) -> Any:
     """The object of `entries[name]`, or of `name` itself if that is a path.
 
@@ -35,9 +42,8 @@ def resolve(kind: str, name: str, entries: Mapping[str, Entry], form: str) -> An
     Raises:
         UserError: if there is none.
     """
+    check_name(kind, name, entries, form)
     path = entries[name].path if name in entries else name
-    if ":" not in path:
-        raise UserError(f"{kind} {name!r} is unknown. There are: {', '.join(entries)}; or {form} of your own.")
     try:
         return resolve_name(path)
     except (Exception, SystemExit) as error:  # importing runs a third party's code, which may do anything

@@ -194,8 +194,12 @@ def test_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str])
     assert result["target"]["names"]["rows"].endswith("rows.jsonl") and result["environment"]["seed"] == 1
     assert result["environment"]["command"].startswith("efface attack relearn")
     table = capsys.readouterr().out
-    assert "steps 12" in table.splitlines()[0] and "toxic share" in table and "written: " in table
-    assert "chosen on other prompts: toxic share 1.000" in table and "to before; steps 12 (" in table
+    assert "toxic share" in table.splitlines()[0] and "steps 12" in table and "written: " in table
+    said = " ".join(table.split())
+    assert "chosen on other prompts: toxic share 1.000" in said and "to before; steps 12 (" in said
+    assert re.search(
+        r"half of the toxicity of the .*, a toxic share of 0\.\d+, is back - after [\d.]+ steps, learn", said
+    )
 
 
 def test_from_the_command_line_with_failure_and_resumption(
@@ -266,8 +270,9 @@ def test_attacks_and_their_flags_are_listed(
     monkeypatch.setitem(ATTACKS, "relearn", dataclasses.replace(ATTACKS["relearn"], published="3 epochs"))
     assert main(["attacks"]) == 0
     listed = capsys.readouterr().out
-    expected = r"^relearn\n +fine-tune on toxic rows.*\n.*; access: weights; control: \w+\n +published: 3 epochs$"
+    expected = r"^relearn +fine-tune on toxic rows.*\n[^$]*; access: weights; control: \w+\n +published: 3 epochs$"
     assert re.search(expected, listed, re.MULTILINE)
     assert main(["attack", "relearn", "--list-flags"]) == 0
     listed = capsys.readouterr().out
-    assert "--learning-rates (default '1e-4')\n    Rates, one or several" in listed and listed.startswith("--steps")
+    assert "--learning-rates (default: 1e-4)\n    Rates, one or several" in listed
+    assert listed.startswith("its own settings:\n--steps (default: 10,20)\n")

@@ -11,8 +11,9 @@ from blocks import blocks_of
 
 from efface.attacks.selection import NOTHING, Option, judge_chosen
 from efface.audit.columns import columns_of, compare_models, weigh
-from efface.audit.table import WIDTH, WRECKED, audit_table
+from efface.audit.table import WRECKED, audit_page
 from efface.files.jsonl import Row
+from efface.terminal.table import WIDTH
 
 N = 10
 
@@ -66,6 +67,19 @@ def model_of(name: str, rows: list[Row], options: dict[str, list[Option]], contr
     return {"name": name, "error": None, "evaluation": evaluation, "attacks": rows, "columns": columns}
 
 
+def text_of(results: Row) -> str:
+    return str(audit_page(results))
+
+
+def lines_of(table: str) -> dict[str, str]:
+    """A row by its first cell, which parts of the table repeat: all of it in one line."""
+    found: dict[str, str] = {}
+    for line in table.splitlines():
+        name = line.split("  ")[0]
+        found[name] = found.get(name, "") + line.removeprefix(name)
+    return found
+
+
 def test_the_table_of_one_model() -> None:
     ppl = {"perplexity": blocks_of(0, perplexity=20.0)["perplexity"]}
     before = point(0.1) | ppl
@@ -94,26 +108,29 @@ def test_the_table_of_one_model() -> None:
     model = model_of("x", rows, options, controls) | {"training_seed": 7}
     failed = {"steering": {"name": "steering", "error": "no rows.", "attacks": []}}
     base = {"base": {"name": "base", "as": None, "error": None, "attacks": [], "columns": model["columns"]}}
-    text = audit_table(results_of([model], point(0.4) | ppl, controls={**base, **failed}))
+    text = text_of(results_of([model], point(0.4) | ppl, controls={**base, **failed}))
     assert max(map(len, text.splitlines())) <= WIDTH
-    head, table, notes = text.split("\n\n")
-    head = " ".join(head.split())
+    head, *tables, notes = text.split("\n\n")
+    head, table = " ".join(head.split()), "\n".join(tables)
     assert "10 prompts: a share is known to within ±0.31" in head and "by nasty" in head
     assert "seeds: of training x 7; of attacks 3; of generations 4" in head and "quick cannot show: gcg" in head
-    lines = {line.split("  ")[0]: line for line in table.splitlines()}
-    assert re.match(r"base +0\.40 \[0\.30, 0\.50\] +- +- +- +20\.00", lines["base"])
+    lines = lines_of(table)
+    assert re.match(r" +4 +0\.40 \[0\.30, 0\.50\] +- +- +- +20\.00", lines["base"])
     assert re.search(
-        r"1\.00 \[.*\] +0\.00 +0\.00 +0\.80 +\+0\.90 \[.*\] +0\.\d{3} +1\.00 rises +21\.00 \+5% +1\.0",
+        r"10 +1\.00 \[.*\] +\+0\.90 \[.*\] +1\.00 rises +0\.00 +0\.00 +0\.80 +0\.\d{3} +21\.00 \+5% +1\.0",
         lines["relearn"],
     )
-    assert re.search(r"0\.10 \[.*\] +0\.10 +0\.80 +0\.20 +\+0\.00 .* 1\.00 rises", lines["prefill"])
+    assert re.search(r" 1 +0\.10 \[.*\] +\+0\.00 .* 1\.00 rises +0\.10 +0\.80 +0\.20", lines["prefill"])
     assert "no evidence" in lines["prune"] and "diagnostic" in lines["merge"] and "no control" in table
-    assert "failed, see below" in lines["gcg"] and "skipped, see below" in lines["prompt_injection"]
-    assert re.search(r"0\.90 \[.*base 0\.90", lines["= black box"]) and "= gradients" not in lines
+    assert "failed" in lines["gcg (1)"] and "skipped" in lines["prompt_injection"]
+    assert {"third_party:of_a_", "long_name", "third_party:of_a_long_name"} <= lines.keys()
+    assert re.search(r" 9 +0\.90 \[.*base 0\.90", lines["= black box"]) and "= gradients" not in lines
+    reasons = " ".join(tables[-1].partition("(1) gcg failed")[2].split())
+    assert reasons.startswith(": no. no.") and reasons.endswith("no. (2) prompt_injection was skipped: no base.")
     notes = " ".join(notes.split())
     assert "= weights, chosen (prompts): relearn: steps 10 (10)" in notes
     assert "in no worst case: prune (no evidence)" in notes and "merge (a diagnostic)" in notes
-    assert "prune: its highest point wrecked the model" in notes and "gcg failed: no. no." in notes
+    assert "prune: its highest point wrecked the model" in notes and "gcg failed" not in notes
     assert "the best of so many continuations of each prompt: perturb 6" in notes
     assert "highest points, chosen on the same prompts: relearn 1.00 (steps 10)" in notes
     assert "relearn: steps 10,20 (published: 3 epochs (Lucki et al.))" in notes
@@ -126,8 +143,8 @@ def test_a_row_measured_on_other_prompts_says_on_how_many() -> None:
     for one in (before, after):
         one["toxicity"] = one["judges"]["nasty"] = one["toxicity"] | {"n_prompts": 4}
     model = model_of("x", [row("gcg", after, BEFORE, before=before)], {})
-    text = audit_table(results_of([model]))
-    assert re.search(r"^gcg of 4 +0\.10", text, re.MULTILINE)
+    text = text_of(results_of([model]))
+    assert re.search(r"^gcg of 4 +1 +0\.10", text, re.MULTILINE)
 
 
 def test_many_models_are_set_side_by_side_within_the_width() -> None:
@@ -139,7 +156,7 @@ def test_many_models_are_set_side_by_side_within_the_width() -> None:
         made[name] = (BEFORE, options, models[-1]["columns"], options)
     broken = {"name": "broken", "error": "no.", "attacks": [], "columns": {}}
     comparisons = [compare_models("model-number-0", "model-number-1", made, 0)]  # type: ignore[arg-type]
-    text = audit_table(results_of([*models, broken], comparisons=comparisons))
+    text = text_of(results_of([*models, broken], comparisons=comparisons))
     assert max(map(len, text.splitlines())) <= WIDTH
     tables = [block for block in text.split("\n\n") if block.startswith("toxic share  ")]
     assert sum(table.splitlines()[0].count("model-number") for table in tables) == 7 and len(tables) > 1
@@ -154,9 +171,9 @@ def test_an_attack_whose_every_point_wrecked_the_model_shows_what_it_reaches_at_
     dear = judge_chosen([BEFORE, option("steps 20", 9)], 0)
     more: Row = {"judged": judge_chosen([BEFORE], 0), "found": {"left_out": ["steps 20"]}, "any_cost": dear}
     models = [model_of(name, [row("relearn", point(0.1), **more)], {"relearn": [BEFORE]}) for name in "ab"]
-    text = audit_table(results_of(models))
-    lines = [line for line in text.splitlines() if line.startswith("relearn ")]
-    assert len(lines) == 3 and all(WRECKED in line and "0.1" not in line for line in lines), text
-    dearer = [line for line in text.splitlines() if line.startswith("relearn, at")]
-    assert len(dearer) == 3 and all("0.90" in line for line in dearer), text
-    assert "a, relearn: every point wrecked the model" in text
+    text = text_of(results_of(models))
+    lines = [line for line in text.splitlines() if line.startswith("relearn ") and WRECKED in line]
+    assert len(lines) == 3 and all("0.1" not in line for line in lines), text
+    dearer = [line for line in text.splitlines() if line.startswith("relearn, at") and "0.90" in line]
+    assert len(dearer) == 3, text
+    assert text.count("(1) relearn: every point wrecked the model") == 2

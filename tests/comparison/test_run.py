@@ -26,7 +26,7 @@ from efface.comparison.claims import claimed
 from efface.comparison.config import SweepConfig, build_config
 from efface.comparison.results import benchmark_rows
 from efface.comparison.run import list_arms, sweep
-from efface.comparison.table import comparison_page, read_sweep
+from efface.comparison.table import comparison_page, markdown, read_sweep
 from efface.comparison.targets import targets_of
 from efface.errors import UserError
 from efface.evaluation.budget import UtilityBounds
@@ -195,7 +195,7 @@ def test_the_checkpoints_of_arms_that_nothing_keeps_are_removed(whole: Any) -> N
 
 def test_the_page_names_every_row(whole: Any) -> None:
     results, _ = whole
-    page = comparison_page({"here": read_sweep(results, "here")})
+    page = markdown(comparison_page({"here": read_sweep(results, "here")}).blocks)
     for said in (
         "Each entry was tuned with 2 trial(s)",
         "failed",
@@ -206,7 +206,7 @@ def test_the_page_names_every_row(whole: Any) -> None:
     ):
         assert said in page, said
     other = copy.deepcopy(results) | {"trials": {"sft": 2, "lox-sft": 1}}
-    assert "Not tuned alike" in comparison_page({"here": other, "there": results})
+    assert "Not tuned alike" in str(comparison_page({"here": other, "there": results}))
     with pytest.raises(UserError, match="holds no results of a sweep"):
         read_sweep({"schema": 1}, "there")
 
@@ -243,7 +243,7 @@ def test_budgets_may_be_left_unattacked_and_edits_unscaled(silly: Path, tmp_path
     other = kept["other/sft-s0"]
     assert other["attacks"] == {} and other["worst"] is None and other["reported"]
     assert other["weights"]["distance"] > 0 and other["weights"]["barrier"] is None
-    assert "other" in comparison_page({"here": read_sweep(found, "here")})
+    assert "other" in str(comparison_page({"here": read_sweep(found, "here")}))
     assert kept["main/as-it-is-s0"]["a"] == 1.0 != kept["main/sft-s0"]["a"]
     (arm,) = [arm for arm in found["arms"] if arm["entry"] == "as-it-is"]
     assert [len(arm["budgets"][name]["fitted"]["readings"]) for name in ("main", "other")] == [1, 1]

@@ -17,7 +17,7 @@ from efface.comparison.config import BASE, build_config
 from efface.comparison.pages import read_sweeps, write_pages
 from efface.comparison.plots import steps_figure, tradeoff_figure
 from efface.comparison.results import benchmark_rows, conclude, figures_of
-from efface.comparison.table import attack_table, comparison_lines, comparison_page, kept_table
+from efface.comparison.table import attack_table, comparison_lines, comparison_page, kept_table, markdown
 from efface.errors import UserError
 from efface.files.results import write_json
 
@@ -93,7 +93,7 @@ def test_differences_are_the_method_less_the_one_it_is_compared_with() -> None:
     found = conclude(config, rows, options, reported)["comparisons"]
     assert {(one["entry"], one["what"]) for one in found} == {("dpo", "reported"), ("dpo", "worst attack")}
     assert all(one["judges"]["lexical"]["difference"] == 0.5 for one in found)
-    assert "| dpo - repo | lexical | +0.500" in comparison_lines({"comparisons": found})
+    assert "| dpo - repo | lexical | +0.500" in markdown(comparison_lines({"comparisons": found}))
 
 
 def test_what_wrecks_the_model_is_no_survival() -> None:
@@ -114,7 +114,7 @@ def test_never_reached_and_no_effect_are_told_apart() -> None:
     still = kept(BASE, 0.2, 0.2, 0.2)
     still["attacks"]["pairs"]["curves"]["2e-05"] = still["attacks"]["pairs"]["curves"]["2e-05"][:2]
     found["figures"]["main/repo-s0"] = figures_of(found["kept"][1], still, [])
-    assert "the base stays" in attack_table(found)
+    assert "the base stays" in markdown(attack_table(found))
 
 
 def test_shares_under_attack_are_rows_but_of_wrecked_models() -> None:
@@ -131,18 +131,20 @@ def test_what_failed_is_listed_whatever_it_was() -> None:
     found = results()
     found["kept"][1]["rounding"].append({"error": "no grid"})
     found["kept"][1]["weights"]["error"] = "no line"
-    page = comparison_page({"": found})
+    page = markdown(comparison_page({"": found}).blocks)
     assert "- main/repo-s0, rounding 1: no grid" in page and "- main/repo-s0, weights: no line" in page
 
 
 def test_the_tables_say_it() -> None:
     found = results()
-    assert "| repo | 0 | main | 1.25 | kl | 0.050 | +2.1% | 0.020 [0.010, 0.040] | 0.010 |" in kept_table(found)
-    assert "| repo | 0 | main | 0.020 | 0.200 | 0.900* | 10.0 | > 10 | 1.12 |" in attack_table(found)
-    page = comparison_page({"one": found})
+    assert "| repo | 0 | main | 1.25 | kl | 0.050 | +2.1% | 0.020 [0.010, 0.040] | 0.010 |" in markdown(
+        kept_table(found)
+    )
+    assert "| repo | 0 | main | 0.020 | 0.200 | 0.900* | 10.0 | > 10 | 1.12 |" in markdown(attack_table(found))
+    page = markdown(comparison_page({"one": found}).blocks)
     assert "83.3%" in page and "failed | the loss is nan" in page and "-0.020 [-0.040, +0.000] | 0.02" in page
     assert "- base, gone: no | room" in page and page.count("# one: m") == 0
-    assert comparison_page({"one": found, "two": found}).count(": m\n") == 2
+    assert markdown(comparison_page({"one": found, "two": found}).blocks).count(": m\n") == 2
 
 
 def test_page_figures_and_rows_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +157,9 @@ def test_page_figures_and_rows_are_written(tmp_path: Path, capsys: pytest.Captur
     assert main(["compare", str(tmp_path / "s"), "-o", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.endswith("Choose another one, or pass --overwrite.\n")
     assert main(["compare", str(tmp_path / "s"), "-o", str(tmp_path / "out"), "--overwrite"]) == 0
-    assert "## At the budget" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "At the budget\n" in printed and "#" not in printed and "| repo" not in printed
+    assert "| repo | 0 | main |" in (tmp_path / "out" / "comparison.md").read_text()
     assert main(["compare", str(tmp_path / "absent")]) == 2
     (tmp_path / "deep").mkdir()
     write_json(tmp_path / "deep" / "s" / "results.json", {"schema": 1})
@@ -177,7 +181,7 @@ def test_pictures_show_every_kept_model() -> None:
     bare = copy.deepcopy(found)
     for row in bare["kept"]:
         row["attacks"] = {}
-    assert steps_figure(bare) is None and attack_table(bare) == ""
+    assert steps_figure(bare) is None and attack_table(bare) == []
 
 
 def test_the_command_lists_arms_and_refuses_a_bad_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ Of: evaluation/baseline.py
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from efface.evaluation.comparison import EXACT, Versus, compare, sign_flip_p
 from efface.evaluation.measure import evaluate
 from efface.evaluation.settings import OrdinaryText
 from efface.generation.decoding import Decoding
-from efface.report.table import versus_lines
+from efface.report.table import versus_table
 from efface.scoring.scorer import NamedScorer
 
 PROMPTS = ["The weather in the old town", "You", "She went to the market and bought bread, apples and", "He is an"]
@@ -116,8 +117,9 @@ def test_versus_baseline(tmp_path: Path, gpt2: PreTrainedModel) -> None:
     assert found["judges"]["b"]["invalid"]["base"] == base.toxicity.invalid == 0
     assert found["perplexity_ratio"] == pytest.approx(edited.perplexity.value / base.perplexity.value)
     assert compare_with_baseline(edited, read_baseline(base)) == edited.versus_baseline == Versus.from_dict(found)
-    lines = versus_lines(edited.to_dict())
-    assert "mean score, a: -0.700 [-0.700, -0.700], p = 0.12" in lines and "perplexity: " in lines
+    lines = str(versus_table(edited.to_dict()))
+    assert re.search(r"mean score, a +-0\.700 \[-0\.700, -0\.700\] +0\.12$", lines, re.MULTILINE)
+    assert re.search(r"^perplexity +[-+]\d", lines, re.MULTILINE)
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path, gpt2: PreTrainedModel) -> None:
@@ -131,7 +133,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, gpt2: PreTrainedModel) 
         found = result.versus_baseline
         assert found.judges == {} and reason in found.not_compared, found
         assert found.perplexity_ratio is None
-        assert f"not compared: {reason}" in versus_lines(result.to_dict())
+        assert f"not compared: {reason}" in " ".join(str(versus_table(result.to_dict())).split())
     reseeded = run(gpt2, decoding=Decoding(seed=5), baseline=base).versus_baseline
     assert reseeded.not_compared == []  # greedy: the seed changes nothing
     partly = run(gpt2, names="bc", baseline=base, text=OrdinaryText(TEXT, max_tokens=5)).versus_baseline
@@ -163,6 +165,8 @@ def test_the_command_shows_both_models_side_by_side(
     assert list(found["judges"]) == list(found["versus_baseline"]["judges"]) == ["stubs:Parity", "stubs:Never"]
     printed = capsys.readouterr().out
     assert "baseline" in printed and "this model" in printed
-    assert "against base:\n  toxic share, stubs:Parity: " in printed and "probability, stubs:Never: +0.000" in printed
+    versus = printed.partition("against base:\n")[2]
+    assert re.search(r"^toxic share, stubs:Parity +[+-]0\.\d{3} \[", versus, re.MULTILINE)
+    assert re.search(r"^probability, stubs:Never +\+0\.000 \[", versus, re.MULTILINE)
     assert main(["evaluate", "absent", "--protocol", "leee", "-o", "x.json"]) == 2
     assert "protocol 'leee' is unknown. There are: lee, gehman" in capsys.readouterr().err

@@ -226,11 +226,11 @@ def test_the_three_shares_add_up(rows: list[dict[str, Any]]) -> None:
     block = found.to_dict()
     assert ToxicitySummary.from_dict(block) == found
     result = {"toxicity": block, "degeneration": measure(["a b"]).to_dict()}
-    lines = [line.split("  ")[0] for line in evaluation_table({"": result}).splitlines()]
-    assert lines[:4] == ["toxic share", "invalid share", "clean share", "mean score"]
+    lines = [line.split("  ")[0] for line in str(evaluation_table({"": result})).splitlines()]
+    assert lines[:5] == ["toxic", "toxic share", "invalid share", "clean share", "mean score"]
     older = {key: value for key, value in block.items() if key not in ("invalid", "clean")}
     assert ToxicitySummary.from_dict(older).clean is None
-    assert "invalid" not in evaluation_table({"": result | {"toxicity": older}})
+    assert "invalid" not in str(evaluation_table({"": result | {"toxicity": older}}))
     with pytest.raises(ValueError, match=r"invalid of shape \(64,\) for scores of shape \(64, 1\)"):
         summarize(scores, invalid=invalid[:, 0], scorer="s", decoding="d")
 

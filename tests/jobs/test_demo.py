@@ -12,6 +12,7 @@ from efface import scoring
 from efface.cli import main
 from efface.errors import UserError
 from efface.files.results import read_json
+from efface.terminal.table import Block
 from efface.training import run as training
 
 FILES = {"model", "base.json", "edited.json", "erasure.json", "figure.png", "report.html", "results.json"}
@@ -106,10 +107,10 @@ def test_a_model_that_is_not_toxic_at_all_still_gets_its_report(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(scoring.SCORERS, scoring.DEFAULT_SCORER, scoring.ScorerEntry("stubs:Never", ""))
-    said: list[str] = []
-    result = efface.jobs.demo.run(tmp_path / "demo", model_name=model, say=said.append)
+    said: list[Block] = []
+    result = efface.jobs.demo.run(tmp_path / "demo", model_name=model, show=said.append)
     assert result["base"]["toxicity"]["share"] == 0 and (tmp_path / "demo" / "report.html").exists()
-    assert any("toxic share, edited / base" in line for line in said)
+    assert any("toxic share, edited / base" in str(block) for block in said)
 
 
 def test_a_demo_of_an_older_version_gets_its_probe_when_it_is_resumed(model: str, tmp_path: Path) -> None:

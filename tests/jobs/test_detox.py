@@ -73,7 +73,7 @@ def test_the_command_leaves_a_model_within_the_budget_and_a_report(
     assert asked["measurement"]["base"] == model and asked["measurement"]["prompts"] == str(out / "reported.jsonl")
     page = (out / "report.html").read_text(encoding="utf-8")
     assert result["erasure"] == read_json(out / "erasure.json") and "What the hidden states still say" in page
-    assert "What attacks reach" in page and "Strength and its price" in page and "times the edit" in page
+    assert "What attacks reach" in page and "Strength and its price" in page and "main, chosen" in page
     moved = AutoModelForCausalLM.from_pretrained(out / "model").state_dict()
     start = AutoModelForCausalLM.from_pretrained(model).state_dict()
     assert any(not moved[name].equal(start[name]) for name in start)

@@ -389,4 +389,4 @@ def test_robustify_says_what_is_missing_or_wrong(capsys: pytest.CaptureFixture[s
         assert main(["robustify", *argv]) == 2
         assert message in capsys.readouterr().err
     assert main(["robustify", "--list-flags"]) == 0
-    assert "--alpha (default 0.1)" in capsys.readouterr().out
+    assert "--alpha (default: 0.1)" in capsys.readouterr().out

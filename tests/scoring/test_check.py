@@ -4,6 +4,7 @@ Of: scoring/labelled.py
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -253,8 +254,9 @@ def test_check_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     file, out = write(tmp_path / "a.jsonl", *rows), tmp_path / "out.json"
     assert main(["scorers", "--check", file, "--scorer", "stubs:nasty", "stubs:parity", "-o", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "stubs:nasty:" in printed and "a.jsonl: 3 texts, 2 toxic  AUC 0.750" in printed
-    assert "implicit: 2 texts, 1 toxic  AUC 0.500" in printed and "left out: 1 rows without a label" in printed
+    assert "stubs:nasty:" in printed and re.search(r"a.jsonl \(1\) +2 of 3 +0\.750 \[", printed)
+    assert re.search(r"- implicit +1 of 2 +0\.500 \[", printed) and "(1) left out: 1 rows without a label" in printed
+    assert max(map(len, printed.splitlines())) <= 80
     found = read_json(out)
     assert found["schema"] == 1 and [check["scorer"] for check in found["checks"]] == ["stubs:nasty", "stubs:parity"]
     first = found["checks"][0]

@@ -385,7 +385,7 @@ def test_held_out_pairs_are_measured_at_the_end(train: Train, out: Path, tmp_pat
     whole = tensors(out)
     assert train("--overwrite") == 0
     assert same(tensors(out), whole) and "evaluation" not in read_json(out / "results.json")
-    argv = ["train", "leace", tmp_path / "gpt2", tmp_path / "pairs.jsonl", "-o", tmp_path / "other"]
+    argv = ["train", "leace", "some/model", tmp_path / "pairs.jsonl", "-o", tmp_path / "other"]
     assert "leace has no loss that could be measured" in fails(2, *argv, "--eval_pairs", tmp_path / "held-out.jsonl")
 
 

@@ -23,8 +23,8 @@ from efface.analysis.rounds import FOLDS, PARTS, Rounds, Split
 from efface.analysis.states import TokenStates, check_binary
 from efface.errors import UserError
 from efface.files.shapes import INTERVAL, Maybe, check_shape
-from efface.progress import track
 from efface.resampling import draw_resamples, interval_of
+from efface.terminal.progress import track
 
 Kind = Literal["linear", "mlp"]
 KINDS: tuple[Kind, ...] = ("linear", "mlp")

@@ -20,8 +20,8 @@ from efface.model.blocks import accepted, capture_residuals, decoder_blocks, par
 from efface.model.copies import eval_mode
 from efface.model.padding import batches_by_length, max_positions, pad_batch, position_ids
 from efface.model.vocabulary import pad_id
-from efface.progress import track
 from efface.scoring.labelled import rows_of, spans_of, texts_of
+from efface.terminal.progress import track
 
 if TYPE_CHECKING:
     import os

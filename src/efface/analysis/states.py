@@ -21,7 +21,7 @@ from efface.model.forward import forward
 from efface.model.layout import plain_layout
 from efface.model.padding import batches_by_length, max_positions, pad_batch, position_ids
 from efface.model.vocabulary import pad_id
-from efface.progress import track
+from efface.terminal.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import UserError
-from efface.registry import Entry, resolve
+from efface.registry import Entry, check_name, resolve
 
 if TYPE_CHECKING:
     from efface.attacks.result import AttackResult
@@ -278,13 +278,21 @@ ATTACKS = {
 }
 
 
+FORM = "package.module:function"
+
+
+def check_attack(name: str) -> None:
+    """Raise a `UserError` if there is no such attack, as far as that is seen without importing it."""
+    check_name("attack", name, ATTACKS, FORM)
+
+
 def load_attack(name: str) -> "Callable[[Target, Any], AttackResult]":
     """The attack called `name`, or at the dotted path `package.module:function`.
 
     Raises:
         UserError: if there is no such attack.
     """
-    found = resolve("attack", name, ATTACKS, "package.module:function")
+    found = resolve("attack", name, ATTACKS, FORM)
     settings_class(found, name)
     return found
 

@@ -15,8 +15,8 @@ from efface.generation.warp import GREEDY, draw_uniforms
 from efface.model.copies import eval_mode
 from efface.model.padding import batches_by_length, max_positions
 from efface.model.vocabulary import pad_id
-from efface.progress import track
 from efface.scoring.scorer import THRESHOLD, score
+from efface.terminal.progress import track
 
 ROWS_AT_ONCE = 16
 

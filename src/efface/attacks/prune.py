@@ -31,7 +31,7 @@ from efface.model.copies import merged_copy
 from efface.model.padding import max_positions
 from efface.model.projections import linear_maps, output_weight
 from efface.model.vocabulary import pad_id
-from efface.progress import track
+from efface.terminal.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,12 +7,14 @@ model itself and are shared by all models of an audit.
 """
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from efface.attacks import ATTACKS, Attack, load_attack, settings_class
+from efface.attacks import ATTACKS, Attack, check_attack, load_attack, settings_class
 from efface.errors import UserError
 
 DIAGNOSTIC = "base"
@@ -95,6 +97,23 @@ def left_to_others(budget: str) -> list[str]:
     return [name for name, attack in ATTACKS.items() if attack.flags.get(budget, "") is None]
 
 
+def names_of(given: Sequence[str]) -> dict[str, str]:
+    """Models as the command line has them, NAME=MODEL or MODEL, by their names: without one the last part of the path.
+
+    Raises:
+        UserError: if two have the same name.
+    """
+    found: dict[str, str] = {}
+    for one in given:
+        name, equals, model = one.partition("=")
+        if not equals or Path(one).exists():
+            name, model = re.split("[/:]", one.rstrip("/"))[-1], one
+        if name in found:
+            raise UserError(f"two models are called {name!r}: {found[name]!r} and {model!r}. Name them: NAME=MODEL.")
+        found[name] = model
+    return found
+
+
 def choose_trials(budget: str, only: Sequence[str] = (), skip: Sequence[str] = ()) -> list[Trial]:
     """The attacks of a budget.
 
@@ -107,6 +126,13 @@ def choose_trials(budget: str, only: Sequence[str] = (), skip: Sequence[str] = (
     Raises:
         UserError: if there is no such budget or attack, or nothing is left.
     """
+    names = check_names(budget, only, skip)
+    battery = BUDGETS[budget].attacks
+    return [_make_trial(name, battery.get(name, "")) for name in names]
+
+
+def check_names(budget: str, only: Sequence[str] = (), skip: Sequence[str] = ()) -> list[str]:
+    """The names of these attacks; nothing is imported. Arguments and errors as those of `choose_trials`."""
     if budget not in BUDGETS:
         raise UserError(f"budget {budget!r} is unknown. There are: {', '.join(BUDGETS)}.")
     battery = BUDGETS[budget].attacks
@@ -114,15 +140,15 @@ def choose_trials(budget: str, only: Sequence[str] = (), skip: Sequence[str] = (
     if only:
         chosen = {one: [name for name in battery if one in (name, _attack(name))] for one in only}
         names = list(dict.fromkeys(name for one, found in chosen.items() for name in found or [one]))
-    # Before `skip`: a name that is none is an error.
-    found = [_make_trial(name, battery.get(name, "")) for name in names]
+    for name in names:  # before `skip`: a name that is none is an error
+        check_attack(_attack(name))
     for one in skip:
         if not any(one in (name, _attack(name)) for name in names):
             raise UserError(f"skip={one!r} is not among the attacks of this audit: {', '.join(names)}.")
-    found = [trial for trial in found if not {trial.name, _attack(trial.name)} & set(skip)]
-    if not found:
+    kept = [name for name in names if not {name, _attack(name)} & set(skip)]
+    if not kept:
         raise UserError(f"skip={','.join(skip)!r} leaves no attack. Skip fewer.")
-    return found
+    return kept
 
 
 def folder_of(name: str) -> str:

@@ -8,20 +8,20 @@ from efface.audit.rows import counts, nothing_counts
 from efface.files.jsonl import Row
 
 
+def reason_of_row(row: Row) -> str | None:
+    """Why an attack has no figures."""
+    if row["error"] is not None:
+        return f"{row['attack']} failed: {row['error']}"
+    return None if row["skipped"] is None else f"{row['attack']} was skipped: {row['skipped']}"
+
+
 def notes_on(model: Row) -> Iterator[str]:
-    """In sentences."""
+    """In sentences; but why a row has no figures says its table."""
     if model["error"] is not None:
         yield f"not audited: {model['error']}"
     for row in model["attacks"]:
-        name = row["attack"]
-        if row["error"] is not None:
-            yield f"{name} failed: {row['error']}"
-        elif row["skipped"] is not None:
-            yield f"{name} was skipped: {row['skipped']}"
-        elif not counts(row):
-            yield f"{name}: its highest point wrecked the model"
-        elif nothing_counts(row):
-            yield f"{name}: every point wrecked the model"
+        if reason_of_row(row) is None and not counts(row) and not nothing_counts(row):
+            yield f"{row['attack']}: its highest point wrecked the model"
     for access, column in model["columns"].items():
         if column["judged"] is not None:
             yield f"= {access}, chosen (prompts): {_counted(column['judged']['chosen'])}"

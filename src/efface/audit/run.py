@@ -92,23 +92,6 @@ def audit_models(
     return cast(AuditResults, run.results)
 
 
-def names_of(given: Sequence[str]) -> dict[str, str]:
-    """Models as the command line has them, NAME=MODEL or MODEL, by their names: without one the last part of the path.
-
-    Raises:
-        UserError: if two have the same name.
-    """
-    found: dict[str, str] = {}
-    for one in given:
-        name, equals, model = one.partition("=")
-        if not equals or Path(one).exists():
-            name, model = re.split("[/:]", one.rstrip("/"))[-1], one
-        if name in found:
-            raise UserError(f"two models are called {name!r}: {found[name]!r} and {model!r}. Name them: NAME=MODEL.")
-        found[name] = model
-    return found
-
-
 def _check(models: Mapping[str, Any]) -> None:
     if not models:
         raise UserError("an audit needs at least one model.")

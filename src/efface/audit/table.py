@@ -1,51 +1,50 @@
 """What has an audit found? For each model a table of its attacks, then of its columns; then models side by side."""
 
-import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from efface.attacks.measurement import Measurement
 from efface.attacks.result import read_point
 from efface.audit.battery import DIAGNOSTIC, resolution
 from efface.audit.columns import ANY_COST, CONTROL, ITSELF, NONE
-from efface.audit.notes import notes_on
+from efface.audit.notes import notes_on, reason_of_row
 from efface.audit.rows import nothing_counts
-from efface.errors import escaped
+from efface.evaluation.proportions import count_of
 from efface.files.jsonl import Row
+from efface.terminal.table import Notes, Page, Table
 
-WIDTH = 120
-HEADER = ("attack", "toxic share", "inv.", "clean", "2nd", "less before", "p", "control", "perplexity", "min")
+HEAD = ("attack", "toxic\nof {}", "share [95 %]", "more than before", "control", "inv.", "clean", "2nd judge", "p")
+MORE = ("perplexity", "min")
 WRECKED = "every point wrecks"
 EVIDENCE = {CONTROL: "rises", ITSELF: "itself", NONE: "no evidence"}
 
 
-def audit_table(results: Mapping[str, Any]) -> str:
-    """What `results.json` says, in at most 120 columns."""
+def audit_page(results: Mapping[str, Any]) -> Page:
+    """What `results.json` says."""
     models = results["models"]
     made = [model for model in models if model["error"] is None]
-    blocks = ["\n".join(_wrapped(_head(results, made)))] if made else []
+    blocks: list[Table | str] = ["\n".join(_head(results, made))] if made else []
     of_base = _base_columns(results)
-    blocks += [_block(model, results["base"], of_base, [model["name"]] if len(models) > 1 else []) for model in made]
+    for model in made:
+        blocks.append(_block(model, results["base"], of_base, model["name"] if len(models) > 1 else ""))
     if len(made) > 1:
-        blocks += _side_by_side(made)
-        blocks += [_differences(one) for one in results["comparisons"]]
+        blocks += [_side_by_side(made), *(_differences(one) for one in results["comparisons"])]
     notes = [note for model in models for note in _remarks(model, titled=len(models) > 1)]
     for one in results["controls"].values():
         notes += [f"control {one['name']} was not made: {one['error']}"] if one["error"] else []
         notes += [
             f"control {one['name']}, {row['attack']} failed: {row['error']}" for row in one["attacks"] if row["error"]
         ]
-    return "\n\n".join([*blocks, "\n".join(_wrapped(notes))] if notes else blocks)
+    return Page([*blocks, "\n".join(notes)] if notes else blocks)
 
 
 def _head(results: Mapping[str, Any], made: Sequence[Row]) -> Iterator[str]:
     toxicity = read_point(made[0]["evaluation"]).measured.toxicity
     n = toxicity.n_prompts
     yield (
-        f"{n} prompts: a share is known to within ±{resolution(n):.2f}. toxic share: of the point (or, in a column, "
+        f"{n} prompts: a share is known to within ±{resolution(n):.2f}. toxic: at the point (or, in a column, "
         "attack and point) that an attacker chooses "
-        f"on other prompts, by {toxicity.scorer}; inv.: no text, and not toxic; 2nd: by the second "
-        "judge; p: corrected after Holm."
+        f"on other prompts, by {toxicity.scorer}; inv.: no text, and not toxic; p: corrected after Holm."
     )
     trained = [f"{one['name']} {one['training_seed']}" for one in made if one.get("training_seed") is not None]
     seeds = results["seeds"]
@@ -59,80 +58,82 @@ def _head(results: Mapping[str, Any], made: Sequence[Row]) -> Iterator[str]:
         yield "no controls were made: no row is known to be evidence"
 
 
-def _block(model: Row, base: Row | None, of_base: Row, heading: list[str]) -> str:
-    lines: list[tuple[str, ...]] = [HEADER]
+def _block(model: Row, base: Row | None, of_base: Row, title: str) -> Table:
+    notes = Notes()
+    before = read_point(model["evaluation"])
+    of = _continuations(before)
+    lines: list[tuple[str, ...]] = []
     for name, figures in (("base", base), ("before attacks", model["evaluation"])):
         if figures is not None:
-            lines.append(_measured_line(name, read_point(figures)))
-    whole = read_point(model["evaluation"]).measured.toxicity.n_prompts
-    lines += [line for row in model["attacks"] for line in (_line(row, whole), *_any_cost(row))]
+            lines.append(_measured_line(name, read_point(figures), of))
+    for row in model["attacks"]:
+        lines += [_line(row, of, before.measured.toxicity.n_prompts, notes), *_any_cost(row, of)]
     for access, column in model["columns"].items():
         if column["judged"] is not None:
             its = (of_base.get(access) or {}).get("judged")
             beside = "-" if its is None else f"base {its['share']:.2f}"
-            lines.append((f"= {access}", *_judged_cells(column["judged"], column["p_holm"]), beside, "", ""))
+            lines.append((f"= {access}", *_judged_cells(column["judged"], column["p_holm"], beside, of), "", ""))
             if column.get("any_cost"):
-                lines.append((f"= {access}{ANY_COST}", *_judged_cells(column["any_cost"], None), "", "", ""))
-    # Names are cut to what the other columns leave.
-    room = WIDTH - sum(_width(column) for column in list(zip(*lines, strict=True))[1:])
-    return "\n".join(heading + _aligned([(_cut(line[0], max(room, 12)), *line[1:]) for line in lines]))
+                cells = _judged_cells(column["any_cost"], None, "", of)
+                lines.append((f"= {access}{ANY_COST}", *cells, "", ""))
+    return Table(lines, (*(name.format(of) for name in HEAD), *MORE), title=title, notes=notes)
 
 
-def _measured_line(name: str, point: Measurement) -> tuple[str, ...]:
+def _continuations(point: Measurement) -> int:
+    toxicity = point.measured.toxicity
+    return toxicity.n_prompts * toxicity.samples
+
+
+def _count(share: float, n: int, of: int) -> str:
+    """How many are toxic, where that is not so many of the head's number with their own."""
+    count = count_of(share, n)
+    return "-" if count is None else f"{count}" if n == of else f"{count} of {n}"
+
+
+def _measured_line(name: str, point: Measurement, of: int) -> tuple[str, ...]:
     toxicity = point.figures["toxicity"]
     cost = "-" if point.measured.perplexity is None else f"{point.measured.perplexity.value:.2f}"
     second = list(point.measured.judges.values())[1:2]
-    cells = (
-        _interval(point.share, toxicity["ci95"]["share"]),
-        _part(toxicity.get("invalid")),
-        _part(toxicity.get("clean")),
-    )
-    return name, *cells, _part(second[0].share if second else None), "", "", "", cost, ""
+    share = _count(point.share, _continuations(point), of), _interval(point.share, toxicity["ci95"]["share"])
+    parts = _part(toxicity.get("invalid")), _part(toxicity.get("clean"))
+    return name, *share, "", "", *parts, _part(second[0].share if second else None), "", cost, ""
 
 
-def _line(row: Row, whole: int) -> tuple[str, ...]:
+def _line(row: Row, of: int, whole: int, notes: Notes) -> tuple[str, ...]:
     """A row that is not of the `whole` number of prompts says of how many."""
+    blank = ("",) * (len(HEAD) - 2)
     if row["judged"] is None:
-        told = "skipped, see below" if row["skipped"] else "failed, see below"
-        return row["attack"], told, "", "", "", "", "", "", "", _minutes(row)
+        told = "skipped" if row["skipped"] else "failed"
+        return f"{row['attack']} {notes.mark(str(reason_of_row(row)))}", "-", told, *blank, _minutes(row)
     before, after = read_point(row["before"]), read_point(row["after"])
     n = before.measured.toxicity.n_prompts
-    of = "" if n == whole else f" of {n}"
+    name, cost = row["attack"] + ("" if n == whole else f" of {n}"), (_perplexity(before, after), _minutes(row))
     if nothing_counts(row):
-        return (
-            row["attack"] + of,
-            WRECKED,
-            "",
-            "",
-            "",
-            "",
-            "",
-            _control(row),
-            _perplexity(before, after),
-            _minutes(row),
-        )
-    cells = _judged_cells(row["judged"], row["p_holm"])
-    return row["attack"] + of, *cells, _control(row), _perplexity(before, after), _minutes(row)
+        mark = notes.mark(f"{row['attack']}: every point wrecked the model")
+        return f"{name} {mark}", "-", WRECKED, "", _control(row), *blank[3:], *cost
+    return name, *_judged_cells(row["judged"], row["p_holm"], _control(row), of), *cost
 
 
-def _any_cost(row: Row) -> list[tuple[str, ...]]:
+def _any_cost(row: Row, of: int) -> list[tuple[str, ...]]:
     """A further line where the budget of perplexity has left something out."""
     if not row.get("any_cost"):
         return []
-    return [(row["attack"] + ANY_COST, *_judged_cells(row["any_cost"], None), "", "", "")]
+    return [(row["attack"] + ANY_COST, *_judged_cells(row["any_cost"], None, "", of), "", "")]
 
 
-def _judged_cells(judged: Row, p: float | None) -> tuple[str, ...]:
-    """Share, parts, second judge, difference, p."""
+def _judged_cells(judged: Row, p: float | None, beside: str, of: int) -> tuple[str, ...]:
+    """Count, share, difference, what stands `beside` it, parts, second judge, p."""
     second = list(judged["judges"].values())[1:2]
     versus = judged["versus_before"]
     low, high = versus["ci95"]
     return (
+        _count(judged["share"], judged.get("of") or 0, of),
         _interval(judged["share"], judged["ci95"]),
+        f"{versus['difference']:+.2f} [{low:+.2f}, {high:+.2f}]",
+        beside,
         _part(judged.get("invalid")),
         _part(judged.get("clean")),
         _part(second[0]["share"] if second else None),
-        f"{versus['difference']:+.2f} [{low:+.2f}, {high:+.2f}]",
         _p(p),
     )
 
@@ -171,20 +172,16 @@ def _minutes(row: Row) -> str:
     return "" if row["seconds"] is None else f"{row['seconds'] / 60:.1f}"
 
 
-def _side_by_side(models: Sequence[Row]) -> list[str]:
-    """The share that each attack reaches, a column for each model; as many tables as the width makes necessary."""
+def _side_by_side(models: Sequence[Row]) -> Table:
+    """The share that each attack reaches, a column for each model."""
     columns = [_column(model) for model in models]
     names = list(dict.fromkeys(name for column in columns for name in column if not name.startswith("= ")))
     names += list(dict.fromkeys(name for column in columns for name in column if name.startswith("= ")))
-    first = ["toxic share", *names]
-    tables, group = [], [first]
-    for model, column in zip(models, columns, strict=True):
-        cells = [model["name"], *(column.get(name, column.get(name.removesuffix(ANY_COST), "-")) for name in names)]
-        if len(group) > 1 and sum(map(_width, [*group, cells])) > WIDTH:
-            tables.append(group)
-            group = [first]
-        group.append(cells)
-    return ["\n".join(_aligned(list(zip(*group, strict=True)))) for group in [*tables, group]]
+    lines = [
+        [name, *(column.get(name, column.get(name.removesuffix(ANY_COST), "-")) for column in columns)]
+        for name in names
+    ]
+    return Table(lines, ["toxic share", *(model["name"] for model in models)])
 
 
 def _column(model: Row) -> dict[str, str]:
@@ -213,17 +210,17 @@ def _marked(figures: Row) -> str:
     return share + (" degenerate" if point.measured.degeneration.verdict == "degenerate" else "")
 
 
-def _differences(comparison: Row) -> str:
+def _differences(comparison: Row) -> Table:
     one, other = comparison["models"]
-    lines = [(f"{other} less {one}", "toxic share", "p")]
+    lines = []
     named = {"before attacks": comparison["before"], **comparison["attacks"]}
     named |= {f"= {access}": block for access, block in comparison["columns"].items()}
     for name, block in named.items():
         if block is not None:
             low, high = block["ci95"]
             p = _p(block.get("p_holm", block["p"]))
-            lines.append((_cut(name, 60), f"{block['difference']:+.2f} [{low:+.2f}, {high:+.2f}]", p))
-    return "\n".join(_aligned(lines))
+            lines.append((name, f"{block['difference']:+.2f} [{low:+.2f}, {high:+.2f}]", p))
+    return Table(lines, (f"{other} less {one}", "toxic share", "p"))
 
 
 def _base_columns(results: Mapping[str, Any]) -> Row:
@@ -239,21 +236,3 @@ def _remarks(model: Row, *, titled: bool) -> Iterator[str]:
     """What does not fit into a cell."""
     for note in notes_on(model):
         yield f"{model['name']}, {note}" if titled else note
-
-
-def _wrapped(lines: Iterable[str]) -> list[str]:
-    return [part for line in lines for part in textwrap.wrap(escaped(line), WIDTH, break_on_hyphens=False)]
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    lines = [[escaped(cell) for cell in line] for line in lines]  # names and verdicts out of files
-    widths = [_width(column) for column in zip(*lines, strict=True)]
-    return ["".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) + 2 <= width else text[: width - 6].rstrip() + " ..."
-
-
-def _width(column: Iterable[str]) -> int:
-    return max(map(len, column)) + 2

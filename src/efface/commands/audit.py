@@ -4,9 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from efface.audit.battery import BUDGETS
+from efface.audit.battery import BUDGETS, check_names, names_of
+from efface.commands.early import check_named
 from efface.commands.options import MODEL_HELP, add_loading, add_measurement, add_reuse, add_target, target_of
+from efface.commands.printing import sayer, show
+from efface.data.rows import check_source
 from efface.errors import RunError
+from efface.model.names import check_model
 
 WHAT = "; ".join(f"{name}: {budget.what}, {budget.time}" for name, budget in BUDGETS.items())
 
@@ -51,7 +55,7 @@ def add(commands: Any) -> None:
     # Not given, the number of prompts and of tokens is the budget's.
     add_measurement(command, text="shipped:text", max_text_tokens=None, decoding_dtype="auto")
     add_loading(command)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, refuse=refuse)
 
 
 def _names(given: str) -> list[str]:
@@ -61,19 +65,28 @@ def _names(given: str) -> list[str]:
     return found
 
 
+def refuse(options: argparse.Namespace) -> None:
+    check_names(options.budget, options.only, options.skip)
+    for model in names_of(options.models).values():
+        check_model(model)
+    check_named(options)
+    if options.labelled is not None:
+        check_source(options.labelled, "texts")
+
+
 def run(options: argparse.Namespace) -> None:
-    from efface.audit.run import audit_models, names_of
-    from efface.audit.table import audit_table
+    from efface.audit.run import audit_models
+    from efface.audit.table import audit_page
     from efface.files.results import RESULTS
 
-    models = names_of(options.models)
+    models, say = names_of(options.models), sayer(options)
     budget = BUDGETS[options.budget]
-    print(
+    say(
         f"budget {options.budget}: {budget.what}; at most {budget.time} for one model and its controls (SmolLM2-135M "
         "on 2 cores), half of it for each other model"
     )
     if options.base is None and not options.no_controls:
-        print("without --base there are no controls: no row will be known to be evidence")
+        say("without --base there are no controls: no row will be known to be evidence")
     try:
         results = audit_models(
             models,
@@ -85,13 +98,13 @@ def run(options: argparse.Namespace) -> None:
             measurement={**target_of(options), "command": options.command_line, "progress": True},
             overwrite=options.overwrite,
             resume=options.resume,
-            say=lambda line: print(line, flush=True),
+            say=say,
         )
     except KeyboardInterrupt as error:
         kept = f"What is finished, and begun, is kept in {options.output}: the same command with --resume goes on."
         raise KeyboardInterrupt(f"interrupted. {kept}") from error
-    print(f"\n{audit_table(results)}\n")
-    print(f"written: {Path(options.output) / RESULTS}")
+    show("", audit_page(results), "")
+    say(f"written: {Path(options.output) / RESULTS}")
     failed = [
         f"{model['name']}, {row['attack']}" for model in results["models"] for row in model["attacks"] if row["error"]
     ]

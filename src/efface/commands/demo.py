@@ -7,7 +7,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from efface.commands.early import check_named
 from efface.commands.options import MODEL_HELP, add_reuse
+from efface.commands.printing import sayer, show
 from efface.training import DEFAULT_STEPS
 
 
@@ -19,7 +21,7 @@ def add(commands: Any) -> None:
     command.add_argument("--model", default=None, help=f"another model ({MODEL_HELP})")
     command.add_argument("--max-steps", type=int, default=None, help=f"optimizer steps (default: {DEFAULT_STEPS})")
     add_reuse(command)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, refuse=check_named)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -32,5 +34,6 @@ def run(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         resume=options.resume,
         command=options.command_line,
-        say=print,
+        say=sayer(options),
+        show=show,
     )

@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from efface.commands.early import check_named
 from efface.commands.options import MODEL_HELP, add_loading, add_reuse, seed
+from efface.commands.printing import sayer, show
 from efface.pairs import SOURCES
 from efface.training import DEFAULT_STEPS
 
@@ -49,9 +51,9 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--max-steps", type=int, default=DEFAULT_STEPS, help=f"default: {DEFAULT_STEPS}")
     command.add_argument("--no-audit", action="store_true", help="attack nothing")
-    command.add_argument("--seed", type=seed, default=0)
+    command.add_argument("--seed", type=seed, default=0, help="of pairs, training, generations and attacks")
     add_loading(command, placed=False)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, refuse=check_named)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -76,5 +78,6 @@ def run(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         resume=options.resume,
         command=options.command_line,
-        say=lambda line: print(line, flush=True),
+        say=sayer(options),
+        show=show,
     )

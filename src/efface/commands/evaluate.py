@@ -3,8 +3,9 @@
 import argparse
 from typing import Any
 
+from efface.commands.early import check_named
 from efface.commands.options import MODEL_HELP, add_decoding, add_loading, add_output_file, decoding_of, seed
-from efface.report.table import evaluation_table, versus_lines
+from efface.commands.printing import sayer, show
 
 
 def add(commands: Any) -> None:
@@ -17,7 +18,7 @@ def add(commands: Any) -> None:
         help="replace the evaluation that is there; generations that would be the same are taken from it",
     )
     add_decoding(command)
-    command.add_argument("--seed", type=seed, default=0)
+    command.add_argument("--seed", type=seed, default=0, help="of the generations")
     command.add_argument("--batch-size", type=int, default=None, help="continuations at once, at most")
     _add_cost(command)
     command.add_argument(
@@ -33,12 +34,12 @@ def add(commands: Any) -> None:
         help="the untouched model's result: degeneration is judged against it, and toxicity compared prompt by prompt",
     )
     add_loading(command)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, refuse=refuse)
 
 
 def _add_cost(command: argparse.ArgumentParser) -> None:
     command.add_argument("--text", default=None, help="JSON lines with `text`, for perplexity")
-    command.add_argument("--max-text-tokens", type=int, default=20_000)
+    command.add_argument("--max-text-tokens", type=int, default=20_000, help="of the text, at most")
     command.add_argument("--window", type=int, default=1024, help="tokens of context in a perplexity window")
     command.add_argument(
         "--stride", type=int, default=None, help="from one perplexity window to the next (default: disjoint windows)"
@@ -71,11 +72,20 @@ def _add_cost(command: argparse.ArgumentParser) -> None:
     )
 
 
+def refuse(options: argparse.Namespace) -> None:
+    check_named(options)
+    if options.baseline is not None:
+        from efface.evaluation.baseline import read_baseline  # on use: it imports numpy
+
+        read_baseline(options.baseline)
+
+
 def run(options: argparse.Namespace) -> None:
     from efface.evaluation.baseline import read_baseline
     from efface.evaluation.measure import evaluate
     from efface.evaluation.result import check_evaluation_file, generations_path
     from efface.evaluation.settings import OrdinaryText, PromptSet, RunSettings, UtilityTasks
+    from efface.report.table import evaluation_table, versus_table
 
     check_evaluation_file(options.output, overwrite=options.overwrite)
     baseline = None if options.baseline is None else read_baseline(options.baseline)
@@ -108,7 +118,7 @@ def run(options: argparse.Namespace) -> None:
     columns = {"": evaluation.to_dict()}
     if baseline is not None:
         columns = {"baseline": baseline.result, "this model": evaluation.to_dict()}
-    print(evaluation_table(columns))
+    show(evaluation_table(columns))
     if evaluation.versus_baseline is not None:
-        print(versus_lines(evaluation.to_dict()))
-    print(f"written: {options.output}")
+        show("", versus_table(evaluation.to_dict()))
+    sayer(options)(f"written: {options.output}")

@@ -4,6 +4,9 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from efface.commands.printing import show
+from efface.terminal.table import Table
+
 NAMES = {"models": "the embedded models", "methods": "the training methods", "attacks": "the attacks"}
 
 
@@ -14,7 +17,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     if options.command == "models":
-        from efface.model.sources import PYPI_MODELS
+        from efface.model.names import PYPI_MODELS
 
         entries = {f"pypi:{name}": f"{model.title}; {model.licence}" for name, model in PYPI_MODELS.items()}
         entries |= {
@@ -24,23 +27,21 @@ def run(options: argparse.Namespace) -> None:
     elif options.command == "attacks":
         from efface.attacks import ATTACKS
 
+        entries = {}
         for name, attack in ATTACKS.items():
             control = "" if attack.access == "base" else f"; control: {attack.control}"
-            print(f"{name}\n    {attack.what}\n    {attack.source}; access: {attack.access}{control}")
-            if attack.published:
-                print(f"    published: {attack.published}")
-        return
+            published = f"\npublished: {attack.published}" if attack.published else ""
+            entries[name] = f"{attack.what}\n{attack.source}; access: {attack.access}{control}{published}"
     else:
         from efface.methods import METHODS
 
-        for name, method in METHODS.items():
-            print(f"{name}\n    {method.what}\n    {method.source}; {method.cost_text}; keeps: {method.memory}")
-        return
-    print_entries(entries)
+        entries = {
+            name: f"{method.what}\n{method.source}; {method.cost_text}; keeps: {method.memory}"
+            for name, method in METHODS.items()
+        }
+    show(table_of(entries))
 
 
-def print_entries(entries: Mapping[str, str]) -> None:
-    """Names and what they are, in two columns."""
-    width = max(map(len, entries)) + 2
-    for name, text in entries.items():
-        print(f"{name:<{width}}{text}")
+def table_of(entries: Mapping[str, str]) -> Table:
+    """Names and what they are."""
+    return Table(list(entries.items()), prose=(1,))

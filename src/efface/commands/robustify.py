@@ -6,6 +6,7 @@ Short: a command has a file of its own, and all that this one does is done by `t
 from typing import Any
 
 from efface.commands import train
+from efface.commands.options import add_settings_help
 
 
 def add(commands: Any) -> None:
@@ -14,7 +15,11 @@ def add(commands: Any) -> None:
         help="noise and distil a detoxified model",
         description="Damage the weights of MODEL, which any method has detoxified, and distil what it says back into "
         "them (UNDO, Lee et al. 2025): what the outputs do not show is not restored. The same as `efface train undo`, "
-        "whose settings are flags here too: --list-flags prints them.",
+        "whose settings are flags here too: this and --list-flags print them.",
+        add_help=False,
     )
     train.add_arguments(command)
-    command.set_defaults(run=train.run, method="undo", usage="efface robustify MODEL PAIRS -o DIR")
+    add_settings_help(command, "method", train.list_flags)
+    command.set_defaults(
+        run=train.run, refuse=train.refuse, method="undo", usage="efface robustify MODEL PAIRS -o DIR"
+    )

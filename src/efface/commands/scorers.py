@@ -1,12 +1,17 @@
 """`efface scorers`: list them, train our own (`--train`), measure what they are worth (`--check`)"""
 
 import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efface.commands.lists import print_entries
+from efface.commands.early import check_scorers
+from efface.commands.lists import table_of
 from efface.commands.options import seed
+from efface.commands.printing import sayer, show
+from efface.data.rows import check_source
 from efface.errors import UserError
+from efface.terminal.table import Notes, Table
 
 if TYPE_CHECKING:
     from efface.scoring.check import Check, Quality
@@ -41,8 +46,15 @@ def add(commands: Any) -> None:
         "-o", "--output", metavar="PATH", help="with --train: the judge's folder; with --check: a JSON file"
     )
     command.add_argument("--overwrite", action="store_true", help="replace the judge, or the check, that is there")
-    command.add_argument("--seed", type=seed, default=0)
-    command.set_defaults(run=run)
+    command.add_argument("--seed", type=seed, default=0, help="of the split, and of the bootstrap")
+    command.set_defaults(run=run, refuse=refuse)
+
+
+def refuse(options: argparse.Namespace) -> None:
+    for file in [*(options.train or []), *(options.check or []), *options.benign]:
+        check_source(file, "texts")
+    if options.check:
+        check_scorers(options.scorer)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -55,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     else:
         from efface.scoring import list_scorers
 
-        print_entries(list_scorers())
+        show(table_of(list_scorers()))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -68,10 +80,8 @@ def _train(options: argparse.Namespace) -> None:
         prepare_output_dir(options.output)  # refused before the work, not after it
     judge = train_judge(options.train, benign=options.benign, seed=options.seed, command=options.command_line)
     judge.save(options.output, overwrite=options.overwrite)
-    print("held out:")
-    for entry in judge.meta["held_out"]:
-        print(_line(entry["file"], entry))
-    print(f"use it as judge:{options.output}")
+    show(_table([(entry["file"], entry) for entry in judge.meta["held_out"]], "held out:"))
+    sayer(options)(f"use it as judge:{options.output}")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -90,10 +100,9 @@ def _check(options: argparse.Namespace) -> None:
         check_output_file(options.output, is_check, "a check of scorers", overwrite=options.overwrite)
     checks = check_scorers(options.check, options.scorer, seed=options.seed, progress=True)
     for name in dict.fromkeys(check.scorer for check in checks):
-        print(f"{name}:")
-        for check in checks:
-            if check.scorer == name:
-                _print_check(check)
+        notes = Notes()
+        lines = [line for check in checks if check.scorer == name for line in _lines(check, notes)]
+        show(_table(lines, f"{name}:", notes))
     if options.output is not None:
         stamp = environment(seed=options.seed, model=None, command=options.command_line)
         write_json(
@@ -102,24 +111,28 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-def _print_check(check: "Check") -> None:
-    print(_line(check.file, check.quality.to_dict()))
+def _lines(check: "Check", notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A file, and its implicit and explicit texts apart, if it has such."""
+    left_out = f"left out: {check.unlabelled} rows without a label, {check.seen} texts seen in training"
+    mark = f" {notes.mark(left_out)}" if check.unlabelled or check.seen else ""
+    yield check.file + mark, check.quality.to_dict()
     for kind in ("implicit", "explicit"):
         quality: Quality | None = getattr(check, kind)
         if quality is not None:
-            print(_line(f"  {kind}", quality.to_dict()))
-    if check.unlabelled or check.seen:
-        print(f"    left out: {check.unlabelled} rows without a label, {check.seen} texts seen in training")
+            yield f"- {kind}", quality.to_dict()
 
 
-def _line(name: str, quality: dict[str, Any]) -> str:
-    """One set of texts: how many, AUC with its interval, and precision/recall at each threshold."""
-    auc = "AUC -" if quality["auc"] is None else "AUC {:.3f} ({:.3f}-{:.3f})".format(quality["auc"], *quality["ci95"])
-    at = "  ".join(
-        f">{entry['threshold']}: {_number(entry['precision'])}/{_number(entry['recall'])}"
-        for entry in quality["thresholds"]
-    )
-    return f"  {name}: {quality['texts']} texts, {quality['toxic']} toxic  {auc}  precision/recall {at}"
+def _table(lines: Sequence[tuple[str, dict[str, Any]]], title: str, notes: Sequence[str] = ()) -> Table:
+    """How many texts, AUC with its interval, and precision and recall at each threshold."""
+    thresholds = [entry["threshold"] for entry in lines[0][1]["thresholds"]] if lines else []
+    rows = []
+    for name, quality in lines:
+        auc = "-" if quality["auc"] is None else "{:.3f} [{:.3f}, {:.3f}]".format(quality["auc"], *quality["ci95"])
+        at = [f"{_number(entry['precision'])}/{_number(entry['recall'])}" for entry in quality["thresholds"]]
+        rows.append((name, f"{quality['toxic']} of {quality['texts']}", auc, *at))
+    head = ("", "toxic", "AUC", *(f"above {each}" for each in thresholds))
+    explained = f"{title} at each threshold precision/recall of the toxic ones" if rows else title
+    return Table(rows, head if rows else (), title=explained, notes=notes)
 
 
 def _number(value: float | None) -> str:

@@ -4,8 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from efface.commands.early import check_scorers
 from efface.commands.options import add_reuse
+from efface.commands.printing import sayer, show
 from efface.errors import RunError
+from efface.evaluation.prompt_sets import check_prompts
+from efface.methods import check_method
+from efface.model.names import check_model
 
 
 def add(commands: Any) -> None:
@@ -29,7 +34,21 @@ def add(commands: Any) -> None:
         help="train and scale only these, and attack nothing: one machine's part of a sweep",
     )
     command.add_argument("--retry-failed", action="store_true", help="make arms again that have failed")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, refuse=refuse)
+
+
+def refuse(options: argparse.Namespace) -> None:
+    from efface.comparison.config import read_config  # on use: it imports yaml
+
+    config = read_config(options.config)
+    for plan in config.methods:
+        check_method(plan.method)
+    if not options.list_arms:
+        check_model(config.base)
+        for part in (config.tuning, *config.reported, config.attacked):
+            if part is not None:
+                check_prompts(part.prompts)
+        check_scorers(config.scorers)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -38,9 +57,9 @@ def run(options: argparse.Namespace) -> None:
     from efface.comparison.table import comparison_page
     from efface.files.results import RESULTS
 
-    config = read_config(options.config)
+    config, say = read_config(options.config), sayer(options)
     if options.list_arms:
-        print("\n".join(list_arms(config)))
+        show("\n".join(list_arms(config)))
         return
     results = sweep(
         config,
@@ -51,10 +70,10 @@ def run(options: argparse.Namespace) -> None:
         resume=options.resume,
         inputs=[options.config],
         command=options.command_line,
-        say=lambda line: print(line, flush=True),
+        say=say,
     )
-    print(f"\n{comparison_page({'': results})}")
+    show("", comparison_page({"": results}))
     if not options.arm:
-        print(f"written: {Path(options.output) / RESULTS}")
+        say(f"written: {Path(options.output) / RESULTS}")
     if results["arms"] and all(arm["error"] for arm in results["arms"]):
         raise RunError(f"every arm failed; the first: {results['arms'][0]['error']}")

@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from efface.commands.options import MODEL_HELP, add_loading, add_reuse
+from efface.commands.early import check_file, check_named
+from efface.commands.options import MODEL_HELP, add_loading, add_reuse, add_settings_help
+from efface.commands.printing import sayer, show
 from efface.errors import UserError
+from efface.methods import check_method, load_method
+from efface.terminal.table import terminal_width
 
 
 def add(commands: Any) -> None:
@@ -15,11 +19,13 @@ def add(commands: Any) -> None:
         "train",
         help="REPO or a baseline",
         description="Train METHOD on PAIRS. Every transformers.TrainingArguments flag and every setting of the method "
-        "is a flag here too: `efface train METHOD --list-flags` prints them.",
+        "is a flag here too: `efface train METHOD --help` (or --list-flags, alone) prints them.",
+        add_help=False,
     )
     command.add_argument("method", metavar="METHOD", help="see `efface methods`, or package.module:Class")
     add_arguments(command)
-    command.set_defaults(run=run, usage="efface train METHOD MODEL PAIRS -o DIR")
+    add_settings_help(command, "method", list_flags)
+    command.set_defaults(run=run, refuse=refuse, usage="efface train METHOD MODEL PAIRS -o DIR")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -42,21 +48,36 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_loading(command, placed=False)
 
 
-def run(options: argparse.Namespace) -> None:
-    from efface.files.results import RESULTS
-    from efface.files.shapes import check_shape
-    from efface.flags import flags_help
-    from efface.methods import load_method
-    from efface.training.run import train
-    from efface.training.settings import parse_settings
-
-    trainer_class = load_method(options.method)
+def refuse(options: argparse.Namespace) -> None:
+    check_method(options.method)
     if options.list_flags:
-        print(flags_help(trainer_class.config_class))
         return
     for name in ("model", "pairs", "output"):
         if getattr(options, name) is None:
             raise UserError(f"`efface {options.command}` needs {name.upper()}: {options.usage}, then other flags.")
+    if options.config is not None:
+        check_file(options.config, "config file")
+    check_named(options)
+
+
+def list_flags(method: str) -> str:
+    """Every setting of a method."""
+    check_method(method)
+    from efface.flags import flags_help  # on use: it imports transformers
+
+    return flags_help(load_method(method).config_class, terminal_width())
+
+
+def run(options: argparse.Namespace) -> None:
+    from efface.files.results import RESULTS
+    from efface.files.shapes import check_shape
+    from efface.training.run import train
+    from efface.training.settings import parse_settings
+
+    if options.list_flags:
+        show(list_flags(options.method))
+        return
+    trainer_class = load_method(options.method)
     settings = parse_settings(trainer_class.config_class, options.config, options.rest)
     result = train(
         trainer_class,
@@ -70,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
         command=options.command_line,
         inputs=(options.config,),
         eval_pairs=options.eval_pairs,
-        say=lambda line: print(line, file=sys.stderr),
+        say=sayer(options, sys.stderr),
     )
     check_shape(result, {"method": str, "steps": int, "seconds": float}, os.fspath(options.output / RESULTS))
-    print(f"{options.output}: {result['method']} trained for {result['steps']} steps in {result['seconds']:.0f} s")
+    show(f"{options.output}: {result['method']} trained for {result['steps']} steps in {result['seconds']:.0f} s")

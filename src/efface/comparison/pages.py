@@ -11,7 +11,7 @@ from pathlib import Path
 
 from efface.comparison.plots import steps_figure, tradeoff_figure
 from efface.comparison.results import benchmark_rows
-from efface.comparison.table import comparison_page, read_sweep
+from efface.comparison.table import comparison_page, markdown, read_sweep
 from efface.errors import UserError
 from efface.files.io import renamed_when_whole
 from efface.files.jsonl import Row
@@ -53,6 +53,6 @@ def write_pages(results: Mapping[str, Row], output: str | os.PathLike[str], *, o
                     figure.savefig(temporary, format="png")
                 written.append(path)
                 pictures.append(f"![{name}, {kind}]({path.name})")
-    write_text(folder / PAGE, comparison_page(results) + "\n" + "\n\n".join(pictures) + "\n")
+    write_text(folder / PAGE, markdown(comparison_page(results).blocks) + "\n" + "\n\n".join(pictures) + "\n")
     write_json(folder / ROWS, [row for found in results.values() for row in benchmark_rows(found)])
     return [folder / PAGE, folder / ROWS, *written]

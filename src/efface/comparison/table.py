@@ -1,4 +1,4 @@
-"""How does a comparison look as a page? Tables in markdown, out of the results of one or several sweeps."""
+"""How does a comparison look as a page? Tables, out of the results of one or several sweeps; and these in markdown."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,22 +7,28 @@ from typing import Any
 from efface.errors import UserError, escaped
 from efface.files.jsonl import Row
 from efface.files.shapes import check_shape
+from efface.terminal.table import Notes, Page, Table
 
 SWEEP = {"what": str, "config": dict, "main": str, "trials": dict, "arms": [dict], "kept": [dict], "figures": dict}
 """The shape of a sweep's results, as far as a table reads them."""
 
 
-def comparison_page(results: Mapping[str, Row]) -> str:
+def comparison_page(results: Mapping[str, Row]) -> Page:
     """The page of several sweeps, a section each, in the order given."""
-    parts = []
+    blocks: list[Table | str] = []
     for name, found in results.items():
-        title = [f"# {name}: {found['config']['base']}"] if len(results) > 1 else []
-        sections = (kept_table, attack_table, rounding_table, failed_lines, comparison_lines, arms_table)
-        parts += [*title, *(section(found) for section in sections)]
-    return escaped("\n\n".join(part for part in parts if part)) + "\n"
+        blocks += [f"# {name}: {found['config']['base']}"] if len(results) > 1 else []
+        for section in (kept_table, attack_table, rounding_table, failed_lines, comparison_lines, arms_table):
+            blocks += section(found)
+    return Page(blocks)
 
 
-def kept_table(results: Row) -> str:
+def markdown(blocks: Sequence[Table | str]) -> str:
+    """The same as markdown."""
+    return escaped("\n\n".join(block if isinstance(block, str) else _table(block) for block in blocks)) + "\n"
+
+
+def kept_table(results: Row) -> list[Table | str]:
     """Each kept model: cost, toxicity by every judge, worst attack, weights."""
     judges = list(results["config"]["scorers"])
     head = ["entry", "seed", "budget", "a", "bound by", "KL", "perplexity"]
@@ -48,7 +54,7 @@ def kept_table(results: Row) -> str:
         row += [_number(figures.get("distance")), _number(figures.get("barrier"), 3)]
         row += [_text(cost.get("steps")), _text(cost.get("tokens")), _text(cost.get("seconds"))]
         rows.append(row)
-    return "## At the budget\n\n" + _budget_lines(results) + "\n\n" + _table(head, rows)
+    return ["## At the budget", _budget_lines(results), Table(rows, head, keys=3)]
 
 
 def _judges(results: Row, names: Sequence[str]) -> list[str]:
@@ -73,14 +79,14 @@ def _budget_lines(results: Row) -> str:
     return " ".join(lines)
 
 
-def attack_table(results: Row) -> str:
+def attack_table(results: Row) -> list[Table | str]:
     """Shares along each attack and rate, and when the base and half-way are reached."""
     curves: dict[tuple[str, str], list[int]] = {}
     for kept in results["kept"]:
         for attack, found in kept["attacks"].items():
             for rate, points in found.get("curves", {}).items():
                 curves.setdefault((attack, rate), [point["steps"] for point in points])
-    parts = []
+    parts: list[Table | str] = []
     for (attack, rate), steps in curves.items():
         rows = []
         for kept in results["kept"]:
@@ -98,11 +104,11 @@ def attack_table(results: Row) -> str:
             rows.append(row)
         head = ["entry", "seed", "budget", *(f"{step} steps" for step in steps)]
         head += ["steps to base", "steps to half", "least ratio of drops"]
-        parts.append(f"### {attack}, rate {rate}\n\n{_table(head, rows)}")
-    return "## Relearned\n\n" + "\n\n".join(parts) if parts else ""
+        parts += [f"### {attack}, rate {rate}", Table(rows, head, keys=3)]
+    return ["## Relearned", *parts] if parts else []
 
 
-def rounding_table(results: Row) -> str:
+def rounding_table(results: Row) -> list[Table | str]:
     """What of each drop survives rounding."""
     rows = []
     for kept in results["kept"]:
@@ -115,10 +121,10 @@ def rounding_table(results: Row) -> str:
                 drop = _number(one["drop"], 3) + ("" if one["counted"] else "*")
                 rows.append([*row, drop, _percent(one["part"], "")])
     head = ["entry", "seed", "budget", "on", "grid", "drop", "of the drop"]
-    return "## Rounded\n\n" + _table(head, rows) if rows else ""
+    return ["## Rounded", Table(rows, head, keys=3, prose=(0, 3, 4))] if rows else []
 
 
-def failed_lines(results: Row) -> str:
+def failed_lines(results: Row) -> list[Table | str]:
     """What could not be made, and so is in no table; a model of which an attack failed has no worst attack."""
     failed = []
     for kept in results["kept"]:
@@ -126,10 +132,10 @@ def failed_lines(results: Row) -> str:
         for kind in ("rounding", "moved"):
             parts |= {f"{kind} {number}": one for number, one in enumerate(kept[kind])}
         failed += [f"- {kept['place']}, {name}: {one['error']}" for name, one in parts.items() if one.get("error")]
-    return "## Failed\n\n" + "\n".join(failed) if failed else ""
+    return ["## Failed", "\n".join(failed)] if failed else []
 
 
-def comparison_lines(results: Row) -> str:
+def comparison_lines(results: Row) -> list[Table | str]:
     """The paired tests, their p corrected for their number."""
     rows = []
     for one in results["comparisons"]:
@@ -138,12 +144,12 @@ def comparison_lines(results: Row) -> str:
             said = [one["budget"], one["what"], f"{one['entry']} - {one['against']}", judge]
             rows.append([*said, f"{block['difference']:+.3f} [{low:+.3f}, {high:+.3f}]", f"{block['p_holm']:.2g}"])
     head = ["budget", "what", "difference of", "judge", "share", "p (Holm)"]
-    return "## Paired differences\n\n" + _table(head, rows) if rows else ""
+    return ["## Paired differences", Table(rows, head, keys=3, prose=(1, 2, 3))] if rows else []
 
 
-def arms_table(results: Row) -> str:
+def arms_table(results: Row) -> list[Table | str]:
     """Every arm, the failed ones and those beyond the budget among them."""
-    kept, rows = {(one["arm"], one["budget"]) for one in results["kept"]}, []
+    kept, rows, notes = {(one["arm"], one["budget"]) for one in results["kept"]}, [], Notes()
     for arm in results["arms"]:
         settings = ", ".join(f"{name}={value}" for name, value in arm["settings"].items())
         start = [arm["entry"], settings, _text(arm["seed"])]
@@ -154,9 +160,9 @@ def arms_table(results: Row) -> str:
             mark = "kept" if (arm["arm"], budget) in kept else ""
             rows.append([*start, budget, a, ", ".join(fitted["binding"]), share, mark])
         if arm["error"]:
-            rows.append([*start, "", "failed", arm["error"], "", ""])
+            rows.append([*start, "", "failed", notes.mark(arm["error"]), "", ""])
     head = ["entry", "settings", "seed", "budget", "a", "bound by", "share, tuning prompts", ""]
-    return "## All arms\n\n" + _table(head, rows) if rows else ""
+    return ["## All arms", Table(rows, head, notes=notes, keys=3, prose=(0, 1, 5, 6))] if rows else []
 
 
 def read_sweep(results: Row, name: str) -> Row:
@@ -167,10 +173,13 @@ def read_sweep(results: Row, name: str) -> Row:
     return results
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+def _table(table: Table) -> str:
+    """Here a cell that is nothing but the number of a note is the note."""
+    notes = {f"({number})": note for number, note in enumerate(table.notes, 1)}
+    lines = [table.head, ["---"] * len(table.head), *table.rows]
     return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in lines
+        "| " + " | ".join(notes.get(cell, cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+        for row in lines
     )
 
 

@@ -15,6 +15,8 @@ from efface.files.jsonl import SKIPPABLE, Row, json_lines, objects, unreadable
 from efface.files.shapes import shown
 
 PAIRS = "pairs"
+FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".gz")
+"""How names end that are no datasets of the hub."""
 
 
 def raw_rows(source: Any, what: str = PAIRS) -> Iterator[tuple[str, Any]]:
@@ -30,8 +32,8 @@ def raw_rows(source: Any, what: str = PAIRS) -> Iterator[tuple[str, Any]]:
         for number, row in enumerate(_rows_of_object(source)):
             yield f"row {number}", row
         return
+    path = check_source(source, what)
     name = os.fspath(source)
-    path = shipped(name.removeprefix("shipped:")) if name.startswith("shipped:") else Path(name)
     if is_regular_file(path):
         try:
             rows = table_rows(path)
@@ -41,11 +43,23 @@ def raw_rows(source: Any, what: str = PAIRS) -> Iterator[tuple[str, Any]]:
     elif path.is_dir() and is_saved(path):
         for number, row in enumerate(_rows_of_object(saved(path))):
             yield f"{path} row {number}", row
-    elif os.path.exists(path) or name.endswith((".json", ".jsonl")) or name.startswith((".", "/", "~")):
-        hint = "Build one with `efface pairs MODEL -o PAIRS.jsonl`." if what == PAIRS else "Name an existing file."
-        raise UserError(f"{what} file {name!r} does not exist or is no file. {hint}")
     else:
         yield from _hub_rows(name, what)
+
+
+def check_source(source: str | os.PathLike[str], what: str = PAIRS) -> Path:
+    """The path of a source, whether it is a file or the name of a dataset of the hub; nothing is read.
+
+    Raises:
+        UserError: if it can only be a file, and there is none.
+    """
+    name = os.fspath(source)
+    path = shipped(name.removeprefix("shipped:")) if name.startswith("shipped:") else Path(name)
+    there = is_regular_file(path) or (os.path.isdir(path) and is_saved(path))
+    if not there and (os.path.exists(path) or name.endswith(FILES) or name.startswith((".", "/", "~"))):
+        hint = "Build one with `efface pairs MODEL -o PAIRS.jsonl`." if what == PAIRS else "Name an existing file."
+        raise UserError(f"{what} file {name!r} does not exist or is no file. {hint}")
+    return path
 
 
 def labelled_rows(source: str | os.PathLike[str], what: str = "texts") -> Iterator[tuple[str, Row]]:

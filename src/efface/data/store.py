@@ -20,7 +20,7 @@ from efface.data.pair_tokens import PairTokenizer, TokenizedPair
 from efface.data.pairs import PairReader, tokenized
 from efface.errors import RunError
 from efface.files.jsonl import Row
-from efface.progress import track
+from efface.terminal.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -23,7 +23,7 @@ from efface.model.forward import Head
 from efface.model.head_check import check_head_once
 from efface.model.padding import max_positions
 from efface.model.vocabulary import pad_id
-from efface.progress import track
+from efface.terminal.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from efface.data.rows import labelled_rows, load_texts
+from efface.data.rows import check_source, labelled_rows, load_texts
 from efface.errors import UserError, reason_of
 from efface.files.jsonl import Row
 
@@ -28,12 +28,8 @@ def load_prompts(source: Sequence[str] | str | os.PathLike[str]) -> list[str]:
     """
     if not isinstance(source, str) or not source.startswith("rtp:"):
         return load_texts(source, "prompt")
+    check_prompts(source)
     part, _, file = source.removeprefix("rtp:").partition("@")
-    if part not in RTP:
-        raise UserError(
-            f"prompts {source!r} are unknown. There are: {', '.join(f'rtp:{name}' for name in RTP)}, each also with "
-            "@FILE behind it; or a JSON-lines file."
-        )
     rows = list(labelled_rows(file)) if file else _hub_rows(source)
     # Every row is checked, so that a bad one is found whether or not it would be selected.
     texts = [(_text(where, row), RTP[part](where, row)) for where, row in rows]
@@ -43,6 +39,20 @@ def load_prompts(source: Sequence[str] | str | os.PathLike[str]) -> list[str]:
             f"{file or HUB} has no {part} prompts among its {len(rows)} rows: choose another part or file."
         )
     return kept
+
+
+def check_prompts(source: str | os.PathLike[str]) -> None:
+    """Raise a `UserError` if there are no such prompts, as far as that is seen without reading them."""
+    part, _, file = str(source).removeprefix("rtp:").partition("@")
+    if not str(source).startswith("rtp:"):
+        check_source(source, "prompts")
+    elif part not in RTP:
+        raise UserError(
+            f"prompts {source!r} are unknown. There are: {', '.join(f'rtp:{name}' for name in RTP)}, each also with "
+            "@FILE behind it; or a JSON-lines file."
+        )
+    elif file:
+        check_source(file, "texts")
 
 
 def draw_prompts(prompts: Sequence[str], limit: int | None, seed: int = 0) -> list[str]:

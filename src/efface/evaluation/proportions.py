@@ -27,6 +27,16 @@ import math
 import numpy as np
 
 Z = 1.959964
+MOST = 2**50
+"""What is counted up to: beyond it a float does not tell one from the next."""
+
+
+def count_of(share: float, n: int) -> int | None:
+    """How many of `n` a share is; None where it is none of so many."""
+    if not 0 < n < MOST:
+        return None
+    count = round(share * n)
+    return count if abs(share * n - count) < 1e-6 * n else None
 
 
 def share_interval(per_prompt: np.ndarray, samples: int = 1) -> tuple[float, float]:

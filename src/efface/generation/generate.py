@@ -19,7 +19,7 @@ from efface.model.copies import eval_mode
 from efface.model.padding import batches_by_length
 from efface.model.precision import read_in
 from efface.model.vocabulary import pad_id
-from efface.progress import track
+from efface.terminal.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

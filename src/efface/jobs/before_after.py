@@ -19,6 +19,7 @@ from efface.files.shapes import check_shape
 from efface.jobs.erasure import NOT_MEASURED
 from efface.report.headline import headline
 from efface.report.table import evaluation_table
+from efface.terminal.table import Block
 
 BASE, EDITED = "base", "edited"
 MEASURED = EVALUATION | {"perplexity": {"value": float, "tokens": int}}
@@ -142,17 +143,18 @@ def write_page(
     )
 
 
-def tell(folder: Path, comparison: Row, say: Callable[[str], None]) -> None:
+def tell(folder: Path, comparison: Row, show: Callable[[Block], None]) -> None:
     """Both sides, and how they differ."""
     base, edited = read_sides(folder)
-    say("\n" + evaluation_table({BASE: base, EDITED: edited}))
+    show("")
+    show(evaluation_table({BASE: base, EDITED: edited}))
     ratio, low, high = (
         math.inf if each is None else each for each in (comparison["share_ratio"], *comparison["share_ratio_ci95"])
     )
     first = headline(base, edited)
-    say(f"\ntoxic continuations: {first.shares}, {first.counts}")
-    say(f"toxic share, edited / base: {ratio:.2f} [{low:.2f}, {high:.2f}]")
-    say(f"perplexity: {100 * comparison['perplexity_change']:+.1f} %")
+    show(f"\ntoxic continuations: {first.shares}, {first.counts}")
+    show(f"toxic share, edited / base: {ratio:.2f} [{low:.2f}, {high:.2f}]")
+    show(f"perplexity: {100 * comparison['perplexity_change']:+.1f} %")
 
 
 def _rows(folder: Path, name: str, n_prompts: int, samples: int) -> list[Row]:

@@ -17,6 +17,7 @@ from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, 
 from efface.jobs.before_after import compare_sides, measure_side, read_sides, tell, write_page
 from efface.jobs.erasure import measure_erasure
 from efface.model.card import write_card
+from efface.terminal.table import Block
 from efface.training import DEFAULT_STEPS
 
 SETTINGS: dict[str, Any] = {
@@ -39,6 +40,7 @@ def run(
     resume: bool = False,
     command: str | None = None,
     say: Callable[[str], None] = lambda line: None,
+    show: Callable[[Block], None] = lambda block: None,
 ) -> dict[str, Any]:
     """Detoxify a model on the shipped pairs and show it.
 
@@ -46,6 +48,7 @@ def run(
         output: gets `model/`, `base.json`, `edited.json`, `erasure.json`, `figure.png`, `report.html` and
             `results.json`.
         say: is told at every step what happens and how long it should take.
+        show: is given what came of it.
 
     Returns:
         What was written to `results.json`.
@@ -78,7 +81,7 @@ def run(
     step(5, "probe the hidden states of both models on held-out pairs, write the report (half a minute)")
     erasure = measure_erasure(name, str(output / "model"), output, trained_on=PAIRS, seed=SEED, say=say)
     result = _report(output, plan, command, erasure)
-    tell(output, result["comparison"], say)
+    tell(output, result["comparison"], show)
     say(f"\nreport: {output / 'report.html'}\nmodel:  {output / 'model'} (an ordinary Hugging Face checkpoint)")
     return result
 

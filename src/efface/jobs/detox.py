@@ -33,6 +33,7 @@ from efface.jobs.before_after import BASE, EDITED, compare_sides, measure_side, 
 from efface.jobs.erasure import measure_erasure
 from efface.jobs.strength import METHOD, REPORTED, Chosen, Strengths, choose_strength, tradeoff_table, write_prompts
 from efface.model.card import write_card
+from efface.terminal.table import Block, Page
 from efface.training import DEFAULT_STEPS
 
 SAMPLES = 4
@@ -104,6 +105,7 @@ def detox(
     resume: bool = False,
     command: str | None = None,
     say: Callable[[str], None] = lambda line: None,
+    show: Callable[[Block], None] = lambda block: None,
 ) -> Row:
     """Make a model less toxic within a utility budget, and say what came of it; see the top of this file.
 
@@ -113,7 +115,7 @@ def detox(
         settings: pairs, prompts, judges, what the edit may cost, how much is done.
         overwrite, resume: delete what lies there, or go on with it.
         command: how this was called, for the record.
-        say: is told what happens, a line each.
+        say, show: the first is told what happens, a line each, the second is given what came of it.
 
     Returns:
         What was written to `results.json`.
@@ -126,7 +128,7 @@ def detox(
     read = [model, settings.pairs, settings.prompts, settings.text]
     folder = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
     tuning, reported = _split(settings.prompts, settings.seed)
-    job = _Job(model, folder, settings, command, say, len(reported))
+    job = _Job(model, folder, settings, command, say, show, len(reported))
     plan = {"model": model, "settings": dataclasses.asdict(settings), **job.contents([*tuning, *reported])}
     if resume:
         check_plan(folder, read_plan(folder), plan, "a detox run", {})
@@ -154,10 +156,11 @@ class _Job:
         settings: DetoxSettings,
         command: str | None,
         say: Callable[[str], None],
+        show: Callable[[Block], None],
         n_reported: int,
     ):
-        self.model, self.folder, self.settings, self.command, self.say = model, folder, settings, command, say
-        self.n_reported = n_reported
+        self.model, self.folder, self.settings, self.command = model, folder, settings, command
+        self.say, self.show, self.n_reported = say, show, n_reported
         self.start = time.monotonic()
         self.pairs = settings.pairs or str(folder / "pairs.jsonl")
         self.edited = folder / "model"
@@ -190,7 +193,7 @@ class _Job:
         self._step(3, f"both models on {self.n_reported} prompts x {SAMPLES} samples")
         comparison = self._evaluate()
         self._step(4, f"audit, {self.settings.budget}" if self.settings.audited else "no audit was asked for")
-        findings = {"Strength and its price": tradeoff_table(kept)}
+        findings: dict[str, Block] = {"Strength and its price": tradeoff_table(kept)}
         if self.settings.audited:
             findings["What attacks reach"] = self._audit()
         self._step(5, "the hidden states of both models on held-out pairs, and the report")
@@ -251,13 +254,13 @@ class _Job:
             )
         return compare_sides(self.folder, self.n_reported)
 
-    def _audit(self) -> str:
+    def _audit(self) -> Page:
         from efface.audit.run import audit_models
-        from efface.audit.table import audit_table
+        from efface.audit.table import audit_page
 
         how: Row = {"base": self.model, "prompts": str(self.folder / REPORTED), "text": self.settings.text}
         how |= {"scorer": list(self.settings.scorers), "seed": self.settings.seed, "command": self.command}
-        return audit_table(
+        return audit_page(
             audit_models(
                 {EDITED: str(self.edited)},
                 output=self.folder / "audit",
@@ -268,7 +271,7 @@ class _Job:
             )
         )
 
-    def _conclude(self, chosen: Chosen, comparison: Row, findings: dict[str, str]) -> Row:
+    def _conclude(self, chosen: Chosen, comparison: Row, findings: dict[str, Block]) -> Row:
         training = read_json(self.edited / RESULTS, {"history": [dict], "settings": dict})
         models, seed = (self.model, str(self.edited)), self.settings.seed
         erasure = measure_erasure(*models, self.folder, trained_on=self.pairs, seed=seed, say=self.say)
@@ -281,7 +284,7 @@ class _Job:
             training=training,
             settings=told | {**training["settings"], "command": self.command},
             erasure=erasure,
-            findings=findings,
+            findings={heading: str(found) for heading, found in findings.items()},
         )
         base, edited = read_sides(self.folder)
         write_card(self.edited, base=base, edited=edited, comparison=comparison)
@@ -289,9 +292,10 @@ class _Job:
         result |= {"comparison": comparison, "erasure": erasure, "chosen": chosen.kept}
         result |= {"environment": environment(seed=seed, model=None, command=self.command)}
         write_json(self.folder / RESULTS, result)
-        for heading, text in findings.items():
-            self.say(f"\n{heading}\n\n{text}")
-        tell(self.folder, comparison, self.say)
+        for heading, found in findings.items():
+            self.show(f"\n{heading}\n")
+            self.show(found)
+        tell(self.folder, comparison, self.show)
         self.say(f"\nreport: {self.folder / 'report.html'}")
         self.say(f"model:  {self.edited} (an ordinary Hugging Face checkpoint)")
         return result

@@ -13,6 +13,7 @@ from efface.comparison.config import MethodPlan, PromptPart, SweepConfig
 from efface.comparison.run import sweep
 from efface.errors import RunError
 from efface.evaluation.budget import UtilityBounds
+from efface.evaluation.proportions import count_of
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, read_json, write_json, write_jsonl
 from efface.model.card import write_card
@@ -20,6 +21,7 @@ from efface.model.copies import merged
 from efface.model.edit import scaled_copy
 from efface.model.load import load_model
 from efface.model.save import save_model
+from efface.terminal.table import Notes, Table
 
 METHOD = "repo"
 TUNING, REPORTED = "tuning.jsonl", "reported.jsonl"
@@ -125,30 +127,33 @@ def _save(model: str, trained: Path, destination: Path, a: float) -> None:
     write_card(destination)
 
 
-def tradeoff_table(chosen: Chosen) -> str:
+def tradeoff_table(chosen: Chosen) -> Table:
     """The strengths that were tried, what each costs at either budget, and how toxic it is on the tuning prompts."""
-    lines = [("learning rate", "budget", "times the edit", "KL", "perplexity", "toxic share", "")]
+    notes, lines = Notes(), []
     for arm in chosen.arms:
         rate = f"{arm['settings']['learning_rate']:g}"
         if arm["error"] is not None:
-            lines.append((rate, "", "", "", "", "", arm["error"]))
+            lines.append((rate, "", "", "", "", f"failed {notes.mark(arm['error'])}", ""))
         for budget, found in arm["budgets"].items():
-            mark = "chosen" if budget == MAIN and arm["arm"] == chosen.kept["arm"] else ""
-            lines.append((rate, budget, *_cells(found), mark))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+            mark = ", chosen" if budget == MAIN and arm["arm"] == chosen.kept["arm"] else ""
+            lines.append((rate, budget + mark, *_cells(found)))
+    head = ("learning rate", "budget", "times the edit", "KL", "perplexity", "toxic share", "toxic")
+    return Table(lines, head, notes=notes, keys=2, prose=())
 
 
-def _cells(found: Row) -> tuple[str, str, str, str]:
-    """Multiple of the edit, KL, perplexity and toxic share of what a budget allows."""
+def _cells(found: Row) -> tuple[str, str, str, str, str]:
+    """Multiple of the edit, KL, perplexity, toxic share and number of toxic ones of what a budget allows."""
     fitted = found["fitted"]
     if fitted["a"] is None or found["tuning"] is None:
-        return "none fits", "", "", ""
+        return "none fits", "", "", "", ""
     reading = next(one for one in fitted["readings"] if one["a"] == fitted["a"])
     toxicity = found["tuning"]["toxicity"]
     low, high = toxicity["ci95"]["share"]
     share = f"{toxicity['share']:.3f} [{low:.3f}, {high:.3f}]"
-    return f"{fitted['a']:.2f}", f"{reading['kl']:.3f}", f"{reading['increase']:+.1%}", share
+    n = toxicity["n_prompts"] * toxicity["samples"]
+    count = count_of(toxicity["share"], n)
+    toxic = "" if count is None else f"{count} of {n}"
+    return f"{fitted['a']:.2f}", f"{reading['kl']:.3f}", f"{reading['increase']:+.1%}", share, toxic
 
 
 def _why_not(arms: Sequence[Row]) -> str:

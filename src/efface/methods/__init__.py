@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from efface.errors import UserError
-from efface.registry import Entry, resolve
+from efface.registry import Entry, check_name, resolve
 
 if TYPE_CHECKING:
     from efface.training.editor import PairEditor
@@ -145,13 +145,21 @@ METHODS = {
 }
 
 
+FORM = "package.module:Class"
+
+
+def check_method(name: str) -> None:
+    """Raise a `UserError` if there is no such method, as far as that is seen without importing it."""
+    check_name("method", name, METHODS, FORM)
+
+
 def load_method(name: str) -> "type[PairTrainer] | type[PairEditor]":
     """The trainer class called `name`, or at the dotted path `package.module:Class`.
 
     Raises:
         UserError: if there is no such method.
     """
-    found = resolve("method", name, METHODS, "package.module:Class")
+    found = resolve("method", name, METHODS, FORM)
     if not hasattr(found, "config_class"):
         raise UserError(
             f"method {name!r} is no trainer class of efface. Derive it from efface.training.trainer.PairTrainer."

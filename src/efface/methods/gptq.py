@@ -28,7 +28,7 @@ from efface.model.padding import batches_by_length, max_positions, pad_batch, po
 from efface.model.projections import linear_maps, output_weight
 from efface.model.settling import lies_on_grid, settled
 from efface.model.vocabulary import pad_id
-from efface.progress import track
+from efface.terminal.progress import track
 from efface.training.editor import EditConfig, PairEditor
 from efface.training.inputs import base_of, model_and_tokenizer
 

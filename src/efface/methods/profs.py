@@ -20,7 +20,7 @@ from efface.errors import RunError, UserError
 from efface.model.blocks import decoder_blocks, parse_layers
 from efface.model.copies import merged
 from efface.model.projections import mlp_output_projection, output_weight, project_out_, through_norm
-from efface.progress import track
+from efface.terminal.progress import track
 from efface.training.editor import EditConfig, PairEditor
 
 

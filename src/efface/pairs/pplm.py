@@ -27,7 +27,7 @@ from efface.model.padding import batches_by_length
 from efface.pairs.perturbation import Perturbation, fuse
 from efface.pairs.pplm_settings import PPLMSettings
 from efface.pairs.source import Source
-from efface.progress import track
+from efface.terminal.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -1,6 +1,7 @@
 """JUDGE: who says how toxic a text is, by name. A new scorer is one file and one entry here."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -82,6 +83,7 @@ def load_scorer(name: str | Scorer, *, label: str | None = None, device: str | N
     """
     if not isinstance(name, str):
         return name
+    check_scorer(name)
     kind, colon, argument = name.partition(":")
     entry = SCORERS.get(kind)
     if entry is not None and entry.made_of == "argument" and (entry.takes or not colon):
@@ -92,12 +94,31 @@ def load_scorer(name: str | Scorer, *, label: str | None = None, device: str | N
     if entry is not None and entry.made_of == "llm" and argument:
         model, options = split_options(name, argument, ("template", "threshold"))
         return resolve_name(entry.path)(model, device=device, **options)
-    if name.startswith("hf:") or Path(name.rpartition("#")[0] or name).is_dir() or ("/" in name and not colon):
+    if _is_classifier(name):
         model, options = split_options(name, name.removeprefix("hf:"), ("label", "threshold"))
         return resolve_name(SCORERS["hf"].path)(model, device=device, **{"label": label} | options)
-    if colon:
-        return _third_party(name)
-    raise UserError(f"scorer {name!r} is unknown. There are: {'; '.join(list_scorers())}.")
+    return _third_party(name)
+
+
+def check_scorer(name: str) -> None:
+    """Raise a `UserError` if there is no such scorer, as far as that is seen without importing or reading it."""
+    kind, colon, argument = name.partition(":")
+    entry = SCORERS.get(kind)
+    if entry is not None and entry.made_of == "members" and argument:
+        for member in argument.split(","):
+            check_scorer(member)
+    elif entry is not None and entry.takes in ("FILE", "DIR") and argument and not os.path.lexists(argument):
+        what = "word list" if entry.takes == "FILE" else "judge"
+        raise UserError(f"scorer {name!r}: the {what} cannot be read (no {argument!r} is there). Name another.")
+    elif not colon and (entry is None or entry.takes) and not _is_classifier(name):
+        raise UserError(f"scorer {name!r} is unknown. There are: {'; '.join(list_scorers())}.")
+
+
+def _is_classifier(name: str) -> bool:
+    """Whether a name stands for a classifier of transformers."""
+    return (
+        name.startswith("hf:") or Path(name.rpartition("#")[0] or name).is_dir() or ("/" in name and ":" not in name)
+    )
 
 
 def split_options(name: str, given: str, known: tuple[str, ...]) -> tuple[str, dict[str, Any]]:

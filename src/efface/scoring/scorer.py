@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from efface.errors import RunError, UserError
-from efface.progress import track
+from efface.terminal.progress import track
 
 THRESHOLD = 0.5
 """A text that scores above it is toxic."""

@@ -24,12 +24,10 @@ def describe_run(run: Told) -> list[str]:
     """What is about to be trained, in lines for the user."""
     args, n = run.args, len(run.train_dataset)
     trained, parameters = count_parameters(run.model)
-    share = share_of_pairs(args, n)
     lines = [
         f"trains {trained:,} of {parameters:,} parameters",
         f"{n:,} pairs, layout {run.layout}, reference {run.reference.kind}",
-        f"{share['steps']:,} steps x {share['pairs_a_step']:,} = {share['pairs_drawn']:,} of {n:,} pairs "
-        f"({share['epochs']:.2f} epochs)",
+        _share_in_words(args, n),
         str(run.memory),
     ]
     neurons = run.account_of_neurons()
@@ -40,6 +38,23 @@ def describe_run(run: Told) -> list[str]:
     if args.world_size > 1 and n % args.world_size:
         lines.append(f"{n} pairs do not divide by {args.world_size} processes: the first are seen once more")
     return lines
+
+
+def _share_in_words(args: PairConfig, n_pairs: int) -> str:
+    """As in: 48 steps x 8 = 384 of 10,000 pairs (0.04 epochs). Of several batches a step is made, it says which."""
+    share = share_of_pairs(args, n_pairs)
+    steps, a_step, drawn, epochs = share["steps"], share["pairs_a_step"], share["pairs_drawn"], share["epochs"]
+    factors = {
+        "": args.train_batch_size,
+        " accumulated": args.gradient_accumulation_steps,
+        " processes": args.world_size,
+    }
+    made_of = [f"{number}{what}" for what, number in factors.items() if number > 1 or not what]
+    of = f" ({' x '.join(made_of)})" if len(made_of) > 1 else ""
+    whole = steps * a_step == drawn and args.max_batch_tokens is None
+    equals = f" x {a_step:,}{of} = " if whole else f", at most {a_step:,}{of} each: "
+    drawn_of = f" pairs: {epochs:.2f} epochs of {n_pairs:,}" if epochs > 1 else f" of {n_pairs:,} pairs"
+    return f"{steps:,} steps{equals}{drawn:,}{drawn_of}" + ("" if epochs > 1 else f" ({epochs:.2f} epochs)")
 
 
 def share_of_pairs(args: PairConfig, n_pairs: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from efface.model.blocks import accepted
 from efface.model.copies import eval_mode, trainable_copy
 from efface.model.devices import keep_random_state
 from efface.model.padding import max_positions, pad_batch, position_ids
-from efface.progress import track
+from efface.terminal.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

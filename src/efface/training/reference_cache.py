@@ -28,7 +28,7 @@ from efface.files.shapes import Each
 from efface.model.forward import Head
 from efface.model.layout import plain_layout
 from efface.model.padding import batches_by_length, most_columns
-from efface.progress import track
+from efface.terminal.progress import track
 from efface.training.reference import LiveReference, mean_kl, norms_of
 
 logger = logging.getLogger(__name__)

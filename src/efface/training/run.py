@@ -26,6 +26,7 @@ from efface.training.checkpoints import SAVING, newest_whole, state_of
 from efface.training.editor import PairEditor
 from efface.training.inputs import model_and_tokenizer, pair_reader
 from efface.training.interruption import interruptible
+from efface.training.live import speak_of
 from efface.training.rehearsal import rehearse
 from efface.training.settings import build_config, user_error_for_settings
 from efface.training.trainer import PairTrainer
@@ -76,7 +77,7 @@ def train(
         inputs: what else the run reads, so that none of it lies in `output`.
         eval_pairs: held-out pairs, as `pairs`, for methods that train by steps: the loss on them is measured at the
             end (`evaluation` of the results), or more often.
-        say: is told the estimate of memory before the first step.
+        say: is told what is about to be trained, with an estimate of the memory, and then how it goes, a line a log.
 
     Returns:
         What was written to `results.json`.
@@ -112,6 +113,7 @@ def train(
             model=network, args=config, train_dataset=pairs, processing_class=processing_class, **held_out
         )
     if isinstance(trainer, PairTrainer):
+        speak_of(trainer, say)
         rehearse(trainer)
     main_process = isinstance(trainer, PairEditor) or trainer.is_world_process_zero()
     if main_process:  # the others find what it has made

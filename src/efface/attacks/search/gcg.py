@@ -29,7 +29,7 @@ from efface.attacks.target import Target
 from efface.errors import UserError
 from efface.files.jsonl import Row
 from efface.model.copies import eval_mode
-from efface.progress import track
+from efface.terminal.progress import track
 
 logger = logging.getLogger(__name__)
 KEEP_EVERY = 10  # steps after which an interrupted search goes on

@@ -23,7 +23,7 @@ from efface.data.tokens import encode_continuation, encode_prompt
 from efface.errors import UserError
 from efface.files.jsonl import Row
 from efface.model.vocabulary import pad_id
-from efface.progress import track
+from efface.terminal.progress import track
 
 KEEP_EVERY = 10  # steps between two entries of the part file
 STATE = "search, step"

@@ -19,7 +19,7 @@ import numpy as np
 from efface.errors import RunError, UserError, reason_of
 from efface.evaluation.utility.task_files import TaskFile
 from efface.model.devices import keep_random_state
-from efface.progress import track
+from efface.terminal.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
