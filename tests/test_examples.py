@@ -75,6 +75,7 @@ def test_own_judge(model: str, monkeypatch: Patch, capsys: Captured) -> None:
     assert re.findall(r"^(\S+) +share \d", told, re.MULTILINE) == ["shouting", "exclaims", "alt-profanity-check"]
 
 
+@pytest.mark.full
 def test_several_gpus(model: str, pairs: str, tmp_path: Path) -> None:
     """Two processes on the CPU, by gloo."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -94,6 +95,7 @@ def audited(output: Path, *arguments: str, efface: str) -> subprocess.CompletedP
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.full
 def test_audit_in_ci(model: str, tmp_path: Path) -> None:
     passed = audited(tmp_path, model, "", "1.0", efface=f"{sys.executable} -m efface")
     assert passed.returncode == 0, passed.stdout + passed.stderr

@@ -13,6 +13,7 @@ import efface
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "make_docs.py"
+pytestmark = pytest.mark.full  # `.ci/run` builds the site itself
 
 for tool in ("pdoc", "markdown_it"):
     pytest.importorskip(tool, reason="`make docs` needs the extra `docs`")

@@ -113,7 +113,10 @@ def test_rows_are_read_one_at_a_time() -> None:
     assert len(PairStore.build((Row(row) for row in rows(50)), tiny_tokenizer(), **LIMITS)) == 50
 
 
-def test_progress_is_shown_only_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_only_on_request(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("efface.terminal.progress.draws", lambda: True)
     build(3)
     assert capsys.readouterr().err == ""
     build(3, progress=True, total=3)

@@ -61,5 +61,5 @@ def test_a_label_that_is_none(label: Any, tmp_path: Path) -> None:
 
 
 def test_rows_that_never_meet() -> None:
-    with pytest.raises(UserError, match="none of the 2 unpaired rows .* Give both for a prompt"):
+    with pytest.raises(UserError, match="none of the 2 unpaired rows .* Give both, or"):
         load_pairs([ROWS[0], ROWS[1]])

@@ -101,6 +101,7 @@ def test_the_model_that_is_saved_is_the_multiple_that_was_chosen(
         assert tensor.sub(expected).abs().max() < 1e-6
 
 
+@pytest.mark.full
 def test_without_pairs_they_are_built_from_the_model(model: str, given: dict[str, str], tmp_path: Path) -> None:
     changed = {**given, "pairs": None}
     result = detox(model, output=tmp_path / "out", settings=settings_of(changed, source="sample"))  # type: ignore[arg-type]

@@ -207,7 +207,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (4 
 """
 
 
-@pytest.mark.parametrize("what", ["kl", "log-probabilities"])
+@pytest.mark.parametrize("what", ["kl", pytest.param("log-probabilities", marks=pytest.mark.full)])
 def test_peak_memory_at_a_vocabulary_of_262144(what: str) -> None:
     """1,024 tokens: one plain tensor of logits would be 1.07 GB, and the plain formula holds several of them."""
     done: Any = subprocess.run([sys.executable, "-c", MEASURE, what], capture_output=True, text=True)

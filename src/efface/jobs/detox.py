@@ -296,6 +296,5 @@ class _Job:
             self.show(f"\n{heading}\n")
             self.show(found)
         tell(self.folder, comparison, self.show)
-        self.say(f"\nreport: {self.folder / 'report.html'}")
-        self.say(f"model:  {self.edited} (an ordinary Hugging Face checkpoint)")
+        self.say(f"\nreport: {self.folder / 'report.html'}\nmodel:  {self.edited} (an ordinary checkpoint)")
         return result

@@ -18,7 +18,6 @@ import numpy as np
 
 from efface.errors import RunError, UserError, reason_of
 from efface.evaluation.utility.task_files import TaskFile
-from efface.model.devices import keep_random_state
 from efface.terminal.progress import track
 
 if TYPE_CHECKING:
@@ -60,6 +59,8 @@ def run_harness(
 def _contain(seed: int, *, progress: bool) -> Iterator[None]:
     """Keep to itself what lm-eval does to its process: printing, logging, random states, a pool of processes."""
     import torch
+
+    from efface.model.devices import keep_random_state
 
     states = random.getstate(), np.random.get_state()
     theirs, variable = logging.getLogger("lm_eval"), "DISABLE_MULTIPROC"
