@@ -84,7 +84,7 @@ def commands() -> list[Shown]:
     ]
 
 
-FILES = """
+FILES = r"""
 import json
 import pandas
 from efface import load_pairs
@@ -121,15 +121,15 @@ def prepare(folder: Path, python: Path) -> None:
 
 
 def install(folder: Path, pip_args: list[str]) -> Path:
-    """The python of a new environment with this checkout."""
-    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    python = folder / "venv" / "bin" / "python"
+    """The python of a new environment in `folder`, with this checkout."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
     pip = [
         python,
         "-m",
         "pip",
         "--disable-pip-version-check",
-        "-q",
+        "-qq",
         "install",
         "-c",
         ROOT / "constraints.txt",
@@ -165,10 +165,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "first_day.json")
     parser.add_argument("--only", type=int, nargs="+", default=None, metavar="POINT")
     parser.add_argument("--pip-args", default="", help="more options of pip, such as the index of a torch build")
+    parser.add_argument("--environment", type=Path, help="where it is made, and kept (default: it is not kept)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="efface-first-day-") as name:
         folder = Path(name)
-        python = install(folder, shlex.split(args.pip_args))
+        python = install(args.environment or folder / "venv", shlex.split(args.pip_args))
         place = folder / "day"
         place.mkdir()
         prepare(place, python)
