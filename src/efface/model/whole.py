@@ -3,9 +3,12 @@
 transformers fills what a checkpoint lacks with fresh numbers and a warning.
 """
 
+import contextlib
+import logging
 import os
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import UserError
@@ -26,7 +29,8 @@ def load_whole(auto_class: Any, name: str | os.PathLike[str], what: str, **setti
         UserError: if weights are missing, the model has fewer blocks than the checkpoint, or its weights are quantised
             by a method that transformers would pass over with a warning.
     """
-    model, info = auto_class.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **settings)
+    with without_report():
+        model, info = auto_class.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **settings)
     quantized = getattr(model.config, "quantization_config", None)
     if isinstance(quantized, dict) and quantized and getattr(model, "hf_quantizer", None) is None:
         raise UserError(
@@ -45,6 +49,29 @@ def load_whole(auto_class: Any, name: str | os.PathLike[str], what: str, **setti
             "before them. Correct num_hidden_layers."
         )
     return model
+
+
+@contextlib.contextmanager
+def without_report() -> Iterator[None]:
+    """Inside, transformers does not tell in a table what a checkpoint lacks: it is raised here, in a line."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
+
+
+@contextlib.contextmanager
+def without_old_names() -> Iterator[None]:
+    """Inside, nobody is warned that peft asks transformers 5 for a property by its former name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
 
 
 def incomplete(what: str, missing: list[str], unexpected: list[str], n: int) -> str:

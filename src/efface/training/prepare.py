@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from efface.errors import UserError
 from efface.model.blocks import decoder_blocks, parse_layers
+from efface.model.whole import without_old_names
 from efface.training.config import PairConfig
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ def prepare_model_(model: PreTrainedModel, args: PairConfig, peft_config: Any) -
         if args.trainable_layers is not None:
             raise UserError("trainable_layers is for full fine-tuning; with LoRA choose by lora_target_modules.")
         try:
-            model = get_peft_model(model, peft_config)
+            with without_old_names():
+                model = get_peft_model(model, peft_config)
         except ValueError as error:  # a rank of 0, modules the model does not have
             raise UserError(f"the LoRA adapter does not fit the model: {error}") from error
         if args.gradient_checkpointing:

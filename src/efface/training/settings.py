@@ -121,7 +121,13 @@ def user_error_for_settings(*kinds: type[Exception]) -> Iterator[None]:
         if isinstance(error, UserError | RunError) or out_of_memory(error):
             raise
         if isinstance(error, kinds) or _raiser(error) in SET_UP_BY:
-            raise UserError(f"the settings do not fit together: {one_line(error) or described(error)}") from error
+            said = one_line(error) or described(error)
+            if isinstance(error, ImportError) or "to be installed" in said:
+                said = said.removeprefix("No package metadata was found for ").rstrip(".")
+                raise UserError(
+                    f"a setting needs a package that is not here: {said}. Install it, or leave the setting out."
+                ) from error
+            raise UserError(f"the settings do not fit together: {said}") from error
         raise
 
 

@@ -42,5 +42,5 @@ class CorpusSource:
         else:
             sizes = {"min_words": build.config.min_words, "max_tokens": build.config.max_new_tokens}
             corpus = load_corpus(self.toxic_text, build.loaded[1], build.scorer, **sizes)
-        how = {"rows_read": corpus.rows_read, "splits": dict(corpus.counts)}
+        how = {"split": self.split, "rows_read": corpus.rows_read, "splits": dict(corpus.counts)}
         return Made(corpus.source, corpus.prompts, how, corpus.given)
