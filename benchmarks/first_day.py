@@ -33,7 +33,7 @@ class Shown:
     """One command and what it said."""
 
     point: int
-    """Of the issue: 1 nothing is lost, 2 install, 3 data, 4 models, 5 judges, 6 print, 7 one line, 8 hand over."""
+    """1 nothing is lost, 2 install, 3 data, 4 models, 5 judges, 6 print, 7 one line, 8 hand over, 9 others of README."""
     title: str
     command: str
     rc: int
@@ -89,6 +89,15 @@ def commands() -> list[Shown]:
         Shown(7, "No deepspeed", f"echo '{{}}' > ds.json; {train} --deepspeed ds.json -o deep", 2),
         Shown(8, "The card of a checkpoint", "head -40 trained/README.md", 0),
         Shown(8, "What it was made of", "python recorded.py trained/results.json", 0),
+        Shown(
+            9, "Pairs from the model itself", f"efface pairs {MODEL} -o pairs.jsonl --limit 4 --batch-prompts 16", 0
+        ),
+        Shown(9, "Another method", f"efface train dpo {MODEL} mine.jsonl -o dpo --max_steps 2", 0),
+        Shown(9, "Noise and distil", f"efface robustify {MODEL} mine.jsonl -o robust --max_steps 2", 0),
+        Shown(9, "An audit", f"efface audit dpo --base {MODEL} -o audited --only sampling,prefill --limit 16", 0),
+        Shown(9, "A sweep", "efface sweep sweep.yaml -o swept --quiet", 0),
+        Shown(9, "Its table", "efface compare swept -o compared", 0),
+        Shown(9, "A second judge", "efface scorers --train labelled.jsonl -o judge", 0),
     ]
 
 
@@ -110,8 +119,32 @@ with open("kto.jsonl", "w") as file:
 sides = {"toxic": "rejected", "neutral": "chosen"}
 parallel = {name: [row[side].strip() for row in rows] for name, side in sides.items()}
 pandas.DataFrame(parallel).to_csv("parallel.tsv", sep="\t", index=False)
+with open("labelled.jsonl", "w") as file:
+    for row in load_pairs("shipped:train").rows:
+        for side in ("chosen", "rejected"):
+            file.write(json.dumps({"text": row["prompt"] + row[side], "toxic": int(side == "rejected")}) + "\n")
+for name, part in (("tuning", rows[:8]), ("reported", rows[8:16]), ("attacked", rows[16:24])):
+    with open(name + ".jsonl", "w") as file:
+        file.writelines(json.dumps({"prompt": row["prompt"]}) + "\n" for row in part)
 """
 """Files of the user's own, made from the shipped pairs."""
+SWEEP = f"""base: {MODEL}
+pairs: mine.jsonl
+heldout: shipped:heldout
+documents: shipped:passages
+text: shipped:text
+max_text_tokens: 1000
+max_kl_tokens: 500
+tuning: tuning.jsonl
+reported: reported.jsonl
+attacked: attacked.jsonl
+budgets: {{main: {{kl: 0.05, perplexity: 0.03}}}}
+methods:
+  - {{name: sft, settings: {{max_steps: 2}}}}
+  - {{name: dpo, settings: {{max_steps: 2}}}}
+attacks:
+  every: {{pairs: --data toxic --learning_rates 1e-4 --steps 2}}
+"""
 RECORDED = """import json, sys
 found = json.load(open(sys.argv[1]))
 print(sorted(found))
@@ -125,6 +158,7 @@ def prepare(folder: Path, python: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     (folder / "readme.py").write_text(code, encoding="utf-8")
     (folder / "recorded.py").write_text(RECORDED, encoding="utf-8")
+    (folder / "sweep.yaml").write_text(SWEEP, encoding="utf-8")
     subprocess.run([python, "-c", FILES], cwd=folder, check=True)
 
 
@@ -173,7 +207,7 @@ def shortened(text: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "first_day.json")
-    parser.add_argument("--only", type=int, nargs="+", default=None, metavar="POINT")
+    parser.add_argument("--only", type=int, nargs="+", metavar="POINT", help="others stay as they are recorded")
     parser.add_argument("--pip-args", default="", help="more options of pip, such as the index of a torch build")
     parser.add_argument("--environment", type=Path, help="where it is made, and kept (default: it is not kept)")
     args = parser.parse_args()
@@ -196,8 +230,10 @@ def main() -> int:
     installed = {
         row["name"]: row["version"] for row in json.loads(listed.stdout) if row["name"] in ("torch", "transformers")
     }
+    others = [] if args.only is None or not args.json.exists() else json.loads(args.json.read_text())["shown"]
+    others = [row for row in others if row["point"] not in (args.only or ())]
     content: dict[str, Any] = {"schema": 1, "command": "python benchmarks/first_day.py", "installed": installed}
-    args.json.write_text(json.dumps(content | {"shown": [asdict(shown) for shown in kept]}, indent=1) + "\n")
+    args.json.write_text(json.dumps(content | {"shown": [*others, *map(asdict, kept)]}, indent=1) + "\n")
     return int(any(shown.found != shown.rc for shown in kept))
 
 

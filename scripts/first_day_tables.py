@@ -13,6 +13,7 @@ POINTS = {
     6: "What is printed",
     7: "One line instead of a traceback",
     8: "Handing it over",
+    9: "README's other commands, made small",
 }
 
 
