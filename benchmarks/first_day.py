@@ -33,7 +33,7 @@ class Shown:
     """One command and what it said."""
 
     point: int
-    """1 nothing is lost, 2 install, 3 data, 4 models, 5 judges, 6 print, 7 one line, 8 hand over, 9 others of README."""
+    """1 nothing is lost, 2 install, 3 data, 4 models, 5 judges, 6 print, 7 one line, 8 hand over, 9 others."""
     title: str
     command: str
     rc: int
