@@ -1,6 +1,7 @@
 """What did efface say on a user's first day? From what `benchmarks/first_day.py` recorded."""
 
 import json
+import re
 from pathlib import Path
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -28,6 +29,7 @@ def first_day() -> str:
             parts.append(f"\n### {point}. {title}\n")
         for each in shown:
             code = each["found"] if each["found"] == each["rc"] else f"{each['found']}, **not** {each['rc']}"
-            said = f"$ {each['command']}\n{each['output']}"
+            output = re.sub(r"\n{3,}", "\n\n", each["output"])  # where bars stood
+            said = f"$ {each['command']}\n{output}"
             parts.append(f"\n{each['title']} (exit code {code}):\n\n```text\n{said}\n```\n")
     return "".join(parts)

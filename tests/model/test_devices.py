@@ -27,6 +27,15 @@ def test_the_accelerator_that_is_there(kind: str | None, monkeypatch: pytest.Mon
     assert devices.default_device().type == (kind or "cpu")
 
 
+def test_where_a_model_is_put_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator(monkeypatch, None)
+    assert devices.whole_device() == "cpu"
+    accelerator(monkeypatch, "cuda")
+    assert devices.whole_device() == 0
+    monkeypatch.setenv("LOCAL_RANK", "3")  # of torchrun
+    assert devices.whole_device() == 3
+
+
 def test_random_state_is_as_it_was() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)

@@ -1,6 +1,7 @@
 """Where does a model run that nobody has placed, and what of that device must be known? CUDA, XPU and MPS alike."""
 
 import contextlib
+import os
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ def default_device() -> torch.device:
         if found is not None:
             return found
     return torch.device("cpu")
+
+
+def whole_device() -> int | str:
+    """Where transformers is to put a whole model itself: this process's accelerator by its number, or "cpu"."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if default_device().type != "cpu" else "cpu"
 
 
 def doubled(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 
 from efface.checks import one_of
 from efface.errors import UserError
+from efface.model.devices import whole_device
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
@@ -85,7 +86,7 @@ class Loading:
                 bnb_4bit_compute_dtype=torch.bfloat16,
                 bnb_4bit_use_double_quant=True,
             )
-            found.setdefault("device_map", {"": self.device or 0})
+            found.setdefault("device_map", {"": self.device or whole_device()})
         return found
 
 
