@@ -73,7 +73,7 @@ def commands() -> list[Shown]:
         Shown(4, "Merged", "efface merge adapter -o merged", 0),
         Shown(4, "A folder that is not there", "efface train repo nodir shipped:train -o nowhere", 2),
         Shown(4, "QLoRA without its package", f"{train} --load-in-4bit --lora_r 8 -o four", 2),
-        Shown(4, "QLoRA with it", f"pip install -qq bitsandbytes; {train} --load-in-4bit --lora_r 8 -o four", 0),
+        Shown(4, "QLoRA with it", f"pip install -qq bitsandbytes; {train} --load-in-4bit --lora_r 8 -o qlora", 0),
         Shown(5, "A judge without a head", f"efface evaluate {MODEL} --scorer hf:merged --limit 4 -o judged.json", 2),
         Shown(6, "A training", f"{train} --logging_steps 1 -o trained", 0),
         Shown(6, "An evaluation", "efface evaluate trained --limit 32 -o trained.json", 0),
@@ -90,9 +90,7 @@ def commands() -> list[Shown]:
         Shown(7, "No deepspeed", f"echo '{{}}' > ds.json; {train} --deepspeed ds.json -o deep", 2),
         Shown(8, "The card of a checkpoint", "head -40 trained/README.md", 0),
         Shown(8, "What it was made of", "python recorded.py trained/results.json", 0),
-        Shown(
-            9, "Pairs from the model itself", f"efface pairs {MODEL} -o pairs.jsonl --limit 4", 0
-        ),
+        Shown(9, "Pairs from the model itself", f"efface pairs {MODEL} -o pairs.jsonl --limit 4", 0),
         Shown(9, "Another method", f"efface train dpo {MODEL} mine.jsonl -o dpo --max_steps 2", 0),
         Shown(9, "Noise and distil", f"efface robustify {MODEL} mine.jsonl -o robust --max_steps 2", 0),
         Shown(9, "An audit", f"efface audit dpo --base {MODEL} -o audited --only sampling,prefill --limit 16", 0),
@@ -194,7 +192,7 @@ def run(shown: Shown, folder: Path, bin_: Path) -> None:
         cwd=folder, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     shown.seconds, shown.found = round(time.perf_counter() - begun, 1), done.returncode
-    shown.output = shortened(done.stdout.replace(str(folder), "."))
+    shown.output = shortened(done.stdout.replace(str(folder), ".").replace(str(bin_.parent), "venv"))
     assert str(Path.home()) not in shown.output and tempfile.gettempdir() not in shown.output, shown.output
 
 
