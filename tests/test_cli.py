@@ -699,6 +699,7 @@ def test_the_installed_command_and_its_exit_code(tmp_path: Path) -> None:
     assert done.stderr.startswith("efface: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.full
 def test_a_process_whose_run_fails_exits_with_1(models: Path, pairs: str, tmp_path: Path) -> None:
     argv = ["train", "repo", str(models / "nan"), pairs, "-o", str(tmp_path / "out"), "--max_steps", "1"]
     done = subprocess.run([sys.executable, "-m", "efface.cli", *argv], capture_output=True, text=True)

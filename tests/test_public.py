@@ -119,6 +119,7 @@ def check_what_is_said(told: dict[str, str], errors: set[str]) -> None:
     assert errors == set(WRONG)
 
 
+@pytest.mark.full
 def test_mypy_sees_the_types(tmp_path: Path) -> None:
     file, expressions = script(tmp_path)
     first = SCRIPT.count("\n") + 1

@@ -180,6 +180,7 @@ def test_a_file_gets_no_bars_and_no_control_codes(name: str, bench: Path, tmp_pa
         assert max(map(len, rows), default=0) <= 80, text
 
 
+@pytest.mark.full
 def test_a_terminal_gets_a_table_that_fits(bench: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     argv = command("attack", bench, tmp_path / "x.json")

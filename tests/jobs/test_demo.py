@@ -113,6 +113,7 @@ def test_a_model_that_is_not_toxic_at_all_still_gets_its_report(
     assert any("toxic share, edited / base" in str(block) for block in said)
 
 
+@pytest.mark.full
 def test_a_demo_of_an_older_version_gets_its_probe_when_it_is_resumed(model: str, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     efface.jobs.demo.run(out, model_name=model)

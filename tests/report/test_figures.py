@@ -4,6 +4,7 @@ Of: report/plots.py, report/style.py, report/svg.py
 """
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -37,12 +38,18 @@ def side(share: float, perplexity: float, *, high: float | None = None) -> dict[
 WHOLE = Findings(side(0.5, 20.0, high=0.6), side(0.1, 22.0, high=0.2), HISTORY, erased((0.1, 0.12), (0.1, 0.05)))
 
 
+@cache
+def whole() -> list[Any]:
+    """All figures of WHOLE, drawn once."""
+    return list(draw(WHOLE))
+
+
 def parsed(svg: Markup) -> ElementTree.Element:
     return ElementTree.fromstring(svg)
 
 
 def test_every_figure_is_drawn_with_its_caption_and_what_it_means() -> None:
-    drawn = {figure.name: figure for figure in draw(WHOLE)}
+    drawn = {figure.name: figure for figure in whole()}
     assert list(drawn) == list(FIGURES)
     for name, figure in drawn.items():
         entry = FIGURES[name]
@@ -66,7 +73,7 @@ def test_a_sentence_that_cannot_be_imported_is_named() -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_can_be_read_on_a_phone(name: str) -> None:
-    (svg,) = [parsed(figure.svg) for figure in draw(WHOLE) if figure.name == name]
+    (svg,) = [parsed(figure.svg) for figure in whole() if figure.name == name]
     assert "width" not in svg.attrib and "height" not in svg.attrib
     _, _, width, height = map(float, svg.attrib["viewBox"].split())
     scale = (PHONE - MARGINS) / width
@@ -80,14 +87,14 @@ def test_a_figure_can_be_read_on_a_phone(name: str) -> None:
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_takes_its_colours_from_the_page(name: str) -> None:
     """Nothing is black or white by itself, and no colour of ours is left."""
-    (figure,) = [figure for figure in draw(WHOLE) if figure.name == name]
+    (figure,) = [figure for figure in whole() if figure.name == name]
     assert parsed(figure.svg).attrib["fill"] == "currentColor"
     assert not re.findall(r"#[0-9a-f]{6}", figure.svg.lower()), "a colour that does not follow dark mode"
     assert "var(--paper)" in figure.svg and "currentColor" in figure.svg
 
 
 def test_nothing_of_a_figure_leads_out_of_the_page_or_clashes_with_another() -> None:
-    drawn = draw(WHOLE)
+    drawn = whole()
     names = [element.attrib["id"] for one in drawn for element in parsed(one.svg).iter() if "id" in element.attrib]
     assert names and len(names) == len(set(names))
     for figure in drawn:

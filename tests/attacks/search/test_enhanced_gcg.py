@@ -374,7 +374,7 @@ def target() -> Target:
     return attacked("llama")
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.full), "gpt2"])
 def test_it_finds_a_prefix_that_undoes_the_edit_on_prompts_that_it_has_not_seen(family: str) -> None:
     target = attacked(family)
     models = (target.model, target.base)
