@@ -90,6 +90,12 @@ def commands() -> list[Shown]:
         Shown(7, "No deepspeed", f"echo '{{}}' > ds.json; {train} --deepspeed ds.json -o deep", 2),
         Shown(8, "The card of a checkpoint", "head -40 trained/README.md", 0),
         Shown(8, "What it was made of", "python recorded.py trained/results.json", 0),
+        Shown(
+            9,
+            "The main job",
+            f"efface detox {MODEL} -o detoxed --pairs shipped:train --prompts few.jsonl --max-steps 8 --no-audit",
+            0,
+        ),
         Shown(9, "Pairs from the model itself", f"efface pairs {MODEL} -o pairs.jsonl --limit 4", 0),
         Shown(9, "Another method", f"efface train dpo {MODEL} mine.jsonl -o dpo --max_steps 2", 0),
         Shown(9, "Noise and distil", f"efface robustify {MODEL} mine.jsonl -o robust --max_steps 2", 0),
@@ -103,7 +109,7 @@ def commands() -> list[Shown]:
 FILES = r"""
 import json
 import pandas
-from efface import load_pairs
+from efface import load_pairs, load_prompts
 rows = load_pairs("shipped:heldout").rows[:24]
 rows = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]
 pandas.DataFrame(rows).to_csv("mine.csv", index=False)
@@ -122,6 +128,8 @@ with open("labelled.jsonl", "w") as file:
     for row in load_pairs("shipped:train").rows:
         for side in ("chosen", "rejected"):
             file.write(json.dumps({"text": row["prompt"] + row[side], "toxic": int(side == "rejected")}) + "\n")
+with open("few.jsonl", "w") as file:
+    file.writelines(json.dumps({"prompt": prompt}) + "\n" for prompt in load_prompts("shipped:prompts")[:36])
 for name, part in (("tuning", rows[:8]), ("reported", rows[8:16]), ("attacked", rows[16:24])):
     with open(name + ".jsonl", "w") as file:
         file.writelines(json.dumps({"prompt": row["prompt"]}) + "\n" for row in part)
@@ -207,6 +215,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "first_day.json")
     parser.add_argument("--only", type=int, nargs="+", metavar="POINT", help="others stay as they are recorded")
+    parser.add_argument("--titled", help="only what is called so; others stay as they are recorded")
     parser.add_argument("--pip-args", default="", help="more options of pip, such as the index of a torch build")
     parser.add_argument("--environment", type=Path, help="where it is made, and kept (default: it is not kept)")
     args = parser.parse_args()
@@ -217,6 +226,7 @@ def main() -> int:
         place.mkdir()
         prepare(place, python)
         kept = [shown for shown in commands() if args.only is None or shown.point in args.only]
+        kept = [shown for shown in kept if args.titled in (None, shown.title)]
         for shown in kept:
             run(shown, place, python.parent)
             print(
@@ -229,10 +239,12 @@ def main() -> int:
     installed = {
         row["name"]: row["version"] for row in json.loads(listed.stdout) if row["name"] in ("torch", "transformers")
     }
-    others = [] if args.only is None or not args.json.exists() else json.loads(args.json.read_text())["shown"]
-    others = [row for row in others if row["point"] not in (args.only or ())]
+    recorded = json.loads(args.json.read_text())["shown"] if args.json.exists() else []
+    made = {(shown.point, shown.title): asdict(shown) for shown in kept}
+    found = {(row["point"], row["title"]): row for row in recorded} | made
+    whole = [found[key] for shown in commands() if (key := (shown.point, shown.title)) in found]
     content: dict[str, Any] = {"schema": 1, "command": "python benchmarks/first_day.py", "installed": installed}
-    args.json.write_text(json.dumps(content | {"shown": [*others, *map(asdict, kept)]}, indent=1) + "\n")
+    args.json.write_text(json.dumps(content | {"shown": whole}, indent=1) + "\n")
     return int(any(shown.found != shown.rc for shown in kept))
 
 
