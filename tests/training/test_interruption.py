@@ -1,7 +1,7 @@
 """Does Ctrl-C leave what the line says it leaves, and does the run that goes on end where the other would have?"""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,14 @@ class Press(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         for _ in range(self.steps.count(state.global_step + 1)):
             signal.raise_signal(signal.SIGINT)  # at once: two that are sent to a process may come as one
+
+
+@pytest.fixture(autouse=True)
+def listening() -> Iterator[None]:
+    """To Ctrl-C, which a shell lets what it starts in the background ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
