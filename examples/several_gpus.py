@@ -42,8 +42,7 @@ def main() -> None:
     trainer.save_model()  # by the first process, once
     if trainer.is_world_process_zero():
         print(f"saved: {options.output}")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    trainer.accelerator.end_training()  # each process leaves the group
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # the one place where the unexpected ends
         return _failed(1, _unexpected(error), verbose)
     finally:
+        _leave_group()
         _close_standard_output()
     return 0
 
@@ -180,6 +181,14 @@ def name_flags(message: str) -> str:
     """The library tells what to set by the names of its arguments (`resume=True`); here these are flags."""
     message = re.sub(r"\b(overwrite|resume|skip_bad_rows)=True\b", lambda match: f"--{match[1]}", message)
     return message.replace("base=MODEL", "--base MODEL").replace("--skip_bad_rows", "--skip-bad-rows")
+
+
+def _leave_group() -> None:
+    """Of several processes that a launcher has started each leaves by itself: Python's own end may wait for ever."""
+    if "efface.training.processes" in sys.modules:
+        from efface.training.processes import leave_group  # on use: who has not trained has no group
+
+        leave_group()
 
 
 def _close_standard_output() -> None:

@@ -5,6 +5,7 @@ spread unevenly: the text FIRST stands in the batch of one process, and the othe
 """
 
 import faulthandler
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import torch
 from peft import LoraConfig
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from trained import ROWS
 
 from efface.data.batch import PairBatch
 from efface.errors import RunError
 from efface.methods import METHODS, load_method
+from efface.training.processes import leave_group
 from efface.training.trainer import PairTrainer
 
 FIRST, SECOND = "The history of the town is the history of its river.", "They said that he is an engineer."
@@ -149,5 +152,6 @@ if __name__ == "__main__":
         faulthandler.dump_traceback_later(SECONDS, exit=True)  # says where it hangs, if it does; set anew each time
         results[case] = trained(case, file.parent / case, 2)
     results["broken"] = broken(file.parent / "broken")
+    results["wrapped"] = sum(isinstance(one, DistributedDataParallel) for one in gc.get_objects())
     torch.save(results, file)
-    torch.distributed.destroy_process_group()
+    leave_group()

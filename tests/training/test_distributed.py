@@ -1,4 +1,7 @@
-"""Do two real processes train as one does? Half of the pairs each, over gloo; what, is in `two_processes.py`."""
+"""Do two real processes train as one does? Half of the pairs each, over gloo; what, is in `two_processes.py`.
+
+Of: training/processes.py
+"""
 
 import os
 import socket
@@ -64,3 +67,8 @@ def test_a_process_with_a_loss_that_is_no_number_takes_the_others_along(of_two: 
     first, second = (results["broken"] for results in of_two)
     assert first.startswith("the loss is ") and "on another process it is not finite" in first
     assert second.startswith("the loss is nan")
+
+
+def test_nothing_that_shares_gradients_is_left_after_a_training(of_two: list[dict[str, Any]]) -> None:
+    """It would end the process group while it is freed, and wait for ever now and then (`processes.py`)."""
+    assert [results["wrapped"] for results in of_two] == [0, 0]

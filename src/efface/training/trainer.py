@@ -51,6 +51,7 @@ from efface.training.neurons import TrainsNeurons
 from efface.training.passes import choose_layout, policy_forward
 from efface.training.perturbed import Perturbed, TakesPerturbedSteps
 from efface.training.prepare import Trainable, prepare_model_, raise_if_out_of_reach
+from efface.training.processes import parting
 from efface.training.reference import NoReference, Reference
 from efface.training.reference_check import check_first_batch
 from efface.training.reference_setup import precomputes, set_up_reference
@@ -220,7 +221,8 @@ class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsN
         Raises:
             RunError: if the loss, or a weight after the last step, is not finite.
         """
-        with self._trainable.in_training(self.model), self.perturbed.in_training(self.model):  # type: ignore[arg-type]
+        model: Any = self.model
+        with parting(self), self._trainable.in_training(model), self.perturbed.in_training(model):
             result = super().train(resume_from_checkpoint, *args, **kwargs)
             raise_if_not_finite(self.model, self.state.global_step)  # type: ignore[arg-type]
         return result
