@@ -1,7 +1,7 @@
 """Does a sweep find, at one budget, which tiny method is best, and does it end alike however often it is interrupted?
 
-Of: comparison/arms.py, comparison/claims.py, comparison/making.py, comparison/measuring.py, comparison/results.py,
-comparison/scaling.py, comparison/targets.py
+Of: comparison/arms.py, comparison/claims.py, comparison/kept.py, comparison/making.py, comparison/measuring.py,
+comparison/record.py, comparison/results.py, comparison/scaling.py, comparison/targets.py
 """
 
 import contextlib
@@ -19,8 +19,8 @@ import pytest
 from polite import BENIGN, HELD_OUT, PROMPTS, ROWS, TOXIC, quick_learner
 from tiny import tiny_tokenizer
 
+from efface.comparison import kept as kept_models
 from efface.comparison import making
-from efface.comparison import run as sweep_run
 from efface.comparison.arms import Arm, arms_of, count_trials, further_seeds
 from efface.comparison.claims import claimed
 from efface.comparison.config import SweepConfig, build_config
@@ -274,7 +274,7 @@ def test_finished_work_is_taken_and_killed_work_is_made_again(
 
     monkeypatch.setattr(making, "train_arm", interrupt("train_arm", making.train_arm))
     for name in ("relearn_model", "round_model", "weigh_edit"):
-        monkeypatch.setattr(sweep_run, name, interrupt(name, getattr(sweep_run, name)))
+        monkeypatch.setattr(kept_models, name, interrupt(name, getattr(kept_models, name)))
     for _ in range(80):
         try:
             results = sweep(config, output=tmp_path / "out", resume=True)
@@ -285,6 +285,50 @@ def test_finished_work_is_taken_and_killed_work_is_made_again(
     for row in results["kept"][1:]:  # a checkpoint that is gone is made again, and is the same
         shutil.rmtree(tmp_path / "out" / "arms" / row["arm"] / "model")
     assert timeless(sweep(config, output=tmp_path / "out", resume=True)) == timeless(expected)
+
+
+def test_a_sweep_goes_on_from_its_json_alone(
+    whole: Any, silly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another machine, to which no checkpoint went: nothing is trained that nothing is asked of."""
+    expected, folder = whole
+    out = tmp_path / "out"
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("model"))
+
+    def train(*args: Any) -> Any:
+        raise AssertionError("trained again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(making, "train_arm", train)
+        assert timeless(sweep(config_of(silly), output=out, resume=True)) == timeless(expected)
+    place = next(row["place"] for row in expected["kept"] if row["entry"] == "lox-sft")
+    record = read_json(out / "kept" / place / "record.json")
+    record["weights"] = "others"  # those that all parts were measured of, and the model made now has not
+    del record["parts"]["weights"]
+    record["parts"]["rounding-0"]["found"]["before"] = 0.123
+    write_json(out / "kept" / place / "record.json", record)
+    assert timeless(sweep(config_of(silly), output=out, resume=True)) == timeless(expected)
+
+
+def test_an_entry_is_measured_as_soon_as_it_is_made(
+    silly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who stops a sweep has whole rows of what was made."""
+    given = making.train_arm
+
+    def train(config: Any, arm: Arm, *args: Any) -> Any:
+        if arm.plan.name == "lox-sft":
+            raise KeyboardInterrupt
+        return given(config, arm, *args)
+
+    monkeypatch.setattr(making, "train_arm", train)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config_of(silly, **SMALL), output=tmp_path / "out")
+    results = read_sweep(read_json(tmp_path / "out" / "results.json"), "here")
+    assert list(by_name(results)) == ["base", "main/sft-s0"] and results["unfinished"] == ["lox-sft"]
+    assert results["figures"]["main/" + results["kept"][1]["arm"]]["curves"]
+    page = markdown(comparison_page({"here": results}).blocks)
+    assert "**Not whole yet**, no figures of: lox-sft." in page
 
 
 @pytest.mark.full
@@ -396,5 +440,6 @@ def test_an_arm_that_another_process_makes_is_left_to_it(silly: Path, tmp_path: 
     with claimed_elsewhere(tmp_path / "out" / ".claims" / list_arms(config)[0]):
         write_json(tmp_path / "out" / "efface.json", read_json(prepare_output_dir(tmp_path / "other") / "efface.json"))
         results = sweep(config, output=tmp_path / "out", resume=True, say=said.append)
-    assert list_arms(config)[0] in results["unfinished"] and results["kept"] == []
+    assert results["unfinished"] == [*list_arms(config), "sft", "lox-sft"]
+    assert [row["place"] for row in results["kept"]] == ["base"], "which waits for nobody"
     assert any("not finished, by another process" in line for line in said)

@@ -196,13 +196,17 @@ class Target:
         Args:
             described: what `described()` says, which takes its time.
         """
-        measured = described | ({"weights": described["base"]} if which == "base" else {})
-        key = digest([which, measured])
+        key = self.key_of(which, described)
         if key not in self.known:
             judged = which == "model" and self.base is not None
             yardstick = self.untouched("base", described) if judged else None
             self.known[key] = self.measure(getattr(self, which), yardstick=yardstick)
         return self.known[key]
+
+    @staticmethod
+    def key_of(which: str, described: dict[str, Any]) -> str:
+        """By which `untouched` has it in `known`."""
+        return digest([which, described | ({"weights": described["base"]} if which == "base" else {})])
 
     def described(self) -> dict[str, Any]:
         """Everything that figures depend on, as JSON: hashes of models, judges and texts, settings, versions."""

@@ -41,7 +41,7 @@ class Arms:
     """The arms of a sweep, made or in the making.
 
     Args:
-        written: called after each arm.
+        written: called after each arm that is made now.
         retry_failed: make those again that have failed.
     """
 
@@ -77,23 +77,22 @@ class Arms:
                 if arm.name in names:
                     self._make(arm)
 
-    def make_arms(self) -> None:
-        """Every trial of every entry, then what was chosen with the other seeds."""
-        for plan in self.config.methods:
-            for arm in arms_of(plan):
-                self._make(arm)
-            chosen = self.chosen(plan, self.main)
-            for arm in [] if chosen is None else further_seeds(chosen):
-                self._make(arm)
-            self._forget_others(plan)
+    def make_entry(self, plan: MethodPlan) -> None:
+        """Every trial of an entry, then what was chosen with the other seeds."""
+        for arm in arms_of(plan):
+            self._make(arm)
+        chosen = self.chosen(plan, self.main)
+        for arm in [] if chosen is None else further_seeds(chosen):
+            self._make(arm)
+        self._forget_others(plan)
 
     def _make(self, arm: Arm) -> None:
         """Train and scale an arm, unless that is done."""
-        if arm.name in self.rows or arm.name in self.unfinished:
+        if arm.name in self.rows:
             return
         start = self._start_of(arm)
         if start is None:
-            self.unfinished.append(arm.name)
+            self._leave(arm)
             return
         file = arm.folder(self.folder) / "arm.json"
         by = self.made_by if arm.plan.scaled else {**self.made_by, "scaled": False}
@@ -108,9 +107,13 @@ class Arms:
                 self.say(f"{arm.name}: trained and scaled")
                 self.rows[arm.name] = self._made(arm, start) | {"made_by": made_by}
                 write_json(file, self.rows[arm.name])
+                self.written()
             else:
-                self.unfinished.append(arm.name)
-        self.written()
+                self._leave(arm)
+
+    def _leave(self, arm: Arm) -> None:
+        if arm.name not in self.unfinished:
+            self.unfinished.append(arm.name)
 
     def _made(self, arm: Arm, start: "Arm | _Base") -> Row:
         row: Row = {"arm": arm.name, "entry": arm.plan.name, "method": arm.plan.method, "settings": arm.settings}
@@ -163,15 +166,21 @@ class Arms:
         best = choose_arm(rows, budget) if len(rows) == len(arms) else None
         return None if best is None else arms[best["arm"]]
 
-    def kept_arms(self, budget: str) -> list[Arm]:
-        """What was chosen of each entry, and at the main budget the same with other seeds, as far as it fits."""
-        found = []
-        for plan in self.config.methods:
-            chosen = self.chosen(plan, budget)
-            if chosen is not None:
-                more = further_seeds(chosen) if budget == self.main else []
-                found += [chosen, *(arm for arm in more if choose_arm([self.rows[arm.name]], budget))]
-        return found
+    def are_made(self, plan: MethodPlan) -> bool:
+        """Whether all arms of an entry are, with all seeds of what was chosen."""
+        chosen = self.chosen(plan, self.main)
+        arms = [*arms_of(plan), *([] if chosen is None else further_seeds(chosen))]
+        return all(arm.name in self.rows for arm in arms)
+
+    def kept_of(self, plan: MethodPlan, budget: str) -> list[Arm]:
+        """What was chosen of an entry, and at the main budget the same with other seeds, as far as it fits."""
+        chosen = self.chosen(plan, budget)
+        if chosen is None:
+            return []
+        more = further_seeds(chosen) if budget == self.main else []
+        made = [self.rows[arm.name] for arm in more if arm.name in self.rows]
+        fitting = {row["arm"] for row in made if choose_arm([row], budget)}
+        return [chosen, *(arm for arm in more if arm.name in fitting)]
 
     def _forget_others(self, plan: MethodPlan) -> None:
         """Remove the checkpoints of arms that no budget has chosen."""

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 from efface.attacks.finished import MadeOtherwise, finished_result
 from efface.attacks.quantize import OWN_GRID, QuantizeSettings, quantize
 from efface.attacks.relearn import RelearnSettings, relearn
-from efface.attacks.result import AttackResult, read_options, title
-from efface.attacks.selection import NOTHING, Option, option_of
+from efface.attacks.result import AttackResult, title
 from efface.attacks.target import Target
 from efface.comparison.config import AttackPlan, SweepConfig
 from efface.comparison.figures import barrier
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-KEPT = "kept"
+KEPT, RESULT = "kept", "result.json"
 HINT = "`efface attack relearn --list-flags` prints every setting."
 HELD_OUT = 4
 """Of the documents every fourth is not fine-tuned on, but measured."""
@@ -86,19 +85,14 @@ class Bench:
 
 
 def report_model(bench: Bench, model: "PreTrainedModel") -> Row:
-    """The figures of a model on the reported prompts."""
+    """The `figures` of a model on the reported prompts, and by which `key` the target knows them."""
     target = dataclasses.replace(bench.reported, model=model)
-    return target.untouched("model", target.described()).to_dict()
+    described = target.described()
+    return {"figures": target.untouched("model", described).to_dict(), "key": target.key_of("model", described)}
 
 
-def reported_option(bench: Bench, model: "PreTrainedModel") -> Option:
-    """What it wrote there, for paired tests."""
-    target = dataclasses.replace(bench.reported, model=model)
-    return option_of(NOTHING, target.untouched("model", target.described()))
-
-
-def relearn_model(bench: Bench, place: str, model: "PreTrainedModel", plan: AttackPlan) -> tuple[Row, list[Option]]:
-    """Relearn a model: a row of its curves, rate by rate, and what an attacker may do by it."""
+def relearn_model(bench: Bench, place: str, model: "PreTrainedModel", plan: AttackPlan) -> Row:
+    """Relearn a model: a row of its curves, rate by rate."""
     settings = relearn_settings(plan, bench.config.documents)
     target = dataclasses.replace(bench.attacked, model=model)
 
@@ -160,7 +154,7 @@ def round_model(bench: Bench, place: str, model: "PreTrainedModel", number: int,
         return {"points": found, "before": result.before.share}
 
     name = f"{'moved' if moved else 'rounding'}-{number}"
-    return _attack(bench, place, name, quantize, settings, target, points)[0]
+    return _attack(bench, place, name, quantize, settings, target, points)
 
 
 def _point(point: Any, left_out: Any, **more: Any) -> Row:
@@ -180,9 +174,9 @@ def _attack(
     settings: Any,
     target: Target,
     row: Callable[[AttackResult], Row],
-) -> tuple[Row, list[Option]]:
+) -> Row:
     """Make an attack, or take it as it was made; a row that has an `error` if it failed."""
-    file = bench.folder(place) / name / "result.json"
+    file = bench.folder(place) / name / RESULT
     start = time.monotonic()
     try:
         try:
@@ -200,11 +194,11 @@ def _attack(
             write_json(file.with_name("seconds.json"), {"seconds": round(time.monotonic() - start, 1)})
         spent = file.with_name("seconds.json")
         seconds = read_json(spent)["seconds"] if spent.exists() else None
-        return {**row(result), "error": None, "seconds": seconds}, read_options(result, file)
+        return {**row(result), "error": None, "seconds": seconds}
     except Exception as error:  # whatever it is, the others are made
         log.info("%s, %s failed", place, name, exc_info=True)
         bench.say(f"{place}: {name} failed: {reason_of(error)}")
-        return {"error": told(error), "seconds": None}, []
+        return {"error": told(error), "seconds": None}
 
 
 def weigh_edit(bench: Bench, place: str, model: "PreTrainedModel", *, whole: bool = True) -> Row:

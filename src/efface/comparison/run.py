@@ -9,6 +9,7 @@ command: killed at any moment and resumed, a sweep ends in the same table. Arms 
 once, on one directory (`claims.py`).
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -16,28 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from efface.attacks.finished import Untouched
-from efface.attacks.selection import Option, judge_chosen
-from efface.comparison.arms import (
-    Arm,
-    arms_of,
-    check_trials,
-    count_trials,
-    further_seeds,
-)
+from efface.comparison.arms import Arm, arms_of, check_trials, count_trials
 from efface.comparison.claims import claimed
-from efface.comparison.config import BASE, SweepConfig
+from efface.comparison.config import BASE, MethodPlan, SweepConfig
+from efface.comparison.kept import Kept
 from efface.comparison.making import CLAIMS, Arms
-from efface.comparison.measuring import (
-    Bench,
-    relearn_model,
-    relearn_settings,
-    report_model,
-    reported_option,
-    round_model,
-    round_settings,
-    weigh_edit,
-)
-from efface.comparison.results import conclude, pooled
+from efface.comparison.measuring import Bench, relearn_settings, round_settings
+from efface.comparison.results import conclude
 from efface.comparison.scaling import Scaler
 from efface.comparison.targets import Targets, knowing, targets_of
 from efface.data.pairs import rows_digest
@@ -48,7 +34,6 @@ from efface.files.environment import environment
 from efface.files.jsonl import Row
 from efface.files.rerun import check_plan, read_plan, write_plan
 from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
-from efface.model.edit import scaled_copy
 from efface.model.fingerprint import fingerprint_of
 
 Say = Callable[[str], None]
@@ -105,13 +90,8 @@ def sweep(
     if only:
         run.arms.make_only(set(only))
         return run.results()  # what is written is of a whole run
-    run.arms.make_arms()
-    with claimed(folder / CLAIMS / "measuring") as mine:
-        if mine:
-            run.measure_kept()
-        else:
-            say("the kept models are being measured by another process.")
-    return run.save() if mine else run.results()
+    run.make_and_measure()
+    return run.save()
 
 
 def _plan(config: SweepConfig, base: Any) -> Row:
@@ -143,109 +123,87 @@ class _Sweep:
     ):
         self.config, self.folder, self.say, self.command = config, folder, say, command
         tuning, reported, attacked = targets
-        self.bench = Bench(config, folder, reported, attacked, say)
+        bench = Bench(config, folder, reported, attacked, say)
         self.arms = Arms(config, folder, Scaler(tuning, config), say=say, written=self.note, retry_failed=retry_failed)
-        self.main = self.arms.main
-        self.kept: dict[str, Row] = {}
-        """Of kept models, by place."""
-        self.options: dict[str, dict[str, list[Option]]] = {}
-        self.reported: dict[str, Option] = {}
+        self.kept = Kept(config, bench, self.arms)
+        self.done: set[str] = set()
+        """The entries that are measured here, the base among them."""
 
-    def measure_kept(self) -> None:
-        """Report, attack and round the base and what was kept."""
-        if self.arms.unfinished:
-            self.say(f"not finished, by another process: {', '.join(self.arms.unfinished)}. Run again when it is.")
+    def make_and_measure(self) -> None:
+        """Entry by entry, so that whoever stops a sweep has whole rows; what others are at work on once more at the
+        end; then the best, attacked further."""
+        self._measure(BASE, None)
+        for _ in range(2):
+            for plan in self.config.methods:
+                self.arms.make_entry(plan)
+                self._measure(plan.name, plan)
+            self.arms.unfinished = [name for name in self.arms.unfinished if name not in self.arms.rows]
+        self._measure(BASE, None)
+        if self.unfinished:
+            self.say(f"not finished, by another process: {', '.join(self.unfinished)}. Run again when it is.")
             return
-        self._measure(BASE, None, None)
-        for budget in self.config.budgets:
-            for arm in self.arms.kept_arms(budget):
-                self._measure(f"{budget}/{arm.name}", arm, budget)
-        for place in [BASE, *self._best()]:
-            self._attack(place, self._model_of(place), self.config.attacks.best)
-            self._judge(place, "worst_of_all")
-            self.save()
+        with self._claimed("best") as mine:
+            for place in [BASE, *self.kept.best(self.arms.main)] if mine else []:
+                if self.kept.attack_best(place):
+                    self.note()
+
+    @property
+    def unfinished(self) -> list[str]:
+        """What others are at work on: arms, and entries that they measure."""
+        names = [BASE, *(plan.name for plan in self.config.methods)]
+        return [*self.arms.unfinished, *(name for name in names if name not in self.done)]
+
+    def _measure(self, name: str, plan: MethodPlan | None) -> None:
+        """The base, or what is kept of an entry, if all its arms are made and no other process measures it."""
+        if name in self.done or (plan is not None and not self.arms.are_made(plan)):
+            return
+        with self._claimed(f"{name}.measured") as mine:
+            if not mine:
+                return
+            places: list[tuple[str, Arm | None, str | None]] = [(BASE, None, None)]
+            if plan is not None:
+                kept = {budget: self.arms.kept_of(plan, budget) for budget in self.config.budgets}
+                places = [(f"{budget}/{arm.name}", arm, budget) for budget, arms in kept.items() for arm in arms]
+            changed = False
+            for place in places:
+                if self.kept.measure(*place):
+                    self.note()
+                    changed = True
+            self.done.add(name)
+            if changed:  # that the entry is whole
+                self.note()
+
+    def _claimed(self, name: str) -> contextlib.AbstractContextManager[bool]:
+        return claimed(self.folder / CLAIMS / name)
 
     def note(self) -> None:
-        """Write what is known of the arms, unless a whole run has been written."""
-        if not (self.folder / RESULTS).exists() or not read_json(self.folder / RESULTS).get("kept"):
-            self.save()
+        """Write what is known, unless what lies there knows more: of a whole run, or by another process."""
+        file = self.folder / RESULTS
+        there = read_json(file) if file.exists() else {}
+        found = self.results()
+        if all(len(there.get(name, [])) <= len(found[name]) for name in ("arms", "kept")):
+            write_json(file, found)
 
     def save(self) -> Row:
-        """Write and return what is known."""
-        write_json(self.folder / RESULTS, found := self.results())
+        """Write and return what is known at the end."""
+        found = self.results()
+        if found["unfinished"]:
+            self.note()
+        else:
+            write_json(self.folder / RESULTS, found)
         return found
 
     def results(self) -> Row:
+        kept = self.kept.in_order()
         return {
             "schema": 1,
             "what": "sweep",
             "config": dataclasses.asdict(self.config),
-            "main": self.main,
+            "main": self.arms.main,
             "trials": count_trials(self.config),
             "arms": list(self.arms.rows.values()),
-            "kept": list(self.kept.values()),
-            "unfinished": self.arms.unfinished,
-            **conclude(self.config, self.kept, self.options, self.reported),
-            "environment": environment(seed=self.config.seed, model=self.bench.base, command=self.command),
+            "kept": list(kept.values()),
+            "unfinished": self.unfinished,
+            **conclude(self.config, kept, self.kept.options, self.kept.reported),
+            "environment": environment(seed=self.config.seed, model=self.kept.bench.base, command=self.command),
         }
-
-    def _measure(self, place: str, arm: Arm | None, budget: str | None) -> None:
-        """All of a kept model but the attacks that only the best are worth."""
-        row: Row = {"place": place, "entry": BASE, "seed": None, "budget": budget, "arm": None, "cost": None}
-        row |= {"a": 0.0, "reading": None, "binding": [], "attacks": {}, "rounding": [], "moved": [], "worst": None}
-        row["worst_of_all"] = None
-        if arm is not None:
-            made = self.arms.rows[arm.name]
-            fitted = made["budgets"][budget]["fitted"]
-            reading = next(one for one in fitted["readings"] if one["a"] == fitted["a"])
-            row |= {"entry": arm.plan.name, "seed": arm.seed, "arm": arm.name, "cost": made["cost"]}
-            row |= {"a": fitted["a"], "binding": fitted["binding"], "reading": reading}
-        self.kept[place], self.options[place] = row, {}
-        self.say(f"{place}: reported")
-        model = self._model_of(place)
-        row["reported"] = report_model(self.bench, model)
-        self.reported[place] = reported_option(self.bench, model)
-        attacked = self.config.attacks.budgets
-        if budget is not None and attacked is not None and budget not in attacked:
-            row["weights"] = weigh_edit(self.bench, place, model, whole=False)
-            self.save()
-            return
-        self._attack(place, model, self.config.attacks.every)
-        self._judge(place, "worst")
-        for number in range(len(self.config.attacks.rounding)):
-            row["rounding"].append(round_model(self.bench, place, model, number, moved=False))
-            if self.config.attacks.moved_steps:
-                row["moved"].append(round_model(self.bench, place, model, number, moved=True))
-        row["weights"] = weigh_edit(self.bench, place, model)
-        self.save()
-
-    def _model_of(self, place: str) -> Any:
-        row = self.kept[place]
-        if row["arm"] is None:
-            return self.bench.base
-        plan = next(plan for plan in self.config.methods if plan.name == row["entry"])
-        arms = {one.name: one for arm in arms_of(plan) for one in [arm, *further_seeds(arm)]}
-        return scaled_copy(self.arms.load(arms[row["arm"]]), self.bench.base, row["a"])
-
-    def _attack(self, place: str, model: Any, plans: Sequence[Any]) -> None:
-        for plan in plans:
-            found, options = relearn_model(self.bench, place, model, plan)
-            self.kept[place]["attacks"][plan.name] = found
-            if options:
-                self.options[place][plan.name] = options
-
-    def _judge(self, place: str, name: str) -> None:
-        """What an attacker reaches who has all attacks so far, and chooses on other prompts than it is judged on; None
-        if one of them failed, since fewer attacks would make a model look better."""
-        options = pooled(self.options[place])
-        whole = options and not any(found["error"] for found in self.kept[place]["attacks"].values())
-        self.kept[place][name] = judge_chosen(options, self.config.seed) if whole else None
-
-    def _best(self) -> list[str]:
-        """The places of the entries that withstood best, at the main budget, with all their seeds."""
-        at_main = {place: row for place, row in self.kept.items() if row["budget"] == self.main and row["worst"]}
-        first: dict[str, float] = {}
-        for row in at_main.values():
-            first.setdefault(row["entry"], row["worst"]["share"])
-        best = sorted(first, key=lambda entry: first[entry])[: self.config.attacks.best_of]
-        return [place for place, row in at_main.items() if row["entry"] in best]

@@ -76,6 +76,8 @@ def _budget_lines(results: Row) -> str:
     else:
         said = ", ".join(f"{name} {count}" for name, count in counts.items())
         lines.append(f"**Not tuned alike**, trials: {said}.")
+    if missing := results.get("unfinished"):
+        lines.append(f"**Not whole yet**, no figures of: {', '.join(missing)}.")
     return " ".join(lines)
 
 
