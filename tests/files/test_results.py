@@ -92,7 +92,9 @@ def test_environment_is_json_and_says_no_path() -> None:
 
 def test_version_of_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.Distribution.discover", lambda *args, **kwargs: iter([]))
+    environment_module._version.cache_clear()
     found = environment_module.versions()
+    environment_module._version.cache_clear()
     assert found["scikit-learn"] is found["transformers"] is None and found["efface"] == "unknown"
     assert found["torch"] == torch.__version__
 

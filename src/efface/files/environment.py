@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,9 @@ def environment(*, seed: int | None, model: "nn.Module | None", command: str | N
     }
 
 
+@cache
 def _commit() -> str | None:
-    """Of the checkout that this is run from, if it is one."""
+    """Of the checkout that this is run from, if it is one; read once, since the code that runs does not change."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None
@@ -52,7 +54,9 @@ def versions() -> dict[str, str | None]:
     }
 
 
+@cache
 def _version(distribution: str) -> str | None:
+    """Read once: what is loaded does not change."""
     try:
         return version(distribution)
     except PackageNotFoundError:

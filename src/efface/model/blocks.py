@@ -115,6 +115,8 @@ def accepted(model: Any, **inputs: Any) -> dict[str, Any]:
 
 def unwrap(model: nn.Module) -> Any:
     """The model inside DDP or torch.compile."""
+    if not hasattr(model, "module") and not hasattr(model, "_orig_mod"):
+        return model  # in neither; accelerate would walk through all its modules to see that
     from accelerate.utils import extract_model_from_parallel
 
     return extract_model_from_parallel(model, keep_fp32_wrapper=True)
