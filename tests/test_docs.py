@@ -1,7 +1,6 @@
 """Do README and docs agree with the result files and with the code?"""
 
 import copy
-import importlib.util
 import json
 import re
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
+from unpackaged import script
 
 from efface.files.results import read_json
 from efface.methods import METHODS, load_method
@@ -19,19 +19,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")]
 DOCUMENTS = [*PAGES, *sorted((ROOT / "docs").glob("*.md"))]
 RESULTS = ROOT / "benchmarks" / "results"
-
-
-def script(file):
-    """A module of scripts/ or benchmarks/, which are no packages."""
-    spec = importlib.util.spec_from_file_location(f"of_docs_{file.replace('/', '_')}", ROOT / f"{file}.py")
-    module = importlib.util.module_from_spec(spec)
-    beside = str((ROOT / file).parent)
-    sys.path.insert(0, beside)  # they import each other by name, as when they are run
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(beside)
-    return module
 
 
 def test_tables_are_what_the_result_files_say():
