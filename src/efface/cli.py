@@ -14,6 +14,7 @@ from typing import Any
 
 from efface import __version__
 from efface.commands import (
+    analyze,
     attack,
     audit,
     compare,
@@ -229,6 +230,7 @@ def build_parser() -> Parser:
         audit,
         sweep,
         compare,
+        analyze,
         merge,
         scorers,
         lists,

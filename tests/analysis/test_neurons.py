@@ -10,6 +10,8 @@ from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from efface.analysis.neurons import (
     GROUPS,
     Spoken,
+    Writing,
+    activity,
     compare_writing,
     cumulative,
     lengths_of,
@@ -23,6 +25,10 @@ from efface.model.projections import mlp_output_projection, output_weight
 SPOKEN = [Spoken(list(range(5, 25)), 6), Spoken(list(range(30, 42)), 3), Spoken(list(range(50, 90)), 20)]
 
 
+def written(model: torch.nn.Module, w: np.ndarray, **given: int) -> Writing:
+    return writing(model, activity(model, tiny_tokenizer(), SPOKEN, **given), w)
+
+
 def direction(model: torch.nn.Module) -> np.ndarray:
     w = np.random.default_rng(0).standard_normal(model.config.hidden_size)
     return w / np.linalg.norm(w)
@@ -34,10 +40,11 @@ def test_a_change_of_one_mlp_falls_on_its_neurons_alone(family: str) -> None:
     base, edited = tiny_model(family), tiny_model(family)
     with torch.no_grad():
         output_weight(mlp_output_projection(decoder_blocks(edited)[1]))[:, 7] *= 0.25
-    w, tokenizer = direction(base), tiny_tokenizer()
-    before, after = (writing(model, tokenizer, SPOKEN, w) for model in (base, edited))
+    w = direction(base)
+    before, after = (written(model, w) for model in (base, edited))
     change = compare_writing(before, after)
-    assert before.n_tokens == sum(len(one.ids) - one.start for one in SPOKEN) == after.n_tokens
+    tokens = activity(base, tiny_tokenizer(), SPOKEN).n_tokens
+    assert tokens == sum(len(one.ids) - one.start for one in SPOKEN)
     assert abs(change.drop) > 1e-5 and change.fall.sum() == pytest.approx(change.drop, rel=1e-3, abs=1e-6)
     assert change.by_neurons == pytest.approx(1, rel=1e-3)
     np.testing.assert_allclose(change.fires_less + change.moved, change.fall, atol=1e-12)
@@ -50,9 +57,9 @@ def test_a_change_of_one_mlp_falls_on_its_neurons_alone(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
 def test_batches_do_not_matter_and_the_height_is_that_of_the_states(family: str) -> None:
-    model, tokenizer = tiny_model(family), tiny_tokenizer()
+    model = tiny_model(family)
     w = direction(model)
-    one, all_at_once = (writing(model, tokenizer, SPOKEN, w, batch_size=size) for size in (1, 16))
+    one, all_at_once = (written(model, w, batch_size=size) for size in (1, 16))
     np.testing.assert_allclose(one.means, all_at_once.means, rtol=1e-4, atol=1e-6)
     assert one.height == pytest.approx(all_at_once.height, rel=1e-4)
     with torch.no_grad():
@@ -66,13 +73,13 @@ def test_batches_do_not_matter_and_the_height_is_that_of_the_states(family: str)
 
 def test_a_neuron_that_is_silenced_stops_firing_and_one_that_is_turned_moves() -> None:
     base, quiet, turned = (tiny_model("llama") for _ in range(3))
-    w, tokenizer = direction(base), tiny_tokenizer()
+    w = direction(base)
     with torch.no_grad():
         decoder_blocks(quiet)[1].mlp.up_proj.weight[7] = 0
         output_weight(mlp_output_projection(decoder_blocks(turned)[1]))[:, 7] *= -1
-    before = writing(base, tokenizer, SPOKEN, w)
+    before = written(base, w)
     for model, part, other in ((quiet, "fires_less", "moved"), (turned, "moved", "fires_less")):
-        change = compare_writing(before, writing(model, tokenizer, SPOKEN, w))
+        change = compare_writing(before, written(model, w))
         assert np.abs(change.fall).argmax() == 64 + 7
         assert getattr(change, part)[1, 7] == pytest.approx(change.fall[1, 7]) and not getattr(change, other).any()
     group = compare_writing(before, before).groups[1, 7]
@@ -82,12 +89,12 @@ def test_a_neuron_that_is_silenced_stops_firing_and_one_that_is_turned_moves() -
 
 def test_the_curve_of_a_planted_neuron_is_there_at_once_and_that_of_random_ones_is_not() -> None:
     base, edited = tiny_model("llama"), tiny_model("llama")
-    w, tokenizer = direction(base), tiny_tokenizer()
-    before = writing(base, tokenizer, SPOKEN, w)
+    w = direction(base)
+    before = written(base, w)
     layer, neuron = 1, int(np.argmax(before.contributions[1]))  # it raises <h, w>, so that without it there is a fall
     with torch.no_grad():
         output_weight(mlp_output_projection(decoder_blocks(edited)[layer]))[:, neuron] = 0
-    after = writing(edited, tokenizer, SPOKEN, w)
+    after = written(edited, w)
     change = compare_writing(before, after)
     assert change.drop > 0 and cumulative(change.fall, change.drop, [1, 5, 10**6]) == pytest.approx([1, 1, 1])
     lengths, moved = lengths_of(edited, base)
@@ -101,6 +108,6 @@ def test_the_curve_of_a_planted_neuron_is_there_at_once_and_that_of_random_ones_
 def test_the_models_are_left_as_they_are() -> None:
     model = tiny_model("gemma3").train()
     state = copy.deepcopy(model.state_dict())
-    writing(model, tiny_tokenizer(), SPOKEN, direction(model))
+    written(model, direction(model))
     assert model.training and not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

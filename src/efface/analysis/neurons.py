@@ -49,8 +49,19 @@ class Spoken:
 
 
 @dataclass(frozen=True, eq=False)
+class Activity:
+    """What a model did, on average over the tokens that were looked at."""
+
+    means: np.ndarray
+    """(layers, d_ff) m_i."""
+    state: np.ndarray
+    """(d,) h after the last block."""
+    n_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
 class Writing:
-    """What the neurons of a model write, on average over the tokens that were looked at."""
+    """What the neurons of a model write along a direction."""
 
     means: np.ndarray
     """(layers, d_ff) m_i."""
@@ -58,7 +69,6 @@ class Writing:
     """(layers, d_ff) <v_i, w>, w of length 1."""
     height: float
     """The mean of <h, w> after the last block."""
-    n_tokens: int
 
     @property
     def contributions(self) -> np.ndarray:
@@ -67,28 +77,24 @@ class Writing:
 
 
 @torch.no_grad()
-def writing(
+def activity(
     model: "PreTrainedModel",
     processing_class: "PreTrainedTokenizerBase",
     spoken: Sequence[Spoken],
-    direction: np.ndarray,
     *,
     batch_size: int = 16,
     progress: bool = False,
-) -> Writing:
-    """What the neurons of all blocks write at the tokens of `spoken`; memory does not grow with their number.
-
-    Args:
-        direction: (d,) of length 1.
+) -> Activity:
+    """How strongly the neurons of all blocks fire at the tokens of `spoken`; memory does not grow with their number.
 
     Raises:
         UserError: if a block has no MLP with one known output projection (a mixture of experts).
     """
     blocks = decoder_blocks(model)
     last = len(blocks) - 1
-    w = torch.as_tensor(direction, dtype=torch.float64)
-    sums = [torch.zeros(output_weight(mlp_output_projection(block)).shape[1], dtype=torch.float64) for block in blocks]
-    height, n_tokens = 0.0, 0
+    widths = [output_weight(mlp_output_projection(block)).shape for block in blocks]
+    sums = [torch.zeros(d_ff, dtype=torch.float64) for _, d_ff in widths]
+    state, n_tokens = torch.zeros(widths[last][0], dtype=torch.float64), 0
     batches = batches_by_length(range(len(spoken)), lambda number: len(spoken[number].ids), batch_size)
     body = model.base_model
     with eval_mode(model):
@@ -107,10 +113,16 @@ def writing(
             finally:
                 for handle in handles:
                     handle.remove()
-            height += (residuals[last][counted].double().cpu() @ w).sum().item()
+            state += residuals[last][counted].double().sum(0).cpu()
             n_tokens += int(counted.sum())
-    along = np.stack([_along(block, w) for block in blocks])
-    return Writing(np.stack([total.numpy() for total in sums]) / n_tokens, along, height / n_tokens, n_tokens)
+    return Activity(np.stack([total.numpy() for total in sums]) / n_tokens, (state / n_tokens).numpy(), n_tokens)
+
+
+def writing(model: "PreTrainedModel", active: Activity, direction: np.ndarray) -> Writing:
+    """What the neurons of `model` write along a direction (d,) of length 1, as strongly as they fire."""
+    w = torch.as_tensor(direction, dtype=torch.float64)
+    along = np.stack([(w @ values_of(block)).numpy() for block in decoder_blocks(model)])
+    return Writing(active.means, along, float(active.state @ direction))
 
 
 def values_of(block: Any) -> Tensor:
@@ -118,11 +130,6 @@ def values_of(block: Any) -> Tensor:
     values = output_weight(mlp_output_projection(block)).detach().double().cpu()
     gain = gain_after(block)
     return values if gain is None else values * gain[:, None]
-
-
-def _along(block: Any, w: Tensor) -> np.ndarray:
-    """(d_ff,)"""
-    return (w @ values_of(block)).numpy()
 
 
 def _hooks(block: Any, counted: Tensor, total: Tensor) -> list[Any]:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from efface.analysis.rounds import PARTS
 from efface.data.pairs import load_pairs
 from efface.data.rows import name_of
 from efface.errors import RunError, UserError, one_line
@@ -65,6 +64,8 @@ def held_out(source: Any, trained_on: Any) -> list[Row]:
     Raises:
         UserError: if there are too few to probe.
     """
+    from efface.analysis.rounds import PARTS  # on use: it imports numpy, and HELD_OUT is asked for by --help
+
     known = {_key(row) for row in load_pairs(trained_on).rows}
     rows = [row for row in load_pairs(source).rows if _key(row) not in known][:N_PAIRS]
     if len(rows) < PARTS:

@@ -1,0 +1,128 @@
+"""What has an edit done to a model, where, and how much of it? `efface analyze`: every block of every model, once.
+
+    DIR/parts/NAME/BLOCK.json    as `explained.py` gives it; written as it is finished
+    DIR/results.json             all of it
+
+Blocks, whose files were made by the same models, pairs and settings, are taken by the next run of the same command.
+One edited model is held at a time, beside the base.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from efface.audit.battery import folder_of
+from efface.checks import not_negative, positive
+from efface.data.pairs import load_pairs, rows_digest
+from efface.data.rows import load_texts
+from efface.errors import RunError, UserError, reason_of
+from efface.files.digests import digest
+from efface.files.environment import environment, versions
+from efface.files.jsonl import Row
+from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
+from efface.jobs.erasure import HELD_OUT
+
+NAMES = ("certificate", "drift", "lens", "neurons", "weights", "overlap", "patching")
+
+
+def check_blocks(only: Sequence[str], patched_pairs: int) -> list[str]:
+    """The blocks that are made. Raises UserError for one that there is not."""
+    unknown = [name for name in only if name not in NAMES]
+    if unknown:
+        raise UserError(f"no block of the analysis is called {unknown[0]!r}. There are: {', '.join(NAMES)}.")
+    if "patching" in only and not patched_pairs:
+        raise UserError("patching needs pairs to read: set patched_pairs (--patch 16).")
+    return [name for name in NAMES if (not only or name in only) and (name != "patching" or patched_pairs)]
+
+
+def analyze(
+    models: Mapping[str, str],
+    base: str,
+    *,
+    output: str | os.PathLike[str],
+    pairs: Any = HELD_OUT,
+    text: Any = "shipped:text",
+    n_pairs: int = 200,
+    patched_pairs: int = 0,
+    attack_steps: int = 10,
+    attack_rate: float = 1e-4,
+    only: Sequence[str] = (),
+    seed: int = 0,
+    overwrite: bool = False,
+    resume: bool = False,
+    command: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Row:
+    """Analyse edited models beside their base; see the top of this file and `explained.py`.
+
+    Args:
+        models: name -> what `load_model` takes.
+        base: what they were made from.
+        output: a run directory.
+        pairs: what `load_pairs` takes; others than were trained on.
+        text: ordinary text, what `load_texts` takes.
+        n_pairs: the first so many are read.
+        patched_pairs: on so many each module is patched; 0: `patching` is left out.
+        attack_steps, attack_rate: of the attacker whose change is looked at.
+        only: the blocks that are made; all.
+        overwrite, resume: delete what lies in `output`, or take it as far as it goes.
+        say: is told what is done next, a line each.
+
+    Returns:
+        What `results.json` says: for each model its `blocks`, and `failed`, block -> why.
+
+    Raises:
+        UserError: for input that cannot work, before a model is loaded.
+    """
+    from efface.analysis.rounds import PARTS  # on use: it imports numpy, and NAMES is asked for by --help
+
+    not_negative("patched_pairs", patched_pairs)
+    for name, value in {"n_pairs": n_pairs, "attack_steps": attack_steps, "attack_rate": attack_rate}.items():
+        positive(name, value)
+    blocks = check_blocks(only, patched_pairs)
+    rows, texts = load_pairs(pairs).rows[:n_pairs], load_texts(text)
+    if len(rows) < PARTS:
+        raise UserError(f"{len(rows)} pairs are too few for a probe, which needs {PARTS}. Give more.")
+    folder = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=[base, *models.values(), pairs, text])
+
+    from efface.jobs.explained import BLOCKS, Depth, Subject
+    from efface.model.fingerprint import fingerprint_of
+    from efface.model.load import load_model
+
+    depth = Depth(n_pairs, patched_pairs=patched_pairs, attack_steps=attack_steps, attack_rate=attack_rate)
+    original, tokenizer = load_model(base)
+    read = [fingerprint_of(original), rows_digest(rows), digest(texts), dataclasses.asdict(depth), seed, versions()]
+    folder = prepare_output_dir(output, overwrite=overwrite, resume=resume, inputs=[*models.values()])
+    told: list[Row] = []
+    for name, source in models.items():
+        edited = load_model(source)[0]
+        weights = fingerprint_of(edited)
+        subject = Subject(edited, original, tokenizer, rows, texts, depth, seed)
+        model: Row = {"name": name, "model": source, "blocks": {}, "failed": {}}
+        told.append(model)
+        for block in blocks:
+            made_by = digest([block, weights, *read])
+            file = folder / "parts" / folder_of(name) / f"{block}.json"
+            found = read_json(file) if file.exists() else {}
+            if found.get("made_by") != made_by:
+                say(f"{name}: {block}")
+                try:
+                    write_json(file, {"schema": 1, "made_by": made_by, "found": BLOCKS[block](subject)})
+                except (UserError, RunError) as error:  # whatever it is, the others are made
+                    model["failed"][block] = reason_of(error)
+                    say(f"{name}: {block} failed: {reason_of(error)}")
+                    continue
+                found = read_json(file)
+            model["blocks"][block] = found["found"]
+        results = {
+            "schema": 1,
+            "what": "analysis",
+            "base": base,
+            "n_pairs": len(rows),
+            "settings": dataclasses.asdict(depth) | {"seed": seed, "pairs": str(pairs), "text": str(text)},
+            "models": told,
+            "environment": environment(seed=seed, model=original, command=command),
+        }
+        write_json(folder / RESULTS, results)
+    return results

@@ -1,0 +1,299 @@
+"""What does each block of the analysis say of an edited model beside its base? The modules of `analysis/`, at work.
+
+    certificate    what a fresh probe reads of toxicity beyond the token, in either model
+    drift          how far the states have moved, on toxic and on benign text, and along which directions
+    lens           how likely toxic words are if norm and head read the states at some depth
+    neurons        what each MLP neuron adds along the toxicity direction, and what the edit made of it
+    weights        where the change of the weights lies, how concentrated it is, whether toxic neurons have moved
+    overlap        whether the edit lies where an attacker's gradient points, and an attacker's own change
+    patching       which modules are enough, and which are needed
+
+The toxicity direction is the difference of the base's mean states at tokens of `rejected` and of `chosen`, after the
+last block.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from efface.analysis.concentration import concentration, neuron_squares
+from efface.analysis.directions import difference_of_means, unit
+from efface.analysis.drift import drift, token_shifts
+from efface.analysis.enrichment import enrichment
+from efface.analysis.erasure import compare_erasure, probe_states, probed_layers
+from efface.analysis.input_space import null_spaces
+from efface.analysis.neurons import (
+    GROUPS,
+    Activity,
+    Spoken,
+    activity,
+    compare_writing,
+    cumulative,
+    lengths_of,
+    random_fall,
+    values_of,
+    writing,
+)
+from efface.analysis.overlap import change_of, cosine, overlap
+from efface.analysis.patching import patch_modules
+from efface.analysis.states import TokenStates
+from efface.analysis.toxic_mass import read_pairs, toxic_tokens
+from efface.data.batch import PairBatch, PairCollator
+from efface.data.pair_tokens import TokenizedPair, tokenize_pairs
+from efface.evaluation.divergence import Divergence
+from efface.files.jsonl import Row
+from efface.generation.decoding import Decoding
+from efface.generation.generate import generate_ids
+from efface.generation.prompts import encode_prompts
+from efface.model.blocks import decoder_blocks
+from efface.model.copies import without_adapter
+from efface.model.forward import Head, skipped_above
+from efface.model.head_check import check_head_once
+from efface.model.padding import max_positions
+from efface.model.projections import linear_maps, output_weight
+from efface.model.vocabulary import pad_id
+from efface.training.finetune import finetune
+from efface.training.likelihood_gradient import likelihood_gradient
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RANKS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+"""Points of the curve over neurons."""
+SHOWN = 10
+"""Neurons that are listed, and words of each."""
+PICTURED = 4
+"""Pairs whose tokens are drawn."""
+LENS_PAIRS = 64
+GRADIENT_PAIRS = 64
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How much is looked at."""
+
+    n_pairs: int = 200
+    new_tokens: int = 20
+    """That the base writes after each prompt, for the neurons."""
+    patched_pairs: int = 0
+    """Pairs that every module is patched on; 0: none are."""
+    text_tokens: int = 1024
+    """Of ordinary text, for the KL of patching."""
+    attack_steps: int = 10
+    attack_rate: float = 1e-4
+
+
+@dataclass
+class Subject:
+    """An edited model beside its base, and what both read."""
+
+    edited: "PreTrainedModel"
+    base: "PreTrainedModel"
+    processing_class: "PreTrainedTokenizerBase"
+    rows: list[Row]
+    text: list[str]
+    """Ordinary."""
+    depth: Depth = field(default_factory=Depth)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.edited, self.base = without_adapter(self.edited), without_adapter(self.base)
+
+    @cached_property
+    def layers(self) -> list[int]:
+        return probed_layers(len(decoder_blocks(self.base)))
+
+    @cached_property
+    def pairs(self) -> list[TokenizedPair]:
+        return tokenize_pairs(self.rows, self.processing_class, max_positions=max_positions(self.base))
+
+    @cached_property
+    def toxic(self) -> list[int]:
+        return toxic_tokens(self.pairs)
+
+    @cached_property
+    def base_states(self) -> dict[int, TokenStates]:
+        return probe_states(self.base, self.processing_class, self.rows, progress=True)
+
+    @cached_property
+    def direction(self) -> np.ndarray:
+        states = self.base_states[self.layers[-1]]
+        return unit(difference_of_means(states.hidden, states.labels))
+
+    @cached_property
+    def spoken(self) -> list[Spoken]:
+        """What the base itself writes after the prompts."""
+        decoding = Decoding(max_new_tokens=self.depth.new_tokens, seed=self.seed)
+        prompts = [row["prompt"] for row in self.rows]
+        starts = encode_prompts(self.base, self.processing_class, prompts, decoding, room=decoding.max_new_tokens)
+        rows = generate_ids(self.base, self.processing_class, prompts, decoding, progress=True)
+        written = [(start, row[0].token_ids) for start, row in zip(starts, rows, strict=True) if row[0].token_ids]
+        return [Spoken(start + new, len(start)) for start, new in written]
+
+    @cached_property
+    def base_activity(self) -> Activity:
+        return activity(self.base, self.processing_class, self.spoken, progress=True)
+
+    @cached_property
+    def moved_neurons(self) -> np.ndarray:
+        """(layers, d_ff)"""
+        return neuron_squares(self.edited, self.base).reshape(len(decoder_blocks(self.base)), -1)
+
+    def batches(self, n_pairs: int) -> list[PairBatch]:
+        collate = PairCollator(pad_id(self.processing_class, self.base))
+        chunks = [self.pairs[start : start + 8] for start in range(0, min(n_pairs, len(self.pairs)), 8)]
+        return [_on(self.base.device, collate(chunk)) for chunk in chunks]
+
+
+def certificate(subject: Subject) -> Row:
+    states = probe_states(subject.edited, subject.processing_class, subject.rows, progress=True)
+    return compare_erasure(subject.base_states, states, seed=subject.seed)
+
+
+def drifted(subject: Subject) -> Row:
+    models = (subject.edited, subject.base)
+    found = drift(
+        *models, subject.processing_class, subject.pairs, subject.layers, direction=subject.direction, progress=True
+    )
+    everywhere = list(range(len(decoder_blocks(subject.base))))
+    pictures = []
+    for number, pair in enumerate(subject.pairs[:PICTURED]):
+        for side, ids in {"chosen": pair.chosen_ids, "rejected": pair.rejected_ids}.items():
+            whole = pair.prompt_ids + ids
+            tokens = [subject.processing_class.decode([token]) for token in whole]
+            shift = token_shifts(*models, whole, everywhere)
+            picture: Row = {"pair": number, "side": side, "start": len(pair.prompt_ids), "tokens": tokens}
+            pictures.append({**picture, "shift": [[round(float(value), 4) for value in row] for row in shift]})
+    return {"layers": found, "pictures": pictures}
+
+
+def lens(subject: Subject) -> Row:
+    """Layer -> the toxic mass of both models there; the last is that of the whole model."""
+    found: Row = {}
+    pairs = subject.pairs[:LENS_PAIRS]
+    for name, model in {"base": subject.base, "edited": subject.edited}.items():
+        check_head_once(model)
+        for layer in subject.layers:
+            with skipped_above(model, layer):
+                reading = read_pairs(model, subject.processing_class, pairs, subject.toxic)
+            found.setdefault(str(layer), {})[name] = reading.toxic_mass
+    return {"n_pairs": len(pairs), "n_tokens": len(subject.toxic), "layers": found}
+
+
+def neurons(subject: Subject) -> Row:
+    w = subject.direction
+    edited = activity(subject.edited, subject.processing_class, subject.spoken, progress=True)
+    before = writing(subject.base, subject.base_activity, w)
+    after = writing(subject.edited, edited, w)
+    change = compare_writing(before, after)
+    ranks = [rank for rank in RANKS if rank < change.fall.size] + [change.fall.size]
+    chance = random_fall(before, after, *lengths_of(subject.edited, subject.base), subject.seed)
+    parts = {"fires_less": change.fires_less.sum(), "moved": change.moved.sum()}
+    groups = {name: change.fall[change.groups == number].sum() for number, name in enumerate(GROUPS)}
+    return {
+        "n_tokens": subject.base_activity.n_tokens,
+        "height": {"base": before.height, "edited": after.height},
+        "drop": change.drop,
+        "by_neurons": change.by_neurons,
+        "ranks": ranks,
+        "cumulative": cumulative(change.fall, change.drop, ranks),
+        "random": cumulative(chance, change.drop, ranks),
+        **{name: _of(value, change.drop) for name, value in parts.items()},
+        "groups": {name: _of(value, change.drop) for name, value in groups.items()},
+        "sizes": {name: int((change.groups == number).sum()) for number, name in enumerate(GROUPS)},
+        "top": _listed(subject, change.fall, before.contributions, after.contributions),
+    }
+
+
+def weights(subject: Subject) -> Row:
+    spaces = null_spaces(subject.base, subject.processing_class, subject.text[:32], progress=True)
+    found = concentration(subject.edited, subject.base, null_spaces=spaces, seed=subject.seed)
+    before = writing(subject.base, subject.base_activity, subject.direction)
+    toxic = enrichment(subject.moved_neurons, before.contributions, seed=subject.seed)
+    return {**found, "enrichment": toxic}
+
+
+def overlapping(subject: Subject) -> Row:
+    """Of the edit, and of what an attacker then changes, with the forget gradient of the edited model."""
+    maps = linear_maps(subject.edited)
+    modules = list(maps.values())
+    batches = subject.batches(GRADIENT_PAIRS)
+    flat = likelihood_gradient(subject.edited, batches, {"rejected": 1.0}, [module.weight for module in modules])
+    gradient = {
+        path: part if output_weight(module) is module.weight else part.t()
+        for (path, module), part in zip(maps.items(), flat, strict=True)
+    }
+    edit = change_of(subject.edited, subject.base)
+    rows = [pair.prompt_ids + pair.rejected_ids for pair in subject.pairs]
+    steps, rate = subject.depth.attack_steps, subject.depth.attack_rate
+    attacked = finetune(
+        subject.edited,
+        subject.processing_class,
+        rows,
+        steps=steps,
+        batch_size=8,
+        learning_rate=rate,
+        seed=subject.seed,
+    )
+    attack = change_of(attacked, subject.edited)
+    found = {"edit": overlap(edit, gradient), "attack": overlap(attack, gradient), "cosine": cosine(edit, attack)}
+    return {**found, "steps": steps, "learning_rate": rate}
+
+
+def patched(subject: Subject) -> Row:
+    pairs = subject.pairs[: subject.depth.patched_pairs]
+    divergence = Divergence(subject.base, subject.processing_class, subject.text, max_tokens=subject.depth.text_tokens)
+
+    def read(model: "PreTrainedModel") -> tuple[Any, float]:
+        return read_pairs(model, subject.processing_class, pairs, subject.toxic), divergence.of(model)
+
+    return {"n_pairs": len(pairs), **patch_modules(subject.edited, subject.base, read, progress=True)}
+
+
+BLOCKS: dict[str, Callable[[Subject], Row]] = {
+    "certificate": certificate,
+    "drift": drifted,
+    "lens": lens,
+    "neurons": neurons,
+    "weights": weights,
+    "overlap": overlapping,
+    "patching": patched,
+}
+
+
+@torch.no_grad()
+def _listed(subject: Subject, fall: np.ndarray, before: np.ndarray, after: np.ndarray) -> list[Row]:
+    """The neurons that lower <h, w> most, and the words that their values speak for."""
+    head, blocks = Head.of(subject.base), decoder_blocks(subject.base)
+    found = []
+    for place in np.argsort(-fall, axis=None, kind="stable")[:SHOWN]:
+        layer, neuron = (int(number) for number in np.unravel_index(place, fall.shape))
+        value = values_of(blocks[layer])[:, neuron].to(head.weight)
+        reads = head.weight.shape[1] == len(value)  # not where states are projected before the head (OPT)
+        words = (head.weight @ value).topk(SHOWN).indices.tolist() if reads else []
+        found.append(
+            {
+                "layer": layer,
+                "neuron": neuron,
+                "fall": float(fall[layer, neuron]),
+                "base": float(before[layer, neuron]),
+                "edited": float(after[layer, neuron]),
+                "words": [subject.processing_class.decode([word]) for word in words],
+            }
+        )
+    return found
+
+
+def _of(part: Any, whole: float) -> float:
+    return float(part / whole) if whole else 0.0
+
+
+def _on(device: torch.device, batch: PairBatch) -> PairBatch:
+    moved: Any = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()
+    }
+    return moved

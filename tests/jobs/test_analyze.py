@@ -1,0 +1,152 @@
+"""Does `efface analyze` find in a whole model what was planted there, and nothing in an untouched one?
+
+Of: commands/analyze.py, jobs/analysis_table.py, jobs/explained.py
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from polite import ROWS
+from tiny import tiny_model, tiny_tokenizer
+
+from efface.cli import main
+from efface.errors import UserError
+from efface.files.results import read_json, write_jsonl
+from efface.jobs.analysis_table import analysis_page
+from efface.jobs.analyze import NAMES, analyze
+from efface.jobs.explained import BLOCKS
+from efface.model.blocks import decoder_blocks
+from efface.model.projections import mlp_output_projection, output_weight
+from efface.model.save import save_model
+
+TEXT = ["The history of the town is the history of its river.", "She went to the market and bought bread."] * 2
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, itself again, and one with another MLP in its last block."""
+    folder = tmp_path_factory.mktemp("models")
+    base = tiny_model("llama")
+    planted = copy.deepcopy(base)
+    with torch.no_grad():
+        output_weight(mlp_output_projection(decoder_blocks(planted)[1]))[:, :3] *= -1
+    for name, model in {"base": base, "same": base, "planted": planted}.items():
+        save_model(model, tiny_tokenizer(), folder / name)
+    write_jsonl(folder / "pairs.jsonl", [*ROWS, *({**row, "prompt": f"Then {row['prompt']}"} for row in ROWS)])
+    write_jsonl(folder / "text.jsonl", [{"text": text} for text in TEXT])
+    return folder
+
+
+def given(models: Path, **more: Any) -> dict[str, Any]:
+    files = {"pairs": str(models / "pairs.jsonl"), "text": str(models / "text.jsonl")}
+    return {"base": str(models / "base"), "n_pairs": 24, "patched_pairs": 4, "attack_steps": 2, **files, **more}
+
+
+@pytest.fixture(scope="module")
+def whole(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    names = {"same": str(models / "same"), "planted": str(models / "planted")}
+    return analyze(names, **given(models), output=folder), folder
+
+
+def test_there_is_a_block_for_each_name() -> None:
+    assert tuple(BLOCKS) == NAMES
+
+
+def test_an_untouched_model_shows_nothing(whole: Any) -> None:
+    results, folder = whole
+    assert read_json(folder / "results.json") == json.loads(json.dumps(results))
+    blocks = results["models"][0]["blocks"]
+    assert set(blocks) == set(NAMES) and not results["models"][0]["failed"]
+    assert all(layer["change"] == 0 for layer in blocks["certificate"]["layers"].values())
+    assert all(layer["toxic"]["shift"] == 0 for layer in blocks["drift"]["layers"].values())
+    assert all(layer["base"] == layer["edited"] for layer in blocks["lens"]["layers"].values())
+    assert blocks["neurons"]["drop"] == 0 == blocks["neurons"]["by_neurons"]
+    assert blocks["weights"]["squares"] == 0 and blocks["weights"]["enrichment"]["p"] is None
+    assert blocks["overlap"]["edit"]["cosine"] is None is blocks["overlap"]["cosine"]
+    assert blocks["patching"]["modules"] == {} and blocks["patching"]["edited"]["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_planted_change_is_located_by_every_block(whole: Any) -> None:
+    results, _ = whole
+    blocks = results["models"][1]["blocks"]
+    first, last = blocks["drift"]["layers"].values()
+    assert first["toxic"]["shift"] == 0 < last["toxic"]["shift"]
+    assert len(blocks["drift"]["pictures"]) == 8
+    picture = blocks["drift"]["pictures"][0]
+    assert len(picture["shift"]) == 2 and len(picture["shift"][0]) == len(picture["tokens"]) > picture["start"]
+    depths = list(blocks["lens"]["layers"].values())
+    assert depths[0]["base"] == depths[0]["edited"] and depths[-1]["base"] != depths[-1]["edited"]
+    neurons = blocks["neurons"]
+    assert neurons["drop"] != 0 and neurons["by_neurons"] == pytest.approx(1, rel=1e-3)
+    assert neurons["moved"] == pytest.approx(1, rel=1e-3) and neurons["fires_less"] == pytest.approx(0, abs=1e-3)
+    assert sum(neurons["groups"].values()) == pytest.approx(neurons["by_neurons"])
+    assert sum(neurons["sizes"].values()) == neurons["ranks"][-1] == 128
+    assert blocks["weights"]["parts"]["1.mlp"] == pytest.approx(1)
+    assert blocks["weights"]["neurons"]["top"] > 3 * blocks["weights"]["neurons"]["random"]["top"]
+    assert set(blocks["patching"]["modules"]) == {"1.mlp"}
+    (module,) = blocks["patching"]["modules"].values()
+    if module["enough"] is not None:  # the toxic mass falls
+        assert module["enough"] == pytest.approx(1, abs=1e-4) == module["needed"]
+    assert blocks["overlap"]["attack"]["cosine"] > 0.1  # an attacker goes along the forget gradient
+    assert len(neurons["top"]) == 10 and all(len(one["words"]) == 10 for one in neurons["top"])
+
+
+def test_the_table_has_a_column_for_each_model(whole: Any) -> None:
+    results, _ = whole
+    page = analysis_page(results)
+    table = page.blocks[1]
+    assert list(table.head) == ["block", "figure", "same", "planted"]  # type: ignore[union-attr]
+    said = str(page)
+    for word in (*NAMES, "24 pairs", "moved neurons among toxic ones", "1 to 1"):
+        assert word in said, word
+
+
+def test_finished_blocks_are_taken_and_others_made(models: Path, whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, folder = whole
+    names = {"same": str(models / "same"), "planted": str(models / "planted")}
+    made: list[str] = []
+    for name in NAMES:
+        monkeypatch.setitem(BLOCKS, name, lambda subject, name=name: made.append(name) or {})
+    again = analyze(names, **given(models), output=folder, resume=True)
+    assert not made and again["models"] == results["models"]
+    (folder / "parts" / "planted" / "lens.json").unlink()
+    analyze(names, **given(models, n_pairs=20), output=folder, only=["lens"], resume=True)
+    assert made == ["lens", "lens"]  # of other pairs both are other ones
+
+
+def test_a_block_that_fails_does_not_lose_the_others(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(subject: Any) -> Any:
+        raise UserError("this model has no lens.")
+
+    monkeypatch.setitem(BLOCKS, "lens", fails)
+    flags = ["--pairs", str(models / "pairs.jsonl"), "--text", str(models / "text.jsonl"), "--n-pairs", "20"]
+    flags += ["--base", str(models / "base"), "--only", "lens,weights", "-o", str(tmp_path / "out")]
+    assert main(["analyze", f"mine={models / 'planted'}", *flags]) == 1
+    told = capsys.readouterr()
+    assert "top 1 % of the neurons" in told.out and "failed: mine, lens" in told.err
+    results = read_json(tmp_path / "out" / "results.json")
+    assert list(results["models"][0]["blocks"]) == ["weights"]
+    assert results["models"][0]["failed"] == {"lens": "this model has no lens."}
+
+
+def test_bad_input_is_one_line(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    names = {"planted": str(models / "planted")}
+    with pytest.raises(UserError, match="no block of the analysis is called 'lenses'"):
+        analyze(names, **given(models), output=out, only=["lenses"])
+    with pytest.raises(UserError, match="patching needs pairs"):
+        analyze(names, **given(models, patched_pairs=0), output=out, only=["patching"])
+    with pytest.raises(UserError, match="4 pairs are too few"):
+        analyze(names, **given(models, n_pairs=4), output=out)
+    with pytest.raises(UserError, match="attack_rate=0"):
+        analyze(names, **given(models, attack_rate=0), output=out)
+    assert not out.exists()
+    assert main(["analyze", str(models / "absent"), "--base", str(models / "base"), "-o", str(out)]) == 2
+    assert "absent" in capsys.readouterr().err and not out.exists()
