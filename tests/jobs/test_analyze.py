@@ -1,6 +1,6 @@
 """Does `efface analyze` find in a whole model what was planted there, and nothing in an untouched one?
 
-Of: commands/analyze.py, jobs/analysis_table.py, jobs/explained.py
+Of: commands/analyze.py, jobs/analysis_figures.py, jobs/analysis_table.py, jobs/explained.py
 """
 
 import copy
@@ -16,6 +16,7 @@ from tiny import tiny_model, tiny_tokenizer
 from efface.cli import main
 from efface.errors import UserError
 from efface.files.results import read_json, write_jsonl
+from efface.jobs.analysis_figures import _label, write_figures
 from efface.jobs.analysis_table import analysis_page
 from efface.jobs.analyze import NAMES, analyze
 from efface.jobs.explained import BLOCKS
@@ -104,6 +105,18 @@ def test_the_table_has_a_column_for_each_model(whole: Any) -> None:
     said = str(page)
     for word in (*NAMES, "24 pairs", "moved neurons among toxic ones", "1 to 1"):
         assert word in said, word
+
+
+def test_there_is_a_picture_for_each_block_and_toxic_words_are_masked(whole: Any, tmp_path: Path) -> None:
+    results, _ = whole
+    written = write_figures(results, tmp_path)
+    names = {path.relative_to(tmp_path).as_posix() for path in written}
+    assert {f"{name}.svg" for name in NAMES if name != "overlap"} <= names
+    assert {"tokens/planted-0-rejected.svg", "tokens/same-3-chosen.svg"} <= names and len(names) == 6 + 16
+    assert all(path.read_text().startswith("<?xml") for path in written)
+    assert _label(" silly", True) == "s••••" and _label("\n", False) == "·" and _label("$a$", False) == r"\$a\$"
+    picture = results["models"][1]["blocks"]["drift"]["pictures"][1]
+    assert picture["side"] == "rejected" and picture["toxic"] and min(picture["toxic"]) >= picture["start"]
 
 
 def test_finished_blocks_are_taken_and_others_made(models: Path, whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,11 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--base", required=True, metavar="MODEL", help="what they were made from")
     command.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="run directory: results.json, and a file for each block"
+        "-o",
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="run directory: results.json, a file for each block, and pictures",
     )
     add_reuse(command)
     command.add_argument("--pairs", default=HELD_OUT, help="preference pairs that nothing was trained on")
@@ -66,6 +70,7 @@ def refuse(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from efface.files.results import RESULTS
+    from efface.jobs.analysis_figures import write_figures
     from efface.jobs.analysis_table import analysis_page
     from efface.jobs.analyze import analyze
 
@@ -87,8 +92,9 @@ def run(options: argparse.Namespace) -> None:
         command=options.command_line,
         say=say,
     )
+    pictures = write_figures(results, Path(options.output) / "figures")
     show("", analysis_page(results), "")
-    say(f"written: {Path(options.output) / RESULTS}")
+    say(f"written: {Path(options.output) / RESULTS}, and {len(pictures)} pictures under figures")
     failed = [f"{model['name']}, {block}" for model in results["models"] for block in model["failed"]]
     if failed:
         raise RunError(f"failed: {'; '.join(failed)}. The rest is whole; --resume tries these again.")

@@ -143,6 +143,9 @@ class _Sweep:
             self.say(f"not finished, by another process: {', '.join(self.unfinished)}. Run again when it is.")
             return
         with self._claimed("best") as mine:
+            if not mine:
+                self.say("the best are attacked further by another process. Run again when it is done.")
+                self.done.discard(BASE)
             for place in [BASE, *self.kept.best(self.arms.main)] if mine else []:
                 if self.kept.attack_best(place):
                     self.note()

@@ -166,7 +166,9 @@ def drifted(subject: Subject) -> Row:
             whole = pair.prompt_ids + ids
             tokens = [subject.processing_class.decode([token]) for token in whole]
             shift = token_shifts(*models, whole, everywhere)
+            marked = [place for place, token in enumerate(whole) if token in subject.toxic]
             picture: Row = {"pair": number, "side": side, "start": len(pair.prompt_ids), "tokens": tokens}
+            picture["toxic"] = marked
             pictures.append({**picture, "shift": [[round(float(value), 4) for value in row] for row in shift]})
     return {"layers": found, "pictures": pictures}
 
