@@ -1,6 +1,7 @@
 """Does `efface analyze` find in a whole model what was planted there, and nothing in an untouched one?
 
-Of: commands/analyze.py, jobs/analysis_figures.py, jobs/analysis_table.py, jobs/explained.py
+Of: commands/analyze.py, jobs/analysis_figures.py, jobs/analysis_table.py, jobs/explained.py,
+jobs/subject.py
 """
 
 import copy

@@ -86,7 +86,8 @@ def analyze(
         raise UserError(f"{len(rows)} pairs are too few for a probe, which needs {PARTS}. Give more.")
     folder = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=[base, *models.values(), pairs, text])
 
-    from efface.jobs.explained import BLOCKS, Depth, Subject
+    from efface.jobs.explained import BLOCKS
+    from efface.jobs.subject import Depth, Subject
     from efface.model.fingerprint import fingerprint_of
     from efface.model.load import load_model
 
