@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mechanism_tables
 import sweep_tables
 from first_day_tables import first_day
 from sweep_tables import table
@@ -784,6 +785,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "robustness_points": robustness_points,
     "robustness_commands": robustness_commands,
     "first_day": first_day,
+    "mechanism": mechanism_tables.mechanism,
+    "mechanism_command": mechanism_tables.mechanism_command,
     "trials": sweep_tables.trials,
     "comparison_main": lambda: sweep_tables.kept("main"),
     "comparison_tight": lambda: sweep_tables.kept("tight"),

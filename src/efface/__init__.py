@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # `as` the same name: a type checker then takes it for public
     from efface.generation.generate import Continuation as Continuation
     from efface.generation.generate import generate as generate
     from efface.generation.generate import generate_ids as generate_ids
+    from efface.jobs.analyze import analyze as analyze
     from efface.jobs.detox import DetoxSettings as DetoxSettings
     from efface.jobs.detox import detox as detox
     from efface.methods import load_method as load_method
@@ -91,6 +92,7 @@ if TYPE_CHECKING:  # `as` the same name: a type checker then takes it for public
 
 # Public name -> the module that it is in. Resolved on first use: importing efface costs nothing.
 _EXPORTS = {
+    "analyze": "efface.jobs.analyze",
     "AntiexpertSource": "efface.pairs.sources.antiexpert",
     "AttackResult": "efface.attacks.result",
     "audit_models": "efface.audit.run",

@@ -98,7 +98,7 @@ def add_loading(command: argparse.ArgumentParser, *, placed: bool = True) -> Non
         group.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps, ... (default: an accelerator)")
         group.add_argument("--device-map", metavar="MAP", help="auto, balanced, ...: spread over several devices")
     group.add_argument("--attn-implementation", metavar="NAME", help="eager, sdpa, flash_attention_2, ...")
-    group.add_argument("--load-in-4bit", action="store_true", help="NF4 by bitsandbytes, on a GPU; with LoRA: QLoRA")
+    group.add_argument("--load-in-4bit", action="store_true", help="NF4 by bitsandbytes; with LoRA: QLoRA")
     group.add_argument("--revision", metavar="REV", help="branch, tag or commit of MODEL on the hub")
     group.add_argument("--subfolder", metavar="FOLDER", help="of MODEL, in which it lies")
 

@@ -66,7 +66,9 @@ def analyze(
         patched_pairs: on so many each module is patched; 0: `patching` is left out.
         attack_steps, attack_rate: of the attacker whose change is looked at.
         only: the blocks that are made; all.
+        seed: of controls, resamples, generation and the attacker.
         overwrite, resume: delete what lies in `output`, or take it as far as it goes.
+        command: how this was called, for the record.
         say: is told what is done next, a line each.
 
     Returns:
