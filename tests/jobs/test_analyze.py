@@ -92,7 +92,9 @@ def test_a_planted_change_is_located_by_every_block(whole: Any) -> None:
     assert blocks["weights"]["neurons"]["top"] > 3 * blocks["weights"]["neurons"]["random"]["top"]
     assert set(blocks["patching"]["modules"]) == {"1.mlp"}
     (module,) = blocks["patching"]["modules"].values()
+    assert set(blocks["patching"]["states"]) == {"0", "1"}
     if module["enough"] is not None:  # the toxic mass falls
+        assert [one["enough"] for one in blocks["patching"]["states"].values()] == pytest.approx([0, 1], abs=1e-4)
         assert module["enough"] == pytest.approx(1, abs=1e-4) == module["needed"]
     assert blocks["overlap"]["attack"]["cosine"] > 0.1  # an attacker goes along the forget gradient
     assert len(neurons["top"]) == 10 and all(len(one["words"]) == 10 for one in neurons["top"])

@@ -116,6 +116,11 @@ def _enough(curve: str, falling: bool) -> Callable[[Row], str]:
     return tell
 
 
+def _carried(block: Row) -> str:
+    one = block["states"][_middle(block["states"])]
+    return ", ".join(_number(one[what], 2) for what in ("enough", "needed"))
+
+
 def _overlap(name: str) -> Callable[[Row], str]:
     def tell(block: Row) -> str:
         rank = max(block[name]["left"], key=int)
@@ -168,5 +173,6 @@ FIGURES: dict[str, list[Figure]] = {
     "patching": [
         (f"enough for {MOST:.0%} of the fall", _enough("sufficient", falling=False)),
         ("taken out, the same is gone", _enough("necessary", falling=True)),
+        ("in the states half-way up: enough, needed", _carried),
     ],
 }

@@ -6,7 +6,7 @@
     neurons        what each MLP neuron adds along the toxicity direction, and what the edit made of it
     weights        where the change of the weights lies, how concentrated it is, whether toxic neurons have moved
     overlap        whether the edit lies where an attacker's gradient points, and an attacker's own change
-    patching       which modules are enough, and which are needed
+    patching       which modules are enough, which are needed, and from which depth on the states carry the edit
 
 What both models read, and the direction of toxicity, is `subject.py`'s.
 """
@@ -34,6 +34,7 @@ from efface.analysis.neurons import (
 )
 from efface.analysis.overlap import change_of, cosine, overlap
 from efface.analysis.patching import patch_modules
+from efface.analysis.state_patching import patch_states
 from efface.analysis.toxic_mass import read_pairs
 from efface.evaluation.divergence import Divergence
 from efface.files.jsonl import Row
@@ -162,7 +163,9 @@ def patched(subject: Subject) -> Row:
     def read(model: "PreTrainedModel") -> tuple[Any, float]:
         return read_pairs(model, subject.processing_class, pairs, subject.toxic), divergence.of(model)
 
-    return {"n_pairs": len(pairs), **patch_modules(subject.edited, subject.base, read, progress=True)}
+    states = patch_states(subject.edited, subject.base, subject.layers, lambda model: read(model)[0])
+    modules = patch_modules(subject.edited, subject.base, read, progress=True)
+    return {"n_pairs": len(pairs), "states": states, **modules}
 
 
 BLOCKS: dict[str, Callable[[Subject], Row]] = {
