@@ -3,6 +3,7 @@
     python benchmarks/carry.py pack runs/comparison      what is new there, into benchmarks/results/runs/
     python benchmarks/carry.py unpack runs/comparison    all that is packed of it, from which `--resume` goes on
 
+The same of `runs/judge`: by another judge, were it trained anew to other bits, nothing would be the same sweep.
 Checkpoints stay behind: `efface sweep` trains again what something is still asked of. Files that have changed since
 they were packed are packed again, and the later one holds. Generations are among them, toxic ones too.
 """
@@ -17,6 +18,7 @@ from common import RESULTS
 from efface.errors import UserError
 
 KEPT = RESULTS / "runs"
+SUFFIXES = {".json", ".jsonl", ".safetensors"}
 LEFT = {"model", ".claims"}
 """What is not packed: checkpoints, and who is at work."""
 
@@ -39,9 +41,9 @@ def packed(run: str) -> dict[str, bytes]:
 
 
 def files_of(run: Path) -> dict[str, bytes]:
-    """What of a run is to be kept: whole files of JSON."""
-    found = {file.relative_to(run): file for file in sorted(run.rglob("*.json*")) if file.is_file()}
-    taken = {path: file for path, file in found.items() if not LEFT & set(path.parts) and file.suffix != ".tmp"}
+    """What of a run is to be kept: whole files of JSON, and the numbers of a judge."""
+    found = {file.relative_to(run): file for file in sorted(run.rglob("*")) if file.suffix in SUFFIXES}
+    taken = {path: file for path, file in found.items() if not LEFT & set(path.parts)}
     return {path.as_posix(): file.read_bytes() for path, file in taken.items()}
 
 
