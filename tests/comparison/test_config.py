@@ -87,6 +87,7 @@ def test_the_grid_is_every_combination() -> None:
         ({"budgets": {"a/b": {}}}, "'a/b' cannot be a name"),
         ({"attacks": {"every": {"x": ""}, "best": {"x": ""}}}, "attacks: x, x: each needs a name of its own"),
         ({"attacks": {"moved_steps": -1}}, "moved_steps=-1"),
+        ({"attacks": {"least_drop": 1}}, "least_drop=1.0 is no part of a share"),
         ({"decoding_dtype": "half"}, "decoding_dtype='half'"),
         ({"samples": True}, "samples must be a whole number"),
         ({"most": 0}, "most=0"),

@@ -247,6 +247,13 @@ def test_budgets_may_be_left_unattacked_and_edits_unscaled(silly: Path, tmp_path
     assert kept["main/as-it-is-s0"]["a"] == 1.0 != kept["main/sft-s0"]["a"]
     (arm,) = [arm for arm in found["arms"] if arm["entry"] == "as-it-is"]
     assert [len(arm["budgets"][name]["fitted"]["readings"]) for name in ("main", "other")] == [1, 1]
+    assert "- " + other["place"] + ": at the budget 'other' nothing is attacked" in markdown(
+        comparison_page({"here": found}).blocks
+    )
+    changes["attacks"] = {"every": {"pairs": "--learning_rates 1e-3 --steps 1"}, "least_drop": 0.25}
+    changes["methods"] = [{"name": "sft", "settings": common | {"learning_rate": "1e-9"}}]
+    spared = by_name(sweep(config_of(silly, **changes), output=tmp_path / "out", resume=True))["main/sft-s0"]
+    assert "is left on the tuning prompts" in spared["spared"] and spared["attacks"] == {} and spared["reported"]
     with pytest.raises(UserError, match="there are the budgets main"):
         config_of(silly, attacks={"budgets": ["tight"]})
 

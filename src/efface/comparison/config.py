@@ -84,6 +84,9 @@ class AttackPlans:
     best_of: int = 3
     budgets: list[str] | None = None
     """Whose kept models are attacked, rounded and weighed; default: all. What others keep is only reported."""
+    least_drop: float = 0.0
+    """By what part of the base's toxic share, on the tuning prompts, an edit must have lowered it to be attacked,
+    rounded and weighed: what has not gone cannot come back. 0: every edit is."""
     text_tokens: int | None = None
     """Of the text, for perplexity at a point of an attack; default: `max_text_tokens`."""
     rounding: list[str] = field(default_factory=list)
@@ -100,6 +103,8 @@ class AttackPlans:
 
     def __post_init__(self) -> None:
         at_least_one(self, "best_of", "text_tokens")
+        if not 0 <= self.least_drop < 1:
+            raise UserError(f"attacks: least_drop={self.least_drop} is no part of a share. Give 0 or more, below 1.")
         for name in ("moved_steps", "benign_steps"):
             not_negative(name, getattr(self, name))
         positive("moved_rate", self.moved_rate)

@@ -22,6 +22,7 @@ from efface.files.jsonl import Row
 from efface.model.edit import scaled_copy
 
 EMPTY: Row = {"seed": None, "budget": None, "arm": None, "cost": None, "a": 0.0, "reading": None, "binding": []}
+EMPTY |= {"spared": None}
 
 
 class Kept:
@@ -47,7 +48,7 @@ class Kept:
             a = fitted["a"]
             row |= {"entry": arm.plan.name, "seed": arm.seed, "budget": budget, "arm": arm.name, "cost": made["cost"]}
             row |= {"a": a, "reading": next(one for one in fitted["readings"] if one["a"] == a)}
-            row |= {"binding": fitted["binding"]}
+            row |= {"binding": fitted["binding"], "spared": self._spared(made, budget)}
         file = self.bench.folder(place) / "record.json"
         self._records[place] = Record(file, [made_by, a, self._measured_on()], lambda: self._load(arm, a))
         return self._measured(place, row)
@@ -85,7 +86,7 @@ class Kept:
         row |= {"attacks": {}, "rounding": [], "moved": [], "worst": None, "worst_of_all": None}
         self.rows[place], self.options[place] = row, {}
         row["reported"] = self._report(place, record)
-        if row["budget"] is not None and plans.budgets is not None and row["budget"] not in plans.budgets:
+        if row["spared"]:
             row["weights"] = record.take("distance", [], lambda: weigh_edit(bench, place, record.model(), whole=False))
             return
         self._attack(place, plans.every)
@@ -131,6 +132,16 @@ class Kept:
             self.rows[place]["attacks"][plan.name] = found
             if not found["error"]:
                 self.options[place][plan.name] = read_options(read_result(file), file)
+
+    def _spared(self, made: Row, budget: str | None) -> str | None:
+        """Why a kept arm is only reported, if so."""
+        plans, tuned = self.config.attacks, made["budgets"][budget]["tuning"]["toxicity"]["share"]
+        if plans.budgets is not None and budget not in plans.budgets:
+            return f"at the budget {budget!r} nothing is attacked"
+        before = self.arms.scaler.before().share
+        if before - tuned < plans.least_drop * before:
+            return f"{tuned:.3f} of {before:.3f} is left on the tuning prompts: there is little that could come back"
+        return None
 
     def _judged(self, place: str) -> Row | None:
         """What an attacker reaches who has all attacks so far, and chooses on other prompts than it is judged on; None

@@ -127,14 +127,17 @@ def rounding_table(results: Row) -> list[Table | str]:
 
 
 def failed_lines(results: Row) -> list[Table | str]:
-    """What could not be made, and so is in no table; a model of which an attack failed has no worst attack."""
+    """What could not be made, or was not, and so is in no table; a model of which an attack failed has no worst
+    attack."""
     failed = []
     for kept in results["kept"]:
         parts = dict(kept["attacks"]) | {"weights": kept.get("weights") or {}}
         for kind in ("rounding", "moved"):
             parts |= {f"{kind} {number}": one for number, one in enumerate(kept[kind])}
         failed += [f"- {kept['place']}, {name}: {one['error']}" for name, one in parts.items() if one.get("error")]
-    return ["## Failed", "\n".join(failed)] if failed else []
+    spared = [f"- {kept['place']}: {kept['spared']}" for kept in results["kept"] if kept.get("spared")]
+    found: list[Table | str] = ["## Failed", "\n".join(failed)] if failed else []
+    return [*found, "## Not attacked", "\n".join(spared)] if spared else found
 
 
 def comparison_lines(results: Row) -> list[Table | str]:
