@@ -36,8 +36,9 @@ def words_for(action: argparse.Action) -> list[str]:
 def test_either_spelling_of_a_commands_own_flags_means_the_same(command: str, option: str) -> None:
     parser = COMMANDS[command]
     fixed = [word for action in parser._actions if not action.option_strings for word in words_for(action)]
-    if any(action.required and action.option_strings for action in parser._actions):
-        fixed += ["-o", "out.json"]
+    for action in parser._actions:
+        if action.required and action.option_strings:
+            fixed += [action.option_strings[0], "out.json"]
     value = words_for(parser._option_string_actions[option])
     underscored = "--" + option.removeprefix("--").replace("-", "_")
     found = [vars(parser.parse_args([*fixed, spelled, *value])) for spelled in (option, underscored)]

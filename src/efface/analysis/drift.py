@@ -23,6 +23,7 @@ from efface.data.pair_tokens import TokenizedPair
 from efface.files.jsonl import Row
 from efface.model.blocks import accepted, capture_residuals
 from efface.model.copies import eval_mode
+from efface.model.devices import doubled
 from efface.model.padding import position_ids
 from efface.model.vocabulary import pad_id
 from efface.terminal.progress import track
@@ -123,7 +124,7 @@ def cka(one: Tensor, other: Tensor) -> float:
 def hsic(one: Tensor, other: Tensor) -> float:
     """The unbiased estimate of HSIC with linear kernels (Song et al. 2012, eq. 5) of (n, d) and (n, d')."""
     n = len(one)
-    k, m = (table.double() @ table.double().T for table in (one, other))
+    k, m = (doubled(table) @ doubled(table).T for table in (one, other))
     k, m = (kernel - kernel.diag().diag() for kernel in (k, m))
     row_k, row_m = k.sum(0), m.sum(0)
     total = (k * m).sum() + row_k.sum() * row_m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (row_k @ row_m)
@@ -168,4 +169,4 @@ def _states(
     body = model.base_model
     with capture_residuals(model, layers) as residuals:
         body(**accepted(body, input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False))
-    return {layer: residuals[layer].cpu()[counted].double() for layer in layers}
+    return {layer: doubled(residuals[layer].cpu()[counted]) for layer in layers}

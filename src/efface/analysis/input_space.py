@@ -76,7 +76,7 @@ def null_part(change: Tensor, null_space: Tensor) -> float:
 
 
 def _rest_of(covariance: Tensor, rest: float) -> Tensor:
-    values, axes = torch.linalg.eigh(covariance.double())  # ascending
+    values, axes = torch.linalg.eigh(covariance.cpu().double())  # ascending
     held = values.clamp_min(0).cumsum(0) / values.clamp_min(0).sum()
     return axes[:, held <= rest].float().cpu()
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from efface.model.blocks import accepted, capture_residuals, decoder_blocks
 from efface.model.copies import eval_mode
+from efface.model.devices import doubled
 from efface.model.families import NORMS_AFTER_MLP
 from efface.model.padding import batches_by_length, pad_batch, position_ids
 from efface.model.projections import gain_after, mlp_output_projection, output_weight
@@ -113,7 +114,7 @@ def activity(
             finally:
                 for handle in handles:
                     handle.remove()
-            state += residuals[last][counted].double().sum(0).cpu()
+            state += doubled(residuals[last][counted]).sum(0).cpu()
             n_tokens += int(counted.sum())
     return Activity(np.stack([total.numpy() for total in sums]) / n_tokens, (state / n_tokens).numpy(), n_tokens)
 
@@ -127,7 +128,7 @@ def writing(model: "PreTrainedModel", active: Activity, direction: np.ndarray) -
 
 def values_of(block: Any) -> Tensor:
     """(d, d_ff) float64: what each neuron of the MLP of a block writes, as it comes out of a norm after it."""
-    values = output_weight(mlp_output_projection(block)).detach().double().cpu()
+    values = output_weight(mlp_output_projection(block)).detach().cpu().double()
     gain = gain_after(block)
     return values if gain is None else values * gain[:, None]
 
@@ -139,7 +140,7 @@ def _hooks(block: Any, counted: Tensor, total: Tensor) -> list[Any]:
     names = [name for name in NORMS_AFTER_MLP if hasattr(block, name)]
 
     def keep(module: Any, args: tuple[Tensor, ...]) -> None:
-        states = args[0].reshape(*counted.shape, -1)[counted].double()  # (N, d_ff)
+        states = doubled(args[0].reshape(*counted.shape, -1)[counted])  # (N, d_ff)
         if names:
             given.append(states)
         else:
@@ -147,8 +148,9 @@ def _hooks(block: Any, counted: Tensor, total: Tensor) -> list[Any]:
 
     def scale(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         assert gain is not None
-        before = args[0][counted].double() * gain.to(args[0].device)  # (N, d), what the norm divides by one number
-        factor = (output[counted].double() * before).sum(-1) / before.square().sum(-1).clamp_min(1e-30)
+        before = doubled(args[0][counted])
+        before = before * gain.to(before.device)  # (N, d), what the norm divides by one number
+        factor = (doubled(output[counted]) * before).sum(-1) / before.square().sum(-1).clamp_min(1e-30)
         total.add_((factor[:, None] * given.pop()).sum(0).cpu())
 
     handles = [projection.register_forward_pre_hook(keep)]

@@ -20,6 +20,7 @@ from efface.errors import NotFinite, UserError
 from efface.files.jsonl import Row
 from efface.generation.likelihood import predicting_states
 from efface.model.copies import eval_mode
+from efface.model.devices import doubled
 from efface.model.forward import Head
 from efface.model.head_check import check_head_once
 from efface.model.padding import batches_by_length
@@ -112,12 +113,12 @@ def read_pairs(
             )
             for piece, target, kind in zip(*(one.split(AT_ONCE) for one in (states, targets, kinds)), strict=True):
                 log_p = head(piece).float().log_softmax(-1)
-                found = -log_p.gather(1, target[:, None])[:, 0].double()
+                found = -doubled(log_p.gather(1, target[:, None])[:, 0])
                 if not torch.isfinite(found).all():
                     raise NotFinite("the model's output is not finite (NaN or infinite logits): nothing can be read.")
                 for side in (0, 1):
                     nll[side] += found[kind == side].sum().item()
                     counts[side] += int((kind == side).sum())
-                mass += log_p[kind == 1][:, words].double().exp().sum().item()
+                mass += doubled(log_p[kind == 1][:, words]).exp().sum().item()
     chosen, rejected = (total / max(count, 1) for total, count in zip(nll, counts, strict=True))
     return Reading(mass / max(counts[1], 1), chosen - rejected, chosen, rejected)

@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
         default=0,
         metavar="N",
         help="patch every module, each read on N pairs: with SmolLM2-135M and 16 pairs about ten minutes on 2 cores "
-        "(default: no patching)",
+        "(default: 0, no patching)",
     )
     command.add_argument("--attack-steps", type=int, default=10, metavar="N", help="of the attacker that is looked at")
     command.add_argument(
