@@ -111,10 +111,12 @@ def concentration(
     whole, norm = edit_squares(edited, base)
     generator = torch.Generator().manual_seed(seed)
     maps, parts, neurons, noise = [], dict[str, float](), [], []
-    before = linear_maps(base)
+    before, by_layer = linear_maps(base), dict[int, dict[str, Any]]()
+    for path, module in linear_maps(edited).items():
+        by_layer.setdefault(int(path.partition(".")[0]), {})[path] = module
     for layer, block in enumerate(decoder_blocks(edited)):
         of_mlp = {id(module) for module in mlp_maps(block)}
-        for path, module in linear_maps_of(edited, layer).items():
+        for path, module in by_layer[layer].items():
             part = MLP if id(module) in of_mlp else ATTENTION
             change = MapChange(layer, part, path, *_measured(module, before[path], (null_spaces or {}).get(path)))
             maps.append(change)
@@ -138,11 +140,6 @@ def neuron_squares(edited: "PreTrainedModel", base: "PreTrainedModel") -> np.nda
     """(n,) the squared change of every MLP neuron, block after block."""
     pairs = zip(decoder_blocks(edited), decoder_blocks(base), strict=True)
     return np.concatenate([_squares(mlp_maps(one), mlp_maps(other)) for one, other in pairs])
-
-
-def linear_maps_of(model: "PreTrainedModel", layer: int) -> dict[str, Any]:
-    """The linear maps of one block, by their path in `linear_maps`."""
-    return {path: module for path, module in linear_maps(model).items() if path.startswith(f"{layer}.")}
 
 
 def _measured(module: Any, before: Any, null_space: Tensor | None) -> tuple[Any, ...]:

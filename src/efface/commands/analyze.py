@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.audit.battery import names_of
-from efface.commands.options import MODEL_HELP, add_loading, add_reuse, seed
+from efface.commands.options import MODEL_HELP, add_loading, add_reuse, seed, several_names
 from efface.commands.printing import sayer, show
 from efface.data.rows import check_source
 from efface.errors import RunError
@@ -50,15 +50,11 @@ def add(commands: Any) -> None:
         "--attack-rate", type=float, default=1e-4, metavar="RATE", help="the attacker's learning rate"
     )
     command.add_argument(
-        "--only", type=_names, default=[], metavar="A,B", help=f"only these blocks, of {', '.join(NAMES)}"
+        "--only", type=several_names, default=[], metavar="A,B", help=f"only these blocks, of {', '.join(NAMES)}"
     )
     command.add_argument("--seed", type=seed, default=0, help="of controls, resamples and the attacker")
     add_loading(command)
     command.set_defaults(run=run, refuse=refuse)
-
-
-def _names(given: str) -> list[str]:
-    return [name.strip() for name in given.split(",") if name.strip()]
 
 
 def refuse(options: argparse.Namespace) -> None:

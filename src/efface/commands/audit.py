@@ -6,7 +6,15 @@ from typing import Any
 
 from efface.audit.battery import BUDGETS, check_names, names_of
 from efface.commands.early import check_named
-from efface.commands.options import MODEL_HELP, add_loading, add_measurement, add_reuse, add_target, target_of
+from efface.commands.options import (
+    MODEL_HELP,
+    add_loading,
+    add_measurement,
+    add_reuse,
+    add_target,
+    several_names,
+    target_of,
+)
 from efface.commands.printing import sayer, show
 from efface.data.rows import check_source
 from efface.errors import RunError
@@ -39,12 +47,12 @@ def add(commands: Any) -> None:
     )
     command.add_argument(
         "--only",
-        type=_names,
+        type=several_names,
         default=[],
         metavar="A,B",
         help="only these of the battery; any other (`efface attacks`, package.module:function) with its defaults",
     )
-    command.add_argument("--skip", type=_names, default=[], metavar="A,B", help="leave these out")
+    command.add_argument("--skip", type=several_names, default=[], metavar="A,B", help="leave these out")
     command.add_argument(
         "--no-controls",
         action="store_true",
@@ -56,13 +64,6 @@ def add(commands: Any) -> None:
     add_measurement(command, text="shipped:text", max_text_tokens=None, decoding_dtype="auto")
     add_loading(command)
     command.set_defaults(run=run, refuse=refuse)
-
-
-def _names(given: str) -> list[str]:
-    found = [name.strip() for name in given.split(",") if name.strip()]
-    if not found:  # the whole battery would be made, or nothing left out
-        raise argparse.ArgumentTypeError(f"{given!r} names nothing: name attacks, separated by commas")
-    return found
 
 
 def refuse(options: argparse.Namespace) -> None:

@@ -69,6 +69,14 @@ def seed(given: str) -> int:
     return number
 
 
+def several_names(given: str) -> list[str]:
+    """ "A,B" -> ["A", "B"], at least one."""
+    found = [name.strip() for name in given.split(",") if name.strip()]
+    if not found:  # everything would be made, or nothing left out
+        raise argparse.ArgumentTypeError(f"{given!r} names nothing: name some, separated by commas")
+    return found
+
+
 def add_reuse(command: argparse.ArgumentParser) -> None:
     """For a run's directory."""
     _add_either(command, "delete the run that is there", "continue the run that is there")

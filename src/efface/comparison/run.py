@@ -145,7 +145,7 @@ class _Sweep:
         with self._claimed("best") as mine:
             if not mine:
                 self.say("the best are attacked further by another process. Run again when it is done.")
-                self.done.discard(BASE)
+                self.done.discard(BASE)  # so that this is not said to be the whole
             for place in [BASE, *self.kept.best(self.arms.main)] if mine else []:
                 if self.kept.attack_best(place):
                     self.note()

@@ -35,7 +35,7 @@ from efface.analysis.neurons import (
 from efface.analysis.overlap import change_of, cosine, overlap
 from efface.analysis.patching import patch_modules
 from efface.analysis.state_patching import patch_states
-from efface.analysis.toxic_mass import read_pairs
+from efface.analysis.toxic_mass import Reading, read_pairs
 from efface.evaluation.divergence import Divergence
 from efface.files.jsonl import Row
 from efface.jobs.subject import Subject
@@ -160,11 +160,12 @@ def patched(subject: Subject) -> Row:
     pairs = subject.pairs[: subject.depth.patched_pairs]
     divergence = Divergence(subject.base, subject.processing_class, subject.text, max_tokens=subject.depth.text_tokens)
 
-    def read(model: "PreTrainedModel") -> tuple[Any, float]:
-        return read_pairs(model, subject.processing_class, pairs, subject.toxic), divergence.of(model)
+    def read(model: "PreTrainedModel") -> Reading:
+        return read_pairs(model, subject.processing_class, pairs, subject.toxic)
 
-    states = patch_states(subject.edited, subject.base, subject.layers, lambda model: read(model)[0])
-    modules = patch_modules(subject.edited, subject.base, read, progress=True)
+    models = (subject.edited, subject.base)
+    states = patch_states(*models, subject.layers, read)
+    modules = patch_modules(*models, lambda model: (read(model), divergence.of(model)), progress=True)
     return {"n_pairs": len(pairs), "states": states, **modules}
 
 
