@@ -1,7 +1,8 @@
-"""`efface models`, `methods`, `attacks`: what there is"""
+"""`efface models`, `methods`, `attacks`: what there is; and `efface models --verify DIR`: is it what was made?"""
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from efface.commands.printing import show
@@ -12,10 +13,20 @@ NAMES = {"models": "the embedded models", "methods": "the training methods", "at
 
 def add(commands: Any) -> None:
     for name, text in NAMES.items():
-        commands.add_parser(name, help=f"list {text}").set_defaults(run=run)
+        command = commands.add_parser(name, help=f"list {text}")
+        command.set_defaults(run=run)
+        if name == "models":
+            command.add_argument(
+                "--verify",
+                metavar="DIR",
+                help="list none: compare the files of a checkpoint with the SHA-256 sums of its manifest.json",
+            )
 
 
 def run(options: argparse.Namespace) -> None:
+    if getattr(options, "verify", None) is not None:
+        show(verified(Path(options.verify)))
+        return
     if options.command == "models":
         from efface.model.names import PYPI_MODELS
 
@@ -40,6 +51,13 @@ def run(options: argparse.Namespace) -> None:
             for name, method in METHODS.items()
         }
     show(table_of(entries))
+
+
+def verified(directory: Path) -> str:
+    """A line that says that the files of a checkpoint are those that were written. Raises UserError if not."""
+    from efface.files.manifest import check_manifest
+
+    return f"{directory}: {check_manifest(directory)} files, all as they were written"
 
 
 def table_of(entries: Mapping[str, str]) -> Table:

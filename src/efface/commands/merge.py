@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from efface.files.manifest import write_manifest
     from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
     from efface.model.card import write_card
     from efface.model.copies import merged
@@ -42,4 +43,6 @@ def run(options: argparse.Namespace) -> None:
         result = read_json(made)
         write_json(output / RESULTS, result | {"merged": True})
         write_card(output)
+    else:
+        write_manifest(output)
     show(f"written: {output}")

@@ -1,6 +1,6 @@
 """What stands for a value or a file? A hash of it. Every formula is in keys and files on disk, and so stays as it is.
 
-Short: what is written into part files, caches and seals must come from one place.
+Short: what is written into part files, caches, seals and manifests must come from one place.
 """
 
 import hashlib
@@ -23,3 +23,9 @@ def file_digest(path: Path) -> str:
     """32 hexadecimal digits that stand for what a file holds."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of what a file holds, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
 """What must whoever is handed a checkpoint know of it? Its model card, `README.md`, from what its run has recorded.
 
-Base and licence, data and its digest, all settings, figures where they were measured, how to make it again, and what
-undoes it. Metadata are those of the Hugging Face hub.
+Base and licence, data and its digest, all settings, figures where they were measured (`card_figures`), how to make it
+again, and what undoes it. Metadata are those of the Hugging Face hub.
 """
 
 import json
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from efface.files.jsonl import Row
+from efface.files.manifest import write_manifest
 from efface.files.results import RESULTS, read_json, write_text
+from efface.model.card_figures import eval_results, figures_section
 from efface.model.interventions import FILE
 from efface.model.names import PYPI_MODELS
 
@@ -32,18 +34,19 @@ INTERVENES = (
 def write_card(
     directory: Path, *, base: Row | None = None, edited: Row | None = None, comparison: Row | None = None
 ) -> None:
-    """Write the card of the checkpoint in `directory`, which has a `results.json`.
+    """Write the card of the checkpoint in `directory`, which has a `results.json`, and last its manifest
+    (`efface.files.manifest`). A card that is somebody's own stays.
 
     Args:
         base, edited: evaluations of the untouched and of this model.
         comparison: `share_ratio`, its `share_ratio_ci95`, and `perplexity_change` of the two.
     """
     file = directory / NAME
-    adapter = (directory / "adapter_config.json").exists()
-    if file.exists() and not adapter and MINE not in file.read_text(encoding="utf-8", errors="replace"):
-        return
-    result = read_json(directory / RESULTS)
-    write_text(file, card_of(result, directory, base=base, edited=edited, comparison=comparison))
+    adapter = (directory / "adapter_config.json").exists()  # its card is PEFT's, which says nothing
+    if adapter or not file.exists() or MINE in file.read_text(encoding="utf-8", errors="replace"):
+        result = read_json(directory / RESULTS)
+        write_text(file, card_of(result, directory, base=base, edited=edited, comparison=comparison))
+    write_manifest(directory)
 
 
 def card_of(
@@ -58,8 +61,10 @@ def card_of(
     from huggingface_hub import ModelCardData
 
     model, method = str(result["model"]), str(result["method"])
-    licence = licence_of(model)
+    licence, title = licence_of(model), f"{model}, detoxified by {method}"
     data = ModelCardData(
+        model_name=title if edited else None,
+        eval_results=eval_results(edited) if edited else None,
         base_model=model if is_hub_id(model) else None,
         license=licence.lower() if licence and re.fullmatch(r"[\w.+-]+", licence) else None,
         library_name="peft" if (directory / "adapter_config.json").exists() else "transformers",
@@ -68,12 +73,12 @@ def card_of(
     )
     environment = result.get("environment") or {}
     parts = [
-        f"---\n{data.to_yaml()}\n---\n{MINE}\n\n# {model}, detoxified by {method}",
+        f"---\n{data.to_yaml()}\n---\n{MINE}\n\n# {title}",
         INTERVENES if (directory / FILE).exists() else "",
         f"Base model: `{model}`. Licence: {licence or 'that of the base model, which is not recorded'}. Made by "
         "efface, which implements REPO ([arXiv 2602.23391](https://arxiv.org/abs/2602.23391)) and others, to continue "
         "prompts less toxically and to do everything else as before.",
-        _figures(base, edited, comparison),
+        figures_section(base, edited, comparison),
         "## What undoes it\n\n" + BREAKS,
         "## How it was made\n\n" + _table(_origin(result, environment)),
         f"```bash\n{environment['command']}\n```" if environment.get("command") else "",
@@ -130,30 +135,3 @@ def _settings(result: Mapping[str, Any]) -> str:
     found = result.get("effective_settings") or result.get("settings") or {}
     lines = (f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in sorted(found.items()))
     return "```yaml\n" + "\n".join(lines) + "\n```"
-
-
-def _figures(base: Row | None, edited: Row | None, comparison: Row | None) -> str:
-    """A table of both evaluations, or that there is none."""
-    if base is None or edited is None:
-        return "## Figures\n\nThe run that made it measured none: `efface evaluate` and `efface audit` do."
-    lines = ["| | base | this model |", "| --- | --- | --- |"]
-    for judge in edited["judges"]:
-        shares = [side["judges"].get(judge) for side in (base, edited)]
-        if None not in shares:
-            lines.append(f"| toxic share, {judge} | {' | '.join(map(_share, shares))} |")
-    if base.get("perplexity") and edited.get("perplexity"):
-        values = (f"{one['perplexity']['value']:.2f}" for one in (base, edited))
-        lines.append(f"| perplexity | {' | '.join(values)} |")
-    lines.append(f"| writing | {base['degeneration']['verdict']} | {edited['degeneration']['verdict']} |")
-    first = next(iter(edited["judges"].values()))
-    prompts = edited["settings"].get("prompts") or "given as a list"
-    how = f"{first['n_prompts']} prompts ({prompts}) x {first['samples']}"
-    text = "## Figures\n\n" + "\n".join(lines) + f"\n\nOf {how}, {first['decoding']}; 95 % intervals over prompts."
-    if comparison and comparison.get("share_ratio") is not None:
-        text += f" Toxic share, this model over base: {comparison['share_ratio']:.2f}."
-    return text
-
-
-def _share(summary: Mapping[str, Any]) -> str:
-    low, high = summary["ci95"]["share"]
-    return f"{summary['share']:.3f} [{low:.3f}, {high:.3f}]"

@@ -104,11 +104,23 @@ def attach_(model: nn.Module, interventions: Sequence[Intervention]) -> None:
     """
     blocks = decoder_blocks(model)
     width = model.config.get_text_config(decoder=True).hidden_size  # type: ignore[union-attr,operator]
+    check_interventions(interventions, len(blocks), width)
     for intervention in interventions:
-        if intervention.layer >= len(blocks):
+        hook = _Hook(intervention)
+        hook.handle = blocks[intervention.layer].register_forward_hook(hook)
+
+
+def check_interventions(interventions: Sequence[Intervention], layers: int, width: int) -> None:
+    """Nothing, if they fit a model of so many layers and that width, and are finite.
+
+    Raises:
+        UserError: if not.
+    """
+    for intervention in interventions:
+        if intervention.layer >= layers:
             raise UserError(
-                f"an intervention after layer {intervention.layer} does not fit a model of {len(blocks)} layers, 0 to "
-                f"{len(blocks) - 1}. It was made for another model."
+                f"an intervention after layer {intervention.layer} does not fit a model of {layers} layers, 0 to "
+                f"{layers - 1}. It was made for another model."
             )
         if len(intervention.bias) != width:
             raise UserError(
@@ -120,9 +132,6 @@ def attach_(model: nn.Module, interventions: Sequence[Intervention]) -> None:
                 f"the intervention after layer {intervention.layer} has numbers that are not finite. Make it again, "
                 "in float32."
             )
-    for intervention in interventions:
-        hook = _Hook(intervention)
-        hook.handle = blocks[intervention.layer].register_forward_hook(hook)
 
 
 def attached(model: nn.Module) -> list[Intervention]:
@@ -165,7 +174,7 @@ def attach_saved_(model: nn.Module, file: Path) -> None:
     """
     if not os.path.lexists(file):
         return
-    interventions = _read(file)
+    interventions = read_interventions(file)
     detach_(model)
     try:
         attach_(model, interventions)
@@ -188,7 +197,12 @@ def attach_from_hub_(model: nn.Module, name: str, revision: str | None) -> None:
         attach_saved_(model, Path(hf_hub_download(name, FILE, revision=revision)))
 
 
-def _read(path: Path) -> list[Intervention]:
+def read_interventions(path: Path) -> list[Intervention]:
+    """What the file beside a checkpoint holds, in the order in which it applies.
+
+    Raises:
+        UserError: if it is damaged.
+    """
     try:
         if not is_regular_file(path):
             raise TypeError("it is no regular file")

