@@ -9,7 +9,7 @@ from typing import Any
 
 from sweep_tables import table
 
-from efface.jobs.analysis_table import analysis_page
+from efface.report.analysis_table import analysis_page
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 

@@ -715,7 +715,7 @@ def _outcome(step: dict[str, Any]) -> str:
 # In the order of the pipeline; a room imports only what stands before it (`tests/test_house.py`).
 ROOMS = (
     "terminal files data model generation scoring evaluation analysis training methods pairs attacks audit comparison "
-    "report jobs commands"
+    "report export jobs commands"
 ).split()
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from attacked import attacked
 from tiny import tiny_model, tiny_tokenizer
+from told import write_audit
 
 from efface import scoring
 from efface.cli import main
@@ -101,7 +103,9 @@ def test_every_command_runs_as_printed(workplace: Path, monkeypatch: pytest.Monk
             remove(workplace / made)
         if argv[0] == "merge":
             shutil.copytree(workplace / "LORA", workplace / "ADAPTER", dirs_exist_ok=True)
-        if argv[0] == "compare":
+        if argv[0] == "export":
+            write_audit(workplace / "DIR", attacked("relearn", 30))
+        if argv[0] in ("compare", "report"):
             shutil.copytree(workplace / "SWEEP", workplace / "DIR")
         if argv[0] == "pairs":  # those that are there are not of its making
             shutil.move(workplace / "PAIRS.jsonl", workplace / "GIVEN.jsonl")

@@ -1,6 +1,6 @@
 """Does `efface analyze` find in a whole model what was planted there, and nothing in an untouched one?
 
-Of: commands/analyze.py, jobs/analysis_figures.py, jobs/analysis_table.py, jobs/explained.py,
+Of: commands/analyze.py, report/analysis_figures.py, report/analysis_table.py, jobs/explained.py,
 jobs/subject.py
 """
 
@@ -17,13 +17,13 @@ from tiny import tiny_model, tiny_tokenizer
 from efface.cli import main
 from efface.errors import UserError
 from efface.files.results import read_json, write_jsonl
-from efface.jobs.analysis_figures import _label, write_figures
-from efface.jobs.analysis_table import analysis_page
 from efface.jobs.analyze import NAMES, analyze
 from efface.jobs.explained import BLOCKS
 from efface.model.blocks import decoder_blocks
 from efface.model.projections import mlp_output_projection, output_weight
 from efface.model.save import save_model
+from efface.report.analysis_figures import _label, write_figures
+from efface.report.analysis_table import analysis_page
 
 TEXT = ["The history of the town is the history of its river.", "She went to the market and bought bread."] * 2
 

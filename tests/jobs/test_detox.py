@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attacked import attacked
+from told import write_audit
 from transformers import AutoModelForCausalLM
 
 from efface import scoring
@@ -53,7 +55,7 @@ def test_the_command_leaves_a_model_within_the_budget_and_a_report(
 
     def audit(models: Any, **how: Any) -> dict[str, Any]:  # the battery has tests of its own
         asked.update(how, models=models)
-        return {"models": [], "comparisons": [], "controls": {}}
+        return read_json(write_audit(how["output"], attacked("relearn", 30)) / "results.json")
 
     monkeypatch.setattr("efface.audit.run.audit_models", audit)
     out = tmp_path / "out"
@@ -73,7 +75,8 @@ def test_the_command_leaves_a_model_within_the_budget_and_a_report(
     assert asked["measurement"]["base"] == model and asked["measurement"]["prompts"] == str(out / "reported.jsonl")
     page = (out / "report.html").read_text(encoding="utf-8")
     assert result["erasure"] == read_json(out / "erasure.json") and "What the hidden states still say" in page
-    assert "What attacks reach" in page and "Strength and its price" in page and "main, chosen" in page
+    assert "Attacks: audit" in page and "Strength and its price: sweep" in page and "kept" in page
+    assert "toxicity comes back beyond chance under relearn" in page
     moved = AutoModelForCausalLM.from_pretrained(out / "model").state_dict()
     start = AutoModelForCausalLM.from_pretrained(model).state_dict()
     assert any(not moved[name].equal(start[name]) for name in start)

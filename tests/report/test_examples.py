@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from efface.report.examples import LONGEST, pairs_of, sections_of
+from efface.report.examples import LONGEST, RANDOM, pairs_of, sections_of
 
 
 def pair(number: int, base: float, edited: float, **others: Any) -> dict[str, Any]:
@@ -17,8 +17,8 @@ CLEAN = [pair(40, 0.1, 0.2)]
 
 
 def shown(pairs: list[dict[str, Any]]) -> dict[str, tuple[int, list[str]]]:
-    found = sections_of(pairs, mask=False)
-    return {section.name: (section.total, [example.edited for example in section.examples]) for section in found}
+    found = [section for section in sections_of(pairs, mask="never") if section.name != "random"]
+    return {section.name: (section.total, [example.edited.shown for example in section.examples]) for section in found}
 
 
 def test_failures_come_first_the_worst_of_them_first() -> None:
@@ -44,16 +44,16 @@ def test_those_of_one_score_stay_in_the_order_of_the_prompts() -> None:
 
 
 def test_an_answer_that_is_none_is_called_so() -> None:
-    (section,) = [one for one in sections_of([pair(1, 0.9, 0.1, edited_invalid="a loop")]) if one.examples]
+    *_, section, _ = sections_of([pair(1, 0.9, 0.1, edited_invalid="a loop")])
     assert section.examples[0].edited_note == "score 0.10, no answer: a loop"
     assert section.examples[0].base_note == "score 0.90"
 
 
 def test_a_long_text_is_cut_between_words() -> None:
     long = pair(1, 0.9, 0.9) | {"edited": "word " * LONGEST, "base": "x" * (2 * LONGEST)}
-    example = sections_of([long], mask=False)[0].examples[0]
-    assert len(example.edited) <= LONGEST + 4 and example.edited.endswith("word […]")
-    assert example.base == "x" * LONGEST + " […]"
+    example = sections_of([long], mask="never")[0].examples[0]
+    assert len(example.edited.shown) <= LONGEST + 4 and example.edited.shown.endswith("word […]")
+    assert example.base.shown == "x" * LONGEST + " […]"
 
 
 def test_generations_are_paired_by_their_place() -> None:
@@ -70,3 +70,12 @@ def test_generations_are_paired_by_their_place() -> None:
             "edited_invalid": None,
         }
     ]
+
+
+def test_some_are_drawn_whatever_they_are() -> None:
+    """So that a reader sees how most look: not by the order of the file, and the same every time."""
+    rows = [pair(i, 0.1, 0.1) for i in range(200)]
+    *_, drawn = sections_of(rows, mask="never")
+    places = [int(example.prompt.shown[1:]) for example in drawn.examples]
+    assert (drawn.name, drawn.total, len(set(places))) == ("random", 200, RANDOM) and max(places) > RANDOM
+    assert drawn == sections_of(rows, mask="never")[-1] and sections_of([])[-1].examples == []

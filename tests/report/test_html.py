@@ -1,8 +1,11 @@
 """The report: numbers as given, model text escaped and masked, nothing fetched from outside.
 
-Of: report/masking.py
+Of: report/masking.py, report/edit.py, report/page.py
 """
 
+import base64
+import hashlib
+import html
 import re
 import shlex
 from html.parser import HTMLParser
@@ -20,10 +23,11 @@ from efface.evaluation.comparison import ratio_ci
 from efface.evaluation.settings import OrdinaryText, RunSettings
 from efface.generation.decoding import Decoding
 from efface.methods.repo import REPOConfig, REPOTrainer
-from efface.report import FIGURES
+from efface.report import FIGURES, MASKS
+from efface.report.edit import edit_page
 from efface.report.examples import SHOWN
 from efface.report.figures import Findings, draw
-from efface.report.html import write_report
+from efface.report.html import write_page
 from efface.report.masking import BULLET, mask, mask_or_withhold
 from efface.report.training import ACCURACY, KEYS, PREFIXES, ROWS, keys_starting, series
 
@@ -206,7 +210,7 @@ def report(tmp_path, figures, base, edited, comparison, history):
             "erasure": ERASED,
             "scorer": score_words,
         }
-        write_report(path, **{**arguments, **changes})
+        write_page(path, edit_page(**{**arguments, **changes}))
         assert [file.name for file in tmp_path.iterdir()] == ["report.html"]  # no temporary file stays behind
         return path.read_text(encoding="utf-8")
 
@@ -222,7 +226,7 @@ def row(page, name):
 def test_page_is_self_contained_and_well_formed(report):
     text = report()
     page = Page(text)
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not {"link", "iframe", "object"} & set(page.tags)
     references = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "action")]
     assert references and all(value.startswith("#") for value in references)  # parts of a picture
     assert "@import" not in text and not re.search(r"https?://", text)
@@ -231,6 +235,15 @@ def test_page_is_self_contained_and_well_formed(report):
     assert len(names) == len(set(names))
     assert {value[1:] for value in references} <= set(names)
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+
+
+def test_the_only_script_is_the_one_that_the_policy_allows(report):
+    """Whatever else came into the page would not run: the policy knows scripts by their hash."""
+    text = report()
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
+    assert html.unescape(policy).endswith(f"script-src 'sha256-{digest}'") and "default-src 'none'" in policy
 
 
 def test_the_first_line_is_what_came_of_it(report, both):
@@ -456,23 +469,29 @@ def test_settings_environment_and_command(report):
     assert "efface evaluate tiny" in fallback.text
 
 
-@pytest.mark.parametrize("masked", [True, False])
-def test_model_text_is_escaped(report, masked):
-    text = report(mask=masked)
-    assert "<script" not in text and "&lt;script&gt;" in text
+@pytest.mark.parametrize("mask", MASKS)
+def test_model_text_is_escaped(report, mask):
+    text = report(mask=mask)
+    assert text.count("<script") == 1 and "&lt;script&gt;" in text
     assert "<b>" not in text and "Demo &lt;of&gt; efface" in text
     assert "long & warm" in Page(text).text
 
 
 def test_offensive_words_are_masked_by_default(report):
     text = report()
-    assert "r••••• and V•••!" in text
-    assert "rotten" not in text and "Vile" not in text
-    assert "rotten" in report(mask=False)
+    assert "<summary> r••••• and V•••!" in text and "<details><" in text and "<details open" not in text
+    hidden = re.findall(r"</summary><blockquote>(.*?)</blockquote></details>", text)
+    assert sum("rotten" in one for one in hidden) == text.count("rotten") == 2  # among the drops, and drawn
+    assert "rotten" in report(mask="never") and "<details>" not in report(mask="never")
+
+
+def test_offensive_words_can_be_kept_out_of_the_page(report):
+    text = report(mask="always")
+    assert "r••••• and V•••!" in text and "rotten" not in text and "Vile" not in text and "<details>" not in text
 
 
 def test_without_a_scorer_offensive_text_is_withheld(report):
-    page = Page(report(scorer=None))
+    page = Page(report(scorer=None, mask="always"))
     assert "[masked: score 0.93]" in page.text and "rotten" not in page.text
     assert "long & warm" in page.text
     assert "[masked: not scored]" in page.text  # the prompt

@@ -66,9 +66,9 @@ def refuse(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from efface.files.results import RESULTS
-    from efface.jobs.analysis_figures import write_figures
-    from efface.jobs.analysis_table import analysis_page
     from efface.jobs.analyze import analyze
+    from efface.report.analysis_figures import write_figures
+    from efface.report.analysis_table import analysis_page
 
     say = sayer(options)
     results = analyze(

@@ -5,9 +5,8 @@ DIR/report.html, DIR/figure.png    the page of both, and of the training; its ma
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from efface.evaluation.result import EVALUATION
 from efface.files.jsonl import Row, read_jsonl
 from efface.files.results import read_json
 from efface.files.shapes import check_shape
-from efface.jobs.erasure import NOT_MEASURED
+from efface.report import NOT_MEASURED
 from efface.report.headline import headline
 from efface.report.table import evaluation_table
 from efface.terminal.table import Block
@@ -96,51 +95,22 @@ def compare_sides(folder: Path, n_prompts: int) -> Row:
     }
 
 
-def write_page(
-    folder: Path,
-    *,
-    title: str,
-    comparison: Row,
-    n_prompts: int,
-    training: Row,
-    settings: Mapping[str, Any],
-    erasure: Row,
-    findings: Mapping[str, str] | None = None,
-) -> None:
-    """Write the report.
+def write_page(folder: Path, *, title: str, training: Row, erasure: Row) -> None:
+    """Write report and picture of a run directory, whose `results.json` is there.
 
     Args:
         training: the `results.json` of the training run.
         erasure: what `measure_erasure` gives.
-        settings: what was run, see `efface.report.html.write_report`.
-        findings: further tables as plain text, by their headings.
     """
-    from efface.report.examples import pairs_of
-    from efface.report.figures import Findings, draw
-    from efface.report.html import write_report
+    from efface.report import html
+    from efface.report.dossier import report_about
+    from efface.report.figures import Findings
     from efface.report.plots import write_overview
-    from efface.scoring import load_scorer
 
     base, edited = read_sides(folder)
-    samples = base["toxicity"]["samples"]
     probed = {} if NOT_MEASURED in erasure else erasure
-    seen = Findings(base, edited, training["history"], probed)
-    write_overview(seen, folder / "figure.png")
-    write_report(
-        folder / "report.html",
-        title=title,
-        base=base,
-        edited=edited,
-        history=training["history"],
-        figures=draw(seen),
-        comparison=comparison,
-        examples=pairs_of(*(_rows(folder, name, n_prompts, samples) for name in (BASE, EDITED))),
-        settings=settings,
-        erasure=probed,
-        not_probed=erasure.get(NOT_MEASURED, ""),
-        scorer=load_scorer(base["toxicity"]["scorer"]),
-        findings=findings or {},
-    )
+    write_overview(Findings(base, edited, training["history"], probed), folder / "figure.png")
+    html.write_page(folder / "report.html", report_about([folder], title=title)[0])
 
 
 def tell(folder: Path, comparison: Row, show: Callable[[Block], None]) -> None:

@@ -125,16 +125,6 @@ def _report(output: Path, plan: dict[str, Any], command: str | None, erasure: di
     n_prompts = len(load_texts("shipped:prompts", field="prompt"))
     training = read_json(output / "model" / RESULTS, {"history": [dict], "settings": dict})
     comparison = compare_sides(output, n_prompts)
-    told = {"method": "repo", "model": plan["model"], "pairs": PAIRS, **training["settings"], "command": command}
-    write_page(
-        output,
-        title="efface demo",
-        comparison=comparison,
-        n_prompts=n_prompts,
-        training=training,
-        settings=told,
-        erasure=erasure,
-    )
     base, edited = read_sides(output)
     write_card(output / "model", base=base, edited=edited, comparison=comparison)
     result = {
@@ -147,4 +137,5 @@ def _report(output: Path, plan: dict[str, Any], command: str | None, erasure: di
         "environment": environment(seed=SEED, model=None, command=command),
     }
     write_json(output / RESULTS, result)
+    write_page(output, title="efface demo", training=training, erasure=erasure)
     return result

@@ -31,7 +31,7 @@ from efface.files.rerun import check_plan, read_plan, write_plan
 from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
 from efface.jobs.before_after import BASE, EDITED, compare_sides, measure_side, read_sides, tell, write_page
 from efface.jobs.erasure import measure_erasure
-from efface.jobs.strength import METHOD, REPORTED, Chosen, Strengths, choose_strength, tradeoff_table, write_prompts
+from efface.jobs.strength import REPORTED, Chosen, Strengths, choose_strength, tradeoff_table, write_prompts
 from efface.model.card import write_card
 from efface.terminal.table import Block, Page
 from efface.training import DEFAULT_STEPS
@@ -275,23 +275,13 @@ class _Job:
         training = read_json(self.edited / RESULTS, {"history": [dict], "settings": dict})
         models, seed = (self.model, str(self.edited)), self.settings.seed
         erasure = measure_erasure(*models, self.folder, trained_on=self.pairs, seed=seed, say=self.say)
-        told = {"method": METHOD, "model": self.model, "pairs": self.pairs, "scaled_by": chosen.kept["a"]}
-        write_page(
-            self.folder,
-            title="efface detox",
-            comparison=comparison,
-            n_prompts=self.n_reported,
-            training=training,
-            settings=told | {**training["settings"], "command": self.command},
-            erasure=erasure,
-            findings={heading: str(found) for heading, found in findings.items()},
-        )
         base, edited = read_sides(self.folder)
         write_card(self.edited, base=base, edited=edited, comparison=comparison)
         result = {"schema": 1, "plan": read_plan(self.folder), "base": base, "edited": edited}
         result |= {"comparison": comparison, "erasure": erasure, "chosen": chosen.kept}
         result |= {"environment": environment(seed=seed, model=None, command=self.command)}
         write_json(self.folder / RESULTS, result)
+        write_page(self.folder, title="efface detox", training=training, erasure=erasure)
         for heading, found in findings.items():
             self.show(f"\n{heading}\n")
             self.show(found)

@@ -14,12 +14,12 @@ from efface.data.rows import name_of
 from efface.errors import RunError, UserError, one_line
 from efface.files.jsonl import Row
 from efface.files.results import read_json, write_json
+from efface.report import NOT_MEASURED
 
 ERASURE_FILE = "erasure.json"
 HELD_OUT = "shipped:heldout"
 N_PAIRS = 64
 """Most pairs that are read: with SmolLM2-135M half a minute on two cores."""
-NOT_MEASURED = "not_measured"
 
 
 def measure_erasure(

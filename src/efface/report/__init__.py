@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 from efface.registry import Entry
 
+MASKS = CLICK, ALWAYS, NEVER = "click", "always", "never"
+"""Until when offensive words of a page are masked."""
+NOT_MEASURED = "not_measured"
+"""The only key of a block that there is not: why."""
 SECTIONS = BEFORE, STATES, TRAINING = "before", "states", "training"
 """Of the page, that figures stand in."""
 

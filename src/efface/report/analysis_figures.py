@@ -20,6 +20,16 @@ from efface.report.style import DASHED, INK, SMALL, plain
 
 Blocks = Mapping[str, Row]
 """Name of a model -> a block of it."""
+CAPTIONS = {
+    "certificate": "What a fresh probe reads off the hidden states beyond the token itself, layer by layer.",
+    "drift": "How far the states of toxic and of benign continuations have moved, and how alike they still are.",
+    "tokens": "The shift of each token, layer by layer; toxic words are marked and keep their first letter only.",
+    "lens": "The probability of toxic words where the states of some layer are read as the last one's.",
+    "neurons": "How many neurons bring the fall along the toxic direction, and which; random values dashed.",
+    "weights": "Where the weights have changed, and in how many directions.",
+    "patching": "Modules of the edit put into the base, and taken out of the edited model, the best first.",
+}
+"""By the first part of a picture's name."""
 WIDTH, HEIGHT = 4.6, 3.2
 SHOWN = 24
 """Characters of a token under a heat map."""
@@ -61,7 +71,8 @@ def _styles(names: Sequence[str]) -> Iterator[tuple[str, Row]]:
 def _finish(axes: Axes, title: str, x: str, y: str) -> None:
     plain(axes, title, y)
     axes.set_xlabel(x, fontsize=SMALL, color=INK)
-    axes.legend(fontsize=SMALL - 3, frameon=False, labelcolor=INK)
+    if axes.get_legend_handles_labels()[0]:  # an edit that changes nothing draws nothing
+        axes.legend(fontsize=SMALL - 3, frameon=False, labelcolor=INK)
 
 
 def _certificate(blocks: Blocks) -> Iterator[tuple[str, Figure]]:

@@ -1,19 +1,23 @@
 """Which continuations does a reader have to see, and how are they shown? The failures first.
 
-Still toxic (before and after), newly toxic (not before), then the biggest drops; each section says how many there are
-in all. So the ten worst of what is toxic after are always among those shown. A continuation is compared with the one
-of the same prompt and draw.
+Still toxic (before and after), newly toxic (not before), then the biggest drops, then some drawn at random; each
+section says how many there are in all. So the ten worst of what is toxic after are always among those shown. A
+continuation is compared with the one of the same prompt and draw.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from efface.report import CLICK, NEVER
 from efface.report.masking import WordScorer, mask_or_withhold
 from efface.report.numbers import number
 from efface.scoring.scorer import THRESHOLD
 
 SHOWN = 10
 """Of each section."""
+RANDOM = 5
 LONGEST = 1_000
 """Characters of a text that are shown."""
 
@@ -21,13 +25,21 @@ Pair = Mapping[str, Any]
 """`prompt`, `base`, `base_score`, `edited`, `edited_score`; `base_invalid` and `edited_invalid` if known."""
 
 
+class Text(NamedTuple):
+    """A text as it is shown."""
+
+    shown: str
+    hidden: str = ""
+    """What stands there once the reader asks for it; empty where that is the same, or is kept from the page."""
+
+
 class Example(NamedTuple):
     """One prompt and what both models made of it, ready to print."""
 
-    prompt: str
-    base: str
+    prompt: Text
+    base: Text
     base_note: str
-    edited: str
+    edited: Text
     edited_note: str
 
 
@@ -53,12 +65,13 @@ def pairs_of(base: Iterable[Mapping[str, Any]], edited: Iterable[Mapping[str, An
 
 
 def sections_of(
-    pairs: Sequence[Pair], *, mask: bool = True, scorer: WordScorer | None = None, shown: int = SHOWN
+    pairs: Sequence[Pair], *, mask: str = CLICK, scorer: WordScorer | None = None, shown: int = SHOWN
 ) -> list[Section]:
     """The sections of examples, in the order of the page.
 
     Args:
-        mask: mask offensive words.
+        mask: one of `efface.report.MASKS`: offensive words are masked until the reader clicks on the text, always,
+            or never.
         scorer: judges single words for that; without it, a text scored above 0.5 is withheld as a whole.
         shown: of each section, at most.
     """
@@ -98,7 +111,19 @@ def sections_of(
             of_kind(True, False),
             fallen,
         ),
+        Section(
+            "random",
+            "Drawn at random",
+            "of all, whatever they are",
+            len(pairs),
+            [_example(pairs[i], mask, scorer) for i in _drawn(len(pairs))],
+        ),
     ]
+
+
+def _drawn(n: int) -> list[int]:
+    """The same of as many pairs: whoever chose them would choose the page's message."""
+    return sorted(np.random.default_rng(0).choice(n, min(RANDOM, n), replace=False).tolist())
 
 
 def _score(row: Pair, side: str) -> float:
@@ -110,10 +135,11 @@ def _toxic(row: Pair, side: str) -> bool:
     return _score(row, side) > THRESHOLD
 
 
-def _example(row: Pair, mask: bool, scorer: WordScorer | None) -> Example:
-    def show(text: str, score: float | None) -> str:
+def _example(row: Pair, mask: str, scorer: WordScorer | None) -> Example:
+    def show(text: str, score: float | None) -> Text:
         text = _cut(text)
-        return mask_or_withhold(text, score, scorer) if mask else text
+        masked = text if mask == NEVER else mask_or_withhold(text, score, scorer)
+        return Text(masked, text if mask == CLICK and masked != text else "")
 
     def note(side: str) -> str:
         invalid = row.get(f"{side}_invalid")

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 
 from efface.report.style import CSS
 
+SCALE = 1.3
+"""Pixels of the page to a unit of a picture, at most."""
 LEFT_OUT = {"metadata", "style", "title", "desc", "script"}
 KEPT_STYLE = {"fill", "stroke", "opacity", "fill-opacity", "stroke-opacity", "stroke-width", "stroke-dasharray"}
 KEPT_STYLE |= {"stroke-dashoffset", "stroke-linecap", "stroke-linejoin", "font-size", "font-weight", "font-style"}
@@ -36,6 +38,8 @@ def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
     root = ElementTree.fromstring(drawn.getvalue())
     referred = {found for element in root.iter() for value in element.attrib.values() if (found := _target(value))}
     page = ElementTree.Element("svg", {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": alt})
+    # Text of all figures is of one size, where there is room.
+    page.attrib["style"] = f"max-width: {SCALE * float(root.attrib['viewBox'].split()[2]):.0f}px"
     page.attrib |= {"class": "drawing", "fill": "currentColor", "stroke-linejoin": "round"}
     _add_children(page, root, name, referred)
     return Markup(ElementTree.tostring(page, encoding="unicode"))

@@ -1,0 +1,203 @@
+"""What may be claimed of a model, on how much, and what speaks against it? The first page of a report.
+
+The claim with its scope, what each class of attackers achieved beside its control, counter-evidence, what is left
+open, and the verdict against the limits that the user states. Every sentence is made of the numbers.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from efface.attacks import ACCESS
+from efface.audit.battery import DIAGNOSTIC
+from efface.audit.columns import NO_CONTROL, NONE
+from efface.files.jsonl import Row
+from efface.report.evidence import Attempt, Known, the_base
+from efface.report.limits import Ruling
+from efface.report.numbers import bracketed, change, percent
+from efface.report.page import Grid, Points, Prose, Section
+
+VERDICT = "Verdict against the stated limits"
+CLAIM = "What is claimed, and of how much"
+ATTACKERS = "What each attacker achieved"
+AGAINST = "What speaks against it"
+OPEN = "What is left open"
+MAPS = (
+    "In the EU's Code of Practice for General-Purpose AI, Safety and Security, Appendix 3, these sections map to: 3.1 "
+    "(rigorous model evaluations), the claim and its scope; 3.2 (model elicitation), the attackers and their "
+    "controls; 3.3 (effectiveness of mitigations), the attackers and what speaks against the claim. Nothing here maps "
+    "to 3.4 and 3.5. That is where to look, and no assessment."
+)
+
+
+def verdict_section(rulings: Sequence[Ruling]) -> Section:
+    """Each limit, what was found, and whether it is met; or that none was stated."""
+    if not rulings:
+        said = "None was stated: whether this is good enough is for you to say (`--require share<=0.1`)."
+        return Section(VERDICT, [Prose(said)])
+    unmet = [ruling for ruling in rulings if not ruling.met]
+    said = f"All {len(rulings)} are met." if not unmet else f"{len(unmet)} of {len(rulings)} are not met."
+    rows = [[one.limit.text, one.model, one.found or "nothing", one.verdict] for one in rulings]
+    head = ["Limit", "Model", "Found", "Verdict"]
+    return Section(VERDICT, [Prose(said, warning=bool(unmet)), Grid(head, rows, "Limits and what was found.")])
+
+
+def claim_section(subjects: Sequence[Known], models: Sequence[Known]) -> Section:
+    """A sentence for each model that the report is about."""
+    points = [_claim(one, the_base(models, one.source)) for one in subjects]
+    scope = (
+        "It holds for these prompts, this way of decoding and these judges, which are automatic and know English "
+        "best; an interval says what other prompts of the same kind would change, and no more."
+    )
+    return Section(CLAIM, [Points(points), Prose(scope)])
+
+
+def _claim(model: Known, base: Known | None) -> str:
+    figures = model.figures
+    toxicity, decoding = figures["toxicity"], figures["toxicity"].get("decoding")
+    prompts = (figures.get("settings") or {}).get("prompts")
+    by = "; ".join(f"{bracketed(one['share'], one['ci95']['share'], '.1%')} by {j}" for j, one in model.judges.items())
+    said = f"{model.name}{f' ({model.model})' if model.model else ''}: of {toxicity['samples']} continuations each of "
+    said += (
+        f"{toxicity['n_prompts']} prompts{f' ({prompts})' if prompts else ''}, {decoding or 'sampled'}, toxic are {by}"
+    )
+    if base is not None and base is not model:
+        theirs = (f"{percent(one['share'])} by {judge}" for judge, one in base.judges.items() if judge in model.judges)
+        said += f"; of the base's {'; '.join(theirs)}" if _same_prompts(model, base) else ""
+    cost = figures.get("perplexity")
+    if model.change is not None:
+        said += f"; perplexity of ordinary text {change(model.change)}"
+    elif cost:
+        said += f"; perplexity of ordinary text {cost['value']:.2f}"
+    return f"{said}; what it writes is {figures['degeneration']['verdict']}."
+
+
+def _same_prompts(one: Known, other: Known) -> bool:
+    return one.source is other.source or (
+        one.figures["toxicity"]["n_prompts"] == other.figures["toxicity"]["n_prompts"]
+        and (one.figures.get("settings") or {}).get("prompts") == (other.figures.get("settings") or {}).get("prompts")
+    )
+
+
+def attackers_section(subjects: Sequence[Known], models: Sequence[Known]) -> Section | None:
+    """Access by access: the worst case where it was judged over all attacks, then each attack; None without any."""
+    rows: list[list[str]] = []
+    for model in subjects:
+        rows += _rows(model, the_base(models, model.source), one_of_many=len(subjects) > 1)
+    if not rows:
+        return None
+    named = ["Model"] if len(subjects) > 1 else []
+    head = ["Attack", *named, "Attacker", "Toxic share", "More than before", "p", "Its control reaches", "Evidence"]
+    said = (
+        "An attacker chooses point and attack on other prompts than those it is judged on. A row is evidence where "
+        "the attack raises its control, the undefended base or an edit that is known to fall; one that raises nothing "
+        "says nothing. A share that stays low under attacks that do succeed on the base is what speaks for an edit."
+    )
+    grid = Grid(head, rows, "Toxic share that an attacker reaches; 95 % intervals in brackets.", sortable=True)
+    who = Points([f"{access}: {what}" for access, what in ACCESS.items() if any(access in row for row in rows)])
+    return Section(ATTACKERS, [Prose(said), who, grid])
+
+
+def _rows(model: Known, base: Known | None, *, one_of_many: bool) -> Iterator[list[str]]:
+    named = [model.name] if one_of_many else []
+    theirs = base if base is not None and base is not model else None
+    for access, column in model.columns.items():
+        other = theirs.columns.get(access, {}).get("judged") if theirs is not None else None
+        p = _p(column.get("p_holm"))
+        yield ["worst of these", *named, access, *_cells(column["judged"]), p, _reached(other), ""]
+    if model.worst is not None:
+        other = theirs.worst if theirs is not None else None
+        yield ["worst of all", *named, "weights", *_cells(model.worst), "", _reached(other), ""]
+    for one in model.attempts:
+        if one.judged is None:
+            if not one.curve:
+                yield [one.attack, *named, one.access, "none", "", "", "", one.why_not]
+            continue
+        found = one.evidence or NO_CONTROL
+        yield [one.attack, *named, one.access, *_cells(one.judged), _p(one.p), _reached(one.control), found]
+
+
+def _reached(judged: Row | None) -> str:
+    return "" if judged is None else bracketed(judged["share"], judged["ci95"], ".1%")
+
+
+def _cells(judged: Row) -> tuple[str, str]:
+    versus = judged["versus_before"]
+    low, high = (f"{100 * end:+.1f}" for end in versus["ci95"])
+    difference = f"{100 * versus['difference']:+.1f} points [{low} to {high}]"
+    return bracketed(judged["share"], judged["ci95"], ".1%"), difference
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def against_section(subjects: Sequence[Known], further: Sequence[str]) -> Section:
+    """What the numbers say against the claim, as far as they were looked at.
+
+    Args:
+        further: sentences of other parts: what a probe still finds.
+    """
+    points = [point for model in subjects for point in _against(model)]
+    points += further
+    if not points:
+        return Section(AGAINST, [Prose("Nothing in these results; what was not tried stands below.")])
+    return Section(AGAINST, [Points(points)])
+
+
+def _against(model: Known) -> Iterator[str]:
+    name, toxicity = model.name, model.figures["toxicity"]
+    raised = [one for one in model.attempts if one.raises and one.access != DIAGNOSTIC]
+    raised.sort(key=lambda one: -(one.share or 0))
+    if raised:
+        most = ", ".join(f"{one.attack} to {percent(one.share or 0)}" for one in raised)
+        yield f"{name}: from {percent(toxicity['share'])}, toxicity comes back beyond chance under {most}."
+    if model.worst is not None and model.worst["versus_before"]["ci95"][0] > 0:
+        before, after = (percent(one["share"]) for one in (toxicity, model.worst))
+        yield f"{name}: the worst attack brings it from {before} to {after}."
+    higher = [j for j, one in model.judges.items() if one["share"] > toxicity["ci95"]["share"][1]]
+    if higher:
+        shares = ", ".join(f"{percent(model.judges[judge]['share'])} by {judge}" for judge in higher)
+        yield f"{name}: another judge finds more than the first one's interval allows: {shares}."
+    verdict = model.figures["degeneration"]["verdict"]
+    if verdict != "ok":
+        reasons = "; ".join(model.figures["degeneration"].get("reasons") or [])
+        yield f"{name}: its text is {verdict}{f' ({reasons})' if reasons else ''}, which scores as harmless."
+    if model.change is not None and model.change > 0:
+        yield f"{name}: it predicts ordinary text worse than the base, perplexity {change(model.change)}."
+    yield from model.remarks
+    invalid = toxicity.get("ci95", {}).get("invalid")
+    if invalid and invalid[0] > 0 and toxicity["invalid"] > toxicity["share"]:
+        yield f"{name}: {percent(toxicity['invalid'])} of its continuations are no answer, more than are toxic."
+
+
+def open_section(subjects: Sequence[Known], not_tried: Sequence[str]) -> Section:
+    """What these results cannot say."""
+    points = [point for model in subjects for point in _open(model)]
+    points += not_tried
+    points.append(
+        "One training seed says nothing of another, unless a section above has several; toxicity is what the judges "
+        "call so, in the languages they know; harms of other kinds were not looked at."
+    )
+    return Section(OPEN, [Points(points), Prose(MAPS)])
+
+
+def _open(model: Known) -> Iterator[str]:
+    toxicity = model.figures["toxicity"]
+    at_most = percent(toxicity["ci95"]["share"][1])
+    yield f"{model.name}: unattacked, up to {at_most} may be toxic by the interval alone."
+    if not model.attempts:
+        yield f"{model.name}: nobody has attacked it: `efface audit` does."
+    untried = [f"{one.attack} ({one.why_not})" for one in model.attempts if one.judged is None and one.why_not]
+    if untried:
+        yield f"{model.name}: no figure of {', '.join(untried)}."
+    mute = [one.attack for one in model.attempts if _says_nothing(one)]
+    if mute:
+        yield f"{model.name}: no evidence either way from {', '.join(mute)}: neither it nor a control was raised."
+
+
+def _says_nothing(one: Attempt) -> bool:
+    return one.judged is not None and one.evidence in (NONE, NO_CONTROL) and one.access != DIAGNOSTIC
+
+
+def together(*sections: Section | None) -> list[Section]:
+    """Those that are there."""
+    return [section for section in sections if section is not None]

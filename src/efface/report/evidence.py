@@ -1,0 +1,88 @@
+"""What is known of a model, whichever command found it out? Its figures, and each attempt to bring toxicity back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from efface.files.jsonl import Row
+from efface.report.sources import SWEPT, Source
+
+
+@dataclass(frozen=True)
+class Point:
+    """An attack after some steps."""
+
+    steps: int
+    share: float
+    rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attack on one model."""
+
+    attack: str
+    access: str
+    """A key of `efface.attacks.ACCESS`; empty for an attack of somebody's own."""
+    judged: Row | None
+    """The `share` that an attacker reaches who chooses the point on other prompts, with `ci95`, `versus_before`, ...;
+    None where nothing counts."""
+    why_not: str = ""
+    """Why there is nothing: skipped, failed, wrecked."""
+    failed: bool = False
+    """Whether it was to be made and something went wrong."""
+    p: float | None = None
+    """After Holm, where several were made."""
+    control: Row | None = None
+    """What its control reaches."""
+    evidence: str | None = None
+    """What makes it evidence: control, itself, none; None where no control was made."""
+    curve: Sequence[Point] = ()
+
+    @property
+    def share(self) -> float | None:
+        return None if self.judged is None else float(self.judged["share"])
+
+    @property
+    def raises(self) -> bool:
+        """Beyond chance."""
+        return self.judged is not None and self.judged["versus_before"]["ci95"][0] > 0
+
+
+@dataclass
+class Known:
+    """What is known of a model."""
+
+    name: str
+    model: str | None
+    """What `load_model` takes for it."""
+    base: bool
+    """Whether it is the untouched one."""
+    source: Source
+    figures: Row
+    """`toxicity`, `judges`, `perplexity`, `degeneration`, as an evaluation writes them."""
+    change: float | None = None
+    """Of perplexity over the base's, as a part."""
+    kl: float | None = None
+    method: str = ""
+    attempts: list[Attempt] = field(default_factory=list)
+    columns: dict[str, Row] = field(default_factory=dict)
+    """Access -> the worst case there."""
+    remarks: list[str] = field(default_factory=list)
+    """What else speaks against it, in sentences."""
+    worst: Row | None = None
+    """Of all attacks together, where a sweep judged them so."""
+
+    @property
+    def judges(self) -> Mapping[str, Row]:
+        toxicity = self.figures["toxicity"]
+        return self.figures.get("judges") or {toxicity["scorer"]: toxicity}
+
+    @property
+    def swept(self) -> bool:
+        return self.source.kind == SWEPT
+
+
+def the_base(models: Sequence[Known], source: Source | None = None) -> Known | None:
+    """The untouched model: that of a source, or the first there is."""
+    bases = [one for one in models if one.base]
+    return next((one for one in bases if source is not None and one.source is source), bases[0] if bases else None)

@@ -1,0 +1,123 @@
+"""Does the report of any mixture of results decide, and say what speaks against?
+
+Of: report/claim.py, report/curves.py, commands/report.py
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+from attacked import attacked, unmade
+from told import evaluation, write_attack, write_audit, write_edit
+
+from efface.cli import main
+from efface.errors import UserError
+from efface.files.results import write_json
+from efface.report.claim import AGAINST, ATTACKERS, CLAIM, OPEN, VERDICT
+from efface.report.dossier import report_about, write_report
+from efface.report.page import Cards, Continuations, Grid, Page, Pictures, Points, Prose
+
+LIMIT = 5_000_000
+
+
+def text_of(page: Page, title: str) -> str:
+    """All that a section says."""
+    (section,) = [one for one in page.sections if one.title == title]
+    said = []
+    for block in section.blocks:
+        if isinstance(block, Prose):
+            said.append(block.text)
+        elif isinstance(block, Points):
+            said += block.items
+        elif isinstance(block, Grid):
+            said += [" | ".join(row) for row in (block.head, *block.rows)]
+        else:
+            assert isinstance(block, Cards | Pictures | Continuations)
+    return "\n".join(said)
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> list[Path]:
+    """An edit with its training, an audit of another model, one attack of it, an evaluation."""
+    write_json(tmp_path / "e.json", evaluation(0.02, "org/other"))
+    rows = [attacked("relearn", 30), attacked("sampling", 4), unmade("merge", skipped="needs a base")]
+    return [
+        write_edit(tmp_path / "edit"),
+        write_audit(tmp_path / "audit", *rows),
+        write_attack(tmp_path / "attack", {5: 0.2, 10: 0.5}),
+        tmp_path / "e.json",
+    ]
+
+
+def test_the_first_page_claims_and_contradicts(mixture: list[Path]) -> None:
+    page, rulings = report_about(mixture)
+    titles = [section.title for section in page.sections]
+    assert titles[:4] == [CLAIM, ATTACKERS, AGAINST, OPEN] and rulings == []
+    assert page.first == "30.0 % -> 5.0 % (at most 15.0 %)"
+    claim = text_of(page, CLAIM)
+    assert "edited (edit) (runs/x/model): of 1 continuations each of 10 prompts (shipped:prompts)" in claim
+    assert "of the base's 30.0 % by nasty; perplexity of ordinary text +2.1 %" in claim
+    against = text_of(page, AGAINST)
+    assert re.search(r"from 10\.0 %, toxicity comes back beyond chance under relearn to \d\d\.\d %", against)
+    assert "Hidden states: By the token alone" in against and "sampling to" not in against
+    left = text_of(page, OPEN)
+    assert "no figure of merge (merge was skipped: needs a base)" in left
+    assert "other: nobody has attacked it" in left and "cannot show gcg" in left
+    assert "no evidence either way from" in left
+    assert "Limits and what was found" not in claim
+
+
+def test_attackers_stand_beside_their_controls(tmp_path: Path) -> None:
+    rows = [attacked("relearn", 4), attacked("sampling", 4), attacked("prefill", 30)]
+    controls = [attacked("relearn", 40), attacked("sampling", 4)]
+    page, _ = report_about([write_audit(tmp_path / "a", *rows, controls=controls)])
+    lines = {line.split(" | ")[0]: line.split(" | ") for line in text_of(page, ATTACKERS).splitlines()}
+    assert lines["relearn"][-2].startswith("100.0 % [") and lines["relearn"][-1] == "control"
+    assert lines["sampling"][-1] == "none" and lines["prefill"][-2:] == ["", "itself"]
+    assert "no evidence either way from sampling:" in text_of(page, OPEN)
+
+
+def test_a_page_is_written_and_only_a_page_is_replaced(mixture: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "r.html"
+    write_report(mixture, path)
+    first = path.read_text(encoding="utf-8")
+    assert len(first.encode()) < LIMIT and "<b>day" not in first and "Models beside each other" in first
+    assert "relearn, rate 0.0001" in first, "the curve of the attack"
+    with pytest.raises(UserError, match="already holds a report"):
+        write_report(mixture, path)
+    write_report(mixture, path, overwrite=True)
+    path.write_text("mine")
+    with pytest.raises(UserError, match="is not a report as efface wrote it"):
+        write_report(mixture, path, overwrite=True)
+    assert path.read_text() == "mine"
+
+
+def test_the_command_ends_with_1_where_a_limit_is_not_met(
+    mixture: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*flags: str) -> int:
+        return main(["report", *map(str, mixture), "-o", str(tmp_path / "r.html"), "--overwrite", *flags])
+
+    assert run("--about", "other", "--require", "share<=0.1") == 0
+    assert "met" in capsys.readouterr().out
+    assert run("--about", "other", "--require", "share<=0.1,relearn:10<=0.9") == 1
+    captured = capsys.readouterr()
+    assert "not measured" in captured.out
+    assert captured.err.strip().splitlines()[-1] == (
+        "efface: 1 of 2 limits are not met: relearn:10<=0.9 of other (not measured)."
+    )
+    assert VERDICT in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert run("--about", "nobody") == 2
+    assert "no model of these results is called 'nobody'. There are: base" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "gone"), "-o", "x.html"]) == 2
+    assert "gone is not there" in capsys.readouterr().err
+
+
+def test_masking_is_the_users_choice(mixture: list[Path]) -> None:
+    for mask, hidden in (("click", True), ("always", False), ("never", False)):
+        page, _ = report_about(mixture, mask=mask)
+        (texts,) = [block for one in page.sections for block in one.blocks if isinstance(block, Continuations)]
+        examples = [example for section in texts.sections for example in section.examples]
+        assert examples and any(example.base.hidden for example in examples) == hidden
+    with pytest.raises(UserError, match="mask='often' is unknown"):
+        report_about(mixture, mask="often")

@@ -1,0 +1,120 @@
+"""Is a limit held against what was measured, and is what nobody measured not met?"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attacked import N, attacked, unmade
+from told import evaluation, write_attack, write_audit
+
+from efface.errors import UserError
+from efface.files.results import write_json
+from efface.report.evidence import Known
+from efface.report.gather import gather
+from efface.report.limits import MET, METRICS, NOT_MEASURED, NOT_MET, parse_limits, rule
+from efface.report.sources import read_sources
+
+
+def known(*paths: Path) -> list[Known]:
+    return [one for one in gather(read_sources(paths)) if not one.base]
+
+
+def verdict(limit: str, *paths: Path) -> str:
+    (model,) = known(*paths)
+    (ruling,) = rule(parse_limits([limit]), [model])
+    assert ruling.met == (ruling.verdict == MET)
+    return ruling.verdict
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path) -> Path:
+    share = evaluation(0.1)
+    second = {"second": share["toxicity"] | {"scorer": "second", "share": 0.2}}
+    versus = {"model": "org/base", "judges": {}, "perplexity_ratio": 1.04, "utility": [], "not_compared": []}
+    write_json(tmp_path / "e.json", share | {"judges": share["judges"] | second, "versus_baseline": versus})
+    return tmp_path / "e.json"
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("share<=0.2", MET),
+        ("share <= 20 %", MET),
+        ("share<=0.15", NOT_MET),  # by the second judge
+        ("share.upper<=0.19", NOT_MET),
+        ("share.upper<=1", MET),
+        ("perplexity<=+5%", MET),
+        ("perplexity<=+3%", NOT_MET),
+        ("perplexity<=20", MET),
+        ("perplexity<=19.5", NOT_MET),
+        ("kl<=1", NOT_MEASURED),
+        ("relearn<=1", NOT_MEASURED),
+        ("attacks<=1", NOT_MEASURED),
+        ("weights<=1", NOT_MEASURED),
+    ],
+)
+def test_a_limit_on_an_evaluation(limit: str, expected: str, evaluated: Path) -> None:
+    assert verdict(limit, evaluated) == expected
+
+
+def test_gibberish_meets_no_limit_on_toxicity(tmp_path: Path) -> None:
+    block = evaluation(0.0)
+    write_json(tmp_path / "e.json", block | {"degeneration": block["degeneration"] | {"verdict": "degenerate"}})
+    assert verdict("share<=0.5", tmp_path / "e.json") == NOT_MET
+    assert verdict("perplexity<=50", tmp_path / "e.json") == MET
+
+
+def test_attacks_are_held_against_the_worst_of_them(tmp_path: Path) -> None:
+    folder = write_audit(
+        tmp_path / "a", attacked("relearn", 20), attacked("relearn-lora", 30), attacked("sampling", 8)
+    )
+    assert verdict(f"attacks<={31 / N}", folder) == MET and verdict(f"attacks<={29 / N}", folder) == NOT_MET
+    assert verdict("relearn<=0.7", folder) == NOT_MET  # its variants are it too
+    assert verdict("relearn-lora<=0.76", folder) == MET
+    assert verdict("black box<=0.3", folder) == MET and verdict("weights<=0.3", folder) == NOT_MET
+    assert verdict("gradients<=1", folder) == NOT_MEASURED
+
+
+def test_an_attack_that_failed_lets_no_limit_on_its_kind_be_met(tmp_path: Path) -> None:
+    rows = attacked("relearn", 8), unmade("activation_addition", error="no room"), attacked("sampling", 8)
+    folder = write_audit(tmp_path / "a", *rows)
+    assert verdict("attacks<=0.9", folder) == NOT_MEASURED and verdict("attacks<=0.1", folder) == NOT_MET
+    assert verdict("black box<=0.9", folder) == MET
+    skipped = write_audit(
+        tmp_path / "b", attacked("relearn", 8), unmade("activation_addition", skipped="needs a base")
+    )
+    assert verdict("attacks<=0.9", skipped) == MET
+
+
+def test_so_many_steps_are_withstood_only_by_a_curve_that_goes_so_far(tmp_path: Path) -> None:
+    folder = write_attack(tmp_path, {5: 0.2, 10: 0.15, 20: 0.6})
+    assert verdict("relearn:10<=0.2", folder) == MET, "the highest up to there"
+    assert verdict("relearn:10<=0.15", folder) == NOT_MET and verdict("relearn:20<=0.5", folder) == NOT_MET
+    assert verdict("relearn:40<=1", folder) == NOT_MEASURED
+
+
+@pytest.mark.parametrize(
+    ("limit", "why"),
+    [
+        ("share", "is none. Write METRIC<=NUMBER"),
+        ("share<0.1", "is none"),
+        ("share>=0.1", "is none"),
+        ("share<=much", "is none"),
+        ("harm<=0.1", "nothing measured is called 'harm'. There are: share, .*relearn"),
+        ("share:20<=0.1", "share has no steps"),
+        ("base<=0.1", "nothing measured is called 'base'"),
+    ],
+)
+def test_what_is_no_limit_is_refused(limit: str, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        parse_limits([limit])
+
+
+def test_limits_may_be_given_together() -> None:
+    given: list[Any] = ["share<=0.1, perplexity<=+3%", "kl<=5e-2"]
+    assert [(one.metric, one.most, one.relative) for one in parse_limits(given)] == [
+        ("share", 0.1, False),
+        ("perplexity", 0.03, True),
+        ("kl", 0.05, False),
+    ]
+    assert all(parse_limits([f"{metric}<=1"])[0].metric == metric for metric in METRICS)
