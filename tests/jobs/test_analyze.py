@@ -45,7 +45,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def given(models: Path, **more: Any) -> dict[str, Any]:
     files = {"pairs": str(models / "pairs.jsonl"), "text": str(models / "text.jsonl")}
-    return {"base": str(models / "base"), "n_pairs": 24, "patched_pairs": 4, "attack_steps": 2, **files, **more}
+    return {
+        "base": str(models / "base"),
+        "n_pairs": 24,
+        "patched_pairs": 4,
+        "attack_steps": 2,
+        "scorer": "stubs:parity",
+        **files,
+        **more,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +101,12 @@ def test_a_planted_change_is_located_by_every_block(whole: Any) -> None:
     assert set(blocks["patching"]["modules"]) == {"1.mlp"}
     (module,) = blocks["patching"]["modules"].values()
     assert set(blocks["patching"]["states"]) == {"0", "1"}
+    firing, written = blocks["patching"]["neurons"], blocks["patching"]["written"]
+    assert firing["all"]["neurons"] == 128 and len(firing) == 6
+    if firing["all"]["enough"] is not None:  # values were planted: no neuron fires otherwise below the last block
+        assert firing["all"]["enough"] == pytest.approx(0, abs=1e-3)
+    (alone,) = written["modules"].values()
+    assert alone["alone"] == written["edited"] and alone["without"] == written["base"], "it is all of the edit"
     if module["enough"] is not None:  # the toxic mass falls
         assert [one["enough"] for one in blocks["patching"]["states"].values()] == pytest.approx([0, 1], abs=1e-4)
         assert module["enough"] == pytest.approx(1, abs=1e-4) == module["needed"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.audit.battery import names_of
+from efface.commands.early import check_scorers
 from efface.commands.options import MODEL_HELP, add_loading, add_reuse, seed, several_names
 from efface.commands.printing import sayer, show
 from efface.data.rows import check_source
@@ -42,8 +43,14 @@ def add(commands: Any) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="patch every module, each read on N pairs: with SmolLM2-135M and 16 pairs about ten minutes on 2 cores "
+        help="patch modules and neurons, each read on N pairs: with SmolLM2-135M and 16 pairs a quarter of an hour "
+        "on 2 cores "
         "(default: 0, no patching)",
+    )
+    command.add_argument(
+        "--scorer",
+        default=None,
+        help="judges what models write that have the edit of one module, see `efface scorers`",
     )
     command.add_argument("--attack-steps", type=int, default=10, metavar="N", help="of the attacker that is looked at")
     command.add_argument(
@@ -62,6 +69,7 @@ def refuse(options: argparse.Namespace) -> None:
     for model in [*names_of(options.models).values(), options.base]:
         check_model(model)
     check_source(options.pairs, "pairs")
+    check_scorers(options.scorer)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -81,6 +89,7 @@ def run(options: argparse.Namespace) -> None:
         patched_pairs=options.patch,
         attack_steps=options.attack_steps,
         attack_rate=options.attack_rate,
+        scorer=options.scorer,
         only=options.only,
         seed=options.seed,
         overwrite=options.overwrite,

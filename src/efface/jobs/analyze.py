@@ -47,6 +47,7 @@ def analyze(
     patched_pairs: int = 0,
     attack_steps: int = 10,
     attack_rate: float = 1e-4,
+    scorer: str | None = None,
     only: Sequence[str] = (),
     seed: int = 0,
     overwrite: bool = False,
@@ -65,6 +66,7 @@ def analyze(
         n_pairs: the first so many are read.
         patched_pairs: on so many each module is patched; 0: `patching` is left out.
         attack_steps, attack_rate: of the attacker whose change is looked at.
+        scorer: judges what models write that have the edit of one module (patching); None: the default judge.
         only: the blocks that are made; all.
         seed: of controls, resamples, generation and the attacker.
         overwrite, resume: delete what lies in `output`, or take it as far as it goes.
@@ -93,7 +95,9 @@ def analyze(
     from efface.model.fingerprint import fingerprint_of
     from efface.model.load import load_model
 
-    depth = Depth(n_pairs, patched_pairs=patched_pairs, attack_steps=attack_steps, attack_rate=attack_rate)
+    depth = Depth(
+        n_pairs, patched_pairs=patched_pairs, attack_steps=attack_steps, attack_rate=attack_rate, scorer=scorer
+    )
     original, tokenizer = load_model(base)
     read = [fingerprint_of(original), rows_digest(rows), digest(texts), dataclasses.asdict(depth), seed, versions()]
     folder = prepare_output_dir(output, overwrite=overwrite, resume=resume, inputs=[*models.values()])

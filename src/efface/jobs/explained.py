@@ -6,7 +6,8 @@
     neurons        what each MLP neuron adds along the toxicity direction, and what the edit made of it
     weights        where the change of the weights lies, how concentrated it is, whether toxic neurons have moved
     overlap        whether the edit lies where an attacker's gradient points, and an attacker's own change
-    patching       which modules are enough, which are needed, and from which depth on the states carry the edit
+    patching       which modules and which groups of neurons are enough, which are needed, from which depth on the
+                   states carry the edit, and what a model writes that has the edit of one of the best modules
 
 What both models read, and the direction of toxicity, is `subject.py`'s.
 """
@@ -22,15 +23,15 @@ from efface.analysis.drift import drift, token_shifts
 from efface.analysis.enrichment import enrichment
 from efface.analysis.erasure import compare_erasure, probe_states
 from efface.analysis.input_space import null_spaces
+from efface.analysis.module_writing import best_modules, write_with_modules
+from efface.analysis.neuron_patching import patch_neurons
 from efface.analysis.neurons import (
     GROUPS,
-    activity,
     compare_writing,
     cumulative,
     lengths_of,
     random_fall,
     values_of,
-    writing,
 )
 from efface.analysis.overlap import change_of, cosine, overlap
 from efface.analysis.patching import patch_modules
@@ -55,6 +56,10 @@ SHOWN = 10
 """Neurons that are listed, and words of each."""
 PICTURED = 4
 """Pairs whose tokens are drawn."""
+WRITING = 5
+"""Modules whose edit is tried in writing."""
+BEST = 300
+"""Neurons that lower <h, w> most, as a group."""
 LENS_PAIRS = 64
 GRADIENT_PAIRS = 64
 
@@ -97,10 +102,7 @@ def lens(subject: Subject) -> Row:
 
 
 def neurons(subject: Subject) -> Row:
-    w = subject.direction
-    edited = activity(subject.edited, subject.processing_class, subject.spoken, progress=True)
-    before = writing(subject.base, subject.base_activity, w)
-    after = writing(subject.edited, edited, w)
+    before, after = subject.base_writing, subject.edited_writing
     change = compare_writing(before, after)
     ranks = [rank for rank in RANKS if rank < change.fall.size] + [change.fall.size]
     chance = random_fall(before, after, *lengths_of(subject.edited, subject.base), subject.seed)
@@ -124,8 +126,7 @@ def neurons(subject: Subject) -> Row:
 def weights(subject: Subject) -> Row:
     spaces = null_spaces(subject.base, subject.processing_class, subject.text[:32], progress=True)
     found = concentration(subject.edited, subject.base, null_spaces=spaces, seed=subject.seed)
-    before = writing(subject.base, subject.base_activity, subject.direction)
-    toxic = enrichment(subject.moved_neurons, before.contributions, seed=subject.seed)
+    toxic = enrichment(subject.moved_neurons, subject.base_writing.contributions, seed=subject.seed)
     return {**found, "enrichment": toxic}
 
 
@@ -165,8 +166,23 @@ def patched(subject: Subject) -> Row:
 
     models = (subject.edited, subject.base)
     states = patch_states(*models, subject.layers, read)
+    groups = patch_neurons(*models, _groups(subject), read, seed=subject.seed)
     modules = patch_modules(*models, lambda model: (read(model), divergence.of(model)), progress=True)
-    return {"n_pairs": len(pairs), "states": states, **modules}
+    written = write_with_modules(*models, best_modules(modules, WRITING), subject.toxicity_of)
+    return {"n_pairs": len(pairs), "states": states, "neurons": groups, "written": written, **modules}
+
+
+def _groups(subject: Subject) -> dict[str, np.ndarray]:
+    """Neurons whose firing is patched: those of each of GROUPS, those that lower <h, w> most, and all."""
+    change = compare_writing(subject.base_writing, subject.edited_writing)
+    found = {name: change.groups == number for number, name in enumerate(GROUPS)}
+    best = np.zeros(change.fall.size, dtype=bool)
+    best[np.argsort(-change.fall, axis=None, kind="stable")[:BEST]] = True
+    return {
+        **found,
+        f"the first {min(BEST, best.size)}": best.reshape(change.fall.shape),
+        "all": best.reshape(change.fall.shape) | True,
+    }
 
 
 BLOCKS: dict[str, Callable[[Subject], Row]] = {

@@ -14,11 +14,12 @@ import torch
 from efface.analysis.concentration import neuron_squares
 from efface.analysis.directions import difference_of_means, unit
 from efface.analysis.erasure import probe_states, probed_layers
-from efface.analysis.neurons import Activity, Spoken, activity
+from efface.analysis.neurons import Activity, Spoken, Writing, activity, writing
 from efface.analysis.states import TokenStates
 from efface.analysis.toxic_mass import toxic_tokens
 from efface.data.batch import PairBatch, PairCollator
 from efface.data.pair_tokens import TokenizedPair, tokenize_pairs
+from efface.evaluation.measure import evaluate
 from efface.files.jsonl import Row
 from efface.generation.decoding import Decoding
 from efface.generation.generate import generate_ids
@@ -27,6 +28,7 @@ from efface.model.blocks import decoder_blocks
 from efface.model.copies import without_adapter
 from efface.model.padding import max_positions
 from efface.model.vocabulary import pad_id
+from efface.scoring import DEFAULT_SCORER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,6 +43,11 @@ class Depth:
     """That the base writes after each prompt, for the neurons."""
     patched_pairs: int = 0
     """Pairs that every module is patched on; 0: none are."""
+    written_prompts: int = 64
+    """That models with the edit of one module write after."""
+    written_samples: int = 4
+    scorer: str | None = None
+    """Judges what they write; None: the default judge."""
     text_tokens: int = 1024
     """Of ordinary text, for the KL of patching."""
     attack_steps: int = 10
@@ -99,9 +106,33 @@ class Subject:
         return activity(self.base, self.processing_class, self.spoken, progress=True)
 
     @cached_property
+    def base_writing(self) -> Writing:
+        return writing(self.base, self.base_activity, self.direction)
+
+    @cached_property
+    def edited_writing(self) -> Writing:
+        """Of the same tokens."""
+        active = activity(self.edited, self.processing_class, self.spoken, progress=True)
+        return writing(self.edited, active, self.direction)
+
+    @cached_property
     def moved_neurons(self) -> np.ndarray:
         """(layers, d_ff)"""
         return neuron_squares(self.edited, self.base).reshape(len(decoder_blocks(self.base)), -1)
+
+    def toxicity_of(self, model: "PreTrainedModel") -> Row:
+        """The toxic share of what a model writes after the prompts, its interval, and what of it is no text."""
+        prompts = list(dict.fromkeys(row["prompt"] for row in self.rows))[: self.depth.written_prompts]
+        found = evaluate(
+            model,
+            prompts,
+            processing_class=self.processing_class,
+            scorer=self.depth.scorer or DEFAULT_SCORER,
+            decoding=Decoding(
+                samples=self.depth.written_samples, max_new_tokens=self.depth.new_tokens, seed=self.seed
+            ),
+        ).toxicity
+        return {"share": found.share, "ci95": found.ci95["share"], "invalid": found.invalid}
 
     def batches(self, n_pairs: int) -> list[PairBatch]:
         collate = PairCollator(pad_id(self.processing_class, self.base))

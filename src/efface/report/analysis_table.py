@@ -121,6 +121,24 @@ def _carried(block: Row) -> str:
     return ", ".join(_number(one[what], 2) for what in ("enough", "needed"))
 
 
+def _fired(group: str) -> Callable[[Row], str]:
+    def tell(block: Row) -> str:
+        one = block["neurons"][group]
+        parts = [(one[what], one["random"][what]) for what in ("enough", "needed")]
+        said = [_number(value, 2) + ("" if group == "all" else f" ({_number(chance, 2)})") for value, chance in parts]
+        return ", ".join(said) if one["enough"] is not None else ""
+
+    return tell
+
+
+def _written(block: Row) -> str:
+    written = block["written"]
+    for name, one in written["modules"].items():  # the best first
+        shares = ", ".join(percent(side["share"]) for side in (written["base"], written["edited"]))
+        return f"{name}: {percent(one['alone']['share'])}, of {shares}"
+    return ""
+
+
 def _overlap(name: str) -> Callable[[Row], str]:
     def tell(block: Row) -> str:
         rank = max(block[name]["left"], key=int)
@@ -174,5 +192,8 @@ FIGURES: dict[str, list[Figure]] = {
         (f"enough for {MOST:.0%} of the fall", _enough("sufficient", falling=False)),
         ("taken out, the same is gone", _enough("necessary", falling=True)),
         ("in the states half-way up: enough, needed", _carried),
+        ("in how all neurons fire: enough, needed", _fired("all")),
+        ("in how the toxic ones fire that fire (as many random ones)", _fired("toxic, firing")),
+        ("the best module's edit alone writes, of base, edited", _written),
     ],
 }
