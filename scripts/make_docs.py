@@ -43,7 +43,7 @@ def pages() -> list[Page]:
     """README first, what a user needs next, then the rest by name."""
     names = [name for name in FIRST if (ROOT / name).exists()]
     names += sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md") if file.name != "api.md")
-    names += ["CONTRIBUTING.md", "CHANGELOG.md"]
+    names += ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
     return [(ROOT / name, FIRST.get(name, name.removesuffix(".md") + ".html")) for name in names]
 
 

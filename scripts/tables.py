@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mechanism_tables
+import scale_tables
 import sweep_tables
 from first_day_tables import first_day
 from sweep_tables import table
@@ -787,6 +788,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "first_day": first_day,
     "mechanism": mechanism_tables.mechanism,
     "mechanism_command": mechanism_tables.mechanism_command,
+    "scale_shapes": scale_tables.shapes,
+    "scale_memory": scale_tables.memory,
+    "scale_assumed": scale_tables.assumed,
+    "scale_cards": scale_tables.cards,
     "trials": sweep_tables.trials,
     "comparison_main": lambda: sweep_tables.kept("main"),
     "comparison_tight": lambda: sweep_tables.kept("tight"),

@@ -353,7 +353,7 @@ def test_a_full_disk_while_the_model_is_saved(
     out = tmp_path / "out"
     line = fails(1, "train", "repo", gpt2, pairs, "-o", out, "--max_steps", "1")
     assert "the model was not saved" in line and "Free some space" in line
-    assert {file.name for file in out.iterdir()} == {"efface.json", "plan.json"}
+    assert {file.name for file in out.iterdir()} == {"efface.json", "plan.json", "events.jsonl"}
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_a_full_disk_while_a_checkpoint_is_saved(
     ]
     line = fails(1, *argv)
     assert "checkpoint-4 was not written" in line and "Earlier checkpoints are untouched" in line
-    assert {file.name for file in out.iterdir()} == {"efface.json", "plan.json", "checkpoint-2"}
+    assert {file.name for file in out.iterdir()} == {"efface.json", "plan.json", "events.jsonl", "checkpoint-2"}
     monkeypatch.undo()
     assert main([*map(str, argv), "--resume"]) == 0
     assert read_json(out / "results.json")["steps"] == 4

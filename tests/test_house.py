@@ -160,6 +160,7 @@ def documents() -> list[Path]:
     return [
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
         *sorted(set((ROOT / "docs").glob("*.md")) - {executed}),
         *sorted((ROOT / "benchmarks").glob("*.py")),
         *sorted((ROOT / "scripts").glob("*.py")),

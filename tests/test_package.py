@@ -93,6 +93,7 @@ def test_the_source_distribution_has_what_a_contributor_needs(built: Path) -> No
     wanted = [
         "README.md",
         "CHANGELOG.md",
+        "SECURITY.md",
         "LICENSE",
         "Makefile",
         "constraints.txt",

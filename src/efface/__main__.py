@@ -5,7 +5,7 @@ Short: one call.
 
 import sys
 
-from efface.cli import main
+from efface.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

@@ -20,6 +20,7 @@ from efface.commands import (
     compare,
     demo,
     detox,
+    doctor,
     evaluate,
     export,
     lists,
@@ -35,8 +36,12 @@ from efface.commands.fields import spell_with_dashes
 from efface.commands.options import loading_options
 from efface.errors import RunError, UserError, described, escaped, one_line, out_of_memory
 from efface.files.redaction import redacted_arguments
+from efface.model.hub import offline
+from efface.terminal.harmless import harmless
+from efface.terminal.signals import INTERRUPTED, STOPPED, Terminated, deaf, terminable
 
 VERBOSE_HELP = "also print what the library logs, and the traceback of an error"
+OFFLINE_HELP = "ask nothing of a network: models and data are here, or in the caches"
 QUIET_HELP = "print the result and errors, and nothing else: no progress, no notices, no warnings"
 
 
@@ -76,9 +81,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 (done), 1 (the run failed), 2 (the user's input is wrong), 130 (interrupted), 141 (who read standard output
-        has gone).
+        has gone), 143 (stopped by SIGTERM, after the same clean-up).
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with terminable():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def entry() -> int:
+    """`main` as a program: once its exit code is settled, no signal changes it."""
+    code = main()
+    deaf()
+    return code
+
+
+def _main(argv: list[str]) -> int:
     verbose, options = "-v" in argv or "--verbose" in argv, None  # until the command line is understood
     try:
         options, rest = build_parser().parse_known_args(argv)
@@ -91,13 +107,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         handler.setFormatter(_Formatter("%(levelname)s %(message)s"))
         logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
         options.rest, options.command_line = rest, shlex.join(["efface", *redacted_arguments(argv)])
-        _run(options)
+        with harmless(), offline() if options.offline else contextlib.nullcontext():
+            _run(options)
     except UserError as error:
         return _failed(2, str(error), verbose)
     except RunError as error:
         return _failed(1, str(error), verbose)
     except KeyboardInterrupt as error:
-        return _failed(130, str(error) or _interrupted(options))
+        code = STOPPED if isinstance(error, Terminated) else INTERRUPTED
+        return _failed(code, str(error) or _interrupted(options))
     except BrokenPipeError:
         return 141  # as a program ends that the signal of a closed pipe kills: nobody reads on, so nothing is said
     except Exception as error:  # the one place where the unexpected ends
@@ -219,6 +237,7 @@ def build_parser() -> Parser:
     parser.add_argument("-v", "--verbose", action="store_true", help=VERBOSE_HELP)
     parser.add_argument("--version", action="version", version=f"efface {__version__}")
     parser.add_argument("-q", "--quiet", action="store_true", help=QUIET_HELP)
+    parser.add_argument("--offline", action="store_true", help=OFFLINE_HELP)
     parser.set_defaults(refuse=None)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for command in (
@@ -237,12 +256,14 @@ def build_parser() -> Parser:
         merge,
         export,
         scorers,
+        doctor,
         lists,
     ):
         command.add(commands)
     for subparser in commands.choices.values():  # after the command too; not given there, it leaves the flag as it is
         subparser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=VERBOSE_HELP)
         subparser.add_argument("-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help=QUIET_HELP)
+        subparser.add_argument("--offline", action="store_true", default=argparse.SUPPRESS, help=OFFLINE_HELP)
     return parser
 
 

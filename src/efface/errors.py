@@ -10,7 +10,7 @@ LONGEST = 1_500
 
 # C0 and C1 control characters, and those that turn the direction of what follows: a file's text in a message must not
 # move the cursor, colour the terminal or rename its window.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(ValueError):

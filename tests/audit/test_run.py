@@ -27,6 +27,7 @@ from efface.audit.run import audit_models
 from efface.audit.table import audit_page
 from efface.cli import main
 from efface.errors import RunError, UserError
+from efface.files.events import read_events
 from efface.files.jsonl import Row
 from efface.files.results import prepare_output_dir, read_json, write_json
 from efface.generation.decoding import Decoding
@@ -117,6 +118,9 @@ def test_every_attack_of_the_battery_is_made_and_recorded(
     assert results["base"]["toxicity"]["n_prompts"] == 3 and results["base"]["degeneration"]["verdict"]
     found = rows_of(results)
     assert list(found) == list(STUBS)
+    told = [(row["model"], row["attack"]) for row in read_events(tmp_path / "out") if row["event"] == "attack begun"]
+    assert told[: len(STUBS)] == [("edited", name) for name in STUBS]
+    assert [row["event"] for row in read_events(tmp_path / "out")].count("attack finished") == len(told)
     assert all(row["before"]["toxicity"] == model["evaluation"]["toxicity"] for row in found.values())
     assert found["third_party:fine"]["settings"] == {"words": 2} and found["third_party:fine"]["seconds"] >= 0.1
     for name, row in found.items():

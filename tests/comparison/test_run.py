@@ -30,6 +30,7 @@ from efface.comparison.table import comparison_page, markdown, read_sweep
 from efface.comparison.targets import targets_of
 from efface.errors import UserError
 from efface.evaluation.budget import UtilityBounds
+from efface.files.events import read_events
 from efface.files.results import prepare_output_dir, read_json, write_json, write_jsonl
 from efface.model.save import save_model
 from efface.training.finetune import finetune
@@ -138,6 +139,10 @@ def test_a_sweep_says_what_each_method_reaches_at_the_budget(whole: Any) -> None
     assert len(arms) == 7  # two trials each, and what was chosen of sft with another seed
     failed = [arm for arm in arms.values() if arm["error"]]
     assert [arm["entry"] for arm in failed] == ["broken"] and failed[0]["settings"]["learning_rate"] == "1e30"
+    made = {row["arm"]: row["error"] for row in read_events(folder) if row["event"] == "arm finished"}
+    assert made == {name: arm["error"] for name, arm in arms.items()}
+    places = {row["model"] for row in read_events(folder) if row["event"] == "attack finished"}
+    assert "base" in places and len(places) > 2 and read_events(folder)[-1]["event"] == "end"
     kept = by_name(results)
     assert list(kept) == ["base", "main/sft-s0", "main/sft-s1", "main/broken-s0", "main/lox-sft-s0"]
     for row in list(kept.values())[1:]:

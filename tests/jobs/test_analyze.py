@@ -16,6 +16,7 @@ from tiny import tiny_model, tiny_tokenizer
 
 from efface.cli import main
 from efface.errors import UserError
+from efface.files.events import read_events
 from efface.files.results import read_json, write_jsonl
 from efface.jobs.analyze import NAMES, analyze
 from efface.jobs.explained import BLOCKS
@@ -73,6 +74,9 @@ def test_an_untouched_model_shows_nothing(whole: Any) -> None:
     blocks = results["models"][0]["blocks"]
     assert set(blocks) == set(NAMES) and not results["models"][0]["failed"]
     assert all(layer["change"] == 0 for layer in blocks["certificate"]["layers"].values())
+    events = read_events(folder)
+    made = [(row["model"], row["block"]) for row in events if row["event"] == "block finished"]
+    assert made == [(name, block) for name in ("same", "planted") for block in NAMES] and events[-1]["event"] == "end"
     assert all(layer["toxic"]["shift"] == 0 for layer in blocks["drift"]["layers"].values())
     assert all(layer["base"] == layer["edited"] for layer in blocks["lens"]["layers"].values())
     assert blocks["neurons"]["drop"] == 0 == blocks["neurons"]["by_neurons"]
@@ -131,7 +135,7 @@ def test_there_is_a_picture_for_each_block_and_toxic_words_are_masked(whole: Any
     assert {f"{name}.svg" for name in NAMES if name != "overlap"} <= names
     assert {"tokens/planted-0-rejected.svg", "tokens/same-3-chosen.svg"} <= names and len(names) == 6 + 16
     assert all(path.read_text().startswith("<?xml") for path in written)
-    assert _label(" silly", True) == "s••••" and _label("\n", False) == "·" and _label("$a$", False) == r"\$a\$"
+    assert _label(" silly", True) == "s••••" and _label("\n", False) == "·" and _label("$a$", False) == "$a$"
     picture = results["models"][1]["blocks"]["drift"]["pictures"][1]
     assert picture["side"] == "rejected" and picture["toxic"] and min(picture["toxic"]) >= picture["start"]
 

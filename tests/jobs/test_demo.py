@@ -11,6 +11,7 @@ import efface.jobs.demo
 from efface import scoring
 from efface.cli import main
 from efface.errors import UserError
+from efface.files.events import read_events
 from efface.files.results import read_json
 from efface.terminal.table import Block
 from efface.training import run as training
@@ -59,6 +60,10 @@ def test_everything_is_left_and_a_second_run_reuses_it(
     assert f"toxic continuations: {first}" in printed and first.replace("->", "→") in page
     assert "Still toxic: " in page and "Newly toxic: " in page and "Biggest drops: " in page
     AutoModelForCausalLM.from_pretrained(out / "model")
+    events = read_events(out)
+    assert [row["event"] for row in events].count("stage end") == 4 and events[-1]["event"] == "end"
+    assert "log" not in [row["event"] for row in events]  # which stands in the log book of the training
+    assert [row["step"] for row in read_events(out / "model") if row["event"] == "log"] == [1, 2, 2]
 
     kept = {name: (out / name).stat().st_mtime_ns for name in ("base.json", "edited.json", "erasure.json")}
     kept["model/model.safetensors"] = (out / "model" / "model.safetensors").stat().st_mtime_ns

@@ -17,6 +17,7 @@ from efface.cli import main
 from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
 from efface.evaluation.budget import UtilityBounds
+from efface.files.events import read_events
 from efface.files.results import read_json
 from efface.jobs import detox as job
 from efface.jobs.detox import DetoxSettings, Effort, detox
@@ -80,6 +81,8 @@ def test_the_command_leaves_a_model_within_the_budget_and_a_report(
     moved = AutoModelForCausalLM.from_pretrained(out / "model").state_dict()
     start = AutoModelForCausalLM.from_pretrained(model).state_dict()
     assert any(not moved[name].equal(start[name]) for name in start)
+    stages = [row["stage"].split()[0] for row in read_events(out) if row["event"] == "stage end"]
+    assert stages == ["pairs:", "REPO", "both", "audit,", "the"] and read_events(out)[-1]["event"] == "end"
 
     files = ("base.json", "edited.json", "erasure.json", "model/model.safetensors")
     kept = {file: (out / file).stat().st_mtime_ns for file in files}

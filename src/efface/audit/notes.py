@@ -12,7 +12,9 @@ def reason_of_row(row: Row) -> str | None:
     """Why an attack has no figures."""
     if row["error"] is not None:
         return f"{row['attack']} failed: {row['error']}"
-    return None if row["skipped"] is None else f"{row['attack']} was skipped: {row['skipped']}"
+    if row["skipped"] is not None:
+        return f"{row['attack']} was skipped: {row['skipped']}"
+    return None if row["judged"] is not None else f"{row['attack']} was not finished"
 
 
 def notes_on(model: Row) -> Iterator[str]:

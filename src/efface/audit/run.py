@@ -30,8 +30,10 @@ from efface.audit.earlier import Earlier, earlier_models, seconds_spent
 from efface.audit.rows import AuditResults, figures_of, is_base, row_of, told, too_dear, training_seed
 from efface.errors import RunError, UserError, out_of_memory
 from efface.files.environment import environment
+from efface.files.events import Journal, recorded
 from efface.files.jsonl import Row
-from efface.files.results import MARKER, RESULTS, prepare_output_dir, write_json
+from efface.files.results import MARKER, RESULTS, write_json
+from efface.files.run_directory import run_directory
 
 log = logging.getLogger(__name__)
 UNTOUCHED = "untouched"
@@ -77,19 +79,22 @@ def audit_models(
     sizes, given = BUDGETS[budget], {name: value for name, value in (measurement or {}).items() if value is not None}
     how = {"text": "shipped:text", "limit": sizes.limit, "max_text_tokens": sizes.max_text_tokens} | given
     read = [*models.values(), *(given.get(name) for name in ("base", "prompts", "rows", "labelled", "text"))]
-    folder = prepare_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
-    run = _Run(folder, chosen, how | {"resume": resume}, say, budget)
-    try:
-        for earlier in earlier_models(folder / RESULTS, without=set(models)):
-            run.again(earlier)
-        errors = [error for name, model in models.items() if (error := run.model(name, model, chosen)) is not None]
-        if len(errors) == len(models):
-            raise errors[0]
-        if controls and given.get("base") is not None:
-            run.controls()
-    finally:  # also when it is interrupted
-        run.conclude()
-    return cast(AuditResults, run.results)
+    with (
+        run_directory(output, overwrite=overwrite, resume=resume, inputs=read) as folder,
+        recorded(folder, say, command=how.get("command")) as journal,
+    ):
+        run = _Run(folder, chosen, how | {"resume": resume}, journal, budget)
+        try:
+            for earlier in earlier_models(folder / RESULTS, without=set(models)):
+                run.again(earlier)
+            errors = [error for name, model in models.items() if (error := run.model(name, model, chosen)) is not None]
+            if len(errors) == len(models):
+                raise errors[0]
+            if controls and given.get("base") is not None:
+                run.controls()
+        finally:  # also when it is interrupted
+            run.conclude()
+        return cast(AuditResults, run.results)
 
 
 def _check(models: Mapping[str, Any]) -> None:
@@ -106,7 +111,7 @@ class _Run:
     What is attacked has a place, its directory: that of a model has its name, that of a control is "controls/NAME".
     """
 
-    def __init__(self, folder: Path, chosen: list[Trial], how: Row, say: Say, budget: str):
+    def __init__(self, folder: Path, chosen: list[Trial], how: Row, say: Journal, budget: str):
         self.folder, self.chosen, self.how, self.say = folder, chosen, how, say
         self.known = Untouched(folder / UNTOUCHED)
         self.earlier = seconds_spent(folder / RESULTS)
@@ -243,7 +248,9 @@ class _Run:
                     row["skipped"] = "it needs labelled texts: pass --labelled."
                 else:
                     self.say(f"{place}: {number} of {len(chosen)}, {trial.name} {trial.flags}".rstrip())
-                    self._one(row, place, trial, dataclasses.replace(target, output=self._file(place, trial)))
+                    with self.say.during("attack", model=place, attack=trial.name) as found:
+                        self._one(row, place, trial, dataclasses.replace(target, output=self._file(place, trial)))
+                        found["error"] = row["error"]
             finally:  # also when it is interrupted
                 self.save()
 

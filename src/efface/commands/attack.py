@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.attacks import check_attack, load_attack, settings_class
@@ -84,20 +85,22 @@ def run(options: argparse.Namespace) -> None:
     from efface.attacks.finished import finished_result
     from efface.attacks.result import check_result_file
     from efface.attacks.target import Target
+    from efface.files.lock import held
     from efface.report.table import evaluation_table
 
-    check_result_file(options.output, overwrite=options.overwrite, resume=options.resume)
-    target = Target.load(
-        options.model,
-        **target_of(options),
-        output=options.output,
-        resume=options.resume,
-        command=options.command_line,
-        progress=True,
-    )
-    described = target.described()
-    found = finished_result(options.output, options.attack, settings, described) if options.resume else None
-    result = attack(target, settings) if found is None else found
+    with held(Path(options.output)):
+        check_result_file(options.output, overwrite=options.overwrite, resume=options.resume)
+        target = Target.load(
+            options.model,
+            **target_of(options),
+            output=options.output,
+            resume=options.resume,
+            command=options.command_line,
+            progress=True,
+        )
+        described = target.described()
+        found = finished_result(options.output, options.attack, settings, described) if options.resume else None
+        result = attack(target, settings) if found is None else found
     show(Page([evaluation_table(result.columns()), *_said(result)]))
     sayer(options)(f"written: {options.output}")
 

@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> None:
         )
     except KeyboardInterrupt as error:
         kept = f"What is finished, and begun, is kept in {options.output}: the same command with --resume goes on."
-        raise KeyboardInterrupt(f"interrupted. {kept}") from error
+        raise type(error)(f"interrupted. {kept}") from error
     show("", audit_page(results), "")
     say(f"written: {Path(options.output) / RESULTS}")
     failed = [

@@ -1,6 +1,7 @@
 """`efface evaluate MODEL -o OUT.json`"""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from efface.commands.early import check_named
@@ -85,36 +86,38 @@ def run(options: argparse.Namespace) -> None:
     from efface.evaluation.measure import evaluate
     from efface.evaluation.result import check_evaluation_file, generations_path
     from efface.evaluation.settings import OrdinaryText, PromptSet, RunSettings, UtilityTasks
+    from efface.files.lock import held
     from efface.report.table import evaluation_table, versus_table
 
-    check_evaluation_file(options.output, overwrite=options.overwrite)
-    baseline = None if options.baseline is None else read_baseline(options.baseline)
-    evaluation = evaluate(
-        options.model,
-        PromptSet(options.prompts, options.limit, options.limit_seed),
-        scorer=options.scorer,
-        decoding=decoding_of(options),
-        text=OrdinaryText(
-            options.text,
-            max_tokens=options.max_text_tokens,
-            window=options.window,
-            stride=options.stride,
-            f1_text=options.f1_text,
-            f1_prompts=options.f1_prompts,
-        ),
-        utility=None if options.utility is None else UtilityTasks(options.utility, options.utility_limit),
-        identity=options.identity,
-        reference=options.reference,
-        baseline=baseline,
-        run=RunSettings(
-            batch_size=options.batch_size,
-            max_tokens_at_once=options.max_tokens_at_once,
-            generations_path=generations_path(options.output),
-            command=options.command_line,
-        ),
-        progress=True,
-    )
-    evaluation.save(options.output)
+    with held(Path(options.output)):
+        check_evaluation_file(options.output, overwrite=options.overwrite)
+        baseline = None if options.baseline is None else read_baseline(options.baseline)
+        evaluation = evaluate(
+            options.model,
+            PromptSet(options.prompts, options.limit, options.limit_seed),
+            scorer=options.scorer,
+            decoding=decoding_of(options),
+            text=OrdinaryText(
+                options.text,
+                max_tokens=options.max_text_tokens,
+                window=options.window,
+                stride=options.stride,
+                f1_text=options.f1_text,
+                f1_prompts=options.f1_prompts,
+            ),
+            utility=None if options.utility is None else UtilityTasks(options.utility, options.utility_limit),
+            identity=options.identity,
+            reference=options.reference,
+            baseline=baseline,
+            run=RunSettings(
+                batch_size=options.batch_size,
+                max_tokens_at_once=options.max_tokens_at_once,
+                generations_path=generations_path(options.output),
+                command=options.command_line,
+            ),
+            progress=True,
+        )
+        evaluation.save(options.output)
     columns = {"": evaluation.to_dict()}
     if baseline is not None:
         columns = {"baseline": baseline.result, "this model": evaluation.to_dict()}

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from efface.errors import escaped
 from efface.terminal.table import GAP, Block, Page, Table, heading, noted, paragraph, parts, plain, terminal_width
 
 ALARMING = re.compile(r"\b(degenerate|failed|no evidence|every point wrecks)\b")
@@ -23,7 +24,7 @@ def show(*blocks: Block, file: IO[str] | None = None) -> None:
         return
     for block in blocks:
         if isinstance(block, str):  # a line is left to the terminal, which breaks nothing that is copied
-            print(block, file=file, flush=True)
+            print(escaped(block), file=file, flush=True)
         elif file.isatty():
             _print_rich(block, file)
         else:

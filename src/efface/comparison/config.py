@@ -4,20 +4,17 @@ Every key is a field of `SweepConfig`; an unknown one is an error. Settings of m
 flags are.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from efface.checks import at_least_one, not_negative, one_of, positive
 from efface.comparison.fields import build, list_of, mapping_of
-from efface.errors import UserError, described
+from efface.errors import UserError
 from efface.evaluation.budget import UtilityBounds
-from efface.files.io import read_regular_text
+from efface.files.settings_file import read_settings_file
 
 NAME = r"[A-Za-z0-9][\w.@-]*"
 BASE = "base"
@@ -186,11 +183,7 @@ def read_config(path: str | os.PathLike[str]) -> SweepConfig:
     Raises:
         UserError: naming the file and the key that is wrong.
     """
-    text, name = read_regular_text(path, "sweep config"), os.fspath(path)
-    try:
-        found = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
-    except Exception as error:  # yaml raises anything
-        raise UserError(f"sweep config {name!r} is not valid YAML or JSON: {described(error)}") from error
+    found, name = read_settings_file(path, "sweep config"), os.fspath(path)
     try:
         return build_config(found)
     except UserError as error:

@@ -19,6 +19,7 @@ from efface.comparison.measuring import told
 from efface.comparison.scaling import Scaler, choose_arm
 from efface.errors import UserError
 from efface.files.digests import digest, file_digest
+from efface.files.events import Journal
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, read_json, remove, write_json
 from efface.model.copies import merged
@@ -51,7 +52,7 @@ class Arms:
         folder: Path,
         scaler: Scaler,
         *,
-        say: Callable[[str], None],
+        say: Journal,
         written: Callable[[], object],
         retry_failed: bool = False,
     ):
@@ -105,7 +106,9 @@ class Arms:
                 if found and (arm.plan.after is not None or contents_of(arm.settings) != found.get("contents")):
                     self._forget(arm)  # it may have been made of another arm, or of other files
                 self.say(f"{arm.name}: trained and scaled")
-                self.rows[arm.name] = self._made(arm, start) | {"made_by": made_by}
+                with self.say.during("arm", arm=arm.name) as told_of_it:
+                    self.rows[arm.name] = self._made(arm, start) | {"made_by": made_by}
+                    told_of_it["error"] = self.rows[arm.name]["error"]
                 write_json(file, self.rows[arm.name])
                 self.written()
             else:

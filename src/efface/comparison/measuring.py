@@ -28,6 +28,7 @@ from efface.data.rows import load_texts
 from efface.errors import RunError, UserError, described, reason_of
 from efface.evaluation.perplexity import perplexity
 from efface.files.digests import digest
+from efface.files.events import Journal
 from efface.files.jsonl import Row
 from efface.files.results import read_json, remove, write_json
 from efface.model.copies import without_adapter
@@ -57,7 +58,7 @@ class Bench:
     """Of the base, with the reported prompts."""
     attacked: Target
     """Of the base, with the prompts that attacks are measured on."""
-    say: Callable[[str], None]
+    say: Journal
     moved: "PreTrainedModel | None" = field(default=None, repr=False)
 
     @property
@@ -190,7 +191,8 @@ def _attack(
             bench.say(f"{place}: {name}")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.unlink(missing_ok=True)
-            result = attack(dataclasses.replace(target, output=file, resume=True), settings)
+            with bench.say.during("attack", model=place, attack=name):
+                result = attack(dataclasses.replace(target, output=file, resume=True), settings)
             write_json(file.with_name("seconds.json"), {"seconds": round(time.monotonic() - start, 1)})
         spent = file.with_name("seconds.json")
         seconds = read_json(spent)["seconds"] if spent.exists() else None

@@ -8,13 +8,15 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
-from efface.comparison.plots import steps_figure, tradeoff_figure
+from efface.comparison.plots import literal, steps_figure, tradeoff_figure
 from efface.comparison.results import benchmark_rows
 from efface.comparison.table import comparison_page, markdown, read_sweep
 from efface.errors import UserError
 from efface.files.io import renamed_when_whole
 from efface.files.jsonl import Row
+from efface.files.markdown import inert
 from efface.files.results import RESULTS, prepare_output_dir, read_json, write_json, write_text
 
 PAGE, ROWS = "comparison.md", "comparison.json"
@@ -50,9 +52,9 @@ def write_pages(results: Mapping[str, Row], output: str | os.PathLike[str], *, o
             if figure is not None:
                 path = folder / f"{name}-{kind}.png"
                 with renamed_when_whole(path) as temporary:
-                    figure.savefig(temporary, format="png")
+                    literal(figure).savefig(temporary, format="png")
                 written.append(path)
-                pictures.append(f"![{name}, {kind}]({path.name})")
+                pictures.append(f"![{inert(name)}, {kind}]({quote(path.name)})")
     write_text(folder / PAGE, markdown(comparison_page(results).blocks) + "\n" + "\n\n".join(pictures) + "\n")
     write_json(folder / ROWS, [row for found in results.values() for row in benchmark_rows(found)])
     return [folder / PAGE, folder / ROWS, *written]

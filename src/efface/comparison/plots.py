@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from efface.comparison.config import BASE
@@ -98,6 +99,15 @@ def _kept(results: Row) -> list[Row]:
 def _style(results: Row, entry: str) -> dict[str, Any]:
     number = list(results["trials"]).index(entry)
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def literal(figure: Figure) -> Figure:
+    """The figure, with names out of anybody's files as they are: matplotlib takes what stands between "$" for TeX, and
+    raises if it is none. The labels of a logarithmic axis are TeX indeed."""
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and "$" in text.get_text() and "mathdefault" not in text.get_text():
+            text.set_parse_math(False)
+    return figure
 
 
 def _label(row: Row) -> str:

@@ -31,9 +31,11 @@ from efface.data.rows import load_texts
 from efface.errors import UserError
 from efface.files.digests import digest
 from efface.files.environment import environment
+from efface.files.events import Journal, recorded
 from efface.files.jsonl import Row
 from efface.files.rerun import check_plan, read_plan, write_plan
-from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
+from efface.files.results import RESULTS, check_output_dir, read_json, write_json
+from efface.files.run_directory import run_directory
 from efface.model.fingerprint import fingerprint_of
 
 Say = Callable[[str], None]
@@ -84,14 +86,17 @@ def sweep(
     common = _plan(config, targets[0].model)
     if resume:
         check_plan(folder, read_plan(folder), common, "a sweep", {})
-    folder = prepare_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
-    write_plan(folder, common)
-    run = _Sweep(config, folder, knowing(targets, Untouched(folder / UNTOUCHED)), say, command, retry_failed)
-    if only:
-        run.arms.make_only(set(only))
-        return run.results()  # what is written is of a whole run
-    run.make_and_measure()
-    return run.save()
+    with (
+        run_directory(output, overwrite=overwrite, resume=resume, inputs=read, shared=True) as folder,
+        recorded(folder, say, command=command) as journal,
+    ):
+        write_plan(folder, common)
+        run = _Sweep(config, folder, knowing(targets, Untouched(folder / UNTOUCHED)), journal, command, retry_failed)
+        if only:
+            run.arms.make_only(set(only))
+            return run.results()  # what is written is of a whole run
+        run.make_and_measure()
+        return run.save()
 
 
 def _plan(config: SweepConfig, base: Any) -> Row:
@@ -117,7 +122,7 @@ class _Sweep:
         config: SweepConfig,
         folder: Path,
         targets: Targets,
-        say: Say,
+        say: Journal,
         command: str | None,
         retry_failed: bool,
     ):

@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from efface.errors import UserError, escaped
+from efface.errors import UserError
 from efface.files.jsonl import Row
+from efface.files.markdown import inert, inert_lines
 from efface.files.shapes import check_shape
 from efface.terminal.table import Notes, Page, Table
 
@@ -25,7 +26,7 @@ def comparison_page(results: Mapping[str, Row]) -> Page:
 
 def markdown(blocks: Sequence[Table | str]) -> str:
     """The same as markdown."""
-    return escaped("\n\n".join(block if isinstance(block, str) else _table(block) for block in blocks)) + "\n"
+    return "\n\n".join(inert_lines(block) if isinstance(block, str) else _table(block) for block in blocks) + "\n"
 
 
 def kept_table(results: Row) -> list[Table | str]:
@@ -182,10 +183,7 @@ def _table(table: Table) -> str:
     """Here a cell that is nothing but the number of a note is the note."""
     notes = {f"({number})": note for number, note in enumerate(table.notes, 1)}
     lines = [table.head, ["---"] * len(table.head), *table.rows]
-    return "\n".join(
-        "| " + " | ".join(notes.get(cell, cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
-        for row in lines
-    )
+    return "\n".join("| " + " | ".join(inert(notes.get(cell, cell)) for cell in row) + " |" for row in lines)
 
 
 def _reached(figures: Row, which: str) -> str:

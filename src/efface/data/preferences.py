@@ -9,9 +9,11 @@ text beside message lists. Messages may hold their text in parts, or nothing bes
 import json
 from typing import Any
 
-from efface.errors import UserError
+from efface.errors import UserError, one_line
 from efface.files.jsonl import Row, unreadable
 
+QUOTED = 300
+"""Characters of a row's names in an error."""
 SIDES = ("chosen", "rejected")
 FIELDS = ("prompt", *SIDES)
 # The columns of PairToxicity (Lee et al. 2024) and what they are called here.
@@ -38,9 +40,9 @@ def check_row(raw: Any, where: str) -> Row:
         row = _settings({PAIR_TOXICITY.get(key) or key: value for key, value in raw.items()})
         missing = [field for field in FIELDS if field not in row]
         if missing not in ([], ["prompt"]):  # which may be implicit
+            there = one_line(", ".join(map(repr, row)), QUOTED) or "nothing"
             raise UserError(
-                f"field {missing[0]!r} is missing (found {', '.join(map(repr, row)) or 'nothing'}). "
-                "Add it or train with skip_bad_rows=True."
+                f"field {missing[0]!r} is missing (found {there}). Add it or train with skip_bad_rows=True."
             )
         for field in SIDES:
             row[field] = _readable(row[field], field)

@@ -12,7 +12,7 @@ import weakref
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import IO, TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from efface.data.pair_tokens import PairTokenizer, TokenizedPair
 from efface.data.pairs import PairReader, tokenized
 from efface.errors import RunError
 from efface.files.jsonl import Row
+from efface.files.scratch import make_scratch
 from efface.terminal.progress import track
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ BUFFERED = 2**18  # token ids held before they go to the disk: 1 MB
 class PairStore(Sequence[TokenizedPair]):
     """Tokenised pairs on disk, read like a list. Made by `PairStore.build`.
 
-    The files are removed with the store, or when the process that built it ends. A pickled copy, such as a worker of a
-    DataLoader gets, only reads them: it is of use as long as the original is there.
+    The files are removed with the store, or when the process that built it ends; if it is killed, by the next one. A
+    pickled copy, such as a worker of a DataLoader gets, only reads them: it is of use as long as the original is
+    there.
     """
 
     def __init__(self, folder: Path, n_pairs: int):
@@ -76,7 +78,7 @@ class PairStore(Sequence[TokenizedPair]):
             max_positions=max_positions,
         )
         try:
-            folder = Path(tempfile.mkdtemp(prefix="efface-pairs-"))
+            folder, in_use = make_scratch("efface-pairs-")
         except OSError as error:
             raise _not_written(tempfile.gettempdir(), error) from error
         try:
@@ -92,11 +94,11 @@ class PairStore(Sequence[TokenizedPair]):
                     _append(folder, ids, ends)
             _append(folder, ids, ends)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder, os.getpid(), in_use)
             raise
         store = cls(folder, n_pairs)
         store.truncated, store.dropped = tokenizer.truncated, dict(tokenizer.dropped)
-        weakref.finalize(store, _remove, folder, os.getpid())
+        weakref.finalize(store, _remove, folder, os.getpid(), in_use)
         return store
 
     def __len__(self) -> int:
@@ -155,9 +157,11 @@ def _append(folder: Path, ids: "array[int]", ends: "array[int]") -> None:
         del buffer[:]
 
 
-def _remove(folder: Path, owner: int) -> None:
+def _remove(folder: Path, owner: int, in_use: IO[bytes] | None) -> None:
     if os.getpid() == owner:  # a forked worker inherits the finalizer, but not the files
         shutil.rmtree(folder, ignore_errors=True)
+        if in_use is not None:
+            in_use.close()
 
 
 def _not_written(folder: Path | str, error: OSError) -> RunError:

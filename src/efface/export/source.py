@@ -9,43 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from efface.attacks import ATTACKS, Attack
-from efface.attacks.measurement import BLOCKS, FIGURES
+from efface.attacks.measurement import BLOCKS
 from efface.attacks.result import RESULT
-from efface.attacks.selection import JUDGED
 from efface.audit.battery import folder_of
+from efface.audit.shape import TARGET, check_audit
 from efface.errors import UserError
 from efface.evaluation.result import EVALUATION, generations_path
 from efface.files.digests import key_of
 from efface.files.io import is_regular_file
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, read_json
-from efface.files.shapes import Each, Maybe, check_shape
+from efface.files.shapes import check_shape
 
 SIDES = ("base", "edited")
 """Of a run of `efface demo` or `efface detox`."""
-TARGET = {"names": Maybe(Each(Maybe(str))), "decoding": Maybe(dict)}
-ROW = {
-    "attack": str,
-    "flags": Maybe(str),
-    "access": str,
-    "before": Maybe(FIGURES),
-    "judged": Maybe(JUDGED),
-    "p_holm": Maybe(float),
-    "evidence": Maybe(str),
-    "found": Maybe(dict),
-    "skipped": Maybe(str),
-    "error": Maybe(str),
-}
-MODEL = {
-    "name": str,
-    "model": Maybe(str),
-    "error": Maybe(str),
-    "attacks": [ROW],
-    "target": Maybe(TARGET),
-    "evaluation": Maybe(FIGURES),
-}
-AUDIT = {"budget": str, "models": [MODEL], "environment": Maybe(dict)}
-"""The shape of `results.json` of an audit, as far as it is exported."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +95,7 @@ def _read_file(file: Path) -> Iterator[Measured]:
 
 
 def _read_audit(content: Row, file: Path) -> Iterator[Measured]:
-    check_shape(content, AUDIT, str(file))
+    content = check_audit(content, str(file))
     shared = {"environment": content.get("environment") or {}}
     for model in content["models"]:
         result, name = None, model["name"]

@@ -19,6 +19,8 @@ from efface.errors import RunError, UserError
 
 LONGEST = ".generations.jsonl"
 """The longest of what is put behind the name of an output file: there must be room for it."""
+LOCK = ".efface.lock"
+"""Lies in a directory while somebody works on it, see `lock.py`."""
 STALE = 3600.0
 """Seconds after which a temporary file that nobody has written to is one that a killed process has left."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from efface.errors import UserError
 from efface.files.io import is_regular_file, opened
+from efface.files.shapes import RepeatedName, named_once
 
 Row = dict[str, Any]
 """A JSON object, as a line of a file holds one."""
@@ -39,7 +40,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 def _json_line(line: bytes, where: str) -> tuple[str, Any]:
     problem: str | None
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8"), object_pairs_hook=named_once)
         problem = unreadable(row) if b"\\u" in line else None  # a lone surrogate can only be written as an escape
         if problem is None:
             return where, row
@@ -50,6 +51,8 @@ def _json_line(line: bytes, where: str) -> tuple[str, Any]:
         problem = f"not valid JSON ({error.msg} at column {error.colno}). Each line must be one JSON object."
     except RecursionError:
         problem = f"lists or objects nested too deeply to be read. Flatten the row{SKIPPABLE}."
+    except RepeatedName as error:
+        problem = f"in an object {error}, and which is meant nobody knows. Keep one{SKIPPABLE}."
     except ValueError as error:  # a whole number of more digits than Python converts
         problem = f"a number that cannot be read ({str(error).split(';')[0]}). Shorten it{SKIPPABLE}."
     return where, UserError(f"{where}: {problem}")

@@ -8,7 +8,7 @@ that fails or is killed has cost nothing.
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,17 +119,31 @@ def _bring_back(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def former_run_kept(directory: Path, *, main_process: bool) -> Iterator[None]:
-    """While the new run is made: if it fails before its first checkpoint, the former one is brought back."""
+def former_run_kept(directory: Path, *, main_process: bool, begun: Callable[[Path], bool]) -> Iterator[None]:
+    """While the new run is made: if it fails before it has left anything, the former one is brought back.
+
+    Args:
+        begun: whether it has left something to go on from.
+    """
     try:
         yield
     except BaseException:
-        if main_process and (directory / FORMER).exists() and not list(directory.glob(CHECKPOINTS)):
+        if main_process and (directory / FORMER).exists() and not begun(directory):
             with contextlib.suppress(OSError):  # the failure is what is told
                 _bring_back(directory)
         raise
     if main_process:
         discard_former(directory)
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether a training run has left something to go on from."""
+    return any(directory.glob(CHECKPOINTS))
+
+
+def has_work(directory: Path) -> bool:
+    """Whether any other run has."""
+    return any(entry.name != PLAN for entry in _in_order(directory))
 
 
 def _in_order(directory: Path) -> list[Path]:

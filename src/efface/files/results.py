@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from efface.errors import RunError, UserError, reason_of
-from efface.files.io import is_temporary, read_regular_text, renamed_when_whole
-from efface.files.shapes import check_shape
+from efface.files.io import LOCK, is_temporary, read_regular_text, renamed_when_whole
+from efface.files.shapes import RepeatedName, check_shape, named_once
 
 if TYPE_CHECKING:
     pass
 
 RESULTS, MARKER = "results.json", "efface.json"
+EVENTS = "events.jsonl"
+"""The log book of a run directory, see `events.py`."""
 WHAT = "a run directory of efface"
 """What the marker says."""
 
@@ -87,11 +89,13 @@ def parse_json(text: str, where: str) -> Any:
         UserError: saying `where` it was read and what is wrong, if it is none, or one that Python refuses.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=named_once)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{where}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno}). Repair or remove it."
         ) from error
+    except RepeatedName as error:
+        raise UserError(f"{where}: in an object {error}, and which is meant nobody knows. Repair it.") from error
     except ValueError as error:
         raise UserError(f"{where}: it holds a number of thousands of digits. Repair or remove it.") from error
     except RecursionError as error:
@@ -184,10 +188,12 @@ def check_output_dir(
 
 
 def contents(directory: Path) -> list[Path]:
-    """What a run has left in its directory, if any: all but the marker and what a killed process was writing."""
+    """What a run has left in its directory, if any: all but the marker, the log book beside it, and what a killed
+    process was writing."""
     if not directory.is_dir():
         return []
-    return sorted(entry for entry in directory.iterdir() if entry.name != MARKER and not is_temporary(entry.name))
+    hidden = (MARKER, LOCK, *[EVENTS] * (directory / MARKER).exists())  # anybody else's may have that name too
+    return sorted(entry for entry in directory.iterdir() if entry.name not in hidden and not is_temporary(entry.name))
 
 
 def _check_place(path: str | os.PathLike[str], directory: Path) -> None:

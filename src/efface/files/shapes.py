@@ -87,6 +87,19 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
+class RepeatedName(ValueError):
+    """A name stands twice in an object of JSON, whose reader would take the last value."""
+
+
+def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` of `json.loads`. Raises RepeatedName."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise RepeatedName(f"{shown(next(name for name in names if names.count(name) > 1))} is there twice")
+    return found
+
+
 def finite(value: Any) -> bool:
     """Whether this is a number that a float can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -107,7 +120,7 @@ def _wrong(value: Any, shape: Any, place: str) -> str | None:
         if shape is float:
             fits = finite(value)
         else:
-            fits = isinstance(value, shape) and not (shape is int and isinstance(value, bool))
+            fits = isinstance(value, shape) and (shape is not int or finite(value))  # True is no number either
         return None if fits else _needed(value, NAMES[shape], place)
     if isinstance(shape, dict | Each):
         if not isinstance(value, dict):

@@ -19,8 +19,10 @@ from efface.data.rows import load_texts
 from efface.errors import RunError, UserError, reason_of
 from efface.files.digests import digest
 from efface.files.environment import environment, versions
+from efface.files.events import recorded
 from efface.files.jsonl import Row
-from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
+from efface.files.results import RESULTS, check_output_dir, read_json, write_json
+from efface.files.run_directory import run_directory
 from efface.jobs.erasure import HELD_OUT
 
 NAMES = ("certificate", "drift", "lens", "neurons", "weights", "overlap", "patching")
@@ -88,7 +90,7 @@ def analyze(
     rows, texts = load_pairs(pairs).rows[:n_pairs], load_texts(text)
     if len(rows) < PARTS:
         raise UserError(f"{len(rows)} pairs are too few for a probe, which needs {PARTS}. Give more.")
-    folder = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=[base, *models.values(), pairs, text])
+    check_output_dir(output, overwrite=overwrite, resume=resume, inputs=[base, *models.values(), pairs, text])
 
     from efface.jobs.explained import BLOCKS
     from efface.jobs.subject import Depth, Subject
@@ -100,36 +102,40 @@ def analyze(
     )
     original, tokenizer = load_model(base)
     read = [fingerprint_of(original), rows_digest(rows), digest(texts), dataclasses.asdict(depth), seed, versions()]
-    folder = prepare_output_dir(output, overwrite=overwrite, resume=resume, inputs=[*models.values()])
-    told: list[Row] = []
-    for name, source in models.items():
-        edited = load_model(source)[0]
-        weights = fingerprint_of(edited)
-        subject = Subject(edited, original, tokenizer, rows, texts, depth, seed)
-        model: Row = {"name": name, "model": source, "blocks": {}, "failed": {}}
-        told.append(model)
-        for block in blocks:
-            made_by = digest([block, weights, *read])
-            file = folder / "parts" / folder_of(name) / f"{block}.json"
-            found = read_json(file) if file.exists() else {}
-            if found.get("made_by") != made_by:
-                say(f"{name}: {block}")
-                try:
-                    write_json(file, {"schema": 1, "made_by": made_by, "found": BLOCKS[block](subject)})
-                except (UserError, RunError) as error:  # whatever it is, the others are made
-                    model["failed"][block] = reason_of(error)
-                    say(f"{name}: {block} failed: {reason_of(error)}")
-                    continue
-                found = read_json(file)
-            model["blocks"][block] = found["found"]
-        results = {
-            "schema": 1,
-            "what": "analysis",
-            "base": base,
-            "n_pairs": len(rows),
-            "settings": dataclasses.asdict(depth) | {"seed": seed, "pairs": str(pairs), "text": str(text)},
-            "models": told,
-            "environment": environment(seed=seed, model=original, command=command),
-        }
-        write_json(folder / RESULTS, results)
-    return results
+    with (
+        run_directory(output, overwrite=overwrite, resume=resume, inputs=[*models.values()]) as folder,
+        recorded(folder, say, command=command) as journal,
+    ):
+        told: list[Row] = []
+        for name, source in models.items():
+            edited = load_model(source)[0]
+            weights = fingerprint_of(edited)
+            subject = Subject(edited, original, tokenizer, rows, texts, depth, seed)
+            model: Row = {"name": name, "model": source, "blocks": {}, "failed": {}}
+            told.append(model)
+            for block in blocks:
+                made_by = digest([block, weights, *read])
+                file = folder / "parts" / folder_of(name) / f"{block}.json"
+                found = read_json(file) if file.exists() else {}
+                if found.get("made_by") != made_by:
+                    journal(f"{name}: {block}")
+                    try:
+                        with journal.during("block", model=name, block=block):
+                            write_json(file, {"schema": 1, "made_by": made_by, "found": BLOCKS[block](subject)})
+                    except (UserError, RunError) as error:  # whatever it is, the others are made
+                        model["failed"][block] = reason_of(error)
+                        journal(f"{name}: {block} failed: {reason_of(error)}")
+                        continue
+                    found = read_json(file)
+                model["blocks"][block] = found["found"]
+            results = {
+                "schema": 1,
+                "what": "analysis",
+                "base": base,
+                "n_pairs": len(rows),
+                "settings": dataclasses.asdict(depth) | {"seed": seed, "pairs": str(pairs), "text": str(text)},
+                "models": told,
+                "environment": environment(seed=seed, model=original, command=command),
+            }
+            write_json(folder / RESULTS, results)
+        return results

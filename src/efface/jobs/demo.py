@@ -12,8 +12,10 @@ from typing import Any
 
 from efface.data.rows import load_texts
 from efface.files.environment import environment
+from efface.files.events import recorded
 from efface.files.rerun import check_plan, read_plan, write_plan
-from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
+from efface.files.results import RESULTS, check_output_dir, read_json, write_json
+from efface.files.run_directory import run_directory
 from efface.jobs.before_after import compare_sides, measure_side, read_sides, tell, write_page
 from efface.jobs.erasure import measure_erasure
 from efface.model.card import write_card
@@ -64,26 +66,34 @@ def run(
         check_plan(output, read_plan(output), plan, "a demo", {})
     start = time.monotonic()
 
-    def step(number: int, text: str) -> None:
-        say(f"\n[{number}/5, {time.monotonic() - start:4.0f} s] {text}")
+    def numbered(number: int, text: str) -> str:
+        return f"\n[{number}/5, {time.monotonic() - start:4.0f} s] {text}"
 
     from efface.model.load import load_model
 
-    step(1, f"load {name} (half a minute; the first time another minute to download and convert it)")
+    say(numbered(1, f"load {name} (half a minute; the first time another minute to download and convert it)"))
     load_model(name)
-    write_plan(prepare_output_dir(output, overwrite=overwrite, resume=resume), plan)
-    step(2, f"measure the untouched model: 128 held-out prompts x {SAMPLES} samples, perplexity (1 minute)")
-    _evaluate(name, output / "base.json", command=command)
-    step(3, f"REPO: {settings['max_steps']} steps on the shipped pairs (about 4 s a step on 2 cores)")
-    _train(name, output / "model", settings, command=command, say=say)
-    step(4, "measure the edited model in the same way (1 to 2 minutes)")
-    _evaluate(str(output / "model"), output / "edited.json", base=name, command=command)
-    step(5, "probe the hidden states of both models on held-out pairs, write the report (half a minute)")
-    erasure = measure_erasure(name, str(output / "model"), output, trained_on=PAIRS, seed=SEED, say=say)
-    result = _report(output, plan, command, erasure)
-    tell(output, result["comparison"], show)
-    say(f"\nreport: {output / 'report.html'}\nmodel:  {output / 'model'} (an ordinary Hugging Face checkpoint)")
-    return result
+    with (
+        run_directory(output, overwrite=overwrite, resume=resume, inputs=[name]),
+        recorded(output, say, command=command) as journal,
+    ):
+
+        def step(number: int, text: str) -> None:
+            journal.stage(text, numbered(number, text))
+
+        write_plan(output, plan)
+        step(2, f"measure the untouched model: 128 held-out prompts x {SAMPLES} samples, perplexity (1 minute)")
+        _evaluate(name, output / "base.json", command=command)
+        step(3, f"REPO: {settings['max_steps']} steps on the shipped pairs (about 4 s a step on 2 cores)")
+        _train(name, output / "model", settings, command=command, say=journal)
+        step(4, "measure the edited model in the same way (1 to 2 minutes)")
+        _evaluate(str(output / "model"), output / "edited.json", base=name, command=command)
+        step(5, "probe the hidden states of both models on held-out pairs, write the report (half a minute)")
+        erasure = measure_erasure(name, str(output / "model"), output, trained_on=PAIRS, seed=SEED, say=journal)
+        result = _report(output, plan, command, erasure)
+        tell(output, result["comparison"], show)
+        journal(f"\nreport: {output / 'report.html'}\nmodel:  {output / 'model'} (an ordinary checkpoint)")
+        return result
 
 
 def _evaluate(model: str, file: Path, *, base: str | None = None, command: str | None) -> None:

@@ -26,9 +26,11 @@ from efface.evaluation.budget import UtilityBounds
 from efface.evaluation.prompt_sets import draw_prompts, load_prompts
 from efface.files.digests import digest
 from efface.files.environment import environment
+from efface.files.events import Journal, recorded
 from efface.files.jsonl import Row
 from efface.files.rerun import check_plan, read_plan, write_plan
-from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
+from efface.files.results import RESULTS, check_output_dir, read_json, write_json
+from efface.files.run_directory import run_directory
 from efface.jobs.before_after import BASE, EDITED, compare_sides, measure_side, read_sides, tell, write_page
 from efface.jobs.erasure import measure_erasure
 from efface.jobs.strength import REPORTED, Chosen, Strengths, choose_strength, tradeoff_table, write_prompts
@@ -128,13 +130,17 @@ def detox(
     read = [model, settings.pairs, settings.prompts, settings.text]
     folder = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
     tuning, reported = _split(settings.prompts, settings.seed)
-    job = _Job(model, folder, settings, command, say, show, len(reported))
+    job = _Job(model, folder, settings, command, show, len(reported))
     plan = {"model": model, "settings": dataclasses.asdict(settings), **job.contents([*tuning, *reported])}
     if resume:
         check_plan(folder, read_plan(folder), plan, "a detox run", {})
-    write_plan(prepare_output_dir(output, overwrite=overwrite, resume=resume), plan)
-    write_prompts(folder, tuning, reported)
-    return job.run()
+    with (
+        run_directory(output, overwrite=overwrite, resume=resume, inputs=read),
+        recorded(folder, say, command=command) as journal,
+    ):
+        write_plan(folder, plan)
+        write_prompts(folder, tuning, reported)
+        return job.run(journal)
 
 
 def _split(source: str, seed: int) -> tuple[list[str], list[str]]:
@@ -155,12 +161,12 @@ class _Job:
         folder: Path,
         settings: DetoxSettings,
         command: str | None,
-        say: Callable[[str], None],
         show: Callable[[Block], None],
         n_reported: int,
     ):
         self.model, self.folder, self.settings, self.command = model, folder, settings, command
-        self.say, self.show, self.n_reported = say, show, n_reported
+        self.show, self.n_reported = show, n_reported
+        self.say: Journal  # once there is a directory
         self.start = time.monotonic()
         self.pairs = settings.pairs or str(folder / "pairs.jsonl")
         self.edited = folder / "model"
@@ -182,7 +188,8 @@ class _Job:
             found["pairs of"] = rows_digest(self.settings.pairs)
         return found | {"model of": fingerprint_of(load_model(self.model)[0])}
 
-    def run(self) -> Row:
+    def run(self, journal: Journal) -> Row:
+        self.say = journal
         effort = self.settings.effort
         self.say(f"{self.settings.budget}: {effort.minutes} for SmolLM2-135M on 2 cores")
         self._step(1, f"pairs: {self.settings.pairs or f'{effort.n_pairs} from the model itself'}")
@@ -200,7 +207,7 @@ class _Job:
         return self._conclude(kept, comparison, findings)
 
     def _step(self, number: int, text: str) -> None:
-        self.say(f"\n[{number}/5, {time.monotonic() - self.start:4.0f} s] {text}")
+        self.say.stage(text, f"\n[{number}/5, {time.monotonic() - self.start:4.0f} s] {text}")
 
     def _build_pairs(self) -> None:
         if self.settings.pairs is not None or Path(self.pairs).exists():

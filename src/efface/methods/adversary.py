@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from efface.errors import UserError
@@ -203,7 +203,8 @@ class Adversaries:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
         tensors["last_bce"] = torch.tensor(list(self.last_bce.values()), dtype=torch.float64)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        # save_file would make it readable for its owner alone.
+        path.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
     def load(self, path: Path) -> None:
         """Go on from a file that `save` wrote.

@@ -12,6 +12,7 @@ from typing import Any
 
 from efface.files.jsonl import Row
 from efface.files.manifest import write_manifest
+from efface.files.markdown import code, inert
 from efface.files.results import RESULTS, read_json, write_text
 from efface.model.card_figures import eval_results, figures_section
 from efface.model.interventions import FILE
@@ -73,11 +74,11 @@ def card_of(
     )
     environment = result.get("environment") or {}
     parts = [
-        f"---\n{data.to_yaml()}\n---\n{MINE}\n\n# {title}",
+        f"---\n{data.to_yaml()}\n---\n{MINE}\n\n# {inert(title)}",
         INTERVENES if (directory / FILE).exists() else "",
-        f"Base model: `{model}`. Licence: {licence or 'that of the base model, which is not recorded'}. Made by "
-        "efface, which implements REPO ([arXiv 2602.23391](https://arxiv.org/abs/2602.23391)) and others, to continue "
-        "prompts less toxically and to do everything else as before.",
+        f"Base model: {code(model)}. Licence: {inert(licence or 'that of the base model, which is not recorded')}. "
+        "Made by efface, which implements REPO ([arXiv 2602.23391](https://arxiv.org/abs/2602.23391)) and others, to "
+        "continue prompts less toxically and to do everything else as before.",
         figures_section(base, edited, comparison),
         "## What undoes it\n\n" + BREAKS,
         "## How it was made\n\n" + _table(_origin(result, environment)),
@@ -114,7 +115,7 @@ def licence_of(model: str) -> str | None:
 def _origin(result: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of where it comes from."""
     known, versions = result.get("digests") or {}, environment.get("versions") or {}
-    pairs = f"`{result.get('pairs')}`, {result.get('n_pairs')} pairs"
+    pairs = f"{code(str(result.get('pairs')))}, {result.get('n_pairs')} pairs"
     return {
         "base, by its weights": known.get("model"),
         "pairs": pairs + (f", digest {known['pairs']}" if known.get("pairs") else ""),

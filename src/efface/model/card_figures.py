@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from efface.files.jsonl import Row
+from efface.files.markdown import inert
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -69,14 +70,16 @@ def figures_section(base: Row | None, edited: Row | None, comparison: Row | None
     for judge in edited["judges"]:
         shares = [side["judges"].get(judge) for side in (base, edited)]
         if None not in shares:
-            lines.append(f"| toxic share, {judge} | {' | '.join(map(_share, shares))} |")
+            lines.append(f"| toxic share, {inert(judge)} | {' | '.join(map(_share, shares))} |")
     if base.get("perplexity") and edited.get("perplexity"):
         values = (f"{one['perplexity']['value']:.2f}" for one in (base, edited))
         lines.append(f"| perplexity | {' | '.join(values)} |")
-    lines.append(f"| writing | {base['degeneration']['verdict']} | {edited['degeneration']['verdict']} |")
+    verdicts = (inert(one["degeneration"]["verdict"]) for one in (base, edited))
+    lines.append(f"| writing | {' | '.join(verdicts)} |")
     first = next(iter(edited["judges"].values()))
-    how = f"{first['n_prompts']} prompts ({_source(edited)}) x {first['samples']}"
-    text = "## Figures\n\n" + "\n".join(lines) + f"\n\nOf {how}, {first['decoding']}; 95 % intervals over prompts."
+    how = f"{first['n_prompts']} prompts ({inert(_source(edited))}) x {first['samples']}"
+    how += f", {inert(str(first['decoding']))}"
+    text = "## Figures\n\n" + "\n".join(lines) + f"\n\nOf {how}; 95 % intervals over prompts."
     if comparison and comparison.get("share_ratio") is not None:
         text += f" Toxic share, this model over base: {comparison['share_ratio']:.2f}."
     return text

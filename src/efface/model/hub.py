@@ -5,6 +5,8 @@ misspelt directory is one.
 """
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 
 from efface.errors import UserError, reason_of
@@ -12,6 +14,28 @@ from efface.errors import UserError, reason_of
 SECONDS = 10.0
 """That a first answer may take."""
 OFFLINE = "HF_HUB_OFFLINE"
+VARIABLES = {OFFLINE: "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_MODE": "offline"}
+"""What libraries read when they are imported; the last is of a tracker."""
+FORBIDDEN = "EFFACE_OFFLINE"
+"""Set while nothing may be fetched, not even by pip."""
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Inside, nothing is asked of a network: the hub's libraries take what they have, pip is not called."""
+    before = {name: os.environ.get(name) for name in (*VARIABLES, FORBIDDEN)}
+    os.environ.update(VARIABLES | {FORBIDDEN: "1"})
+    constants = sys.modules.get("huggingface_hub.constants")  # imported before, it has read its variable
+    hub = getattr(constants, OFFLINE, None)
+    try:
+        if constants is not None:
+            setattr(constants, OFFLINE, True)
+        yield
+    finally:
+        if constants is not None:
+            setattr(constants, OFFLINE, hub)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def ask_hub(name: str, revision: str | None, what: str, hint: str) -> bool:

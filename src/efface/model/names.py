@@ -46,6 +46,11 @@ PYPI_MODELS = {
 }
 
 
+def cached_as(package: str) -> str:
+    """The folder of the cache where the converted model of a package lies."""
+    return f"pypi-{package}-{PYPI_MODELS[package].sha256[:12]}"
+
+
 def check_model(name: str | os.PathLike[str]) -> None:
     """Raise a `UserError` if there is no such model, as far as that is seen here; an id may be one of the hub."""
     name = os.fspath(name)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import RunError, UserError, reason_of
+from efface.files.modes import keep_mode_, share_
 from efface.files.results import write_json
+from efface.files.scratch import sweep_folders
 from efface.model import interventions
 from efface.model.families import rope_of_transformers_4
 
@@ -52,6 +54,7 @@ def save_model(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         below = interventions.BELOW if interventions.attached(model) and not within_run else ""
+        sweep_folders(directory, ".saving-*")
         with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
             ordinary = Path(scratch) / below
             ordinary.mkdir(exist_ok=True)
@@ -61,6 +64,7 @@ def save_model(
                 tokenizer.save_pretrained(ordinary)
             _make_readable_by_transformers_4(ordinary)
             interventions.save_interventions(model, Path(scratch))
+            share_(Path(scratch))
             _replace(directory, Path(scratch), ordinary)
     except (UserError, RunError):
         raise
@@ -81,6 +85,7 @@ def _replace(directory: Path, scratch: Path, ordinary: Path) -> None:
             weights.unlink()
     shutil.rmtree(directory / interventions.BELOW, ignore_errors=True)
     for entry in sorted(scratch.iterdir(), key=lambda entry: entry.name == interventions.FILE):
+        keep_mode_(entry, directory / entry.name)
         os.replace(entry, directory / entry.name)
 
 

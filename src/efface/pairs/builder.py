@@ -15,6 +15,7 @@ from efface.errors import RunError, UserError
 from efface.files.digests import digest
 from efface.files.environment import environment
 from efface.files.jsonl import Row
+from efface.files.lock import held
 from efface.files.output import check_output_file
 from efface.files.part import PartFile, differing_keys
 from efface.files.results import write_json, write_jsonl
@@ -139,25 +140,27 @@ def _build(
     marks = {"source": settings.get("how"), "settings": digest(settings)}
     model, processing_class = build.loaded
     batches = Batches(model, processing_class, made.source, build.scorer, config, given, marks)
-    part = PartFile(output, settings, batch=config.batch_prompts, resume=resume, shape=OUTCOME)
-    batches.remember(part.outcomes)
-    starts = range(len(part.outcomes), len(prompts), config.batch_prompts)
-    for start in track(starts, "pairs (batches of prompts)", show=build.progress):
-        if limit is not None and sum("row" in outcome for outcome in part.outcomes) >= limit:
-            break
-        # The seed is that of the place in the list, so an interrupted run continues with the draws it would have made.
-        part.append(batches.outcomes(prompts[start : start + config.batch_prompts], config.seed + start))
-    report, rows = _report(part.outcomes, limit, settings, environment(seed=config.seed, model=model, command=command))
-    if not rows:
+    with held(output):
+        part = PartFile(output, settings, batch=config.batch_prompts, resume=resume, shape=OUTCOME)
+        batches.remember(part.outcomes)
+        starts = range(len(part.outcomes), len(prompts), config.batch_prompts)
+        for start in track(starts, "pairs (batches of prompts)", show=build.progress):
+            if limit is not None and sum("row" in outcome for outcome in part.outcomes) >= limit:
+                break
+            # The seed is that of the place in the list: an interrupted run goes on with the draws it would have made.
+            part.append(batches.outcomes(prompts[start : start + config.batch_prompts], config.seed + start))
+        made_by = environment(seed=config.seed, model=model, command=command)
+        report, rows = _report(part.outcomes, limit, settings, made_by)
+        if not rows:
+            part.remove()
+            raise RunError(
+                f"none of {report.n_prompts} prompts gave a pair ({report.counts}). "
+                "Relax the filters or strengthen the source."
+            )
+        write_json(report_path(output), report.to_dict())  # first, so that pairs are never without
+        write_jsonl(output, rows)
         part.remove()
-        raise RunError(
-            f"none of {report.n_prompts} prompts gave a pair ({report.counts}). "
-            "Relax the filters or strengthen the source."
-        )
-    write_json(report_path(output), report.to_dict())  # first, so that pairs are never without
-    write_jsonl(output, rows)
-    part.remove()
-    return report
+        return report
 
 
 def _taken(output: Path, settings: dict[str, Any], limit: int | None) -> BuildReport:

@@ -4,6 +4,7 @@ Chance is drawn in grey and dashed wherever it was measured: noise of the same l
 In the heat maps of tokens toxic words keep their first letter only.
 """
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from efface.analysis.concentration import RANKS
-from efface.comparison.plots import COLOURS, GREY, MARKERS
+from efface.comparison.plots import COLOURS, GREY, MARKERS, literal
+from efface.errors import escaped
 from efface.files.jsonl import Row
+from efface.files.results import write_text
 from efface.report.erasure import erasure_panel
 from efface.report.masking import BULLET
 from efface.report.style import DASHED, INK, SMALL, plain
@@ -44,8 +47,9 @@ def write_figures(results: Row, folder: Path) -> list[Path]:
     written = []
     for name, figure in figures_of(results):
         path = folder / f"{name}.svg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="svg", metadata={"Date": None})
+        drawn = io.StringIO()
+        literal(figure).savefig(drawn, format="svg", metadata={"Date": None})
+        write_text(path, escaped(drawn.getvalue()))  # a token may be a control character, which XML does not hold
         written.append(path)
     return written
 
@@ -118,8 +122,7 @@ def _heat_map(name: str, picture: Row) -> Figure:
 
 def _label(token: str, toxic: bool) -> str:
     text = "".join(character if character.isprintable() else " " for character in token).strip()[:SHOWN] or "·"
-    shown = text[0] + BULLET * (len(text) - 1) if toxic else text
-    return shown.replace("$", r"\$")  # which matplotlib would take for mathematics
+    return text[0] + BULLET * (len(text) - 1) if toxic else text
 
 
 def _lens(blocks: Blocks) -> Iterator[tuple[str, Figure]]:

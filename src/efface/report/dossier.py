@@ -16,6 +16,7 @@ from efface.errors import UserError
 from efface.evaluation.result import generations_path
 from efface.files.jsonl import Row, read_jsonl
 from efface.files.output import check_output_file
+from efface.files.shapes import Maybe, check_shape
 from efface.report import CLICK, MASKS, NOT_MEASURED
 from efface.report.analysis_figures import CAPTIONS, figures_of
 from efface.report.analysis_table import analysis_page
@@ -43,6 +44,7 @@ from efface.report.svg import inline_svg
 
 MARK = "<!-- a report of efface -->"
 STRENGTH = "Strength and its price"
+GENERATED = {"prompt": str, "continuation": str, "score": float, "invalid": Maybe(str)}
 MOST_HEAT_MAPS = 4
 """Of tokens, for each analysis: they are pictures of some 50 KB."""
 
@@ -262,14 +264,16 @@ def _not_tried(sources: Sequence[Source]) -> list[str]:
 
 def _generations(edit: Source, side: str) -> list[Row]:
     file = generations_path(edit.folder / f"{side}.json")
-    return read_jsonl(file) if file.exists() else []
+    rows = read_jsonl(file) if file.exists() else []
+    check_shape(rows, [GENERATED], os.fspath(file))
+    return rows
 
 
 def _scorer(name: str) -> WordScorer | None:
     """The judge that masks words; None where it cannot be loaded here, and texts are withheld as a whole."""
-    from efface.scoring import load_scorer  # on use: it imports torch
+    from efface.scoring import load_known_scorer  # on use: it imports torch
 
     try:
-        return load_scorer(name)
+        return load_known_scorer(name)
     except UserError:
         return None

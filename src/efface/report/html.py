@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from efface.errors import escaped
 from efface.files.results import write_text
 from efface.report.figures import marked_up
 from efface.report.page import Page
@@ -31,7 +32,7 @@ def html_of(page: Page) -> str:
     # The hash is of what stands between the tags, to the byte.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text: str = _template().render(page=page, script=script, policy=f"'sha256-{digest}'", marked_up=marked_up)
-    return text
+    return escaped(text)  # a text may turn the direction of what follows, or hold what no page may
 
 
 def _template() -> Any:

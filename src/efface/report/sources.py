@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from efface.analysis.erasure import ERASURE
 from efface.attacks.result import RESULT
-from efface.audit.earlier import AUDIT
+from efface.audit.shape import AUDIT, check_audit
 from efface.comparison.table import SWEEP
 from efface.errors import UserError
 from efface.evaluation.result import EVALUATION
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, read_json
-from efface.files.shapes import Each, Maybe, check_shape
+from efface.files.shapes import Maybe, check_shape
+from efface.report import NOT_MEASURED
 
 EDIT, TRAINING, EVALUATED, ATTACKED, AUDITED, SWEPT, ANALYZED = (
     "edit",
@@ -37,13 +39,14 @@ MADE_BY = {
     SWEPT: "`efface sweep`",
     ANALYZED: "`efface analyze`",
 }
+COMPARED = {"share_ratio": Maybe(float), "share_ratio_ci95": Maybe((Maybe(float), Maybe(float)))}
+COMPARED |= {"perplexity_change": Maybe(float)}
 SHAPES: dict[str, Any] = {
-    EDIT: {"base": EVALUATION, "edited": EVALUATION, "comparison": dict, "erasure": dict, "plan": dict},
+    EDIT: {"base": EVALUATION, "edited": EVALUATION, "comparison": COMPARED, "erasure": dict, "plan": dict},
     TRAINING: {"history": [dict], "settings": dict, "method": str},
     EVALUATED: EVALUATION,
     ATTACKED: RESULT,
-    AUDITED: AUDIT
-    | {"controls": Each(dict), "base": Maybe(dict), "comparisons": [dict], "seeds": {"generations": int}},
+    AUDITED: AUDIT,
     SWEPT: SWEEP,
     ANALYZED: {"base": str, "n_pairs": int, "models": [{"name": str, "blocks": dict, "failed": dict}]},
 }
@@ -111,6 +114,10 @@ def _source(file: Path, name: str) -> Source | None:
     if kind is None:
         return None
     check_shape(result, SHAPES[kind], os.fspath(file))
+    if kind == AUDITED:
+        result = check_audit(result, os.fspath(file))
+    if kind == EDIT and NOT_MEASURED not in result["erasure"]:
+        check_shape(result["erasure"], ERASURE, f"{file}, 'erasure'")
     return Source(kind, name, file, result)
 
 

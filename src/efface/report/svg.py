@@ -13,6 +13,8 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from efface.comparison.plots import literal
+from efface.errors import escaped
 from efface.report.style import CSS
 
 SCALE = 1.3
@@ -34,10 +36,10 @@ def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
     drawn = io.StringIO()
     # Settings of the process, for the moment of drawing: there is no other way to ask for text that stays text.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
-    root = ElementTree.fromstring(drawn.getvalue())
+        literal(figure).savefig(drawn, format="svg", metadata={"Date": None})
+    root = ElementTree.fromstring(escaped(drawn.getvalue()))  # XML holds no control characters
     referred = {found for element in root.iter() for value in element.attrib.values() if (found := _target(value))}
-    page = ElementTree.Element("svg", {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": alt})
+    page = ElementTree.Element("svg", {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": escaped(alt)})
     # Text of all figures is of one size, where there is room.
     page.attrib["style"] = f"max-width: {SCALE * float(root.attrib['viewBox'].split()[2]):.0f}px"
     page.attrib |= {"class": "drawing", "fill": "currentColor", "stroke-linejoin": "round"}

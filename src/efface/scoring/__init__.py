@@ -100,6 +100,24 @@ def load_scorer(name: str | Scorer, *, label: str | None = None, device: str | N
     return _third_party(name)
 
 
+def load_known_scorer(name: str) -> Scorer:
+    """The scorer that a file of results names, whose maker is not trusted: one of `SCORERS`, from this machine.
+
+    Raises:
+        UserError: if it is none of them, or is not here: nobody's code is imported for it, and nothing fetched.
+    """
+    from efface.model.hub import from_cache  # on use: it imports huggingface_hub
+
+    kind, _, argument = name.partition(":")
+    entry = SCORERS.get(kind)
+    if entry is None or bool(argument) != bool(entry.takes):
+        raise UserError(f"scorer {name!r} is none of efface's own, and is not loaded because a file names it.")
+    for member in argument.split(",") if entry.made_of == "members" else ():
+        load_known_scorer(member)
+    with from_cache(True):
+        return load_scorer(name)
+
+
 def check_scorer(name: str) -> None:
     """Raise a `UserError` if there is no such scorer, as far as that is seen without importing or reading it."""
     kind, colon, argument = name.partition(":")

@@ -13,6 +13,7 @@ from torch import nn
 from efface.errors import UserError, explained
 from efface.files.digests import digest
 from efface.files.environment import versions
+from efface.model.checkpoint_files import check_files
 from efface.model.devices import default_device
 from efface.model.hub import ask_hub, from_cache
 from efface.model.padding import batches_by_length
@@ -68,10 +69,10 @@ class HFScorer:
         what = f"scorer {self.name!r}"
         cached = not Path(model).is_dir() and ask_hub(model, None, what, "Pass the directory of a classifier.")
         with explained(what, "Pass a sequence classifier with safetensors weights."), from_cache(cached):
+            if Path(model).is_dir():
+                check_files(Path(model), what)
             # In half precision, rounding would depend on the batch.
-            classifier = load_whole(
-                AutoModelForSequenceClassification, model, what, use_safetensors=True, dtype=torch.float32
-            )
+            classifier = load_whole(AutoModelForSequenceClassification, model, what, dtype=torch.float32)
             self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             check_vocabulary(classifier, self._tokenizer, what)
             config: Any = classifier.config

@@ -19,7 +19,8 @@ import numpy as np
 
 from efface.errors import UserError
 from efface.files.io import is_regular_file, renamed_when_whole
-from efface.files.results import prepare_output_dir, read_json, write_json
+from efface.files.results import read_json, write_json
+from efface.files.run_directory import run_directory
 from efface.files.shapes import check_shape
 
 if TYPE_CHECKING:
@@ -83,17 +84,17 @@ class Judge:
         """Write the folder.
 
         Raises:
-            UserError: if it must not be used, see `prepare_output_dir`.
+            UserError: if it must not be used, see `run_directory`.
             RunError: if it cannot be written.
         """
         from safetensors.numpy import save
 
-        folder = prepare_output_dir(directory, overwrite=overwrite)
         tensors = {"idf": self._idf, "coefficients": self._coefficients, "seen": self._seen}
-        with renamed_when_whole(folder / WEIGHTS) as temporary:
-            temporary.write_bytes(save(tensors))  # save_file would make it readable for its owner alone
         calibration = {"slope": self._slope, "intercept": self._intercept}
-        write_json(folder / META, {"schema": 1, "what": WHAT, "calibration": calibration, **self.meta})
+        with run_directory(directory, overwrite=overwrite) as folder:
+            with renamed_when_whole(folder / WEIGHTS) as temporary:
+                temporary.write_bytes(save(tensors))  # save_file would make it readable for its owner alone
+            write_json(folder / META, {"schema": 1, "what": WHAT, "calibration": calibration, **self.meta})
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> "Judge":

@@ -1,6 +1,7 @@
 """What does a trainer say of its run? Before: what is trained, on how much, in how much memory; after: what was."""
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -76,6 +77,15 @@ def record_run(run: Told) -> dict[str, Any]:
         "truncated": dict(pairs.truncated),
         "dropped": dict(pairs.dropped),
         "steps": run.state.global_step,
-        "history": run.state.log_history,
+        "history": list(_history(run.state.log_history)),
         **({"trainable": neurons} if neurons else {}),
     }
+
+
+def _history(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Without the Trainer's own `train_loss`, a mean over the steps of one process: another number in a run that was
+    interrupted."""
+    for row in rows:
+        kept = {name: value for name, value in row.items() if name != "train_loss"}
+        if kept.keys() - {"epoch", "step"}:
+            yield kept

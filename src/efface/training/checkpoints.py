@@ -4,12 +4,14 @@ It is written to a folder of its own and renamed, so that a kill leaves none hal
 so could earlier versions: whether one is whole is asked before it is gone on from, at the cost of reading it once.
 """
 
+import contextlib
 import json
 import logging
 import os
+import pickle
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,14 @@ class WholeCheckpoints(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._saving is None else str(self._saving)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _without_code(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _without_code(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _alone(self, do: Callable[[], None]) -> None:
         """On the process that writes, while the others wait."""
         self.accelerator.wait_for_everyone()
@@ -101,6 +111,18 @@ class WholeCheckpoints(Trainer):
         os.replace(self._saving / folder.name, folder)
         self._clear()
         rotate_checkpoints(str(folder.parent), self.args.save_total_limit, self.state.best_model_checkpoint)
+
+
+@contextlib.contextmanager
+def _without_code(checkpoint: str | None) -> Iterator[None]:
+    """Inside, transformers reads with `weights_only=True`: a pickle that asks for more than numbers is not loaded."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{checkpoint} asks for code when it is read, and such is never run: it was not written by efface, or has "
+            "been changed. Delete it, and --resume goes on from an earlier one."
+        ) from error
 
 
 def newest_whole(directory: Path, *more: str) -> Path | None:

@@ -93,8 +93,13 @@ class Estimate:
         )
 
 
-def estimate(run: Run) -> Estimate:
-    """Estimate the memory of a run. Activations are counted in one forward of a small batch, and scaled."""
+def estimate(run: Run, kept: float | None = None) -> Estimate:
+    """Estimate the memory of a run.
+
+    Args:
+        kept: bytes that autograd keeps of the blocks for each token (of a model that is not in memory, say); None
+            counts them in one forward of a small batch.
+    """
     model, dataset = run.model, run.train_dataset
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     optimizer = str(getattr(run.args.optim, "value", run.args.optim))
@@ -105,7 +110,7 @@ def estimate(run: Run) -> Estimate:
         gradients=trained,
         optimizer=states * trained,
         reference=run.reference.nbytes,
-        activations=_activations(run),
+        activations=_activations(run, kept_per_token(run) if kept is None else kept),
         cache=dataset.states.nbytes if dataset.states is not None else 0,
         available=free_memory(run.args.device),
         perturbed=_perturbed(run),
@@ -124,10 +129,10 @@ def _perturbed(run: Run) -> int:
     return max(shared for shared, _ in sizes) + sum(beside for _, beside in sizes)
 
 
-def _activations(run: Run) -> int:
+def _activations(run: Run, kept: float) -> int:
     tokens = largest_batch(run)
     pieces = PIECES * 4 * min(PIECE, tokens * len(run.head.weight))
-    return int(tokens * kept_per_token(run)) + pieces
+    return int(tokens * kept) + pieces
 
 
 def largest_batch(run: Run) -> int:
@@ -143,25 +148,28 @@ def largest_batch(run: Run) -> int:
 def kept_per_token(run: Run) -> float:
     """Bytes that autograd keeps of the blocks for each token (of the plain layout), counted on two pairs."""
     model, batch = run.model, run.example(2)
-    with eval_mode(model), _saved(model) as sizes:
+    with eval_mode(model), saved_for_backward(model) as sizes:
         policy_forward(model, batch, run.project(batch), run.layers, of_pairs(batch), run.layout)
     kept = sum(sizes.values()) / batch["input_ids"].numel()
-    if run.args.gradient_checkpointing:  # the inputs of all blocks, and the inside of one
-        config = model.config.get_text_config(decoder=True)
-        kept = kept / config.num_hidden_layers + config.num_hidden_layers * config.hidden_size * model.dtype.itemsize
-    return kept
+    return checkpointed(kept, model) if run.args.gradient_checkpointing else kept
+
+
+def checkpointed(kept: float, model: Any) -> float:
+    """What is left of the bytes a token with gradient checkpointing: the inputs of all blocks, the inside of one."""
+    config = model.config.get_text_config(decoder=True)
+    return kept / config.num_hidden_layers + config.num_hidden_layers * config.hidden_size * model.dtype.itemsize
 
 
 @contextmanager
-def _saved(model: nn.Module) -> Iterator[dict[int, int]]:
+def saved_for_backward(model: nn.Module) -> Iterator[dict[int, int]]:
     """Storage -> bytes of what autograd keeps for the backward pass, without the model's own tensors."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in own:  # the storage itself: tensors of the meta device have no address
+            sizes[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

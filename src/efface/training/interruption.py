@@ -1,4 +1,4 @@
-"""What does Ctrl-C do to a training run? The step is finished and a checkpoint saved; a second one stops at once.
+"""What do Ctrl-C and SIGTERM do to a training run? The step is finished, a checkpoint saved; a second stops at once.
 
 With several processes the first one does: each would finish another step, and wait for the others for ever.
 """
@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from efface.terminal.signals import Terminated
+
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTICE = b"\nstopping: this step is finished and a checkpoint saved. Again, and it stops at once.\n"
 
 
@@ -25,7 +28,8 @@ class _Stop(TrainerCallback):
     """Whether somebody has asked to stop; at the end of the step it is done."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = 0
+        """By which signal; 0: not yet."""
 
     def on_step_end(self, args: Any, state: "TrainerState", control: "TrainerControl", **given: Any) -> None:
         if self.asked and state.global_step < state.max_steps:
@@ -34,33 +38,38 @@ class _Stop(TrainerCallback):
 
 @contextlib.contextmanager
 def interruptible(trainer: "Trainer") -> Iterator[None]:
-    """While `trainer` trains inside, Ctrl-C lets it save first.
+    """While `trainer` trains inside, Ctrl-C, and SIGTERM, let it save first.
 
     Raises:
-        KeyboardInterrupt: saying what is kept, and of which step.
+        KeyboardInterrupt: saying what is kept, and of which step; of SIGTERM a `Terminated`.
     """
-    stop, before = _Stop(), signal.getsignal(signal.SIGINT)
+    stop, before = _Stop(), {number: signal.getsignal(number) for number in SIGNALS}
     several = trainer.args.world_size > 1 or threading.current_thread() is not threading.main_thread()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        stop.asked = True
-        signal.signal(signal.SIGINT, before)
+        stop.asked = number
+        _set(before)
         with contextlib.suppress(OSError):  # print() may be what was interrupted
             os.write(2, NOTICE)
 
     trainer.add_callback(stop)
     try:
         if not several:
-            signal.signal(signal.SIGINT, ask)
+            _set(dict.fromkeys(SIGNALS, ask))
         yield
         if stop.asked and trainer.state.global_step < trainer.state.max_steps:
-            raise KeyboardInterrupt
+            raise Terminated if stop.asked == signal.SIGTERM else KeyboardInterrupt
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(_kept(trainer)) from error
+        raise type(error)(_kept(trainer)) from error
     finally:
         if not several:
-            signal.signal(signal.SIGINT, before)
+            _set(before)
         trainer.remove_callback(stop)
+
+
+def _set(handlers: dict[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _kept(trainer: "Trainer") -> str:

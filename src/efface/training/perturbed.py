@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -223,7 +223,8 @@ class Perturbed:
     def save(self, file: Path) -> None:
         """What the perturbations keep, as safetensors."""
         kept = {f"{i}/{name}": each for i, kind in enumerate(self.kinds) for name, each in kind.kept.items()}
-        save_file({name: kept[name].contiguous() for name in kept}, file, {KINDS: self.described})
+        # save_file would make it readable for its owner alone.
+        file.write_bytes(save({name: kept[name].contiguous() for name in kept}, {KINDS: self.described}))
 
     def load(self, file: Path, device: torch.device) -> None:
         """Go on from a file that `save` wrote.

@@ -3,6 +3,7 @@
 A run begins with its plan (`efface.files.rerun`), and only once all that could be wrong with its input has been found.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,8 +18,10 @@ from efface.data.pairs import PairsLike
 from efface.data.rows import load_texts
 from efface.errors import UserError
 from efface.files.environment import environment
+from efface.files.events import Journal, recorded
+from efface.files.lock import held
 from efface.files.redaction import redacted
-from efface.files.rerun import Plan, check_plan, former_run_kept, read_plan, set_aside, write_plan
+from efface.files.rerun import Plan, check_plan, former_run_kept, has_checkpoint, read_plan, set_aside, write_plan
 from efface.files.results import RESULTS, check_output_dir, contents, prepare_output_dir, read_json, remove, write_json
 from efface.model.card import write_card
 from efface.model.fingerprint import fingerprint_of
@@ -27,6 +30,7 @@ from efface.training.editor import PairEditor
 from efface.training.inputs import model_and_tokenizer, pair_reader
 from efface.training.interruption import interruptible
 from efface.training.live import speak_of
+from efface.training.log_book import LogBook
 from efface.training.rehearsal import rehearse
 from efface.training.settings import build_config, user_error_for_settings
 from efface.training.trainer import PairTrainer
@@ -97,7 +101,7 @@ def train(
     found = _found(directory) if begun else None
     defaults = {field.name: field.default for field in dataclasses.fields(trainer_class.config_class)}
     names = _names(model, str(pairs) if isinstance(pairs, str | Path) else None)
-    plan: Plan = {"method": method, "settings": _decisive(settings), **names}
+    plan: Plan = {"method": method, "settings": redacted(_decisive(settings)), **names}
     check_plan(directory, found, plan, "a run", defaults)  # as far as nothing has to be loaded for it
     plan["pairs"] = _digest_of_data(pairs, config, trainer_class.__name__)
     new_adapter = getattr(config, "lora_r", None) is not None
@@ -116,45 +120,52 @@ def train(
         speak_of(trainer, say)
         rehearse(trainer)
     main_process = isinstance(trainer, PairEditor) or trainer.is_world_process_zero()
-    if main_process:  # the others find what it has made
-        prepare_output_dir(directory, resume=True)
-        for left in directory.glob(f"{SAVING}*"):  # by a killed process
-            remove(left)
-        if overwrite:
-            set_aside(directory)
-        write_plan(directory, plan)
-    if isinstance(trainer, PairTrainer):
-        trainer.accelerator.wait_for_everyone()
-    for line in trainer.describe() if main_process else ():
-        say(f"{method}: {line}")
-    start = time.monotonic()
-    with former_run_kept(directory, main_process=main_process):
-        _train(trainer, directory, resume=begun)
-        trainer.save_model()
-        evaluation = trainer.evaluate() if isinstance(trainer, PairTrainer) and eval_pairs is not None else None
-    result = {
-        "schema": 1,
-        "method": method,
-        "model": model,
-        "pairs": str(pairs) if isinstance(pairs, (str, Path)) else f"{len(trainer.train_dataset)} rows",  # type: ignore[arg-type]
-        "n_pairs": len(trainer.train_dataset),  # type: ignore[arg-type]
-        "n_skipped_rows": trainer.n_skipped_rows,
-        "settings": redacted(settings),
-        "effective_settings": redacted(_effective(config)),
-        "digests": {name: plan[name] for name in ("model", "pairs")},
-        "seconds": round(time.monotonic() - start, 1),
-        **trainer.record(),
-        **({} if evaluation is None else {"evaluation": evaluation}),
-        "environment": environment(seed=config.seed, model=trainer.model, command=command),
-    }
-    if main_process:
-        write_json(directory / RESULTS, result)
-        write_card(directory)
-    return result
+    with contextlib.ExitStack() as stack:
+        if main_process:  # the others find what it has made
+            prepare_output_dir(directory, resume=True)
+            stack.enter_context(held(directory))
+            check_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)  # another may just have ended
+            for left in directory.glob(f"{SAVING}*"):  # by a killed process
+                remove(left)
+            if overwrite:
+                set_aside(directory)
+            write_plan(directory, plan)
+        journal = stack.enter_context(recorded(directory, say, command=command))
+        if isinstance(trainer, PairTrainer):
+            trainer.add_callback(LogBook(journal))
+            trainer.accelerator.wait_for_everyone()
+        for line in trainer.describe() if main_process else ():
+            journal(f"{method}: {line}")
+        start = time.monotonic()
+        with former_run_kept(directory, main_process=main_process, begun=has_checkpoint):
+            _train(trainer, directory, journal, resume=begun)
+            journal.stage("saving")
+            trainer.save_model()
+            journal.end_stage()
+            evaluation = trainer.evaluate() if isinstance(trainer, PairTrainer) and eval_pairs is not None else None
+        result = {
+            "schema": 1,
+            "method": method,
+            "model": model,
+            "pairs": str(pairs) if isinstance(pairs, (str, Path)) else f"{len(trainer.train_dataset)} rows",  # type: ignore[arg-type]
+            "n_pairs": len(trainer.train_dataset),  # type: ignore[arg-type]
+            "n_skipped_rows": trainer.n_skipped_rows,
+            "settings": redacted(settings),
+            "effective_settings": redacted(_effective(config)),
+            "digests": {name: plan[name] for name in ("model", "pairs")},
+            "seconds": round(time.monotonic() - start, 1),
+            **trainer.record(),
+            **({} if evaluation is None else {"evaluation": evaluation}),
+            "environment": environment(seed=config.seed, model=trainer.model, command=command),
+        }
+        if main_process:
+            write_json(directory / RESULTS, result)
+            write_card(directory)
+        return result
 
 
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that what is trained depends on; none of them is a secret."""
+    """The settings that what is trained depends on."""
     return {name: value for name, value in settings.items() if not name.startswith(FREE)}
 
 
@@ -213,7 +224,8 @@ def _check_processes(trainer_class: type[PairTrainer] | type[PairEditor]) -> Non
         )
 
 
-def _train(trainer: PairTrainer | PairEditor, directory: Path, *, resume: bool) -> None:
+def _train(trainer: PairTrainer | PairEditor, directory: Path, journal: Journal, *, resume: bool) -> None:
+    journal.stage("training")
     if isinstance(trainer, PairEditor):
         trainer.train()
         return
@@ -224,6 +236,7 @@ def _train(trainer: PairTrainer | PairEditor, directory: Path, *, resume: bool) 
         )
     if checkpoint is not None:
         state = state_of(checkpoint)
+        journal.add("resumed", checkpoint=checkpoint.name, step=state.global_step)
         if state.global_step >= state.max_steps:  # the Trainer would look at the limit only after one more step
             trainer._load_from_checkpoint(str(checkpoint))
             trainer.state = state

@@ -4,16 +4,14 @@ import contextlib
 import dataclasses
 import json
 import reprlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-import yaml
 
 from efface.errors import RunError, UserError, described, one_line, out_of_memory
-from efface.files.io import read_regular_text
+from efface.files.settings_file import read_settings_file
 from efface.flags import FlagParser
 from efface.training.config import PairConfig
 from efface.training.editor import EditConfig
@@ -21,8 +19,6 @@ from efface.training.editor import EditConfig
 Settings = PairConfig | EditConfig
 
 HINT = "`efface train METHOD --list-flags` prints every setting."
-LONGEST_FILE = 1_000_000
-"""Characters of a file of settings."""
 QUOTED = 100
 """Characters of a value in a message, at most."""
 SET_UP_BY = ("transformers", "accelerate", "huggingface_hub")
@@ -41,14 +37,7 @@ def parse_settings(config_class: type[Settings], config_file: str | None, flags:
 
 
 def _read_yaml(config_class: type[Settings], name: str, parser: FlagParser) -> dict[str, Any]:
-    text = read_regular_text(name, "config file")
-    if len(text) > LONGEST_FILE:
-        raise UserError(f"config file {name!r} has {len(text)} characters, which are no settings. Pass another one.")
-    try:
-        settings = yaml.load(text, _Loader) or {}
-    # What is no YAML, or has a tag whose value does not fit it, or is nested without end: yaml raises anything.
-    except Exception as error:
-        raise UserError(f"config file {name!r} is not valid YAML: {described(error)}") from error
+    settings = read_settings_file(name, "config file") or {}
     if not isinstance(settings, dict):
         raise UserError(f"config file {name!r} must hold `name: value` lines, not a {type(settings).__name__}.")
     known = {field.name for field in dataclasses.fields(config_class)}
@@ -67,22 +56,6 @@ def _read_yaml(config_class: type[Settings], name: str, parser: FlagParser) -> d
         elif (type(value).__name__ if value is not None else "None") not in str(types[key]):
             raise UserError(f"{where} must be a plain value, but it is {one_line(reprlib.repr(value), QUOTED)}.")
     return settings
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe, and strict: a key that stands twice is an error, and nothing is written once and meant many times."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = [key for key, count in Counter(keys).items() if count > 1]
-        if twice:
-            raise yaml.YAMLError(f"{twice[0]!r} is there twice; which one is meant? Keep one")
-        return super().construct_mapping(node, deep=deep)
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # ten of them in ten lines can stand for 10^10 values
-            raise yaml.YAMLError("an alias (*name): settings are too short for aliases. Write the value out")
-        return super().compose_node(parent, index)
 
 
 def _check_json(value: Any, name: str) -> None:

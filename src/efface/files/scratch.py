@@ -1,0 +1,60 @@
+"""Which scratch folders has a killed process left? Those whose lock nobody holds, and those that nobody writes to.
+
+A folder of this kind holds a file that is locked as long as its process, or one that it has started, lives: the lock
+is given up with the process, however that ends. Folders of libraries have none; they are left after an hour without
+a change.
+"""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import IO
+
+from efface.files.io import STALE
+
+IN_USE = ".in-use"
+
+
+def make_scratch(prefix: str) -> tuple[Path, IO[bytes] | None]:
+    """A new folder under TMPDIR, and the file whose being open says that it is in use; those of killed processes with
+    the same prefix are removed.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    for left in folder.parent.glob(f"{prefix}*"):
+        if left != folder and _is_nobodys(left / IN_USE):
+            shutil.rmtree(left, ignore_errors=True)
+    try:
+        import fcntl
+
+        file = (folder / IN_USE).open("wb")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):  # no locks here: it is never taken for anybody's
+        (folder / IN_USE).unlink(missing_ok=True)
+        return folder, None
+    return folder, file
+
+
+def sweep_folders(parent: Path, pattern: str) -> None:
+    """Remove the folders of that name in `parent` in which nothing has changed for an hour."""
+    for left in parent.glob(pattern):
+        with contextlib.suppress(OSError):
+            newest = max(entry.lstat().st_mtime for entry in (left, *left.rglob("*")))
+            if left.is_dir() and not left.is_symlink() and time.time() - newest > STALE:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_nobodys(file: Path) -> bool:
+    """Whether there is such a file, and nobody holds its lock."""
+    try:
+        import fcntl
+
+        with file.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):  # held, not there, somebody else's, or no locks
+        return False
+    return True
