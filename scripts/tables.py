@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fault_tables
 import mechanism_tables
 import scale_tables
 import sweep_tables
@@ -788,6 +789,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "first_day": first_day,
     "mechanism": mechanism_tables.mechanism,
     "mechanism_command": mechanism_tables.mechanism_command,
+    "faults": fault_tables.faults,
     "scale_shapes": scale_tables.shapes,
     "scale_memory": scale_tables.memory,
     "scale_assumed": scale_tables.assumed,

@@ -84,6 +84,16 @@ def test_a_lock_is_no_content_of_a_directory(tmp_path: Path) -> None:
         pass
 
 
+def test_what_a_killed_process_was_writing_goes_at_once(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    theirs, ours = (tmp_path / f".efface.json.{pid}-0123abcd.tmp" for pid in (dead.pid, os.getpid()))
+    for file in (theirs, ours):
+        file.write_text("{")
+    with held(tmp_path):
+        assert not theirs.exists() and ours.exists(), "which may be in use"
+
+
 def test_where_nothing_can_be_written_nobody_is_refused_for_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with held(tmp_path / "file" / "below"):

@@ -111,13 +111,31 @@ def is_temporary(name: str) -> bool:
     return re.fullmatch(r"\..+\.\d+(-[0-9a-f]{8})?\.tmp", name, re.DOTALL) is not None
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes have left in `folder`; those of the last hour may be in use."""
+def sweep(folder: Path, *, alone: bool = False) -> None:
+    """Remove the temporary files that killed processes have left in `folder`; those of the last hour may be in use.
+
+    Args:
+        alone: nobody else works there, so that those of processes that are gone are nobody's.
+    """
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             with contextlib.suppress(OSError):
-                if is_temporary(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE:
+                if not is_temporary(entry.name):
+                    continue
+                old = time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE
+                if old or (alone and not is_alive(int(entry.name.rsplit(".", 2)[1].partition("-")[0]))):
                     os.unlink(entry.path)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's
+        return True
+    return True
 
 
 def opened(path: Path) -> IO[bytes]:

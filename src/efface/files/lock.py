@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from efface.errors import UserError, one_line
-from efface.files.io import LOCK
+from efface.files.io import LOCK, is_alive, sweep
 from efface.files.redaction import redacted_arguments
 
 PATIENCE = 15.0
@@ -43,6 +43,8 @@ def held(output: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a full disk: who has it is then not said
             file.write(json.dumps(_myself()))
             file.flush()
+        if output.is_dir():
+            sweep(output, alone=True)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -102,13 +104,7 @@ def _alive(holder: dict[str, object]) -> bool:
     pid = holder.get("pid")
     if not isinstance(pid, int) or holder.get("host") != socket.gethostname():
         return bool(holder)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
+    return is_alive(pid)
 
 
 def _refusal(output: Path, holder: dict[str, object]) -> str:
