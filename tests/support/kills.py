@@ -57,6 +57,7 @@ def state_of(output: Path) -> dict[str, object]:
     files = {file.name: file_sha256(file) for file in sorted(output.glob("*.safetensors"))}
     timed = ("_runtime", "_per_second", "train_runtime", "total_flos", "seconds")
     history = [{name: value for name, value in row.items() if not name.endswith(timed)} for row in result["history"]]
+    history = [row for row in history if row.keys() - {"epoch", "step"}]  # a row of seconds alone
     return {"files": files, "history": history, **{name: result.get(name) for name in WHOLE}}
 
 

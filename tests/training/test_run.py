@@ -139,6 +139,16 @@ def test_what_changes_nothing_of_the_weights_may_differ(train: Train, out: Path,
     assert train(*flags, model="copy", steps=2) == 0
 
 
+def test_a_run_that_was_killed_after_its_results_gets_its_card_when_it_is_met_again(train: Train, out: Path) -> None:
+    assert train() == 0
+    for name in ("README.md", "manifest.json"):
+        (out / name).unlink()
+    before = (out / "results.json").read_bytes()
+    assert train("--resume") == 0
+    assert (out / "README.md").exists() and (out / "manifest.json").exists()
+    assert (out / "results.json").read_bytes() == before and not (out / LOCK).exists()
+
+
 def test_a_finished_run_of_an_earlier_version(train: Train, out: Path, capsys: Any) -> None:
     assert train(steps=2) == 0
     (out / "plan.json").unlink()

@@ -16,10 +16,11 @@ from typing import Any
 
 from efface.data.pairs import PairsLike
 from efface.data.rows import load_texts
-from efface.errors import UserError
+from efface.errors import RunError, UserError
 from efface.files.environment import environment
 from efface.files.events import Journal, recorded
 from efface.files.lock import held
+from efface.files.manifest import NAME as MANIFEST
 from efface.files.redaction import redacted
 from efface.files.rerun import Plan, check_plan, former_run_kept, has_checkpoint, read_plan, set_aside, write_plan
 from efface.files.results import RESULTS, check_output_dir, contents, prepare_output_dir, read_json, remove, write_json
@@ -110,6 +111,7 @@ def train(
     check_plan(directory, found, plan, "a run", defaults)
     if finished:
         logger.warning("%s holds a finished run; nothing to resume", directory)
+        _complete(directory)
         return read_json(directory / RESULTS)
     with user_error_for_settings(ValueError, ImportError):  # some of them Trainer checks itself
         held_out: dict[str, Any] = {} if eval_pairs is None else {"eval_dataset": eval_pairs}
@@ -162,6 +164,14 @@ def train(
             write_json(directory / RESULTS, result)
             write_card(directory)
         return result
+
+
+def _complete(directory: Path) -> None:
+    """Write the card and the manifest of a run that was killed between its results and them, if it can be."""
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(RunError), held(directory):
+            if not (directory / MANIFEST).exists():
+                write_card(directory)
 
 
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
