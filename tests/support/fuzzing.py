@@ -20,7 +20,7 @@ from tiny import tiny_model, tiny_tokenizer
 from told import evaluation, write_audit, write_edit
 from trained import ROWS
 
-from efface.errors import RunError, UserError
+from efface.errors import RunError, UserError, escaped
 from efface.files.results import write_json, write_jsonl
 from efface.model.save import save_model
 
@@ -29,8 +29,8 @@ GIVEN = Path(tempfile.gettempdir()) / f"efface-fuzz-{os.getpid()}"
 """What is good in every round of `through_commands`."""
 SLOW = 20.0
 """Seconds after which an answer counts as a hang."""
-LONGEST = 4000
-"""Characters of an error."""
+LONGEST = 2000
+"""Characters of the line that a command ends in."""
 HOSTILE: list[Any] = [None, True, -1, 0, 1e308, -1e308, 10**400, "", "\x1b[31m", "\ud800", "x" * 100_000, [], {}, [[]]]
 HOSTILE += ["../../etc/passwd", "<script>", {"a": {}}, [None], 0.5, "NaN", "1" * 5000, {"": ""}, 2**63, "\u202e", "\0"]
 RAW = [
@@ -96,8 +96,8 @@ def fuzz(doors: list[Door], rounds: int, seed: int, folder: Path) -> Outcomes:
             found.taken += 1
         except (UserError, RunError) as error:
             found.refused += 1
-            if why := unfit(str(error)):
-                found.failures.append(f"{what}: {why}: {str(error)[:200]!r}")
+            if not str(error).strip():
+                found.failures.append(f"{what}: an error without a word")
         except BaseException as error:  # whatever else it is, it is a defect
             found.failures.append(f"{what}: {type(error).__name__}: {str(error)[:200]!r}")
             if isinstance(error, KeyboardInterrupt):
@@ -136,11 +136,8 @@ def listing(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def unfit(message: str) -> str:
-    """Why an error cannot be shown as it is; empty if it can."""
-    if not message.strip():
-        return "no words"
-    return "too long" if len(message) > LONGEST else ""
+def _one_clear_line(line: str) -> bool:
+    return line.startswith("efface: ") and len(line) <= LONGEST and line == escaped(line)
 
 
 def _json(content: bytes) -> Any:
@@ -305,7 +302,7 @@ def through_commands(doors: list[Door], rounds: int, seed: int, folder: Path) ->
         what, last = f"seed {seed}, round {number}, {door.name}, {file.name}", ended.told.rstrip().rpartition("\n")[2]
         if ended.code == 0:
             found.taken += 1
-        elif ended.code in (1, 2) and last.startswith("efface: ") and "Traceback" not in ended.told:
+        elif ended.code in (1, 2) and _one_clear_line(last) and "Traceback" not in ended.told:
             found.refused += 1
         else:
             found.failures.append(f"{what}: exit code {ended.code}: {ended.told[-200:]!r}")

@@ -77,7 +77,9 @@ def check_audit(results: Row, where: str) -> Row:
         for name, control in results["controls"].items()
     }
     seeds = {"attack": None, "generations": None} | (results.get("seeds") or {})
-    return results | {"models": models, "controls": controls, "seeds": seeds, "base": results.get("base")}
+    left_out = results.get("cannot_show") or []
+    whole = {"models": models, "controls": controls, "seeds": seeds, "base": results.get("base")}
+    return results | whole | {"cannot_show": left_out}
 
 
 def _whole_model(model: Row, where: str) -> Row:
