@@ -78,11 +78,16 @@ def test_the_wheel_has_every_file_of_the_package_and_nothing_else(built: Path) -
         (metadata,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA"))
         (entries,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/entry_points.txt"))
     assert names == sources()
-    assert {"efface/py.typed", "efface/report/template.html.j2", "efface/data/shipped/train.jsonl"} <= names
-    assert "efface = efface.cli:main" in entries
+    assert {
+        "efface/py.typed",
+        "efface/report/template.html.j2",
+        "efface/report/page.js",
+        "efface/data/shipped/train.jsonl",
+    } <= names
+    assert "efface = efface.cli:entry" in entries
     told = HeaderParser().parsestr(metadata)
     assert told["Version"] == efface.__version__ and told["License-Expression"] == "Apache-2.0"
-    assert {"eval", "track", "gpu", "all", "docs"} <= set(told.get_all("Provides-Extra"))
+    assert {"eval", "track", "gpu", "all", "docs", "inspect", "browser"} <= set(told.get_all("Provides-Extra"))
 
 
 @pytest.mark.full
