@@ -110,6 +110,7 @@ def test_what_would_cut_the_weights_is_refused(file: Path, tmp_path: Path, monke
         REPOConfig(str(tmp_path), use_cpu=True)
 
 
+@pytest.mark.full
 def test_two_processes_of_a_cpu_train_as_the_file_says(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
