@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from attacked import attacked
 
+from efface.audit.rows import attack_file
 from efface.errors import UserError
-from efface.export.source import attack_file, public_name, read_given
+from efface.export.source import public_name, read_given
 from efface.files.results import read_json, write_json
 
 

@@ -97,7 +97,7 @@ def test_what_a_killed_process_was_writing_goes_at_once(tmp_path: Path) -> None:
 def test_where_nothing_can_be_written_nobody_is_refused_for_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with held(tmp_path / "file" / "below"):
-        pass
+        assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def finished(folder: Path) -> None:

@@ -3,6 +3,7 @@
 Of: report/claim.py, report/curves.py, commands/report.py
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -121,3 +122,9 @@ def test_masking_is_the_users_choice(mixture: list[Path]) -> None:
         assert examples and any(example.base.hidden for example in examples) == hidden
     with pytest.raises(UserError, match="mask='often' is unknown"):
         report_about(mixture, mask="often")
+
+
+def test_a_pipe_of_the_pages_name_is_not_waited_for(mixture: list[Path], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "r.html")
+    with pytest.raises(UserError, match="is not a report as efface wrote it"):
+        write_report(mixture, tmp_path / "r.html", overwrite=True)

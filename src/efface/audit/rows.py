@@ -7,11 +7,15 @@ from typing import Any, NotRequired, TypedDict
 from efface.attacks.lists import describe_settings
 from efface.attacks.result import AttackResult, read_point, title
 from efface.attacks.selection import Option, judge_chosen
-from efface.audit.battery import Trial
+from efface.audit.battery import Trial, folder_of
 from efface.errors import RunError, UserError, reason_of
+from efface.files.io import is_regular_file
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, read_json
 from efface.files.shapes import finite
+
+RESULT = "result.json"
+"""Of an attack on a model, in a folder that has its name."""
 
 
 class AttackRow(TypedDict):
@@ -157,6 +161,13 @@ def base_share(found: dict[str, Any], at: dict[str, Any]) -> float | None:
     at_this = [point for point in points if isinstance(point, dict) and at.items() <= point.items()]
     share = (at_this or [found])[0].get("base_share")
     return share if finite(share) else None
+
+
+def attack_file(folder: Path, model: str, attack: str) -> Path | None:
+    """Where an audit has an attack of its own; None where there is none, or where a changed name leads elsewhere."""
+    file = folder / model / folder_of(attack) / RESULT
+    inside = is_regular_file(file) and file.resolve().is_relative_to(folder.resolve())
+    return file if inside else None
 
 
 def is_base(report: Row) -> bool:

@@ -27,7 +27,7 @@ from efface.audit.battery import BUDGETS, Trial, choose_trials, folder_of, left_
 from efface.audit.columns import columns_of, compare_models, weigh
 from efface.audit.controls import BASE, CONTROLS, control_model, needed, rows_of
 from efface.audit.earlier import Earlier, earlier_models, seconds_spent
-from efface.audit.rows import AuditResults, figures_of, is_base, row_of, told, too_dear, training_seed
+from efface.audit.rows import RESULT, AuditResults, figures_of, is_base, row_of, told, too_dear, training_seed
 from efface.errors import RunError, UserError, out_of_memory
 from efface.files.environment import environment
 from efface.files.events import Journal, recorded
@@ -286,4 +286,4 @@ class _Run:
 
     def _file(self, place: str, trial: Trial) -> Path:
         """Of the result of an attack on a model."""
-        return self.folder / place / folder_of(trial.name) / "result.json"
+        return self.folder / place / folder_of(trial.name) / RESULT

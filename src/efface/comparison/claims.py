@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from efface.files.lock import acquire
+
 
 @contextlib.contextmanager
 def claimed(file: Path, *, wait: bool = False) -> Iterator[bool]:
@@ -18,19 +20,6 @@ def claimed(file: Path, *, wait: bool = False) -> Iterator[bool]:
     Args:
         wait: until it is this one's.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield True
-        return
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:  # no locks here
-            yield True
-            return
-        yield True
+        yield acquire(lock, wait=wait) is not False

@@ -172,14 +172,17 @@ def check_evaluation_file(path: str | os.PathLike[str], *, overwrite: bool) -> N
 def _read_figures(blocks: dict[str, Any]) -> tuple[dict[str, ToxicitySummary], "Perplexity | None", Degeneration]:
     from efface.evaluation.perplexity import Perplexity  # on use: torch costs seconds
 
-    # Older versions had one judge.
-    judges = blocks.get("judges") or {blocks["toxicity"]["scorer"]: blocks["toxicity"]}
     cost = blocks.get("perplexity")
     return (
-        {name: ToxicitySummary.from_dict(block) for name, block in judges.items()},
+        {name: ToxicitySummary.from_dict(block) for name, block in judges_of(blocks).items()},
         None if cost is None else Perplexity.from_dict(cost),
         Degeneration.from_dict(blocks["degeneration"]),
     )
+
+
+def judges_of(blocks: dict[str, Any]) -> dict[str, Any]:
+    """Scorer -> its figures, in their order; files of older versions have one, and no `judges`."""
+    return blocks.get("judges") or {blocks["toxicity"]["scorer"]: blocks["toxicity"]}
 
 
 def generations_path(path: str | os.PathLike[str]) -> Path:

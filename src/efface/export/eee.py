@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import UserError
+from efface.evaluation.result import judges_of
 from efface.export.eee_metrics import mean_id, results_of, strings
-from efface.export.generations import judges_of, place_of, read_generations
+from efface.export.generations import place_of, read_generations
 from efface.export.source import Measured, public_name, read_given
 from efface.files.jsonl import Row
 from efface.files.results import check_output_dir, prepare_output_dir, write_json, write_jsonl

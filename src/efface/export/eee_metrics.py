@@ -10,7 +10,7 @@ from typing import Any
 
 from efface.audit.rows import nothing_counts
 from efface.evaluation.prompt_sets import HUB, RTP
-from efface.export.generations import judges_of
+from efface.evaluation.result import judges_of
 from efface.export.source import Measured, public_name
 from efface.files.jsonl import Row
 from efface.scoring.scorer import THRESHOLD

@@ -5,15 +5,10 @@ The rows of a prompt follow each other, as many as the result says.
 
 from efface.errors import UserError
 from efface.evaluation.baseline import GENERATION
+from efface.evaluation.result import judges_of
 from efface.export.source import Measured
 from efface.files.jsonl import Row, read_jsonl
 from efface.files.shapes import check_shape
-
-
-def judges_of(result: Row) -> dict[str, Row]:
-    """Scorer -> its figures, in their order; older versions had one."""
-    judges: dict[str, Row] = result.get("judges") or {result["toxicity"]["scorer"]: result["toxicity"]}
-    return judges
 
 
 def read_generations(measured: Measured) -> list[Row] | None:

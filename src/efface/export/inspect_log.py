@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import UserError, reason_of
-from efface.export.generations import judges_of, place_of, read_generations
+from efface.evaluation.result import judges_of
+from efface.export.generations import place_of, read_generations
 from efface.export.source import Measured, public_name, read_given
 from efface.files.jsonl import Row
 from efface.files.results import check_output_dir, prepare_output_dir, write_json

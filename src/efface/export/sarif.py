@@ -16,9 +16,9 @@ from urllib.parse import quote
 
 from efface.audit.battery import DIAGNOSTIC
 from efface.audit.columns import NONE, raises
-from efface.audit.rows import nothing_counts
+from efface.audit.rows import attack_file, nothing_counts
 from efface.errors import UserError
-from efface.export.source import Measured, attack_file, entry_of, public_name, read_given
+from efface.export.source import Measured, entry_of, public_name, read_given
 from efface.files.digests import digest
 from efface.files.io import check_writable
 from efface.files.jsonl import Row

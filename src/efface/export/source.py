@@ -11,7 +11,7 @@ from pathlib import Path
 from efface.attacks import ATTACKS, Attack
 from efface.attacks.measurement import BLOCKS
 from efface.attacks.result import RESULT
-from efface.audit.battery import folder_of
+from efface.audit.rows import attack_file
 from efface.audit.shape import TARGET, check_audit
 from efface.errors import UserError
 from efface.evaluation.result import EVALUATION, generations_path
@@ -143,13 +143,6 @@ def _names_of(folder: Path, model: str, rows: list[Row]) -> Row:
         if file is not None:
             return read_json(file, {"target": TARGET})["target"].get("names") or {}
     return {}
-
-
-def attack_file(folder: Path, model: str, attack: str) -> Path | None:
-    """Where an audit has an attack of its own; None where there is none, or where a changed name leads elsewhere."""
-    file = folder / model / folder_of(attack) / "result.json"
-    inside = is_regular_file(file) and file.resolve().is_relative_to(folder.resolve())
-    return file if inside else None
 
 
 def entry_of(attack: str) -> Attack:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from efface.errors import UserError, one_line
 from efface.files.io import LOCK, is_alive, sweep
@@ -52,12 +52,25 @@ def held(output: Path) -> Iterator[None]:
         file.close()
 
 
-def _taken(place: Path, output: Path) -> IO[str] | None:
-    """The open file that is the lock; None where there are no locks."""
+def acquire(file: IO[Any], *, wait: bool = False) -> bool | None:
+    """Whether the lock of an open file is this process's now; False if it is another's, None where there are none.
+
+    Args:
+        wait: until it is this one's.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # Windows, some network file systems
         return None
+    return True
+
+
+def _taken(place: Path, output: Path) -> IO[str] | None:
+    """The open file that is the lock; None where there are no locks."""
     begun = time.monotonic()
     while True:
         try:
@@ -65,18 +78,17 @@ def _taken(place: Path, output: Path) -> IO[str] | None:
             file = place.open("a+", encoding="utf-8")
         except OSError:  # what cannot be written is told by who writes the output
             return None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        mine = acquire(file)
+        if mine is None:
+            file.close()
+            return None
+        if not mine:
             holder = _read(file)
             file.close()
             if _alive(holder) or time.monotonic() - begun > PATIENCE:
-                raise UserError(_refusal(output, holder)) from None
+                raise UserError(_refusal(output, holder))
             time.sleep(POLL)
             continue
-        except OSError:
-            file.close()
-            return None
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(place)):
                 file.truncate(0)

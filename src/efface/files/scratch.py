@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from efface.files.io import STALE
+from efface.files.lock import acquire
 
 IN_USE = ".in-use"
 
@@ -29,11 +30,11 @@ def make_scratch(prefix: str) -> tuple[Path, IO[bytes] | None]:
         if left != folder and _is_nobodys(left / IN_USE):
             shutil.rmtree(left, ignore_errors=True)
     try:
-        import fcntl
-
         file = (folder / IN_USE).open("wb")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):  # no locks here: it is never taken for anybody's
+    except OSError:  # a full disk: it is never taken for anybody's
+        return folder, None
+    if not acquire(file):
+        file.close()
         (folder / IN_USE).unlink(missing_ok=True)
         return folder, None
     return folder, file
@@ -51,10 +52,7 @@ def sweep_folders(parent: Path, pattern: str) -> None:
 def _is_nobodys(file: Path) -> bool:
     """Whether there is such a file, and nobody holds its lock."""
     try:
-        import fcntl
-
         with file.open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):  # held, not there, somebody else's, or no locks
+            return acquire(lock) is True
+    except OSError:  # not there, or somebody else's
         return False
-    return True

@@ -29,10 +29,7 @@ MAPS = (
 
 
 def verdict_section(rulings: Sequence[Ruling]) -> Section:
-    """Each limit, what was found, and whether it is met; or that none was stated."""
-    if not rulings:
-        said = "None was stated: whether this is good enough is for you to say (`--require share<=0.1`)."
-        return Section(VERDICT, [Prose(said)])
+    """Each limit, what was found, and whether it is met."""
     unmet = [ruling for ruling in rulings if not ruling.met]
     said = f"All {len(rulings)} are met." if not unmet else f"{len(unmet)} of {len(rulings)} are not met."
     rows = [[one.limit.text, one.model, one.found or "nothing", one.verdict] for one in rulings]

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from efface.audit.battery import DIAGNOSTIC
 from efface.comparison.plots import COLOURS, MARKERS
 from efface.report.evidence import Known
 from efface.report.figures import Drawn, marked_up
@@ -105,7 +106,7 @@ def models_table(models: Sequence[Known]) -> Grid:
             for judge in judges
         ]
         cost = model.figures.get("perplexity")
-        worst = [one.share for one in model.attempts if one.share is not None and one.access != "base"]
+        worst = [one.share for one in model.attempts if one.share is not None and one.access != DIAGNOSTIC]
         worst += [] if model.worst is None else [model.worst["share"]]
         rows.append(
             [

@@ -14,10 +14,11 @@ from efface.checks import one_of
 from efface.comparison.table import arms_table, comparison_page
 from efface.errors import UserError
 from efface.evaluation.result import generations_path
+from efface.files.io import is_regular_file
 from efface.files.jsonl import Row, read_jsonl
 from efface.files.output import check_output_file
 from efface.files.shapes import Maybe, check_shape
-from efface.report import CLICK, MASKS, NOT_MEASURED
+from efface.report import CLICK, FIGURES, MASKS, NOT_MEASURED
 from efface.report.analysis_figures import CAPTIONS, figures_of
 from efface.report.analysis_table import analysis_page
 from efface.report.claim import (
@@ -104,6 +105,8 @@ def report_about(
 
 def is_report(file: Path) -> bool:
     """Whether a file is a page of ours, which the next one may replace."""
+    if not is_regular_file(file):  # a pipe would be waited for
+        return False
     with open(file, encoding="utf-8", errors="replace") as stream:
         return MARK in stream.read(4096)
 
@@ -190,7 +193,7 @@ def _findings(edit: Source, history: Sequence[Mapping[str, Any]]) -> Findings:
 
 def _states_of(edit: Source) -> list[Section]:
     findings = _findings(edit, [])
-    drawn = [figure for figure in draw(findings) if figure.name == "erasure"]
+    drawn = draw(findings, {"erasure": FIGURES["erasure"]})
     return [Section(f"What the hidden states still say: {edit.name}", [Pictures(drawn)])] if drawn else []
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from efface.evaluation.result import judges_of
 from efface.files.jsonl import Row
 from efface.report.sources import SWEPT, Source
 
@@ -74,8 +75,7 @@ class Known:
 
     @property
     def judges(self) -> Mapping[str, Row]:
-        toxicity = self.figures["toxicity"]
-        return self.figures.get("judges") or {toxicity["scorer"]: toxicity}
+        return judges_of(self.figures)
 
     @property
     def swept(self) -> bool:

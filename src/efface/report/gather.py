@@ -3,35 +3,36 @@
 A model that several sources speak of, by the same name of a checkpoint, is one; its figures are those of the first.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from efface.attacks import ATTACKS
 from efface.attacks.finished import read_result
 from efface.attacks.result import AttackResult, title
-from efface.audit.battery import folder_of
 from efface.audit.notes import reason_of_row
-from efface.audit.rows import is_base, nothing_counts
+from efface.audit.rows import attack_file, is_base, nothing_counts
 from efface.comparison.config import BASE as SWEEP_BASE
 from efface.errors import UserError
 from efface.files.jsonl import Row
 from efface.report.evidence import Attempt, Known, Point
-from efface.report.sources import ATTACKED, AUDITED, EDIT, EVALUATED, SWEPT, Source
+from efface.report.sources import ATTACKED, AUDITED, EDIT, EVALUATED, SWEPT, TRAINING, Source
 
 BASE, EDITED, UNNAMED = "base", "edited", "unnamed"
-RESULT = "result.json"
 LASTING = 0.7
 """Of an edit's effect, at least: what of it is lost beyond that is said."""
 
 
-def gather(sources: Iterable[Source]) -> list[Known]:
+def gather(sources: Sequence[Source]) -> list[Known]:
     """The models of all sources; bases first, then as they come."""
     found: list[Known] = []
+    methods = {source.folder.parent: source.result["method"] for source in sources if source.kind == TRAINING}
     for source in sources:
         if source.inside and source.kind == SWEPT:  # in which the edit was chosen: it is told with the edit
             continue
         for one in READERS.get(source.kind, _nothing)(source):
+            if source.kind == EDIT and not one.base:
+                one.method = methods.get(source.folder, "")
             same = next((other for other in found if one.model and not one.swept and other.model == one.model), None)
             if same is None:
                 found.append(one)
@@ -66,8 +67,7 @@ def _of_edit(source: Source) -> Iterator[Known]:
     result = source.result
     yield Known(BASE, result["base"].get("model"), True, source, result["base"])
     change = result["comparison"].get("perplexity_change")
-    method = result["plan"].get("method") or "repo"
-    yield Known(EDITED, result["edited"].get("model"), False, source, result["edited"], change, method=method)
+    yield Known(EDITED, result["edited"].get("model"), False, source, result["edited"], change)
 
 
 def _of_evaluation(source: Source) -> Iterator[Known]:
@@ -115,13 +115,12 @@ def _of_audit(source: Source) -> Iterator[Known]:
             source,
             report["evaluation"],
             _change(report["evaluation"], base),
-            attempts=[_attempt(row, source.folder / folder_of(report["name"])) for row in report["attacks"]],
+            attempts=[_attempt(row, source.folder, report["name"]) for row in report["attacks"]],
             columns=_made(report),
         )
     if base is not None and not any(is_base(one) for one in source.result["models"] if "target" in one):
         control = source.result["controls"].get(BASE) or {}
-        folder = source.folder / "controls" / BASE
-        attempts = [_attempt(row, folder) for row in control.get("attacks", [])]
+        attempts = [_attempt(row, source.folder, f"controls/{BASE}") for row in control.get("attacks", [])]
         yield Known(BASE, base.get("model"), True, source, base, attempts=attempts, columns=_made(control))
 
 
@@ -130,12 +129,12 @@ def _made(report: Row) -> dict[str, Row]:
     return {access: column for access, column in columns.items() if column["judged"] is not None}
 
 
-def _attempt(row: Row, folder: Path) -> Attempt:
+def _attempt(row: Row, folder: Path, place: str) -> Attempt:
     wrecked = row["judged"] is not None and nothing_counts(row)
     why = str(reason_of_row(row) or "") if row["judged"] is None else "every point wrecked the model" * wrecked
-    file = folder / folder_of(row["attack"]) / RESULT
+    file = attack_file(folder, place, row["attack"])
     try:
-        curve = _curve(read_result(file)) if row["judged"] is not None and file.exists() else []
+        curve = _curve(read_result(file)) if row["judged"] is not None and file is not None else []
     except UserError:  # the table is whole without it
         curve = []
     return Attempt(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from efface.attacks import ACCESS, ATTACKS
+from efface.audit.battery import DIAGNOSTIC
 from efface.errors import UserError
 from efface.report.evidence import Attempt, Known
 from efface.report.numbers import change, percent
@@ -75,7 +76,7 @@ def _parse(text: str) -> Limit:
         raise UserError(f"limit {text!r} is none. Write METRIC<=NUMBER, for example share<=0.1 or perplexity<=+3%.")
     metric, steps, number, sign = found[1].lower(), found[2], found[3], found[4]
     if metric not in METRICS and metric not in _attacks():
-        names = ", ".join([*METRICS, *(f"{name}" for name in ATTACKS)])
+        names = ", ".join([*METRICS, *ATTACKS])
         raise UserError(f"limit {text!r}: nothing measured is called {metric!r}. There are: {names}.")
     if steps is not None and metric not in _attacks():
         raise UserError(f"limit {text!r}: {metric} has no steps. Leave out :{steps}, or name an attack.")
@@ -149,7 +150,7 @@ def _worst(limit: Limit, model: Known) -> Found:
     if model.worst is not None:
         yield _judged(model.worst, "worst attack")
     for one in model.attempts:
-        if one.judged is not None and one.access != "base":  # which is a diagnostic, in no worst case
+        if one.judged is not None and one.access != DIAGNOSTIC:  # which is in no worst case
             yield _judged(one.judged, one.attack)
 
 
@@ -184,6 +185,6 @@ METRICS: dict[str, Callable[[Limit, Known], Found]] = {
     PERPLEXITY: _perplexity,
     KL: _kl,
     WORST: _worst,
-    **{access: _column for access in ACCESS if access != "base"},
+    **{access: _column for access in ACCESS if access != DIAGNOSTIC},
 }
 SHARES = (SHARE, SHARE + UPPER)

@@ -119,20 +119,15 @@ class Page:
     """Why the first line may not be taken at its word."""
 
 
-def grid_of(table: terminal.Table, caption: str, *, sortable: bool = False) -> Grid:
-    """A table of the terminal on a page."""
-    rows = [[_short(cell) for cell in row] for row in table.rows]
-    head = list(table.head) or [""] * len(rows[0] if rows else [])
-    return Grid(head, rows, caption or table.title, notes=list(table.notes), sortable=sortable)
-
-
 def blocks_of(page: terminal.Page | terminal.Table | str, caption: str) -> list[Block]:
     """What the terminal shows, on a page; tables without a title are called `caption`."""
     if isinstance(page, str):
         text, heading = terminal.heading(page)
         return [Prose(text.replace("**", ""), heading=heading)] if page.strip() else []
     if isinstance(page, terminal.Table):
-        return [grid_of(page, page.title or caption)]
+        rows = [[_short(cell) for cell in row] for row in page.rows]
+        head = list(page.head) or [""] * len(rows[0] if rows else [])
+        return [Grid(head, rows, page.title or caption, notes=list(page.notes))]
     found: list[Block] = []
     for one in page.blocks:
         if isinstance(one, terminal.Table) and found and isinstance(found[-1], Prose) and found[-1].heading:

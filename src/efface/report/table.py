@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from efface.evaluation.proportions import count_of
+from efface.evaluation.result import judges_of
 from efface.terminal.table import Notes, Table
 
 TOXICITY = {
@@ -47,8 +48,7 @@ def _cells(result: dict[str, Any], notes: Notes) -> Iterator[tuple[str, str]]:
     why = "; ".join(["degenerate text, whose toxicity says nothing", *guard.get("reasons", [])])
     mark = notes.mark(why) if degenerate else ""
     front = f"{mark} " if degenerate else ""
-    # Files of older versions have one judge and no `judges`.
-    judges = result.get("judges") or {result["toxicity"]["scorer"]: result["toxicity"]}
+    judges = judges_of(result)
     for judge, toxicity in judges.items():
         by = "" if len(judges) == 1 else f", {judge}"
         said = counted(toxicity["share"], toxicity["n_prompts"] * toxicity["samples"], toxicity["ci95"]["share"])
