@@ -114,15 +114,22 @@ class Quantised:
     def __init__(self, model: Any):
         self.model, self.config, self.dtype = model, model.config, model.dtype
 
-    def parameters(self) -> Any:
+    def named_parameters(self) -> Any:
         for name, one in self.model.named_parameters():
             small = one.requires_grad or one.ndim < 2 or "embed_tokens" in name or "lm_head" in name
-            yield one if small else torch.empty(one.numel() // 2 + 4 * one.numel() // BLOCK, dtype=torch.uint8,
-                                                device="meta")  # fmt: skip
+            yield name, one if small else torch.empty(one.numel() // 2 + 4 * one.numel() // BLOCK, dtype=torch.uint8,
+                                                      device="meta")  # fmt: skip
+
+    def parameters(self) -> Any:
+        return (one for _, one in self.named_parameters())
 
 
-def on_paper(shape: dict[str, Any], way: dict[str, Any]) -> dict[str, Any]:
-    """What `efface train repo` would print of this model, in bytes, and how many parameters there are."""
+def on_paper(shape: dict[str, Any], way: dict[str, Any], parts: int = 1) -> dict[str, Any]:
+    """What `efface train repo` would print of this model, in bytes, and how many parameters there are.
+
+    Args:
+        parts: cards over which FSDP2 cuts the weights.
+    """
     model = shaped(shape, way.get("dtype", "float32"), way.get("lora"))
     width = PROMPT + CONTINUATION
     kept = kept_per_token(model, width)
@@ -144,7 +151,7 @@ def on_paper(shape: dict[str, Any], way: dict[str, Any]) -> dict[str, Any]:
         reference=SimpleNamespace(nbytes=reference[way["reference"]]),
         passage_stream=SimpleNamespace(per_batch=0),
         perturbed=SimpleNamespace(kinds=()),
-        neurons=None,
+        neurons=None, parts=parts,
     )  # fmt: skip
     found = dataclasses.asdict(estimate(run, kept)) | {"available": None}
     trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
@@ -159,6 +166,15 @@ def a_card(found: dict[str, Any], cards: int, *, zero: int = 0) -> float:
     total = float(found["total"] + (memory["gradients"] if cards > 1 else 0))
     total -= memory["optimizer"] * (1 - 1 / cards) if zero >= 1 else 0
     return total - (2 * memory["gradients"] * (1 - 1 / cards) if zero >= 2 and cards > 1 else 0)
+
+
+def cut(shape: dict[str, Any], way: dict[str, Any], whole: dict[str, Any], cards: int) -> float | None:
+    """Bytes on each card under FSDP2: what training needs of the parts, or, where that is more, the whole model and
+    its reference, which are looked at once before they are cut. None for what FSDP2 was not tried with (4 bits)."""
+    if way.get("bits") == 4 or cards == 1:
+        return None
+    loaded = whole["memory"]["parameters"] + whole["memory"]["reference"]
+    return float(max(on_paper(shape, way, cards)["total"], loaded))
 
 
 def seconds_of_a_step(found: dict[str, Any], way: dict[str, Any], cards: int) -> float:
@@ -183,6 +199,7 @@ def table() -> list[dict[str, Any]]:
                     "bytes": a_card(found, cards),
                     "bytes_zero_1": a_card(found, cards, zero=1),
                     "bytes_zero_2": a_card(found, cards, zero=2),
+                    "bytes_fsdp_2": cut(shape, way, found, cards),
                     "seconds_a_step": seconds,
                     "epoch_seconds": seconds * EPOCH / (PAIRS * cards),
                 }

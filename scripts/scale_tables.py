@@ -47,18 +47,31 @@ def _fits(gib: float) -> str:
 
 
 def cards() -> str:
-    """GiB on each of 1, 8 and 64 cards, plainly and with DeepSpeed's stages; seconds a step; minutes an epoch."""
+    """GiB on each of 1, 8 and 64 cards, plainly, with DeepSpeed's stages and FSDP2; seconds a step; minutes an
+    epoch."""
     rows = []
     for row in _read()["rows"]:
         for count, found in row["cards"].items():
-            gib = {name: found[name] / GIB for name in ("bytes", "bytes_zero_1", "bytes_zero_2")}
-            least = min(gib.values()) if int(count) > 1 else gib["bytes"]
-            shown = [f"{gib[name]:.1f}" if int(count) > 1 or name == "bytes" else "" for name in gib]
+            names = ("bytes", "bytes_zero_1", "bytes_zero_2", "bytes_fsdp_2")
+            gib = {name: found[name] / GIB for name in names[: 4 if int(count) > 1 else 1] if found[name] is not None}
+            least = min(gib.values())
+            shown = [f"{gib[name]:.1f}" if name in gib else "" for name in names]
             times = [f"{found['seconds_a_step']:.2f}", f"{found['epoch_seconds'] / 60:.1f}"]
             fits = least < 0.95 * DEVICE
             rows.append([row["size"], row["way"], count, *shown, *(times if fits else ["", ""]),
                          "not run" if fits else "does not fit"])  # fmt: skip
-    head = ["size", "way", "cards", "GiB a card", "with ZeRO-1", "with ZeRO-2", "s a step", "min an epoch", ""]
+    head = [
+        "size",
+        "way",
+        "cards",
+        "GiB a card",
+        "with ZeRO-1",
+        "with ZeRO-2",
+        "with FSDP2",
+        "s a step",
+        "min an epoch",
+        "",
+    ]
     return table(head, rows)
 
 

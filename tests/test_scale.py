@@ -15,6 +15,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from processes import FSDP
 from tiny import tiny_model, tiny_tokenizer
 from trained import build as builder
 from unpackaged import script
@@ -27,7 +28,7 @@ from efface.training.estimate import checkpointed, estimate, kept_per_token
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
-REFUSED = {"fsdp2": "FSDP", "zero3": "ZeRO stage 3"}
+REFUSED = {"zero3": "ZeRO stage 3"}
 build = builder
 
 
@@ -73,6 +74,22 @@ def test_more_cards_never_need_more_than_twice_the_gradients_beside(scale: Any) 
     assert scale.a_card(found, 8, zero=2) == 10.0
 
 
+def test_of_cut_weights_a_card_holds_its_part_and_what_is_at_work(scale: Any) -> None:
+    shape = {"layers": 4, "width": 64, "mlp": 192, "heads": 4, "kv_heads": 2, "tied": True, "vocabulary": 300}
+    way = {"reference": "head"}
+    whole, cut = (scale.on_paper(shape, way, parts)["memory"] for parts in (1, 8))
+    size, outside = whole["parameters"], 4 * (300 * 64 + 64)  # embedding and last norm
+    at_work = outside + 2 * (size - outside) // 4
+    assert cut["parameters"] == cut["gradients"] == size // 8 + at_work
+    assert (cut["optimizer"], cut["activations"]) == (2 * size // 8, whole["activations"])
+    found = scale.on_paper(shape, way)
+    assert scale.cut(shape, way, found, 8) == scale.on_paper(shape, way, 8)["total"]
+    assert scale.cut(shape, way, found, 1) is scale.cut(shape, way | {"bits": 4}, found, 8) is None
+    live = scale.on_paper(shape, {"reference": "live"})
+    live["memory"]["reference"] = 10**9  # the whole model does not get smaller by being cut later
+    assert scale.cut(shape, way, live, 8) == size + 10**9
+
+
 def test_what_was_not_run_says_so() -> None:
     text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     for line in re.findall(r"^\| .*(?:ddp\.yaml|zero1|load-in-4bit --lora|device-map|vLLM).*$", text, re.MULTILINE):
@@ -108,6 +125,8 @@ def test_what_would_cut_the_weights_is_refused(file: Path, tmp_path: Path, monke
             REPOConfig(str(tmp_path), use_cpu=True)
     elif not deepspeed:  # which is not installed
         REPOConfig(str(tmp_path), use_cpu=True)
+    if file.stem == "fsdp2":
+        assert {name: found[name] for name in FSDP} == FSDP  # what is tested in two processes
 
 
 @pytest.mark.full

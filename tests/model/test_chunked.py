@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import formulas
@@ -32,9 +33,13 @@ def soft_cap(scores: Tensor) -> Tensor:
 FINISHES: dict[str, Callable[[Tensor], Tensor]] = {"plain": lambda scores: scores, "soft cap": soft_cap}
 
 
+def head_with(weight: Tensor, bias: Tensor | None, finish: Callable[[Tensor], Tensor]) -> Head:
+    return Head(SimpleNamespace(weight=weight, bias=bias), finish)
+
+
 def head_of(seed: int, words: int, width: int, *, bias: bool = False, finish: str = "plain") -> Head:
     weight = normal(seed, words, width).requires_grad_()
-    return Head(weight, normal(seed + 1, words).requires_grad_() if bias else None, FINISHES[finish])
+    return head_with(weight, normal(seed + 1, words).requires_grad_() if bias else None, FINISHES[finish])
 
 
 @pytest.fixture(autouse=True)
@@ -73,14 +78,14 @@ def test_kl_gradcheck(finish: str) -> None:
     states, weights = normal(21, 5, 4), normal(22, 5).abs()
 
     def total(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return weighted_kl(hidden, Head(weight, bias, head.finish), states, fixed, weights)[0]
+        return weighted_kl(hidden, head_with(weight, bias, head.finish), states, fixed, weights)[0]
 
     hidden = normal(20, 5, 4).requires_grad_()
     assert torch.autograd.gradcheck(total, (hidden, head.weight, head.bias))
 
 
 def test_kl_has_the_reference_first() -> None:
-    identity = Head(torch.eye(2), None, FINISHES["plain"])
+    identity = head_with(torch.eye(2), None, FINISHES["plain"])
     sure, unsure = torch.tensor([[4.0, 0.0]]), torch.tensor([[0.0, 0.0]])
     p = 1 / (1 + math.exp(-4))
     one = torch.ones(1)
@@ -144,7 +149,7 @@ def test_log_probabilities_gradcheck() -> None:
     head, targets = head_of(0, 17, 4, bias=True, finish="soft cap"), torch.tensor([0, 16, 3, 3, 9])
 
     def found(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return token_log_probabilities(hidden, Head(weight, bias, head.finish), targets)
+        return token_log_probabilities(hidden, head_with(weight, bias, head.finish), targets)
 
     assert torch.autograd.gradcheck(found, (normal(20, 5, 4).requires_grad_(), head.weight, head.bias))
 
@@ -171,13 +176,13 @@ def test_half_precision_and_autocast() -> None:
     weight, hidden, states = (
         normal(i, *shape, dtype=torch.float32) for i, shape in enumerate([(17, 4), (7, 4), (7, 4)])
     )
-    fixed = Head(weight.clone(), None, FINISHES["plain"])
+    fixed = head_with(weight.clone(), None, FINISHES["plain"])
     exact, exact_kl = weighted_kl(hidden, fixed, states, fixed, torch.ones(7))
-    half = Head(weight.bfloat16(), None, FINISHES["plain"])
+    half = head_with(weight.bfloat16(), None, FINISHES["plain"])
     _, kl = weighted_kl(hidden.bfloat16(), half, states.bfloat16(), half, torch.ones(7))
     assert kl.dtype == torch.float32
     torch.testing.assert_close(kl, exact_kl, rtol=0.2, atol=0.05)
-    trained = Head(weight.clone().requires_grad_(), None, FINISHES["plain"])
+    trained = head_with(weight.clone().requires_grad_(), None, FINISHES["plain"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         total, _ = weighted_kl(hidden.requires_grad_(), trained, states, fixed, torch.ones(7))
     total.backward()
@@ -190,11 +195,12 @@ def test_half_precision_and_autocast() -> None:
 
 MEASURE = """
 import resource, sys, torch
+from types import SimpleNamespace
 from efface.model.chunked import token_log_probabilities, weighted_kl
 from efface.model.forward import Head
 tokens, words, width = 1024, 262144, 8
-head = Head(torch.randn(words, width, requires_grad=True), None, lambda scores: scores)
-fixed = Head(torch.randn(words, width), None, lambda scores: scores)
+head = Head(SimpleNamespace(weight=torch.randn(words, width, requires_grad=True), bias=None), lambda scores: scores)
+fixed = Head(SimpleNamespace(weight=torch.randn(words, width), bias=None), lambda scores: scores)
 hidden = torch.randn(tokens, width, requires_grad=True)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 if sys.argv[1] == "kl":

@@ -1,5 +1,6 @@
 """Is a model found out whose head, or whose forward, is not what efface takes it for?"""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def test_the_check_in_half_precision_and_under_autocast() -> None:
         check_head(whole, layers=[0, 1])
         head = Head.of(whole)
         with pytest.raises(UserError, match="do not give its logits"):
-            check_head(whole, Head(head.weight * 1.2, head.bias, head.finish))
+            check_head(whole, Head(SimpleNamespace(weight=head.weight * 1.2, bias=head.bias), head.finish))
 
 
 def test_the_check_leaves_the_model_as_it_was() -> None:

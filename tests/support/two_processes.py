@@ -1,7 +1,7 @@
 """What is trained twice, by one process and by two? One small run of every method, and of what may get in DDP's way.
 
-`python two_processes.py FILE` trains all of it as one of two processes and writes the weights to FILE. Passages are
-spread unevenly: the text FIRST stands in the batch of one process, and the other's batch has none.
+`python two_processes.py FILE STEPS` trains all of it as one of two processes and writes the weights to FILE. Passages
+are spread unevenly: the text FIRST stands in the batch of one process, and the other's batch has none.
 """
 
 import faulthandler
@@ -24,6 +24,7 @@ from efface.training.processes import leave_group
 from efface.training.trainer import PairTrainer
 
 FIRST, SECOND = "The history of the town is the history of its river.", "They said that he is an engineer."
+STEPS = 3
 SECONDS = 90  # for one case, on a busy machine too: longer means that the processes wait for each other
 
 BY_STEPS = [name for name in METHODS if issubclass(load_method(name), PairTrainer)]
@@ -48,16 +49,18 @@ CASES: dict[str, dict[str, Any]] = {
     "repo cached": {"precompute_reference": "on"},
 }
 # Gradients are not clipped, which would hide one that is too large: these of the order of 1 / their norm.
-RATES = {"rmu": 1e-3, "circuit_breakers": 0.05, "repo": 0.005}
+RATES = {"rmu": 1e-3, "circuit_breakers": 0.005, "repo": 0.005}
 
 
-def trainer_of(case: str, output: Path, processes: int) -> PairTrainer:
+def trainer_of(
+    case: str, output: Path, processes: int, steps: int = STEPS, *, pairs: int = len(ROWS), **more: Any
+) -> PairTrainer:
     """The trainer of a case; as one process it has the whole batch, or both micro-batches one after the other."""
     name = case.split()[0]
     method: Any = load_method(name)
     apart = processes == 2 or case in ACCUMULATED
     settings: dict[str, Any] = {
-        "max_steps": 3,
+        "max_steps": steps,
         "max_grad_norm": 0.0,
         "learning_rate": RATES.get(name, 0.05),
         "optim": "sgd",
@@ -71,6 +74,7 @@ def trainer_of(case: str, output: Path, processes: int) -> PairTrainer:
         "precompute_reference": "auto" if name in ("rmu", "circuit_breakers") else "off",  # which compare residuals
         **({"grl_schedule": "constant", "discriminator_width": 16} if name == "repo" else {}),
         **CASES.get(case, {}),
+        **more,
     }
     keywords: dict[str, Any] = {}
     if name == "retain":  # which learns nothing from itself
@@ -82,7 +86,7 @@ def trainer_of(case: str, output: Path, processes: int) -> PairTrainer:
     trainer = method(
         tiny_model("llama"),
         method.config_class(str(output), **settings),
-        ROWS,
+        ROWS[:pairs],
         processing_class=tiny_tokenizer(),
         retain_text=[FIRST, SECOND],
         **keywords,
@@ -118,12 +122,16 @@ def only(batch: PairBatch, ids: list[int]) -> PairBatch:
     return found | {name: batch[name][rows] for name in ("input_ids", "attention_mask", "continuation_mask")}  # type: ignore[literal-required]
 
 
-def trained(case: str, output: Path, processes: int) -> dict[str, Tensor]:
+def trained(case: str, output: Path, processes: int, steps: int = STEPS, **more: Any) -> dict[str, Tensor]:
     """The weights that a case trains, after it."""
-    trainer = trainer_of(case, output, processes)
+    trainer = trainer_of(case, output, processes, steps, **more)
     trainer.train()
     found = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
     return {name: weight.detach().clone() for name, weight in found.items()}
+
+
+SAVED: dict[str, Any] = {"steps": 4, "save_strategy": "steps", "save_steps": 2}
+"""A run with a checkpoint half-way, which a single process goes on from."""
 
 
 def broken(output: Path) -> str:
@@ -145,12 +153,14 @@ def broken(output: Path) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    file = Path(sys.argv[1])
+    file, steps = Path(sys.argv[1]), int(sys.argv[2])
     results: dict[str, Any] = {}
     for case in CASES:
         sys.stderr.write(f"{case}\n")
         faulthandler.dump_traceback_later(SECONDS, exit=True)  # says where it hangs, if it does; set anew each time
-        results[case] = trained(case, file.parent / case, 2)
+        results[case] = trained(case, file.parent / case, 2, steps)
+    results["saved"] = trained("repo", file.parent / "saved", 2, **SAVED)
+    results["odd"] = trained("repo", file.parent / "odd", 2, pairs=7)
     results["broken"] = broken(file.parent / "broken")
     results["wrapped"] = sum(isinstance(one, DistributedDataParallel) for one in gc.get_objects())
     torch.save(results, file)

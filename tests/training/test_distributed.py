@@ -1,47 +1,37 @@
 """Do two real processes train as one does? Half of the pairs each, over gloo; what, is in `two_processes.py`.
 
+With `--full` over 20 steps.
+
 Of: training/processes.py
 """
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import of_both
 from tiny import tiny_model
-from two_processes import CASES, SECONDS, trained
+from transformers import AutoModelForCausalLM
+from two_processes import CASES, SAVED, SECONDS, STEPS, trained, trainer_of
 
 from efface.methods import METHODS
 
+LONG = 20
+# Rounding of another order of sums, which every step takes on from the one before.
+TOLERANCES = {STEPS: {"rtol": 1e-4, "atol": 1e-5}, LONG: {"rtol": 1e-3, "atol": 1e-4}}
+
 
 @pytest.fixture(scope="module")
-def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module", params=[STEPS, pytest.param(LONG, marks=pytest.mark.full)])
+def of_two(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]]:
     """What each of the two processes has; started once, for a process takes seconds to start."""
-    folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    processes, logs = [], []
-    for rank in range(2):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        script, log = Path(__file__).parents[1] / "support" / "two_processes.py", folder / f"{rank}.log"
-        command = [sys.executable, str(script), str(folder / f"{rank}.pt")]
-        with log.open("w") as stderr:
-            processes.append(subprocess.Popen(command, env=os.environ | shared | own, stderr=stderr))
-        logs.append(log)
-    try:
-        codes = [process.wait(timeout=SECONDS * len(CASES)) for process in processes]
-    finally:
-        for process in processes:  # one that has failed leaves the other waiting
-            process.kill()
-            process.wait()
-    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    found = of_both("two_processes", folder, str(request.param), seconds=SECONDS * len(CASES))
+    return [one | {"steps": request.param} for one in found]
 
 
 def test_every_method_that_takes_steps_is_tried() -> None:
@@ -51,16 +41,35 @@ def test_every_method_that_takes_steps_is_tried() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_as_one(case: str, of_two: list[dict[str, Any]], tmp_path: Path) -> None:
     first, second = (results[case] for results in of_two)
-    one = trained(case, tmp_path / "one", 1)
+    steps = of_two[0]["steps"]
+    one = trained(case, tmp_path / "one", 1, steps)
     assert first.keys() == second.keys() == one.keys() and one
     start = dict(tiny_model("llama").named_parameters())
     moved = [(one[name] - start[name]).abs().max() for name in one if name in start]
     moved += [one[name].abs().max() for name in one if name.endswith("lora_B.default.weight")]
-    assert max(moved) > 1e-4  # ten times what they may differ by
+    assert max(moved) > 10 * TOLERANCES[steps]["atol"]
     for name, weight in one.items():
         assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], weight, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(first[name], weight, **TOLERANCES[steps], msg=lambda text, n=name: f"{n}: {text}")
         assert torch.isfinite(weight).all(), name
+
+
+def test_one_process_goes_on_from_what_two_have_saved(
+    of_two: list[dict[str, Any]], folder: Path, tmp_path: Path
+) -> None:
+    alone = trainer_of("repo", tmp_path, 1, **SAVED)
+    alone.train(resume_from_checkpoint=str(folder / "saved" / "checkpoint-2"))
+    for name, weight in dict(alone.model.named_parameters()).items():
+        torch.testing.assert_close(weight.data, of_two[0]["saved"][name], rtol=1e-4, atol=1e-5)
+    saved = AutoModelForCausalLM.from_pretrained(folder / "saved" / "checkpoint-4")
+    assert all(torch.equal(each, of_two[0]["saved"][name]) for name, each in saved.named_parameters())
+
+
+def test_an_odd_number_of_pairs_is_filled_up(of_two: list[dict[str, Any]], tmp_path: Path) -> None:
+    """The first pair is seen once more: as one process trains on the pairs and the first again."""
+    first, second = (results["odd"] for results in of_two)
+    assert all(torch.equal(first[name], second[name]) and first[name].isfinite().all() for name in first)
+    assert any(not torch.equal(first[name], weight) for name, weight in of_two[0]["repo"].items())
 
 
 def test_a_process_with_a_loss_that_is_no_number_takes_the_others_along(of_two: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,10 +29,18 @@ class Forward:
     """(N, d) after the final norm, at the N positions whose logits were asked for, in row-major order."""
     residuals: dict[int, Tensor]
     """layer -> (M, d), the residual stream after that block at the M captured tokens, in row-major order."""
+    nothing: Tensor | float = 0.0
+    """A zero, which hangs in the graph on every weight of the model if that was asked for."""
 
 
 def forward(
-    model: nn.Module, layout: Layout, project: Tensor, layers: Sequence[int] = (), capture: Tensor | None = None
+    model: nn.Module,
+    layout: Layout,
+    project: Tensor,
+    layers: Sequence[int] = (),
+    capture: Tensor | None = None,
+    *,
+    whole: bool = False,
 ) -> Forward:
     """One forward of all rows of `layout`; the output head never runs.
 
@@ -44,9 +53,11 @@ def forward(
         project: (rows, T) bool in logical places: whose final hidden states are wanted.
         layers: the blocks whose residual stream is wanted.
         capture: (rows, T) bool in logical places: the tokens whose residuals are wanted.
+        whole: every block runs, whatever is projected, and `nothing` is given: where weights are cut into parts every
+            process must have a gradient of the same ones.
     """
     inner = unwrap(model)
-    ends = layers and not project.any()
+    ends = layers and not project.any() and not whole
     inputs = accepted(
         inner,
         input_ids=layout.input_ids,
@@ -59,12 +70,12 @@ def forward(
         capture_residuals(inner, layers) as residuals,
         ended_after(inner, max(layers)) if ends else contextlib.nullcontext(),
     ):
-        model(**inputs)
+        output = model(**inputs)
         # Within the context: a hook that gradient checkpointing runs again must not find the dict changed.
         found = {} if capture is None else {layer: layout.take(residuals[layer], capture) for layer in layers}
     if ends:
         return Forward(torch.empty(0, device=project.device), found)
-    return Forward(layout.take(final[0], project), found)
+    return Forward(layout.take(final[0], project), found, output.logits.sum() if whole else 0.0)
 
 
 @contextlib.contextmanager
@@ -133,16 +144,29 @@ def skipped_above(inner: Any, layer: int) -> Iterator[list[Any]]:
                 block.forward = forward
 
 
-@dataclass
 class Head:
     """Final hidden states -> logits, as the model itself does it: weight and bias of the output embedding, then the
-    model's own code (soft-capping of Gemma 2, scale of Cohere)."""
+    model's own code (soft-capping of Gemma 2, scale of Cohere).
 
-    weight: Tensor
-    """(V, d)"""
-    bias: Tensor | None
-    finish: Callable[[Tensor], Tensor]
-    """(N, V) -> (N, V): what the model does after the output embedding; without parameters."""
+    Args:
+        linear: what has the weight (V, d) and the bias, or None; asked for them whenever they are used, for a model
+            that is cut into parts (`fully_shard`) has other ones in each step, and whole ones only within it.
+        finish: (N, V) -> (N, V), what the model does after the output embedding; without parameters.
+    """
+
+    def __init__(self, linear: Any, finish: Callable[[Tensor], Tensor]):
+        self.linear, self.finish = linear, finish
+
+    @property
+    def weight(self) -> Tensor:
+        """(V, d)"""
+        weight: Tensor = self.linear.weight
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias: Tensor | None = self.linear.bias
+        return bias
 
     @classmethod
     def of(cls, model: nn.Module) -> "Head":
@@ -153,9 +177,11 @@ class Head:
         linear = inner.get_output_embeddings()
         if linear is None:
             raise UserError(f"{type(inner).__name__} has no output head: it is no causal language model.")
-        if type(linear) is not nn.Linear:
+        # fully_shard gives a module a class of its own.
+        kind = next(base for base in type(linear).__mro__ if not base.__name__.startswith("FSDP"))
+        if kind is not nn.Linear:
             raise UserError(
-                f"the output head is a {type(linear).__name__}, not a plain linear map: it cannot be adapted (LoRA, "
+                f"the output head is a {kind.__name__}, not a plain linear map: it cannot be adapted (LoRA, "
                 "modules_to_save) or quantised. Leave it out of lora_target_modules."
             )
         width = inner.config.get_text_config(decoder=True).hidden_size
@@ -163,30 +189,50 @@ class Head:
         # the model's own code around both.
         scores_of = StandIn()
         shell = _replaced(inner, _path_of(inner, linear), scores_of)
-        scores_of.weight, scores_of.bias = linear.weight, linear.bias  # some models look at their type
         body = shell._modules[_path_of(inner, decoder_blocks(inner))[0]] = StandIn()
 
         def finish(scores: Tensor) -> Tensor:
             states = linear.weight.new_zeros(()).expand(1, len(scores), width)
-            body.output, scores_of.output = AnyOutput(last_hidden_state=states), scores.unsqueeze(0)
+            # Some models look at the type of the weight; it is held no longer than that.
+            vars(scores_of).update(output=scores.unsqueeze(0), weight=linear.weight, bias=linear.bias)
+            body.output = AnyOutput(last_hidden_state=states)
             try:
                 return shell(**accepted(inner, inputs_embeds=states)).logits.squeeze(0)
             finally:
-                body.output = scores_of.output = None
+                vars(scores_of).update(output=None, weight=None, bias=None)
+                body.output = None
 
-        return cls(linear.weight, linear.bias, finish)
+        return cls(linear, finish)
 
     def frozen(self) -> "Head":
         """A head that stays what it is now; copied only where the weights are trained."""
-
-        def fixed(tensor: Tensor) -> Tensor:
-            return tensor.detach().clone() if tensor.requires_grad else tensor.detach()
-
-        return Head(fixed(self.weight), None if self.bias is None else fixed(self.bias), self.finish)
+        if not self.weight.requires_grad:
+            return Head(_Untrained(self.linear), self.finish)
+        copied = SimpleNamespace(weight=self.weight.detach().clone(), bias=self.bias)
+        if self.bias is not None:
+            copied.bias = self.bias.detach().clone()
+        return Head(copied, self.finish)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """(N, d) -> (N, V)."""
         return self.finish(F.linear(hidden, self.weight, self.bias))
+
+
+class _Untrained:
+    """What `linear` has whenever it is asked for, without a gradient to it."""
+
+    def __init__(self, linear: Any):
+        self.linear = linear
+
+    @property
+    def weight(self) -> Tensor:
+        weight: Tensor = self.linear.weight
+        return weight.detach()
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias: Tensor | None = self.linear.bias
+        return None if bias is None else bias.detach()
 
 
 def _path_of(model: nn.Module, wanted: nn.Module) -> list[str]:
@@ -198,6 +244,8 @@ def _replaced(module: Any, path: list[str], stub: nn.Module) -> Any:
     """A copy of `module` with `stub` at `path`; what lies on the way is copied, shallowly, all else is shared."""
     shell = copy.copy(module)
     vars(shell).pop("forward", None)  # accelerate's, which would call the original
+    # Its own, so that hooks that come later (fully_shard's) are the original's alone.
+    vars(shell).update({name: hooks.copy() for name, hooks in vars(shell).items() if "_hooks" in name})
     shell._modules = dict(module._modules)
     first, *rest = path
     shell._modules[first] = _replaced(module._modules[first], rest, stub) if rest else stub

@@ -18,7 +18,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import (
+    FSDP_MODEL_NAME,
+    OPTIMIZER_NAME,
+    OPTIMIZER_NAME_BIN,
+    SCHEDULER_NAME,
+    TRAINER_STATE_NAME,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from efface.errors import RunError, UserError, reason_of
@@ -30,6 +36,9 @@ logger = logging.getLogger(__name__)
 WEIGHTS = "*.safetensors"
 STATES = (TRAINER_STATE_NAME, OPTIMIZER_NAME, SCHEDULER_NAME)
 """Without these, training would go on as another run than it was."""
+CUT = f"{FSDP_MODEL_NAME}.bin"
+"""The weights once more, which accelerate writes, and reads, where they are cut into parts (FSDP); beside it stands
+another file of the optimizer."""
 
 
 SAVING = ".saving-"
@@ -79,6 +88,17 @@ class WholeCheckpoints(Trainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._saving is None else str(self._saving)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        cut = (Path(resume_from_checkpoint) / CUT).is_file()
+        if cut != self.accelerator.is_fsdp2:
+            was, here = ("with", "without") if cut else ("without", "with")
+            raise UserError(
+                f"{resume_from_checkpoint} was written {was} FSDP, and training runs {here} it. Launch it as it was "
+                "begun."
+            )
+        with _without_code(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _without_code(checkpoint):
@@ -161,7 +181,9 @@ def _newest_first(directory: Path) -> list[Path]:
 
 def what_is_missing(folder: Path, more: Sequence[str] = ()) -> str | None:
     """Why a checkpoint cannot be gone on from, or None."""
-    for name in (*STATES, *more):
+    cut = (folder / CUT).is_file()
+    states = (OPTIMIZER_NAME_BIN if cut and name == OPTIMIZER_NAME else name for name in STATES)
+    for name in (*states, *more):
         if not (folder / name).is_file():
             hint = " (saved with save_only_model?)" if name != TRAINER_STATE_NAME else ""
             return f"it holds no {name}{hint}"
@@ -182,7 +204,7 @@ def _check(file: Path) -> None:
         with safe_open(file, "pt") as tensors:  # compares the size of the file with what its header says
             if not tensors.keys():
                 raise SafetensorError("it holds no tensors")
-    elif file.suffix in (".pt", ".pth"):  # torch's zip archives
+    elif file.suffix in (".pt", ".pth", ".bin"):  # torch's zip archives
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
             if damaged is not None:

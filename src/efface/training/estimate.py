@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from efface.data.batch import PairBatch
 from efface.data.dataset import PassageStream
+from efface.model.blocks import decoder_blocks
 from efface.model.chunked import PIECE
 from efface.model.copies import eval_mode
 from efface.model.devices import free_memory
@@ -41,6 +42,8 @@ class Run(Protocol):
     passage_stream: PassageStream
     perturbed: Perturbed
     neurons: Neurons | None
+    parts: int
+    """Over how many processes the weights are cut; 1: each has all of them."""
 
     def example(self, n: int) -> PairBatch:
         """The first `n` pairs as a batch."""
@@ -63,7 +66,7 @@ class Estimate:
     cache: int
     """The reference's states, on disk."""
     available: int
-    """Of the device's memory now, with the model loaded."""
+    """Of the device's memory, with the model loaded, as far as a process keeps it."""
     perturbed: int = 0
     """Where gradients are taken, and what leads there (`withstand`)."""
 
@@ -100,21 +103,37 @@ def estimate(run: Run, kept: float | None = None) -> Estimate:
         kept: bytes that autograd keeps of the blocks for each token (of a model that is not in memory, say); None
             counts them in one forward of a small batch.
     """
-    model, dataset = run.model, run.train_dataset
-    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    dataset = run.train_dataset
+    loaded, held = _weights(run, trained=False)
+    gradients, kept_gradients = _weights(run, trained=True)
     optimizer = str(getattr(run.args.optim, "value", run.args.optim))
     states = next((n for name, n in STATES.items() if optimizer.startswith(name)), 2)
     return Estimate(
-        parameters=sum(parameter.nbytes for parameter in model.parameters())
-        + (0 if run.neurons is None else run.neurons.nbytes),
-        gradients=trained,
-        optimizer=states * trained,
+        parameters=held + (0 if run.neurons is None else run.neurons.nbytes),
+        gradients=kept_gradients,
+        optimizer=states * gradients // run.parts,
         reference=run.reference.nbytes,
         activations=_activations(run, kept_per_token(run) if kept is None else kept),
         cache=dataset.states.nbytes if dataset.states is not None else 0,
-        available=free_memory(run.args.device),
+        available=free_memory(run.args.device) + loaded - held,
         perturbed=_perturbed(run),
     )
+
+
+def _weights(run: Run, *, trained: bool) -> tuple[int, int]:
+    """Bytes of the (trained) weights: of all, and of what a process holds of them at once.
+
+    Where they are cut, that is its part, and whole what stands outside the blocks and two of the blocks: one at work,
+    the next on its way.
+    """
+    model: Any = run.model
+    sizes = {name: each.nbytes for name, each in model.named_parameters() if each.requires_grad or not trained}
+    whole = sum(sizes.values())
+    if run.parts == 1:
+        return whole, whole
+    blocks = decoder_blocks(model)
+    within = sum(each.nbytes for each in blocks.parameters() if each.requires_grad or not trained)
+    return whole, whole // run.parts + (whole - within) + 2 * within // len(blocks)
 
 
 def _perturbed(run: Run) -> int:

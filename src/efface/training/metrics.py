@@ -45,7 +45,10 @@ def raise_if_loss_not_finite(loss: Tensor, terms: dict[str, float], step: int, a
 def raise_if_not_finite(model: nn.Module, step: int) -> None:
     """Raise a `RunError` if a trained weight is NaN or infinite: no later loss would show what the last step did."""
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not torch.isfinite(parameter).all():
+        if not parameter.requires_grad:
+            continue
+        finite: Any = torch.isfinite(parameter).all()
+        if not getattr(finite, "full_tensor", lambda finite=finite: finite)():  # of all processes, where it is cut
             raise RunError(
                 f"the weights are not finite after step {step} ({name}); nothing was saved of it. Earlier checkpoints "
                 "are untouched. Lower learning_rate."

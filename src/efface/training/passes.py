@@ -39,6 +39,7 @@ def policy_forward(
     capture: Tensor,
     layout: str,
     exact: bool = False,
+    whole: bool = False,
 ) -> Forward:
     """What `loss` gets of the trained model; the same in every layout.
 
@@ -46,15 +47,17 @@ def policy_forward(
         project: (2B + R, T) bool, whose final hidden states are wanted.
         capture: (2B + R, T) bool, the tokens whose residuals after `layers` are wanted; of chosen and rejected rows.
         exact: see `shared_layout`; for half precision, in which other roundings are seen.
+        whole: see `forward`.
     """
     if layout == "shared":
-        return forward(model, shared_layout(batch, unwrap(model), exact=exact), project, layers, capture)
+        arranged = shared_layout(batch, unwrap(model), exact=exact)
+        return forward(model, arranged, project, layers, capture, whole=whole)
 
     def part(rows: Tensor) -> Forward:
         arranged = plain_layout(
             batch["input_ids"][rows], batch["attention_mask"][rows], masked=True, widest=most_columns(model)
         )
-        return forward(model, arranged, project[rows], layers, capture[rows])
+        return forward(model, arranged, project[rows], layers, capture[rows], whole=whole)
 
     if layout == "plain":
         return part(project.any(1) | capture.any(1) if layers else project.any(1))

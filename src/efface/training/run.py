@@ -136,7 +136,8 @@ def train(
         if isinstance(trainer, PairTrainer):
             trainer.add_callback(LogBook(journal))
             trainer.accelerator.wait_for_everyone()
-        for line in trainer.describe() if main_process else ():
+        described = trainer.describe()  # on every process, which looks at the model before its weights may be cut
+        for line in described if main_process else ():
             journal(f"{method}: {line}")
         start = time.monotonic()
         with former_run_kept(directory, main_process=main_process, begun=has_checkpoint):

@@ -48,14 +48,14 @@ from efface.training.inputs import (
 )
 from efface.training.metrics import Metrics, raise_if_loss_not_finite, raise_if_not_finite
 from efface.training.neurons import TrainsNeurons
-from efface.training.passes import choose_layout, policy_forward
+from efface.training.passes import choose_layout, of_pairs, policy_forward
 from efface.training.perturbed import Perturbed, TakesPerturbedSteps
 from efface.training.prepare import Trainable, prepare_model_, raise_if_out_of_reach
 from efface.training.processes import parting
 from efface.training.reference import NoReference, Reference
 from efface.training.reference_check import check_first_batch
 from efface.training.reference_setup import precomputes, set_up_reference
-from efface.training.sharded import refuse_sharding
+from efface.training.sharded import parts_of
 from efface.training.step import Counts, Loss, Needs, Step
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsN
             data_collator=PairCollator(pad_token_id=self.padding),  # type: ignore[arg-type]
             **trainer_kwargs,
         )
-        refuse_sharding(self.accelerator)
+        self.parts = parts_of(self.accelerator, args, model)
         self.n_skipped_rows = rows.skipped
         self.model_accepts_loss_kwargs = True  # our losses are already divided by the counts of the whole step
         self.choose_neurons_()
@@ -248,11 +248,11 @@ class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsN
     ) -> Tensor | tuple[Tensor, None]:
         counts = Counts.of(inputs) if num_items_in_batch is None else Counts(*num_items_in_batch.to(self.args.device))
         project = self.project(inputs)
-        pairs = inputs["continuation_mask"].clone()  # the tokens that are a pair's continuations
-        pairs[2 * inputs["n_pairs"] :] = False
         with sparse_lookup(model):
             policy = policy_forward(
-                model, inputs, project, self.layers, pairs, self.layout, exact=bool(self.args.bf16)
+                *(model, inputs, project, self.layers, of_pairs(inputs), self.layout),
+                exact=bool(self.args.bf16),
+                whole=self.parts > 1,
             )
         policy.hidden = policy.hidden.to(self.head.weight.dtype)  # the head is outside the forward's autocast
         with self.perturbed.lifted():
@@ -261,6 +261,7 @@ class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsN
         loss, metrics = self.loss(
             Step(inputs, counts, policy, reference, *heads, self.needed, self.args.w_retain_text)
         )
+        loss = loss + policy.nothing
         raise_if_loss_not_finite(loss, metrics, self.state.global_step, self.accelerator)
         if self.recording or self._evaluated is not None:
             self.metrics.add(metrics, ends_step=bool(self.accelerator.sync_gradients))
