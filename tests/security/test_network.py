@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,20 @@ def test_offline_refuses_what_would_have_to_be_fetched(
         given = ["--offline", *command] if place == "before" else [*command, "--offline"]
         assert message in fails(2, *given)
     assert not attempts
+
+
+def test_a_command_without_a_network_has_itself_alone() -> None:
+    """What `scripts/without_network.sh make test` runs in."""
+    script = [str(Path(__file__).parents[2] / "scripts" / "without_network.sh")]
+    if subprocess.run([*script, "true"], capture_output=True).returncode:
+        pytest.skip("this system makes no network namespaces for us")
+    tried = (
+        "import socket; s = socket.create_server(('localhost', 0)); socket.create_connection(s.getsockname())\n"
+        "try: socket.create_connection(('192.0.2.1', 80), 5)\n"
+        "except OSError as error: raise SystemExit(7)"
+    )
+    assert subprocess.run([*script, sys.executable, "-c", tried]).returncode == 7
+    assert subprocess.run(script, capture_output=True).returncode == 2
 
 
 def test_the_variables_are_set_inside_and_as_before_outside(monkeypatch: pytest.MonkeyPatch) -> None:
