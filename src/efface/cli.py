@@ -132,10 +132,11 @@ def _run(options: argparse.Namespace) -> None:
             options.refuse(options)
         from efface.terminal.progress import bars  # on use, as all that --help does not need
 
-        with _silenced(options.quiet), bars(not options.quiet), _loading(options):
-            options.run(options)
-        if sys.stdout is not None:  # which it is if it was closed from the start
-            sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the exit code is settled
+        with _together(options):
+            with _silenced(options.quiet), bars(not options.quiet), _loading(options):
+                options.run(options)
+            if sys.stdout is not None:  # which it is if it was closed from the start
+                sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the exit code is settled
     except SystemExit as error:  # a third party's code: this program ends by returning
         raise RunError(f"`efface {options.command}` was ended by code that it called: {described(error)}.") from error
 
@@ -152,6 +153,16 @@ def _silenced(quiet: bool) -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+
+
+def _together(options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """With the other processes of a command that a launcher has started several times, if it divides its work."""
+    launched = os.environ.get("WORLD_SIZE", "1") != "1" and {"RANK", "MASTER_ADDR"} <= os.environ.keys()
+    if not (options.divided and launched and options.output is not None):
+        return contextlib.nullcontext()
+    from efface.commands.together import together  # on use: it imports numpy
+
+    return together(options)
 
 
 def _loading(options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
@@ -238,7 +249,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"efface {__version__}")
     parser.add_argument("-q", "--quiet", action="store_true", help=QUIET_HELP)
     parser.add_argument("--offline", action="store_true", help=OFFLINE_HELP)
-    parser.set_defaults(refuse=None)
+    parser.set_defaults(refuse=None, divided=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for command in (
         demo,

@@ -11,12 +11,12 @@ from efface.attacks.target import Target
 from efface.data.pair_tokens import TokenizedPair
 from efface.data.tokens import decode_continuation
 from efface.generation.decoder import Decoder, end_ids
+from efface.generation.processes import shared
 from efface.generation.warp import GREEDY, draw_uniforms
 from efface.model.copies import eval_mode
 from efface.model.padding import batches_by_length, max_positions
 from efface.model.vocabulary import pad_id
 from efface.scoring.scorer import THRESHOLD, score
-from efface.terminal.progress import track
 
 ROWS_AT_ONCE = 16
 
@@ -36,12 +36,13 @@ def own_answers(target: Target, pairs: Sequence[TokenizedPair]) -> list[tuple[li
     ends = end_ids(model, tokenizer)
     decoder = Decoder(model, GREEDY, pad_id(tokenizer, model), ends)
     batches = batches_by_length(range(len(prompts)), lambda number: len(prompts[number]), ROWS_AT_ONCE)
-    found: dict[int, list[int]] = {}
+
+    def answer(batch: list[int]) -> list[list[int]]:
+        uniform = draw_uniforms(target.seed, [(number, 0) for number in batch], steps)  # (B, steps)
+        return decoder.decode([prompts[number] for number in batch], list(range(len(batch))), uniform)
+
     with eval_mode(model):
-        for batch in track(batches, "the model's own answers", show=target.progress):
-            uniform = draw_uniforms(target.seed, [(number, 0) for number in batch], steps)  # (B, steps)
-            answers = decoder.decode([prompts[number] for number in batch], list(range(len(batch))), uniform)
-            found |= dict(zip(batch, answers, strict=True))
+        found = shared(batches, answer, "the model's own answers", of=lambda: prompts, show=target.progress)
     whole = [(prompts[number], found[number]) for number in sorted(found) if set(found[number]) - set(ends)]
     texts = [decode_continuation(tokenizer, prompt, answer) for prompt, answer in whole]
     scores = score(target.scorers[0], texts)

@@ -34,6 +34,7 @@ from efface.files.events import Journal, recorded
 from efface.files.jsonl import Row
 from efface.files.results import MARKER, RESULTS, write_json
 from efface.files.run_directory import run_directory
+from efface.generation.processes import go_on_after
 
 log = logging.getLogger(__name__)
 UNTOUCHED = "untouched"
@@ -170,6 +171,7 @@ class _Run:
                 except (Exception, SystemExit) as error:
                     log.info("the control %s could not be made", name, exc_info=True)
                     report["error"] = told(error)
+                    go_on_after(report["error"])
                 else:
                     self._audit(place, model, report, wanted)
 
@@ -200,6 +202,7 @@ class _Run:
         except (Exception, SystemExit) as error:  # SystemExit: of a scorer of a third party
             log.info("%s could not be measured", place, exc_info=True)
             report["error"] = told(error)
+            go_on_after(report["error"])
             return error if isinstance(error, UserError | RunError) else RunError(f"{place}: {told(error)}")
         self._attack(place, target, finished, chosen)
         return None
@@ -267,6 +270,7 @@ class _Run:
             self._take(row, place, trial, read_result(target.output))
         except (Exception, SystemExit) as error:  # of a third party's code, which must not end the audit
             row["error"] = told(error)
+            go_on_after(row["error"])
             log.info("%s failed", trial.name, exc_info=True)
             gc.collect()  # copies of the model that an error holds in cycles
             self.say(f"{trial.name} failed: {row['error']}")

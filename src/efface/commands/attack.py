@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
     add_measurement(command)
     add_loading(command)
     add_settings_help(command, "attack", list_flags)
-    command.set_defaults(run=run, refuse=refuse)
+    command.set_defaults(run=run, refuse=refuse, divided=True)
 
 
 def refuse(options: argparse.Namespace) -> None:

@@ -63,7 +63,7 @@ def add(commands: Any) -> None:
     # Not given, the number of prompts and of tokens is the budget's.
     add_measurement(command, text="shipped:text", max_text_tokens=None, decoding_dtype="auto")
     add_loading(command)
-    command.set_defaults(run=run, refuse=refuse)
+    command.set_defaults(run=run, refuse=refuse, divided=True)
 
 
 def refuse(options: argparse.Namespace) -> None:

@@ -17,12 +17,12 @@ from efface.data.tokens import bos_prefix
 from efface.errors import UserError
 from efface.files.shapes import fill
 from efface.generation.likelihood import token_nll
+from efface.generation.processes import shared
 from efface.model.copies import eval_mode
 from efface.model.devices import doubled
 from efface.model.head_check import check_head_once
 from efface.model.padding import max_positions
 from efface.model.vocabulary import pad_id
-from efface.terminal.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -87,13 +87,19 @@ def perplexity(
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: all must be at least 1, and the stride at most what fits.")
     check_head_once(model)
+    pad, windows = pad_id(processing_class, model), list(range(len(text.sequences)))
+    batches = [windows[start : start + batch_size] for start in windows[::batch_size]]
+
+    def of_batch(batch: list[int]) -> list[float]:
+        """-log p of the counted tokens of each window."""
+        losses = token_nll(model, [text.sequences[i] for i in batch], [text.counted[i] for i in batch], pad)
+        return [doubled(one).sum().item() for one in losses]
+
     total = 0.0
-    pad = pad_id(processing_class, model)
     with eval_mode(model):
-        for start in track(range(0, len(text.sequences), batch_size), "perplexity", show=progress):
-            batch = slice(start, start + batch_size)
-            for losses in token_nll(model, text.sequences[batch], text.counted[batch], pad):
-                total += doubled(losses).sum().item()
+        found = shared(batches, of_batch, "perplexity", of=lambda: text.sequences, show=progress)
+    for nll in found.values():
+        total += nll
     return Perplexity.of(total, sum(text.counted), window=text.window, stride=text.stride)
 
 

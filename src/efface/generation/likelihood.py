@@ -11,6 +11,7 @@ from torch import Tensor
 from efface.data.tokens import encode_continuation
 from efface.errors import NotFinite, UserError
 from efface.generation.decoding import Decoding
+from efface.generation.processes import shared
 from efface.generation.prompts import encode_contexts
 from efface.model.copies import eval_mode
 from efface.model.devices import doubled
@@ -20,7 +21,6 @@ from efface.model.layout import plain_layout
 from efface.model.padding import batches_by_length, max_positions, pad_batch
 from efface.model.precision import read_in
 from efface.model.vocabulary import pad_id
-from efface.terminal.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,11 +74,16 @@ def continuation_nll(
     counted = [i for i in range(len(starts)) if ends[i]]
     batches = batches_by_length(counted, lambda i: len(starts[i]) + len(ends[i]), batch_size)
     pad = pad_id(processing_class, model)
+
+    def of_batch(batch: list[int]) -> list[tuple[float, int]]:
+        """-log p and the number of tokens of each pair."""
+        losses = token_nll(model, [starts[i] + ends[i] for i in batch], [len(ends[i]) for i in batch], pad)
+        return [(doubled(one).sum().item(), one.numel()) for one in losses]
+
     with eval_mode(model), read_in(model, decoding.dtype):
-        for batch in track(batches, "likelihood", show=progress):
-            sequences = [starts[i] + ends[i] for i in batch]
-            for i, losses in zip(batch, token_nll(model, sequences, [len(ends[i]) for i in batch], pad), strict=True):
-                results[i] = (doubled(losses).sum().item(), losses.numel())
+        found = shared(batches, of_batch, "likelihood", of=lambda: [starts, ends], show=progress)
+    for i, (nll, tokens) in found.items():
+        results[i] = (nll, tokens)
     return results
 
 

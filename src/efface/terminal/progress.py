@@ -32,7 +32,7 @@ def track(
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterable[T]:
     """Iterate over `items`; with `show`, standard error tells how far the work is and how long it takes."""
-    if not (show and _SHOWN.get()):
+    if not (show and shown()):
         return items
     if draws():
         return tqdm(items, desc=description, total=total, dynamic_ncols=True, leave=False)
@@ -55,6 +55,11 @@ def _write(line: str) -> None:
     if sys.stderr is not None:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
+
+
+def shown() -> bool:
+    """Whether the command shows how far its work is."""
+    return _SHOWN.get()
 
 
 def draws() -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from efface.errors import RunError, UserError, reason_of
 from efface.evaluation.utility.task_files import TaskFile
-from efface.terminal.progress import track
+from efface.terminal.progress import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ def _contain(seed: int, *, progress: bool) -> Iterator[None]:
     level, multiprocessing = theirs.level, os.environ.get(variable)
     with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(nowhere))
-        if not progress:  # lm-eval draws its bars on standard error, asked or not
+        if not (progress and shown()):  # lm-eval draws its bars on standard error, asked or not
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         stack.enter_context(keep_random_state())
         try:
@@ -144,6 +144,7 @@ def _in_memory(
     from lm_eval.models.huggingface import HFLM
 
     from efface.generation.likelihood import MAX_LOGITS
+    from efface.generation.processes import shared
     from efface.model.padding import batches_by_length
 
     budget = MAX_LOGITS // model.config.get_text_config(decoder=True).vocab_size  # tokens
@@ -164,13 +165,16 @@ def _in_memory(
             # As HFLM sorts: continuations of one token that share their context are neighbours and cost one forward.
             order = sorted(range(len(tokens)), key=tokens.__getitem__)
             batches = batches_by_length(order, lambda i: len(tokens[i]), batch_size, max_tokens=budget)
-            answers: dict[int, tuple[float, bool]] = {}
-            for batch in track(batches, "utility", show=progress):
-                found = super()._loglikelihood_tokens([requests[i] for i in batch], disable_tqdm=True)
+            ask = super()._loglikelihood_tokens
+
+            def of_batch(batch: list[int]) -> list[tuple[float, bool]]:
+                found: list[tuple[float, bool]] = ask([requests[i] for i in batch], disable_tqdm=True)
                 if not all(math.isfinite(value) for value, _ in found):
                     raise RunError("the model's output is not finite (NaN or infinite logits): it cannot be scored.")
-                answers.update(zip(batch, found, strict=True))
-            return [answers[i] for i in range(len(requests))]
+                return [(float(value), bool(greedy)) for value, greedy in found]
+
+            answers = shared(batches, of_batch, "utility", of=lambda: tokens, show=progress)
+            return [(answers[i][0], answers[i][1]) for i in range(len(requests))]
 
     # A copy, since HFLM gives a tokenizer without a pad token one.
     return InMemory(pretrained=model, tokenizer=copy.deepcopy(processing_class), batch_size=batch_size)
