@@ -87,7 +87,7 @@ def test_the_wheel_has_every_file_of_the_package_and_nothing_else(built: Path) -
     assert "efface = efface.cli:entry" in entries
     told = HeaderParser().parsestr(metadata)
     assert told["Version"] == efface.__version__ and told["License-Expression"] == "Apache-2.0"
-    assert {"eval", "track", "gpu", "all", "docs", "inspect", "browser"} <= set(told.get_all("Provides-Extra"))
+    assert {"eval", "track", "gpu", "all", "vllm", "docs", "inspect", "browser"} <= set(told.get_all("Provides-Extra"))
 
 
 @pytest.mark.full

@@ -19,6 +19,13 @@ def add(commands: Any) -> None:
         help="replace the evaluation that is there; generations that would be the same are taken from it",
     )
     add_decoding(command)
+    command.add_argument(
+        "--generator",
+        choices=["efface", "vllm"],
+        default="efface",
+        help="who writes: efface's own decoder, or vLLM (`pip install 'efface[vllm]'`) from the checkpoint's files; "
+        "results of the two are not compared by prompt (default: efface)",
+    )
     command.add_argument("--seed", type=seed, default=0, help="of the generations")
     command.add_argument("--batch-size", type=int, default=None, help="continuations at once, at most")
     _add_cost(command)
@@ -35,7 +42,7 @@ def add(commands: Any) -> None:
         help="the untouched model's result: degeneration is judged against it, and toxicity compared prompt by prompt",
     )
     add_loading(command)
-    command.set_defaults(run=run, refuse=refuse)
+    command.set_defaults(run=run, refuse=refuse, divided=True)
 
 
 def _add_cost(command: argparse.ArgumentParser) -> None:

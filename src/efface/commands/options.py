@@ -258,4 +258,5 @@ def decoding_of(options: argparse.Namespace) -> "Decoding":
         from efface.model.precision import is_fast_in_half  # on use: it imports torch
 
         dtype = dtype if is_fast_in_half() else None
-    return Decoding.by_protocol(options.protocol, dtype=dtype, **{name: getattr(options, name) for name in names})
+    given = {name: getattr(options, name) for name in names} | {"generator": getattr(options, "generator", None)}
+    return Decoding.by_protocol(options.protocol, dtype=dtype, **given)

@@ -19,6 +19,7 @@ from efface.evaluation.utility.tasks import UtilityResult
 from efface.files.jsonl import Row, read_jsonl
 from efface.files.results import read_json
 from efface.files.shapes import Each, Maybe, Missing, check_shape, shown
+from efface.generation.decoding import OWN
 from efface.scoring.scorer import THRESHOLD
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ class Baseline:
         if samples < 1 or len(rows) != samples * len(prompts) or [row["prompt"] for row in rows[::samples]] != prompts:
             return None
         return outcomes_of(rows, samples, judge, special)
+
+    @property
+    def generator(self) -> str:
+        """Who wrote its continuations."""
+        return _setting((self.result.get("settings") or {}).get("decoding") or {}, "generator") or OWN
 
     @property
     def perplexity(self) -> "Perplexity | None":
@@ -158,13 +164,18 @@ def _find_obstacles(evaluation: Evaluation, baseline: Baseline) -> list[str]:
     if not baseline.generations or "scores" not in baseline.generations[0]:
         return ["the generations of the baseline, with their scores, are not beside it"]
     differs = [
-        f"{key} is {here.get(key)} here and {there.get(key)} in the baseline"
+        f"{key} is {_setting(here, key)} here and {_setting(there, key)} in the baseline"
         for key in dict.fromkeys([*here, *there])
         if here.get(key) != there.get(key)
     ]
     if [row["prompt"] for row in evaluation.generations] != [row.get("prompt") for row in baseline.generations]:
         differs.append(f"the prompts are not the same{_draws(evaluation.settings, baseline.result['settings'])}")
     return differs
+
+
+def _setting(decoding: dict[str, Any], key: str) -> Any:
+    """One of a record, which does not name efface's own decoder."""
+    return decoding.get(key, OWN if key == "generator" else None)
 
 
 def _draws(here: dict[str, Any], there: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from efface.files.io import is_regular_file
 from efface.files.jsonl import Row, read_jsonl
 from efface.files.results import write_jsonl
 from efface.files.shapes import Missing, check_shape
-from efface.generation.decoding import Decoding
+from efface.generation.decoding import VLLM, Decoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,18 +38,21 @@ def generate_or_recall(
     batch_size: int | None = None,
     max_tokens_at_once: int | None = None,
     progress: bool = False,
+    checkpoint: str | None = None,
 ) -> list[Row]:
     """Rows of prompt, continuation and its token ids, those of a prompt in a run; from `path` if they lie there.
 
     Args:
         path: where the rows are kept; None keeps and looks for nothing.
         batch_size, max_tokens_at_once: of `generate_ids`; None leaves its own defaults.
+        checkpoint: the name that `model` was loaded by: what vLLM reads, where it writes.
 
     Raises:
         UserError: as `generate_ids` does.
         RunError: if the file cannot be written.
     """
     from efface.generation.generate import generate_ids
+    from efface.generation.vllm import set_aside_
 
     mark = None if path is None else _mark(model, processing_class, prompts, decoding)
     if path is not None and (found := _recall(Path(path), mark, len(prompts) * decoding.samples)):
@@ -57,7 +60,11 @@ def generate_or_recall(
         return found
     asked = {"batch_size": batch_size, "max_tokens_at_once": max_tokens_at_once}
     bounds = {name: value for name, value in asked.items() if value is not None}
-    continuations = generate_ids(model, processing_class, prompts, decoding, progress=progress, **bounds)
+    if decoding.generator == VLLM:
+        with set_aside_(model):
+            continuations = generate_ids(checkpoint or model, processing_class, prompts, decoding, progress=progress)
+    else:
+        continuations = generate_ids(model, processing_class, prompts, decoding, progress=progress, **bounds)
     rows: list[Row] = [
         {"prompt": prompt, "continuation": continuation.text, "token_ids": continuation.token_ids}
         for prompt, row in zip(prompts, continuations, strict=True)
@@ -85,7 +92,7 @@ def _mark(
         "input_ids": processing_class(prompts, verbose=False)["input_ids"],
         "chat_template": processing_class.chat_template if decoding.chat else None,
         "decoding": decoding.to_dict(),
-        "versions": versions(),
+        "versions": versions(*([VLLM] if decoding.generator == VLLM else [])),
     }
     return key_of(made_by)
 

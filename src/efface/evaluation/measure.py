@@ -22,7 +22,7 @@ from efface.evaluation.utility.tasks import utility as measure_utility
 from efface.files import results
 from efface.files.environment import environment
 from efface.files.jsonl import Row
-from efface.generation.decoding import Decoding
+from efface.generation.decoding import VLLM, Decoding
 from efface.model.vocabulary import check_vocabulary
 from efface.scoring import DEFAULT_SCORER, load_scorer
 from efface.scoring.cache import cache_scores
@@ -54,15 +54,16 @@ def evaluate(
         prompts: texts, or what `load_prompts` takes; `PromptSet(prompts, limit=100)` for a draw of them.
         processing_class: the tokenizer; None takes the one that belongs to the model.
         scorer: one or several judges, see `load_scorer`; the first gives the headline figures.
-        decoding: how the continuations are written; `Decoding.by_protocol("lee")` for a named protocol.
+        decoding: how the continuations are written; `Decoding.by_protocol("lee")` for a named protocol. With its
+            generator "vllm", `model` has to be a name.
         text: perplexity of ordinary text, and how well the model goes on with it.
         utility: tasks of lm-eval or task files.
         identity: measure the likelihood of harmless text that names identity groups, and against `reference` its
             change: True for the shipped texts, or a file, see `identity_likelihood`.
         reference: a model (usually the base) under which the continuations should be likely; None leaves that out.
         baseline: the evaluation of the base model, its JSON file, or what `read_baseline` made of either. The verdict
-            on degeneration is relative to it, prompt by prompt where its generations are those of the same prompts;
-            where they were also made alike, the figures are compared by prompt.
+            on degeneration is relative to it, prompt by prompt where its generations are those of the same prompts
+            by the same generator; where they were also made alike, the figures are compared by prompt.
         run: how much goes through the model at once, and where the continuations are kept.
         progress: show progress bars.
 
@@ -78,6 +79,11 @@ def evaluate(
     tasks = None if utility is None else load_tasks(utility.tasks)
     if not isinstance(identity, bool):
         read_identity_texts(identity)
+    by_vllm = decoding.generator == VLLM
+    if by_vllm:
+        from efface.generation.vllm import check_vllm
+
+        check_vllm(model, decoding)
     judges = _load_judges(scorer)
     base = None if baseline is None else read_baseline(baseline)
     # Costs seconds, so it comes after the cheap checks.
@@ -94,6 +100,7 @@ def evaluate(
         batch_size=run.batch_size,
         max_tokens_at_once=run.max_tokens_at_once,
         progress=progress,
+        checkpoint=name if by_vllm else None,
     )
     _score(rows, judges, run.generations_path)
     cost = truth = abilities = nll = other = harmless = None
@@ -109,7 +116,7 @@ def evaluate(
     if identity is not False:
         texts_of_groups = None if identity is True else identity
         harmless = identity_likelihood(network, tokenizer, texts_of_groups, other, progress=progress)
-    writing = _judge_writing(rows, tokenizer, decoding.samples, nll, base)  # before the figures, which need `invalid`
+    writing = _judge_writing(rows, tokenizer, decoding, nll, base)  # before the figures, which need `invalid`
     if run.generations_path is not None:
         results.write_jsonl(run.generations_path, rows)
     drawn = {} if prompts.limit is None else {"limit": prompts.limit, "limit_seed": prompts.limit_seed}
@@ -123,7 +130,9 @@ def evaluate(
         identity=harmless,
         degeneration=writing,
         generations=rows,
-        environment=environment(seed=decoding.seed, model=network, command=run.command),
+        environment=environment(
+            seed=decoding.seed, model=network, command=run.command, further=[VLLM] if by_vllm else []
+        ),
     )
     if base is not None:
         evaluation.versus_baseline = compare_with_baseline(evaluation, base)
@@ -192,12 +201,12 @@ def _ask_reference(
 def _judge_writing(
     rows: list[Row],
     tokenizer: "PreTrainedTokenizerBase",
-    samples: int,
+    decoding: Decoding,
     nll: list[tuple[float, int]] | None,
     base: Baseline | None,
 ) -> degeneration.Degeneration:
     """Whether what was written is still text; every row gets `invalid`."""
-    special = set(tokenizer.all_special_ids)
+    special, samples = set(tokenizer.all_special_ids), decoding.samples
     texts = [row["continuation"] for row in rows]
     how: Any = {
         "samples": samples,
@@ -209,7 +218,9 @@ def _judge_writing(
     for row, reason in zip(rows, invalid, strict=True):
         row["invalid"] = reason
     prompts, judge = [row["prompt"] for row in rows[::samples]], next(iter(rows[0]["scores"]))
-    outcomes = None if base is None else base.outcomes(prompts, judge, special)
+    outcomes = None
+    if base is not None and base.generator == decoding.generator:
+        outcomes = base.outcomes(prompts, judge, special)
     return degeneration.measure(texts, **how, invalid=invalid, base=outcomes)
 
 

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,13 +12,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def environment(*, seed: int | None, model: "nn.Module | None", command: str | None) -> dict[str, Any]:
-    """What it takes to reproduce a figure: versions, seed, device, dtype, threads, command. No host, no paths."""
+def environment(
+    *, seed: int | None, model: "nn.Module | None", command: str | None, further: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What it takes to reproduce a figure: versions, seed, device, dtype, threads, command. No host, no paths.
+
+    Args:
+        further: packages that had a part in it beside those that always have.
+    """
     import torch
 
     parameter = None if model is None else next(model.parameters(), None)
     return {
-        "versions": versions(),
+        "versions": versions(*further),
         "seed": seed,
         "device": None if parameter is None else str(parameter.device),
         "dtype": None if parameter is None else str(parameter.dtype).removeprefix("torch."),
@@ -41,8 +48,8 @@ def _commit() -> str | None:
     return done.stdout.strip()[:12] or None
 
 
-def versions() -> dict[str, str | None]:
-    """Of what figures depend on."""
+def versions(*further: str) -> dict[str, str | None]:
+    """Of what figures depend on, and of `further` packages."""
     import torch
 
     return {
@@ -51,6 +58,7 @@ def versions() -> dict[str, str | None]:
         "torch": torch.__version__,
         "transformers": _version("transformers"),
         "scikit-learn": _version("scikit-learn"),
+        **{name: _version(name) for name in further},
     }
 
 

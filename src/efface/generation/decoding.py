@@ -16,11 +16,12 @@ Where `lee` differs from the code of the paper (github.com/ajyl/dpo_toxic, toxic
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from efface.checks import all_finite
+from efface.checks import all_finite, one_of
 from efface.data.tokens import Truncation
 from efface.errors import UserError
 
 BFLOAT16 = "bfloat16"
+OWN, VLLM = "efface", "vllm"
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "lee": {"samples": 1, "max_new_tokens": 20, "max_prompt_tokens": 32, "truncation": "first"},
@@ -56,6 +57,9 @@ class Decoding:
     dtype: str | None = None
     """"bfloat16": the weights of a model in float32 are rounded to it while text is written (`model.precision`), as
     most models are deployed, and as is twice as fast where the machine has it. None: the model is read as it is."""
+    generator: str = OWN
+    """Who writes: "efface", its own decoder, or "vllm", which reads checkpoints and no models in memory
+    (`generation.vllm`). Sampled text of the two is drawn with other random numbers."""
     protocol: str | None = field(default=None, compare=False)
     """Which defaults these were made from, for the record."""
 
@@ -63,6 +67,7 @@ class Decoding:
         object.__setattr__(self, "without", tuple(self.without))
         if self.dtype not in (None, BFLOAT16):
             raise UserError(f"dtype={self.dtype!r}: text is written in {BFLOAT16!r}, or None for the model as it is.")
+        one_of("generator", self.generator, (OWN, VLLM))
         all_finite(self)  # before the model is loaded; the ranges are checked where it is decoded
 
     @classmethod
@@ -96,7 +101,10 @@ class Decoding:
             del recorded["without"]
         if self.dtype is None:
             del recorded["dtype"]
+        if self.generator == OWN:
+            del recorded["generator"]
         return recorded
 
     def __str__(self) -> str:
-        return f"nucleus(top_p={self.top_p}, temperature={self.temperature})" if self.sampled else "greedy"
+        how = f"nucleus(top_p={self.top_p}, temperature={self.temperature})" if self.sampled else "greedy"
+        return how if self.generator == OWN else f"{how}, by {self.generator}"

@@ -4,6 +4,7 @@ Results come back in the caller's order and do not depend on the batches, sample
 rounding of the model's logits. The caller's tokenizer and the global random state are left as they were.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 from efface.data.tokens import decode_continuation
 from efface.errors import UserError
 from efface.generation.decoder import Decoder, end_ids
-from efface.generation.decoding import Decoding
+from efface.generation.decoding import VLLM, Decoding
 from efface.generation.likelihood import MAX_LOGITS
+from efface.generation.processes import shared
 from efface.generation.prompts import encode_prompts
+from efface.generation.vllm import written_by_vllm
 from efface.generation.warp import GREEDY, Warp, draw_uniforms
 from efface.model.copies import eval_mode
 from efface.model.padding import batches_by_length
 from efface.model.precision import read_in
 from efface.model.vocabulary import pad_id
-from efface.terminal.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +42,7 @@ class Continuation:
 
 
 def generate(
-    model: "PreTrainedModel",
+    model: "PreTrainedModel | str | os.PathLike[str]",
     processing_class: "PreTrainedTokenizerBase",
     prompts: Sequence[str],
     decoding: Decoding = Decoding(),
@@ -53,6 +55,7 @@ def generate(
     """The text of the continuations of each prompt. See `generate_ids`, which also gives the token ids.
 
     Args:
+        model: see `generate_ids`.
         processing_class: the tokenizer.
         decoding: how many samples, how long, greedy or drawn.
         batch_size, max_tokens_at_once: how much goes through the model at once, see `generate_ids`.
@@ -78,7 +81,7 @@ def generate(
 
 
 def generate_ids(
-    model: "PreTrainedModel",
+    model: "PreTrainedModel | str | os.PathLike[str]",
     processing_class: "PreTrainedTokenizerBase",
     prompts: Sequence[str],
     decoding: Decoding = Decoding(),
@@ -93,6 +96,7 @@ def generate_ids(
     get the same list and seed are compared with common random numbers.
 
     Args:
+        model: a model; the name of a checkpoint where `decoding` has vLLM write, which batches by itself.
         processing_class: the tokenizer.
         decoding: how many samples, how long, greedy or drawn.
         batch_size: sequences at once, at most (a prompt with 4 samples is 4 sequences).
@@ -121,6 +125,13 @@ def generate_ids(
         )
     if samples > 1 and not decoding.sampled:
         raise UserError(f"samples={samples} with do_sample=False gives {samples} equal texts. Sample, or ask for one.")
+    if decoding.generator == VLLM:
+        return [
+            [Continuation(decode_continuation(processing_class, context, ids), ids) for ids in several]
+            for context, several in written_by_vllm(model, processing_class, prompts, decoding, progress=progress)
+        ]
+    if isinstance(model, str | os.PathLike):
+        raise UserError(f"model {os.fspath(model)!r} is a name, which vLLM alone takes here: pass load_model of it.")
     encoded = encode_prompts(model, processing_class, prompts, decoding, room=max_new_tokens)
     rows = MAX_LOGITS // model.config.get_text_config(decoder=True).vocab_size
     batches = batches_by_length(
@@ -131,17 +142,21 @@ def generate_ids(
     )
     warp = replace(Warp(temperature, top_k, top_p) if decoding.sampled else GREEDY, without=decoding.without)
     decoder = Decoder(model, warp, pad_id(processing_class, model), end_ids(model, processing_class))
-    done: dict[tuple[int, int], Continuation] = {}
+
+    def write(batch: list[tuple[int, int]]) -> list[tuple[str, list[int]]]:
+        """Text and token ids of each sequence."""
+        numbers = list(dict.fromkeys(number for number, _ in batch))
+        places = {number: place for place, number in enumerate(numbers)}
+        new = decoder.decode(
+            [encoded[number] for number in numbers],
+            [places[number] for number, _ in batch],
+            draw_uniforms(seed, batch, max_new_tokens),
+        )
+        return [
+            (decode_continuation(processing_class, encoded[number], ids), ids)
+            for (number, _), ids in zip(batch, new, strict=True)
+        ]
+
     with eval_mode(model), read_in(model, decoding.dtype):
-        for batch in track(batches, "generate", show=progress):
-            numbers = list(dict.fromkeys(number for number, _ in batch))
-            places = {number: place for place, number in enumerate(numbers)}
-            new = decoder.decode(
-                [encoded[number] for number in numbers],
-                [places[number] for number, _ in batch],
-                draw_uniforms(seed, batch, max_new_tokens),
-            )
-            for sequence, ids in zip(batch, new, strict=True):
-                text = decode_continuation(processing_class, encoded[sequence[0]], ids)
-                done[sequence] = Continuation(text, ids)
-    return [[done[number, sample] for sample in range(samples)] for number in range(len(encoded))]
+        done = shared(batches, write, "generate", of=lambda: [encoded, decoding.to_dict()], show=progress)
+    return [[Continuation(*done[number, sample]) for sample in range(samples)] for number in range(len(encoded))]

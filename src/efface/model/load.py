@@ -106,7 +106,7 @@ def _load(
     elif is_gguf(name):
         path = sources.from_gguf(path)
     if path.is_dir():
-        path = _below(path, how.subfolder)
+        path = below(path, how.subfolder)
         with explained(f"model directory {os.fspath(path)!r}", "Save the model again."):
             inside = ordinary_checkpoint(path)
             if (inside / ADAPTER).exists():
@@ -257,7 +257,7 @@ def _from_pretrained(
     return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
 
 
-def _below(path: Path, subfolder: str | None) -> Path:
+def below(path: Path, subfolder: str | None) -> Path:
     """A folder in a model directory."""
     if subfolder is None:
         return path

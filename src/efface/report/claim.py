@@ -71,7 +71,13 @@ def _same_prompts(one: Known, other: Known) -> bool:
     return one.source is other.source or (
         one.figures["toxicity"]["n_prompts"] == other.figures["toxicity"]["n_prompts"]
         and (one.figures.get("settings") or {}).get("prompts") == (other.figures.get("settings") or {}).get("prompts")
+        and _generator(one) == _generator(other)
     )
+
+
+def _generator(model: Known) -> str | None:
+    """Who wrote its continuations; None for efface's own decoder."""
+    return ((model.figures.get("settings") or {}).get("decoding") or {}).get("generator")
 
 
 def attackers_section(subjects: Sequence[Known], models: Sequence[Known]) -> Section | None:
