@@ -1,11 +1,9 @@
 """What every test run shares: no hub, one thread, a cache, the `--full` grid, shared data, `fails`, a polite model."""
 
-import gc
 import os
 import shutil
 import sys
 import tempfile
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,13 +49,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    # Each training ends with a collection by accelerate, which walks all that torch and transformers have imported:
-    # most of the time that a tiny one takes. Python's own collections do here, and those that a test makes itself.
-    gc.collect()
-    gc.freeze()
-    memory = sys.modules.get("accelerate.utils.memory")
-    if memory is not None:
-        memory.gc = types.SimpleNamespace(collect=lambda: 0)  # type: ignore[attr-defined]
+    from frozen import freeze  # in tests/support, which is found from here on
+
+    freeze()
     # Each seed is kept, with a printed traceback, for devices that are set up later: here none is.
     torch = sys.modules.get("torch")
     for device in [] if torch is None else [torch.cuda, torch.xpu]:

@@ -51,6 +51,7 @@ def test_each_kind_takes_one_file_one_entry_and_a_test():
     assert len(files) == len(entries) == len(tests) == 5 and len(titles) == 15
 
 
+@pytest.mark.full
 def test_its_tests_pass_and_the_command_line_knows_the_new_names(copy: Path):
     environment = os.environ | {"PYTHONPATH": str(copy / "src"), "COLUMNS": "200"}
 

@@ -20,7 +20,7 @@ from efface.model.load import load_model
 from efface.model.save import save_model
 from efface.training.checkpoints import newest_whole, what_is_missing
 
-ALWAYS = ("repo", "dpo", "rmu", "repo no retain checkpointed", "repo lora")
+ALWAYS = ("repo", "repo lora")
 WHOLE_WEIGHTS = ("withstand", "trainable", "erase_gradient", "optim")
 MORE = [name for name in CASES if name not in ALWAYS and not CASES[name].keys() & set(WHOLE_WEIGHTS)]
 

@@ -169,7 +169,8 @@ def run(argv: list[str], **how: Any) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run([sys.executable, "-m", "efface.cli", *argv], env=environment, **how)
 
 
-@pytest.mark.parametrize("name", ["train", pytest.param("attack", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["train", "attack"])
 def test_a_file_gets_no_bars_and_no_control_codes(name: str, bench: Path, tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
         assert run(command(name, bench, tmp_path / "x"), stdout=out, stderr=err).returncode == 0

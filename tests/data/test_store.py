@@ -158,6 +158,7 @@ def test_a_forked_child_that_exits_leaves_the_files(scratch: Path) -> None:
     assert list(copy) == expected(5)
 
 
+@pytest.mark.full
 def test_nothing_is_left_when_the_process_ends(scratch: Path) -> None:
     script = """
         import sys

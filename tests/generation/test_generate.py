@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from grids import few
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftConfig, PromptTuningConfig, get_peft_model
@@ -77,7 +78,7 @@ def spied(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple
 # Generation
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few(FAMILIES))
 def test_greedy_generation_does_not_depend_on_the_batch(family: str) -> None:
     model, tokenizer = tiny_model(family), tiny_tokenizer(add_bos=family in ("llama", "gemma", "gemma2", "gemma3"))
     batched = generate_ids(model, tokenizer, PROMPTS, Decoding(max_new_tokens=12))
@@ -98,7 +99,7 @@ def test_greedy_generation_does_not_depend_on_the_batch(family: str) -> None:
     assert batched[1][0].text == tokenizer.decode(ids[start:], skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few(FAMILIES))
 def test_sampling_does_not_depend_on_the_batches(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model(family), tiny_tokenizer(add_bos=family in ("llama", "gemma", "gemma2", "gemma3"))
     monkeypatch.setattr(model, "generate", None)  # all of these have the cache that our own loop needs

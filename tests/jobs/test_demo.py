@@ -97,6 +97,7 @@ def test_an_interrupted_demo_goes_on_where_it_was(model: str, tmp_path: Path, mo
     assert (out / "base.json").stat().st_mtime_ns == first and {file.name for file in out.iterdir()} >= FILES
 
 
+@pytest.mark.full
 def test_a_wrong_model_neither_deletes_nor_claims_the_directory(model: str, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     efface.jobs.demo.run(out, model_name=model)
@@ -108,6 +109,7 @@ def test_a_wrong_model_neither_deletes_nor_claims_the_directory(model: str, tmp_
     efface.jobs.demo.run(tmp_path / "new", model_name=model)
 
 
+@pytest.mark.full
 def test_a_model_that_is_not_toxic_at_all_still_gets_its_report(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

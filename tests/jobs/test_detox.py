@@ -94,6 +94,7 @@ def test_the_command_leaves_a_model_within_the_budget_and_a_report(
     assert "of other settings: seed: was 0, is 1" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_the_model_that_is_saved_is_the_multiple_that_was_chosen(
     model: str, given: dict[str, str], tmp_path: Path
 ) -> None:

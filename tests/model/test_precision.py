@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from grids import few
 from peft import LoraConfig, get_peft_model
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
@@ -38,7 +39,7 @@ def test_none_and_a_model_in_half_precision_are_left_alone() -> None:
         assert model.dtype == torch.float16
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few(FAMILIES))
 @pytest.mark.parametrize("adapted", [False, True])
 def test_text_is_written_and_judged_as_by_the_model_in_half_precision(family: str, adapted: bool) -> None:
     def model():  # type: ignore[no-untyped-def]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from grids import few
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -50,9 +51,7 @@ def ids_of(prompts: list[str]) -> list[list[int]]:
 # What it comes down to without a push
 
 
-@pytest.mark.parametrize(
-    "family", ["gpt2", "llama", "gemma3", *(pytest.param(f, marks=pytest.mark.full) for f in FAMILIES)]
-)
+@pytest.mark.parametrize("family", few(FAMILIES))
 def test_without_a_step_it_is_greedy_decoding(family: str) -> None:
     model, tokenizer = tiny_model(family), tiny_tokenizer(add_bos=family.startswith("gemma"))
     plain = generate_ids(model, tokenizer, PROMPTS, Decoding(max_new_tokens=12))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from frozen import freeze
 
 from efface.attacks.target import Target
 from efface.audit.battery import BUDGETS, Budget
@@ -122,6 +123,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     small()
+    freeze()
     folder, rank = Path(sys.argv[1]), os.environ["RANK"]
     for case in json.loads((folder / "cases.json").read_text()):
         found = run(case)

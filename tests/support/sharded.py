@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from frozen import freeze
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from two_processes import SECONDS, trainer_of
@@ -78,6 +79,7 @@ def not_finite(output: Path) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    freeze()
     believe_in_gpus()
     file = Path(sys.argv[1])
     results: dict[str, Any] = {}

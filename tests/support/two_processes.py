@@ -1,7 +1,7 @@
 """What is trained twice, by one process and by two? One small run of every method, and of what may get in DDP's way.
 
-`python two_processes.py FILE STEPS` trains all of it as one of two processes and writes the weights to FILE. Passages
-are spread unevenly: the text FIRST stands in the batch of one process, and the other's batch has none.
+`python two_processes.py FILE STEPS CASE...` trains those as one of two processes and writes the weights to FILE.
+Passages are spread unevenly: the text FIRST stands in the batch of one process, and the other's batch has none.
 """
 
 import faulthandler
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from frozen import freeze
 from peft import LoraConfig
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
@@ -48,6 +49,8 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo normalized": {"optim": "normalized_sgd"},
     "repo cached": {"precompute_reference": "on"},
 }
+QUICK = [*BY_STEPS, "rmu everywhere checkpointed", "repo relearn", "repo lora"]
+"""Those without --full: every method, and one of each kind of what may get in the way."""
 # Gradients are not clipped, which would hide one that is too large: these of the order of 1 / their norm.
 RATES = {"rmu": 1e-3, "circuit_breakers": 0.005, "repo": 0.005}
 
@@ -153,9 +156,10 @@ def broken(output: Path) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    freeze()
     file, steps = Path(sys.argv[1]), int(sys.argv[2])
     results: dict[str, Any] = {}
-    for case in CASES:
+    for case in sys.argv[3:]:
         sys.stderr.write(f"{case}\n")
         faulthandler.dump_traceback_later(SECONDS, exit=True)  # says where it hangs, if it does; set anew each time
         results[case] = trained(case, file.parent / case, 2, steps)

@@ -13,7 +13,7 @@ import torch
 from processes import of_both
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM
-from two_processes import CASES, SAVED, SECONDS, STEPS, trained, trainer_of
+from two_processes import CASES, QUICK, SAVED, SECONDS, STEPS, trained, trainer_of
 
 from efface.methods import METHODS
 
@@ -30,7 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=[STEPS, pytest.param(LONG, marks=pytest.mark.full)])
 def of_two(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]]:
     """What each of the two processes has; started once, for a process takes seconds to start."""
-    found = of_both("two_processes", folder, str(request.param), seconds=SECONDS * len(CASES))
+    cases = list(CASES) if request.config.getoption("--full") else QUICK
+    found = of_both("two_processes", folder, str(request.param), *cases, seconds=SECONDS * len(cases))
     return [one | {"steps": request.param} for one in found]
 
 
@@ -38,7 +39,9 @@ def test_every_method_that_takes_steps_is_tried() -> None:
     assert {name for name, method in METHODS.items() if method.cost is not None} <= set(CASES)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.full) for case in CASES]
+)
 def test_two_processes_train_as_one(case: str, of_two: list[dict[str, Any]], tmp_path: Path) -> None:
     first, second = (results[case] for results in of_two)
     steps = of_two[0]["steps"]

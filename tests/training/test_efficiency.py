@@ -5,6 +5,7 @@ from typing import Any
 import formulas
 import pytest
 import torch
+from grids import SOME, few
 from tiny import FAMILIES, tiny_model
 from torch import Tensor
 from trained import PASSAGES, ROWS, Build, assert_same, build, logged, weights, whole_batch
@@ -51,12 +52,7 @@ def assert_equal_runs(a: REPOTrainer, b: REPOTrainer) -> None:
         assert logged(a, name) == pytest.approx(logged(b, name), rel=1e-3, abs=1e-5), name
 
 
-SOME = ("llama", "gpt2", "gemma3")  # a plain one, one with learned positions, one with two kinds of attention
-
-
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[] if name in SOME else [pytest.mark.full]) for name in FAMILIES]
-)
+@pytest.mark.parametrize("family", few(FAMILIES))
 def test_each_switch_alone_and_all_together(family: str, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     start = weights(tiny_model(family))
     for layers in ("all", "0"):
