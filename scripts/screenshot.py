@@ -2,7 +2,8 @@
 
     make demo && .venv/bin/python scripts/screenshot.py runs/demo/report.html -o docs/report.png
 
-Takes the extra `browser`, and a Chromium on the PATH.
+Takes the extra `browser`, and a Chromium on the PATH. A page that complains, or asks for anything but itself, is
+told of and ends with exit code 1.
 """
 
 import argparse
@@ -27,9 +28,16 @@ def main() -> None:
     with sync_playwright() as running:
         browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
         page = browser.new_page(viewport=SIZE, color_scheme="light")
-        page.goto(options.report.resolve().as_uri())
+        address, complaints = options.report.resolve().as_uri(), []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: complaints.append(request.url) if request.url != address else None)
+        page.goto(address)
         page.screenshot(path=options.output)
         browser.close()
+    if complaints:
+        sys.exit("\n".join(f"screenshot: {complaint}" for complaint in complaints))
+    print(f"{options.report}: {options.report.stat().st_size:,} bytes, no request, no complaint; {options.output}")
 
 
 if __name__ == "__main__":

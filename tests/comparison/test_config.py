@@ -37,7 +37,7 @@ attacks: {every: {pairs: --steps 5}, benign_rate: 1e-4, line: [0.5, 5e-1]}
 def test_a_config_is_read(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(TEXT)
     found = read_config(tmp_path / "c.yaml")
-    assert [plan.name for plan in found.methods] == ["sft", "dpo-beta", "lox-dpo"] and found.judge_against == "sft"
+    assert [plan.name for plan in found.methods] == ["sft", "dpo-beta", "lox-dpo"] and found.judged_against == ["sft"]
     plan = found.methods[1]
     assert plan.method == "dpo" and plan.seeds == [0, 1, 2] and len(plan.trials) == 4
     assert plan.trials[1] == {"learning_rate": "1e-5", "beta": 0.5}  # YAML's 1e-5 is a text, read later as a flag is
@@ -92,6 +92,7 @@ def test_the_grid_is_every_combination() -> None:
         ({"samples": True}, "samples must be a whole number"),
         ({"most": 0}, "most=0"),
         ({"against": "npo"}, "against='npo' is none of the methods"),
+        ({"also_against": ["npo"]}, "against='npo' is none of the methods"),
         ({"scorers": "one"}, "scorers must be a list"),
     ],
 )

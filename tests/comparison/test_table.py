@@ -96,6 +96,23 @@ def test_differences_are_the_method_less_the_one_it_is_compared_with() -> None:
     assert "| dpo - repo | lexical | +0.500" in markdown(comparison_lines({"comparisons": found}))
 
 
+def test_all_are_compared_with_several_and_a_pair_once() -> None:
+    named = {"methods": ["repo", "dpo", "npo"], "tuning": "t", "reported": "r", "also_against": ["dpo"]}
+    config = build_config({"base": "m", **named})
+    rows = {
+        row["place"]: row for row in (kept(BASE, 0.5, 0.8, 0.5), *(kept(one, 0, 0, 0) for one in named["methods"]))
+    }
+    option = Option("none", {"lexical": np.array(4 * [[0.0], [1.0]])})
+    options = {place: {"pairs": [option, option]} for place in rows}
+    found = conclude(config, rows, options, dict.fromkeys(rows, option))["comparisons"]
+    pairs = [(one["entry"], one["against"]) for one in found if one["what"] == "reported"]
+    assert pairs == [("dpo", "repo"), ("npo", "repo"), ("npo", "dpo")]
+    alone = conclude(
+        build_config({"base": "m", **named, "also_against": []}), rows, options, dict.fromkeys(rows, option)
+    )
+    assert [one for one in found if one["against"] == "repo"] == alone["comparisons"]
+
+
 def test_what_wrecks_the_model_is_no_survival() -> None:
     base, row = kept(BASE, 0.2, 0.8, 0.2), kept("repo", 0.02, 0.2, 0.0)
     row["rounding"][0]["points"][0]["counted"] = False

@@ -147,6 +147,8 @@ class SweepConfig:
     """Also the checkpoints of arms that were not chosen."""
     against: str | None = None
     """The entry that the others are compared with; default: the first."""
+    also_against: list[str] = field(default_factory=list)
+    """Further ones that all are compared with, a pair once; corrected together."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "max_text_tokens", "max_kl_tokens", "samples", "max_new_tokens")
@@ -157,8 +159,9 @@ class SweepConfig:
             raise UserError(f"methods: {', '.join(names) or 'none'}: name at least one, and each once.")
         if not self.scorers or not self.reported or not self.budgets:
             raise UserError("scorers, reported and budgets: at least one of each is needed.")
-        if self.against is not None and self.against not in names:
-            raise UserError(f"against={self.against!r} is none of the methods: {', '.join(names)}.")
+        for name in self.judged_against:
+            if name not in names:
+                raise UserError(f"against={name!r} is none of the methods: {', '.join(names)}.")
         for place, plan in enumerate(self.methods):
             if plan.after is not None and plan.after not in names[:place]:
                 raise UserError(f"methods: {plan.name} comes after {plan.after!r}, which is no entry before it.")
@@ -173,8 +176,8 @@ class SweepConfig:
             raise UserError(f"attacks: {', '.join(attacks)}: each needs a name of its own.")
 
     @property
-    def judge_against(self) -> str:
-        return self.against or self.methods[0].name
+    def judged_against(self) -> list[str]:
+        return [self.against or self.methods[0].name, *self.also_against]
 
 
 def read_config(path: str | os.PathLike[str]) -> SweepConfig:

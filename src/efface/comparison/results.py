@@ -156,28 +156,28 @@ def _compare(
     reported: Mapping[str, Option],
     seed: int,
 ) -> list[Row]:
-    """Each entry against the one that the config names, by its first seed: as reported, and under the worst attack."""
+    """Each entry against those that the config names, by its first seed: as reported, and under the worst attack."""
     first: dict[str, str] = {}
     for place, row in kept.items():
         if row["budget"] == budget:
             first.setdefault(row["entry"], place)
-    against = first.pop(config.judge_against, None)
-    if against is None:
-        return []
     found: list[Row] = []
-    for entry, place in first.items():
-        pairs = {"reported": (reported[place], reported[against])}
-        both = [name for name in options[place] if name in options[against]]
-        ours, theirs = (pooled({name: options[one][name] for name in both}) for one in (place, against))
-        if ours and theirs:
-            pairs["worst attack"] = (reach(ours, seed)[0], reach(theirs, seed)[0])
-        for what, (mine, other) in pairs.items():
-            judges = {
-                judge: compare(scores, other.scores[judge], "share").to_dict() for judge, scores in mine.scores.items()
-            }
-            found.append(
-                {"budget": budget, "entry": entry, "against": config.judge_against, "what": what} | {"judges": judges}
-            )
+    done: set[str] = set()
+    for against in config.judged_against:
+        done.add(against)
+        for entry in [name for name in first if name not in done and against in first]:
+            place, other = first[entry], first[against]
+            pairs = {"reported": (reported[place], reported[other])}
+            both = [name for name in options[place] if name in options[other]]
+            ours, theirs = (pooled({name: options[one][name] for name in both}) for one in (place, other))
+            if ours and theirs:
+                pairs["worst attack"] = (reach(ours, seed)[0], reach(theirs, seed)[0])
+            for what, (mine, its) in pairs.items():
+                judges = {
+                    judge: compare(scores, its.scores[judge], "share").to_dict()
+                    for judge, scores in mine.scores.items()
+                }
+                found.append({"budget": budget, "entry": entry, "against": against, "what": what, "judges": judges})
     tests = [block for one in found for block in one["judges"].values()]
     for block, p in zip(tests, holm([block["p"] for block in tests]), strict=True):
         block["p_holm"] = p
