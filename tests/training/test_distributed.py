@@ -22,17 +22,13 @@ LONG = 20
 TOLERANCES = {STEPS: {"rtol": 1e-4, "atol": 1e-5}, LONG: {"rtol": 1e-3, "atol": 1e-4}}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("two")
-
-
 @pytest.fixture(scope="module", params=[STEPS, pytest.param(LONG, marks=pytest.mark.full)])
-def of_two(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]]:
+def of_two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two processes has; started once, for a process takes seconds to start."""
+    folder = tmp_path_factory.mktemp("two")
     cases = list(CASES) if request.config.getoption("--full") else QUICK
     found = of_both("two_processes", folder, str(request.param), *cases, seconds=SECONDS * len(cases))
-    return [one | {"steps": request.param} for one in found]
+    return [one | {"steps": request.param, "folder": folder} for one in found]
 
 
 def test_every_method_that_takes_steps_is_tried() -> None:
@@ -57,9 +53,8 @@ def test_two_processes_train_as_one(case: str, of_two: list[dict[str, Any]], tmp
         assert torch.isfinite(weight).all(), name
 
 
-def test_one_process_goes_on_from_what_two_have_saved(
-    of_two: list[dict[str, Any]], folder: Path, tmp_path: Path
-) -> None:
+def test_one_process_goes_on_from_what_two_have_saved(of_two: list[dict[str, Any]], tmp_path: Path) -> None:
+    folder = of_two[0]["folder"]
     alone = trainer_of("repo", tmp_path, 1, **SAVED)
     alone.train(resume_from_checkpoint=str(folder / "saved" / "checkpoint-2"))
     for name, weight in dict(alone.model.named_parameters()).items():
