@@ -7,10 +7,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from efface.files import scratch
 from efface.files.io import STALE
+from efface.files.lock import acquire
 from efface.files.scratch import IN_USE, make_scratch, sweep_folders
 
 MAKE = """
@@ -60,3 +63,20 @@ def test_folders_without_a_change_for_an_hour_go(tmp_path: Path) -> None:
         os.utime(path, (past, past))
     sweep_folders(tmp_path, ".saving-*")
     assert not old.exists() and new.exists() and deep.exists(), "in which something was written just now"
+
+
+def test_what_says_that_a_folder_is_in_use_is_locked_before_it_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process that sweeps between the two would take the folder for a killed one's."""
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
+    seen: list[bool] = []
+
+    def watched(file: Any) -> bool | None:
+        seen.append(any(tmp_path.glob(f"*/{scratch.IN_USE}")))
+        return acquire(file)
+
+    monkeypatch.setattr(scratch, "acquire", watched)
+    folder, file = scratch.make_scratch("efface-test-")
+    assert seen == [False] and file is not None and (folder / scratch.IN_USE).exists()
+    file.close()

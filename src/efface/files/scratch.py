@@ -29,14 +29,16 @@ def make_scratch(prefix: str) -> tuple[Path, IO[bytes] | None]:
     for left in folder.parent.glob(f"{prefix}*"):
         if left != folder and _is_nobodys(left / IN_USE):
             shutil.rmtree(left, ignore_errors=True)
+    begun = folder / f"{IN_USE}.tmp"  # locked before it has its name: another process that sweeps would take it
     try:
-        file = (folder / IN_USE).open("wb")
+        file = begun.open("wb")
     except OSError:  # a full disk: it is never taken for anybody's
         return folder, None
     if not acquire(file):
         file.close()
-        (folder / IN_USE).unlink(missing_ok=True)
+        begun.unlink(missing_ok=True)
         return folder, None
+    begun.rename(folder / IN_USE)
     return folder, file
 
 
