@@ -6,7 +6,6 @@ CPU: here it is told that each process has a GPU, and everything after that is i
 configs/accelerate/fsdp2.yaml asks for it.
 """
 
-import faulthandler
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from accelerate.utils import DistributedType
 from frozen import freeze
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from two_processes import SECONDS, trainer_of
+from two_processes import trainer_of, watched
 
 from efface.cli import main
 from efface.errors import RunError
@@ -83,9 +82,7 @@ if __name__ == "__main__":
     believe_in_gpus()
     file = Path(sys.argv[1])
     results: dict[str, Any] = {}
-    for case in sys.argv[2:]:
-        sys.stderr.write(f"{case}\n")
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
+    for case in watched(sys.argv[2:]):
         results[case] = trained(case, file.parent / case)
     results["resumed"] = resumed(file.parent / "resumed")
     results["not finite"] = not_finite(file.parent / "not finite")

@@ -7,6 +7,7 @@ Passages are spread unevenly: the text FIRST stands in the batch of one process,
 import faulthandler
 import gc
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,14 @@ def trained(case: str, output: Path, processes: int, steps: int = STEPS, **more:
     return {name: weight.detach().clone() for name, weight in found.items()}
 
 
+def watched(cases: Sequence[str]) -> Iterator[str]:
+    """One case after the other; standard error says which, and where it hangs if it does."""
+    for case in cases:
+        sys.stderr.write(f"{case}\n")
+        faulthandler.dump_traceback_later(SECONDS, exit=True)  # set anew each time
+        yield case
+
+
 SAVED: dict[str, Any] = {"steps": 4, "save_strategy": "steps", "save_steps": 2}
 """A run with a checkpoint half-way, which a single process goes on from."""
 
@@ -159,9 +168,7 @@ if __name__ == "__main__":
     freeze()
     file, steps = Path(sys.argv[1]), int(sys.argv[2])
     results: dict[str, Any] = {}
-    for case in sys.argv[3:]:
-        sys.stderr.write(f"{case}\n")
-        faulthandler.dump_traceback_later(SECONDS, exit=True)  # says where it hangs, if it does; set anew each time
+    for case in watched(sys.argv[3:]):
         results[case] = trained(case, file.parent / case, 2, steps)
     results["saved"] = trained("repo", file.parent / "saved", 2, **SAVED)
     results["odd"] = trained("repo", file.parent / "odd", 2, pairs=7)
