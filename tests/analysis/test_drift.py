@@ -1,6 +1,7 @@
 """Is the drift of hidden states what was done to them?"""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from polite import ROWS
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.analysis.drift import cka, drift, hsic, token_shifts
+from efface.analysis.states import token_states
 from efface.data.pair_tokens import tokenize_pairs
 from efface.model.blocks import decoder_blocks
 
@@ -16,10 +18,14 @@ PAIRS = tokenize_pairs(ROWS, tiny_tokenizer())
 FAMILIES = ("gpt2", "llama")
 
 
+def drifted(edited: Any, base: Any, rows: list[Any] = ROWS, **how: Any) -> dict[str, Any]:
+    return drift(*(token_states(model, tiny_tokenizer(), rows, [0, 1]) for model in (edited, base)), **how)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
 def test_identical_models_have_not_drifted(family: str) -> None:
     model = tiny_model(family)
-    found = drift(copy.deepcopy(model), model, tiny_tokenizer(), PAIRS, [0, 1], direction=np.eye(1, 32)[0])
+    found = drifted(copy.deepcopy(model), model, direction=np.eye(1, 32)[0])
     assert set(found) == {"0", "1"}
     for block in found.values():
         assert block["benign"]["shift"] == block["toxic"]["shift"] == 0
@@ -36,7 +42,7 @@ def test_a_planted_shift_is_found_with_its_direction(family: str) -> None:
         return (output[0] + 3 * v, *output[1:]) if isinstance(output, tuple) else output + 3 * v
 
     decoder_blocks(edited)[1].register_forward_hook(push)
-    found = drift(edited, base, tiny_tokenizer(), PAIRS, [0, 1], direction=v.numpy(), batch_size=4)
+    found = drifted(edited, base, direction=v.numpy(), at_once=4)
     assert found["0"]["toxic"]["shift"] == 0 < found["1"]["toxic"]["shift"]
     assert found["1"]["toxic"]["along"] == pytest.approx(1, abs=1e-5)
     assert found["1"]["toxic"]["components"]["1"] == pytest.approx(1, abs=1e-5)
@@ -70,7 +76,7 @@ def test_minibatches_agree_with_the_whole() -> None:
     with torch.no_grad():
         for parameter in decoder_blocks(edited)[0].mlp.parameters():
             parameter.mul_(0.5)
-    small, large = (drift(edited, base, tiny_tokenizer(), PAIRS * 4, [1], batch_size=size)["1"] for size in (6, 64))
+    small, large = (drifted(edited, base, ROWS * 4, at_once=size)["1"] for size in (6, 64))
     for name in ("toxic", "benign"):
         assert small[name]["shift"] == pytest.approx(large[name]["shift"], rel=1e-5)
         assert small[name]["cka"] == pytest.approx(large[name]["cka"], abs=0.05) and large[name]["cka"] < 1

@@ -9,7 +9,7 @@ import torch
 from tiny import FAMILIES, tiny_model
 
 from efface.analysis.enrichment import enrichment
-from efface.analysis.overlap import change_of, cosine, overlap
+from efface.analysis.overlap import change_of, cosine, overlaps
 from efface.errors import UserError
 from efface.model.projections import linear_maps, output_weight
 
@@ -46,7 +46,7 @@ def test_a_change_along_the_gradient_is_seen_and_noise_is_at_chance() -> None:
     gradient = {"a": torch.randn(30, 20, generator=generator), "b": torch.randn(24, 40, generator=generator)}
     left, singular, right = torch.linalg.svd(gradient["a"])
     planted = {"a": torch.outer(left[:, 0], right[0]), "b": torch.zeros(24, 40)}
-    found = overlap(planted, gradient, ranks=(1, 4))
+    found = overlaps({"planted": planted}, gradient, ranks=(1, 4))["planted"]
     assert found["left"] == pytest.approx({"1": 1, "4": 1}, abs=1e-5) == found["right"]
     assert found["chance"]["left"]["4"] == pytest.approx(4 / 30) and found["chance"]["right"]["1"] == pytest.approx(
         0.05
@@ -54,16 +54,16 @@ def test_a_change_along_the_gradient_is_seen_and_noise_is_at_chance() -> None:
     norm = sum(matrix.square().sum() for matrix in gradient.values()) ** 0.5
     assert found["cosine"] == pytest.approx((singular[0] / norm).item(), abs=1e-5)
     noise = {path: torch.randn(matrix.shape, generator=generator) for path, matrix in gradient.items()}
-    at_random = overlap(noise, gradient)
+    unchanged = {path: torch.zeros_like(matrix) for path, matrix in gradient.items()}
+    several = overlaps({"noise": noise, "same": gradient, "nothing": unchanged}, gradient)
+    at_random, nothing = several["noise"], several["nothing"]
     for side in ("left", "right"):
         for rank, part in at_random[side].items():
             assert part == pytest.approx(at_random["chance"][side][rank], abs=0.12)
-    same = overlap(gradient, gradient)
-    assert same["cosine"] == pytest.approx(1, abs=1e-5)
-    nothing = overlap({path: torch.zeros_like(matrix) for path, matrix in gradient.items()}, gradient)
+    assert several["same"]["cosine"] == pytest.approx(1, abs=1e-5)
     assert nothing["cosine"] is None and set(nothing["left"].values()) == {None}
     with pytest.raises(UserError, match="different matrices"):
-        overlap({"a": gradient["a"]}, gradient)
+        overlaps({"whole": noise, "part": {"a": gradient["a"]}}, gradient)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,30 +6,26 @@
     CKA          linear centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414) of toxic and of benign
                  tokens: 1 if the states are alike but for a rotation and a scale
 
-All of it is streamed: CKA as the mean of unbiased HSIC over minibatches (Nguyen et al. 2021, arXiv 2010.15327), and
-components from (d, d) sums. Memory does not grow with the number of texts.
+CKA is the mean of unbiased HSIC over minibatches (Nguyen et al. 2021, arXiv 2010.15327), components are of (d, d)
+sums: beside the states that it is given nothing grows with the number of texts.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from efface.data.batch import PairCollator
-from efface.data.pair_tokens import TokenizedPair
+from efface.analysis.states import TokenStates
 from efface.files.jsonl import Row
 from efface.model.blocks import accepted, capture_residuals
 from efface.model.copies import eval_mode
 from efface.model.devices import doubled
-from efface.model.padding import position_ids
-from efface.model.vocabulary import pad_id
-from efface.terminal.progress import track
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 COMPONENTS = (1, 2, 4, 8)
 LEAST = 4
@@ -47,53 +43,43 @@ class _Sums:
     hsic: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
 
 
-@torch.no_grad()
 def drift(
-    edited: "PreTrainedModel",
-    base: "PreTrainedModel",
-    processing_class: "PreTrainedTokenizerBase",
-    pairs: Sequence[TokenizedPair],
-    layers: Sequence[int],
+    edited: Mapping[int, TokenStates],
+    base: Mapping[int, TokenStates],
     *,
     direction: np.ndarray | None = None,
-    batch_size: int = 16,
-    progress: bool = False,
+    at_once: int = 16,
 ) -> Row:
-    """How far the states of `edited` are from those of `base` at the continuation tokens of `pairs`.
+    """How far the states of an edited model are from those of its base, at the same tokens of the same pairs.
 
     Args:
-        layers: numbers of blocks.
-        direction: (d,) of length 1, of the residual stream after the last of `layers`, or any.
+        edited, base: layer -> states, of `token_states`.
+        direction: (d,) of length 1, of the residual stream after the last of the layers, or any.
+        at_once: pairs in a minibatch of the CKA.
 
     Returns:
         layer (a string) -> for `toxic` and `benign` tokens `shift` and `cka` (null if too few), and for toxic ones
         `components` (rank -> part) and, with a direction, `along`.
     """
-    collate = PairCollator(pad_id(processing_class, base))
-    width = base.config.get_text_config(decoder=True).hidden_size
-    sums = {layer: (_Sums(), _Sums()) for layer in layers}
-    scatter = {layer: torch.zeros(width, width, dtype=torch.float64) for layer in layers}
-    means = {layer: torch.zeros(width, dtype=torch.float64) for layer in layers}
-    with eval_mode(base), eval_mode(edited):
-        for start in track(range(0, len(pairs), batch_size), "drift", show=progress):
-            batch = collate(pairs[start : start + batch_size])
-            counted = batch["continuation_mask"]
-            toxic = (torch.arange(len(counted)) >= batch["n_pairs"])[:, None].expand_as(counted)[counted]
-            before, after = (_states(model, batch, layers, counted) for model in (base, edited))
-            for layer in layers:
-                for kind in (0, 1):
-                    h, g = before[layer][toxic == bool(kind)], after[layer][toxic == bool(kind)]
-                    _add(sums[layer][kind], h, g)
-                shift = (after[layer] - before[layer])[toxic]
-                scatter[layer] += shift.T @ shift
-                means[layer] += shift.sum(0)
     found = {}
-    for layer in layers:
-        block: Row = {name: _told(one) for name, one in zip(CLASSES, sums[layer], strict=True)}
-        block["toxic"]["components"] = _components(scatter[layer])
+    for layer, before in base.items():
+        after, width = edited[layer], before.hidden.shape[1]
+        sums, scatter = (_Sums(), _Sums()), torch.zeros(width, width, dtype=torch.float64)
+        mean = torch.zeros(width, dtype=torch.float64)
+        for first in range(0, int(before.pairs.max()) + 1, at_once):
+            chunk = (before.pairs >= first) & (before.pairs < first + at_once)
+            h, g = (torch.from_numpy(states.hidden[chunk]).double() for states in (before, after))
+            toxic = torch.from_numpy(before.labels[chunk] == 1)
+            for one, which in zip(sums, (~toxic, toxic), strict=True):
+                _add(one, h[which], g[which])
+            shift = (g - h)[toxic]
+            scatter += shift.T @ shift
+            mean += shift.sum(0)
+        block: Row = {name: _told(one) for name, one in zip(CLASSES, sums, strict=True)}
+        block["toxic"]["components"] = _components(scatter)
         if direction is not None:
-            length = means[layer].norm().item()
-            along = (means[layer] @ torch.as_tensor(direction, dtype=torch.float64)).item()
+            length = mean.norm().item()
+            along = (mean @ torch.as_tensor(direction, dtype=torch.float64)).item()
             block["toxic"]["along"] = along / length if length > TINY else None
         found[str(layer)] = block
     return found
@@ -107,10 +93,8 @@ def token_shifts(
     layers: Sequence[int],
 ) -> np.ndarray:
     """(layers, tokens) ||h' - h|| / ||h|| of one text, for a picture."""
-    batch = {"input_ids": torch.tensor([list(ids)]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
-    everything = torch.ones(1, len(ids), dtype=torch.bool)
     with eval_mode(base), eval_mode(edited):
-        before, after = (_states(model, batch, layers, everything) for model in (base, edited))
+        before, after = (_states(model, ids, layers) for model in (base, edited))
     rows = [(after[layer] - before[layer]).norm(dim=1) / before[layer].norm(dim=1).clamp_min(TINY) for layer in layers]
     return torch.stack(rows).numpy()
 
@@ -161,12 +145,9 @@ def _components(scatter: Tensor) -> Row:
     return {str(k): (values[:k].sum() / total).item() if total > TINY else 0.0 for k in COMPONENTS}
 
 
-def _states(
-    model: "PreTrainedModel", batch: Mapping[str, Any], layers: Sequence[int], counted: Tensor
-) -> dict[int, Tensor]:
-    """layer -> (N, d) float64 on the CPU, at the counted tokens."""
-    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-    body = model.base_model
+def _states(model: "PreTrainedModel", ids: Sequence[int], layers: Sequence[int]) -> dict[int, Tensor]:
+    """layer -> (tokens, d) float64 on the CPU."""
+    row, body = torch.tensor([list(ids)], device=model.device), model.base_model
     with capture_residuals(model, layers) as residuals:
-        body(**accepted(body, input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False))
-    return {layer: doubled(residuals[layer].cpu()[counted]) for layer in layers}
+        body(**accepted(body, input_ids=row, attention_mask=torch.ones_like(row), use_cache=False))
+    return {layer: doubled(residuals[layer][0].cpu()) for layer in layers}

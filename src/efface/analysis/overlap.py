@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RANKS = (1, 4, 16)
+SIDES = ("left", "right")
 
 
 @torch.no_grad()
@@ -38,40 +39,61 @@ def change_of(model: "PreTrainedModel", base: "PreTrainedModel") -> dict[str, Te
 
 
 @torch.no_grad()
-def overlap(change: Mapping[str, Tensor], gradient: Mapping[str, Tensor], ranks: Sequence[int] = RANKS) -> Row:
-    """How much of a change lies in the principal directions of a gradient, over all matrices together.
+def overlaps(
+    changes: Mapping[str, Mapping[str, Tensor]], gradient: Mapping[str, Tensor], ranks: Sequence[int] = RANKS
+) -> dict[str, Row]:
+    """How much of each of several changes lies in the principal directions of a gradient, over all matrices together.
+
+    Each matrix of the gradient is decomposed once, which is most of the work.
+
+    Args:
+        changes: name -> path -> (d_out, d_in).
+        gradient: path -> (d_out, d_in), of the same matrices.
 
     Returns:
-        `left` and `right`: rank -> part of the squared change; `chance`: the same two of a change without preference;
-        `cosine` of the change and the gradient. All null if nothing has changed.
+        Name -> `left` and `right`: rank -> part of the squared change; `chance`: the same two of a change without
+        preference; `cosine` of the change and the gradient. All null if nothing has changed.
 
     Raises:
         UserError: if they are of other matrices.
     """
-    if change.keys() != gradient.keys():
+    if any(change.keys() != gradient.keys() for change in changes.values()):
         raise UserError("the change and the gradient are of different matrices: take both of models of one kind.")
-    inside = {side: dict.fromkeys(ranks, 0.0) for side in ("left", "right")}
-    chance = {side: dict.fromkeys(ranks, 0.0) for side in ("left", "right")}
-    squares = sum(matrix.square().sum().item() for matrix in change.values())
-    if not squares:
-        nothing = dict.fromkeys(map(str, ranks))
-        return {"left": nothing, "right": nothing, "chance": {"left": nothing, "right": nothing}, "cosine": None}
-    for path, matrix in change.items():
-        left, _, right = torch.linalg.svd(gradient[path].float(), full_matrices=False)
+    parts = {name: _Parts(ranks) for name in changes}
+    for path, matrix in gradient.items():
+        left, _, right = torch.linalg.svd(matrix.float(), full_matrices=False)
+        for name, change in changes.items():
+            parts[name].add(change[path], left, right)
+    return {name: {**parts[name].told(), "cosine": cosine(change, gradient)} for name, change in changes.items()}
+
+
+class _Parts:
+    """Of one change, summed over matrices: what of it lies in the first k directions."""
+
+    def __init__(self, ranks: Sequence[int]):
+        self.squares = 0.0
+        self.inside = {side: dict.fromkeys(ranks, 0.0) for side in SIDES}
+        self.chance = {side: dict.fromkeys(ranks, 0.0) for side in SIDES}
+
+    def add(self, matrix: Tensor, left: Tensor, right: Tensor) -> None:
         energy = matrix.square().sum().item()
         written = (left.T @ matrix).square().sum(1).cumsum(0)  # (min(d_out, d_in),)
         read = (matrix @ right.T).square().sum(0).cumsum(0)
-        for rank in ranks:
-            k = min(rank, len(written))
-            inside["left"][rank] += written[k - 1].item()
-            inside["right"][rank] += read[k - 1].item()
-            chance["left"][rank] += energy * k / matrix.shape[0]
-            chance["right"][rank] += energy * k / matrix.shape[1]
+        for side, held, size in zip(SIDES, (written, read), matrix.shape, strict=True):
+            for rank in self.inside[side]:
+                k = min(rank, len(held))
+                self.inside[side][rank] += held[k - 1].item()
+                self.chance[side][rank] += energy * k / size
+        self.squares += energy
 
-    def parts(table: dict[str, dict[int, float]]) -> Row:
-        return {side: {str(rank): value / squares for rank, value in found.items()} for side, found in table.items()}
+    def told(self) -> Row:
+        return {**self._shares(self.inside), "chance": self._shares(self.chance)}
 
-    return {**parts(inside), "chance": parts(chance), "cosine": cosine(change, gradient)}
+    def _shares(self, table: dict[str, dict[int, float]]) -> Row:
+        return {
+            side: {str(rank): value / self.squares if self.squares else None for rank, value in found.items()}
+            for side, found in table.items()
+        }
 
 
 def cosine(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float | None:

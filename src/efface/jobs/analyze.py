@@ -10,7 +10,8 @@ One edited model is held at a time, beside the base.
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from efface.audit.battery import folder_of
 from efface.checks import not_negative, positive
@@ -19,11 +20,14 @@ from efface.data.rows import load_texts
 from efface.errors import RunError, UserError, reason_of
 from efface.files.digests import digest
 from efface.files.environment import environment, versions
-from efface.files.events import recorded
+from efface.files.events import Journal, recorded
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, check_output_dir, read_json, write_json
 from efface.files.run_directory import run_directory
 from efface.jobs.erasure import HELD_OUT
+
+if TYPE_CHECKING:
+    from efface.jobs.subject import Original
 
 NAMES = ("certificate", "drift", "lens", "neurons", "weights", "overlap", "patching")
 
@@ -92,8 +96,7 @@ def analyze(
         raise UserError(f"{len(rows)} pairs are too few for a probe, which needs {PARTS}. Give more.")
     check_output_dir(output, overwrite=overwrite, resume=resume, inputs=[base, *models.values(), pairs, text])
 
-    from efface.jobs.explained import BLOCKS
-    from efface.jobs.subject import Depth, Subject
+    from efface.jobs.subject import Depth, Original
     from efface.model.fingerprint import fingerprint_of
     from efface.model.load import load_model
 
@@ -106,28 +109,10 @@ def analyze(
         run_directory(output, overwrite=overwrite, resume=resume, inputs=[*models.values()]) as folder,
         recorded(folder, say, command=command) as journal,
     ):
+        shared = Original(original, tokenizer, rows, texts, depth, seed)
         told: list[Row] = []
         for name, source in models.items():
-            edited = load_model(source)[0]
-            weights = fingerprint_of(edited)
-            subject = Subject(edited, original, tokenizer, rows, texts, depth, seed)
-            model: Row = {"name": name, "model": source, "blocks": {}, "failed": {}}
-            told.append(model)
-            for block in blocks:
-                made_by = digest([block, weights, *read])
-                file = folder / "parts" / folder_of(name) / f"{block}.json"
-                found = read_json(file) if file.exists() else {}
-                if found.get("made_by") != made_by:
-                    journal(f"{name}: {block}")
-                    try:
-                        with journal.during("block", model=name, block=block):
-                            write_json(file, {"schema": 1, "made_by": made_by, "found": BLOCKS[block](subject)})
-                    except (UserError, RunError) as error:  # whatever it is, the others are made
-                        model["failed"][block] = reason_of(error)
-                        journal(f"{name}: {block} failed: {reason_of(error)}")
-                        continue
-                    found = read_json(file)
-                model["blocks"][block] = found["found"]
+            told.append(_explained(name, source, blocks, shared, read, folder, journal))
             results = {
                 "schema": 1,
                 "what": "analysis",
@@ -139,3 +124,33 @@ def analyze(
             }
             write_json(folder / RESULTS, results)
         return results
+
+
+def _explained(
+    name: str, source: str, blocks: Sequence[str], original: "Original", read: Any, folder: Path, journal: Journal
+) -> Row:
+    """What `results.json` says of an edited model; its blocks are written as they are made, or taken as they lie."""
+    from efface.jobs.explained import BLOCKS
+    from efface.jobs.subject import Subject
+    from efface.model.fingerprint import fingerprint_of
+    from efface.model.load import load_model
+
+    edited = load_model(source)[0]
+    weights, subject = fingerprint_of(edited), Subject(edited, original)
+    model: Row = {"name": name, "model": source, "blocks": {}, "failed": {}}
+    for block in blocks:
+        made_by = digest([block, weights, *read])
+        file = folder / "parts" / folder_of(name) / f"{block}.json"
+        found = read_json(file) if file.exists() else {}
+        if found.get("made_by") != made_by:
+            journal(f"{name}: {block}")
+            try:
+                with journal.during("block", model=name, block=block):
+                    write_json(file, {"schema": 1, "made_by": made_by, "found": BLOCKS[block](subject)})
+            except (UserError, RunError) as error:  # whatever it is, the others are made
+                model["failed"][block] = reason_of(error)
+                journal(f"{name}: {block} failed: {reason_of(error)}")
+                continue
+            found = read_json(file)
+        model["blocks"][block] = found["found"]
+    return model

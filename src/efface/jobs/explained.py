@@ -21,8 +21,7 @@ import torch
 from efface.analysis.concentration import concentration
 from efface.analysis.drift import drift, token_shifts
 from efface.analysis.enrichment import enrichment
-from efface.analysis.erasure import compare_erasure, probe_states
-from efface.analysis.input_space import null_spaces
+from efface.analysis.erasure import compare_erasure
 from efface.analysis.module_writing import best_modules, write_with_modules
 from efface.analysis.neuron_patching import patch_neurons
 from efface.analysis.neurons import (
@@ -33,16 +32,15 @@ from efface.analysis.neurons import (
     random_fall,
     values_of,
 )
-from efface.analysis.overlap import change_of, cosine, overlap
+from efface.analysis.overlap import change_of, cosine, overlaps
 from efface.analysis.patching import patch_modules
 from efface.analysis.state_patching import patch_states
 from efface.analysis.toxic_mass import Reading, read_pairs
 from efface.evaluation.divergence import Divergence
 from efface.files.jsonl import Row
-from efface.jobs.subject import Subject
+from efface.jobs.subject import LENS_PAIRS, Subject
 from efface.model.blocks import decoder_blocks
-from efface.model.forward import Head, skipped_above
-from efface.model.head_check import check_head_once
+from efface.model.forward import Head
 from efface.model.projections import linear_maps, output_weight
 from efface.training.finetune import finetune
 from efface.training.likelihood_gradient import likelihood_gradient
@@ -60,28 +58,24 @@ WRITING = 5
 """Modules whose edit is tried in writing."""
 BEST = 300
 """Neurons that lower <h, w> most, as a group."""
-LENS_PAIRS = 64
 GRADIENT_PAIRS = 64
 
 
 def certificate(subject: Subject) -> Row:
-    states = probe_states(subject.edited, subject.processing_class, subject.rows, progress=True)
-    return compare_erasure(subject.base_states, states, seed=subject.seed)
+    return compare_erasure(subject.original.states, subject.states, seed=subject.seed)
 
 
 def drifted(subject: Subject) -> Row:
-    models = (subject.edited, subject.base)
-    found = drift(
-        *models, subject.processing_class, subject.pairs, subject.layers, direction=subject.direction, progress=True
-    )
+    models, original = (subject.edited, subject.base), subject.original
+    found = drift(subject.states, original.states, direction=original.direction)
     everywhere = list(range(len(decoder_blocks(subject.base))))
     pictures = []
-    for number, pair in enumerate(subject.pairs[:PICTURED]):
+    for number, pair in enumerate(original.pairs[:PICTURED]):
         for side, ids in {"chosen": pair.chosen_ids, "rejected": pair.rejected_ids}.items():
             whole = pair.prompt_ids + ids
             tokens = [subject.processing_class.decode([token]) for token in whole]
             shift = token_shifts(*models, whole, everywhere)
-            marked = [place for place, token in enumerate(whole) if token in subject.toxic]
+            marked = [place for place, token in enumerate(whole) if token in original.toxic]
             picture: Row = {"pair": number, "side": side, "start": len(pair.prompt_ids), "tokens": tokens}
             picture["toxic"] = marked
             pictures.append({**picture, "shift": [[round(float(value), 4) for value in row] for row in shift]})
@@ -90,26 +84,21 @@ def drifted(subject: Subject) -> Row:
 
 def lens(subject: Subject) -> Row:
     """Layer -> the toxic mass of both models there; the last is that of the whole model."""
-    found: Row = {}
-    pairs = subject.pairs[:LENS_PAIRS]
-    for name, model in {"base": subject.base, "edited": subject.edited}.items():
-        check_head_once(model)
-        for layer in subject.layers:
-            with skipped_above(model, layer):
-                reading = read_pairs(model, subject.processing_class, pairs, subject.toxic)
-            found.setdefault(str(layer), {})[name] = reading.toxic_mass
-    return {"n_pairs": len(pairs), "n_tokens": len(subject.toxic), "layers": found}
+    original = subject.original
+    after = original.toxic_masses_of(subject.edited)
+    masses = {str(layer): {"base": mass, "edited": after[layer]} for layer, mass in original.toxic_masses.items()}
+    return {"n_pairs": min(LENS_PAIRS, len(original.pairs)), "n_tokens": len(original.toxic), "layers": masses}
 
 
 def neurons(subject: Subject) -> Row:
-    before, after = subject.base_writing, subject.edited_writing
+    before, after = subject.original.writing, subject.writing
     change = compare_writing(before, after)
     ranks = [rank for rank in RANKS if rank < change.fall.size] + [change.fall.size]
     chance = random_fall(before, after, *lengths_of(subject.edited, subject.base), subject.seed)
     parts = {"fires_less": change.fires_less.sum(), "moved": change.moved.sum()}
     groups = {name: change.fall[change.groups == number].sum() for number, name in enumerate(GROUPS)}
     return {
-        "n_tokens": subject.base_activity.n_tokens,
+        "n_tokens": subject.original.activity.n_tokens,
         "height": {"base": before.height, "edited": after.height},
         "drop": change.drop,
         "by_neurons": change.by_neurons,
@@ -124,9 +113,9 @@ def neurons(subject: Subject) -> Row:
 
 
 def weights(subject: Subject) -> Row:
-    spaces = null_spaces(subject.base, subject.processing_class, subject.text[:32], progress=True)
+    spaces = subject.original.null_spaces
     found = concentration(subject.edited, subject.base, null_spaces=spaces, seed=subject.seed)
-    toxic = enrichment(subject.moved_neurons, subject.base_writing.contributions, seed=subject.seed)
+    toxic = enrichment(subject.moved_neurons, subject.original.writing.contributions, seed=subject.seed)
     return {**found, "enrichment": toxic}
 
 
@@ -134,15 +123,16 @@ def overlapping(subject: Subject) -> Row:
     """Of the edit, and of what an attacker then changes, with the forget gradient of the edited model."""
     maps = linear_maps(subject.edited)
     modules = list(maps.values())
-    batches = subject.batches(GRADIENT_PAIRS)
+    batches = subject.original.batches(GRADIENT_PAIRS)
     flat = likelihood_gradient(subject.edited, batches, {"rejected": 1.0}, [module.weight for module in modules])
     gradient = {
         path: part if output_weight(module) is module.weight else part.t()
         for (path, module), part in zip(maps.items(), flat, strict=True)
     }
     edit = change_of(subject.edited, subject.base)
-    rows = [pair.prompt_ids + pair.rejected_ids for pair in subject.pairs]
-    steps, rate = subject.depth.attack_steps, subject.depth.attack_rate
+    rows = [pair.prompt_ids + pair.rejected_ids for pair in subject.original.pairs]
+    depth = subject.original.depth
+    steps, rate = depth.attack_steps, depth.attack_rate
     attacked = finetune(
         subject.edited,
         subject.processing_class,
@@ -153,28 +143,29 @@ def overlapping(subject: Subject) -> Row:
         seed=subject.seed,
     )
     attack = change_of(attacked, subject.edited)
-    found = {"edit": overlap(edit, gradient), "attack": overlap(attack, gradient), "cosine": cosine(edit, attack)}
-    return {**found, "steps": steps, "learning_rate": rate}
+    found = overlaps({"edit": edit, "attack": attack}, gradient)
+    return {**found, "cosine": cosine(edit, attack), "steps": steps, "learning_rate": rate}
 
 
 def patched(subject: Subject) -> Row:
-    pairs = subject.pairs[: subject.depth.patched_pairs]
-    divergence = Divergence(subject.base, subject.processing_class, subject.text, max_tokens=subject.depth.text_tokens)
+    original, tokenizer = subject.original, subject.processing_class
+    pairs = original.pairs[: original.depth.patched_pairs]
+    divergence = Divergence(subject.base, tokenizer, original.text, max_tokens=original.depth.text_tokens)
 
     def read(model: "PreTrainedModel") -> Reading:
-        return read_pairs(model, subject.processing_class, pairs, subject.toxic)
+        return read_pairs(model, tokenizer, pairs, original.toxic)
 
     models = (subject.edited, subject.base)
-    states = patch_states(*models, subject.layers, read)
+    states = patch_states(*models, original.layers, read)
     groups = patch_neurons(*models, _groups(subject), read, seed=subject.seed)
     modules = patch_modules(*models, lambda model: (read(model), divergence.of(model)), progress=True)
-    written = write_with_modules(*models, best_modules(modules, WRITING), subject.toxicity_of)
+    written = write_with_modules(*models, best_modules(modules, WRITING), original.toxicity_of)
     return {"n_pairs": len(pairs), "states": states, "neurons": groups, "written": written, **modules}
 
 
 def _groups(subject: Subject) -> dict[str, np.ndarray]:
     """Neurons whose firing is patched: those of each of GROUPS, those that lower <h, w> most, and all."""
-    change = compare_writing(subject.base_writing, subject.edited_writing)
+    change = compare_writing(subject.original.writing, subject.writing)
     found = {name: change.groups == number for number, name in enumerate(GROUPS)}
     best = np.zeros(change.fall.size, dtype=bool)
     best[np.argsort(-change.fall, axis=None, kind="stable")[:BEST]] = True

@@ -1,7 +1,8 @@
-"""What do an edited model and its base both read, and what is worked out of it once for all blocks of the analysis?
+"""What do edited models and their base all read, and what is worked out of it once for all blocks of the analysis?
 
-The toxicity direction is the difference of the base's mean states at tokens of `rejected` and of `chosen`, after the
-last block. Neurons are looked at over what the base itself writes after the prompts.
+What the base alone says is `Original`'s, and is worked out once for all edited models. The toxicity direction is the
+difference of the base's mean states at tokens of `rejected` and of `chosen`, after the last block. Neurons are looked
+at over what the base itself writes after the prompts.
 """
 
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ import torch
 from efface.analysis.concentration import neuron_squares
 from efface.analysis.directions import difference_of_means, unit
 from efface.analysis.erasure import probe_states, probed_layers
+from efface.analysis.input_space import null_spaces
 from efface.analysis.neurons import Activity, Spoken, Writing, activity, writing
 from efface.analysis.states import TokenStates
-from efface.analysis.toxic_mass import toxic_tokens
+from efface.analysis.toxic_mass import read_pairs, toxic_tokens
 from efface.data.batch import PairBatch, PairCollator
 from efface.data.pair_tokens import TokenizedPair, tokenize_pairs
 from efface.evaluation.measure import evaluate
@@ -26,12 +28,17 @@ from efface.generation.generate import generate_ids
 from efface.generation.prompts import encode_prompts
 from efface.model.blocks import decoder_blocks
 from efface.model.copies import without_adapter
+from efface.model.forward import skipped_above
+from efface.model.head_check import check_head_once
 from efface.model.padding import max_positions
 from efface.model.vocabulary import pad_id
 from efface.scoring import DEFAULT_SCORER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+LENS_PAIRS = 64
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,9 @@ class Depth:
 
 
 @dataclass
-class Subject:
-    """An edited model beside its base, and what both read."""
+class Original:
+    """The base, what all models read, and what the base makes of it."""
 
-    edited: "PreTrainedModel"
     base: "PreTrainedModel"
     processing_class: "PreTrainedTokenizerBase"
     rows: list[Row]
@@ -68,7 +74,7 @@ class Subject:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.edited, self.base = without_adapter(self.edited), without_adapter(self.base)
+        self.base = without_adapter(self.base)
 
     @cached_property
     def layers(self) -> list[int]:
@@ -83,12 +89,12 @@ class Subject:
         return toxic_tokens(self.pairs)
 
     @cached_property
-    def base_states(self) -> dict[int, TokenStates]:
-        return probe_states(self.base, self.processing_class, self.rows, progress=True)
+    def states(self) -> dict[int, TokenStates]:
+        return self.states_of(self.base)
 
     @cached_property
     def direction(self) -> np.ndarray:
-        states = self.base_states[self.layers[-1]]
+        states = self.states[self.layers[-1]]
         return unit(difference_of_means(states.hidden, states.labels))
 
     @cached_property
@@ -102,23 +108,34 @@ class Subject:
         return [Spoken(start + new, len(start)) for start, new in written]
 
     @cached_property
-    def base_activity(self) -> Activity:
+    def activity(self) -> Activity:
         return activity(self.base, self.processing_class, self.spoken, progress=True)
 
     @cached_property
-    def base_writing(self) -> Writing:
-        return writing(self.base, self.base_activity, self.direction)
+    def writing(self) -> Writing:
+        return writing(self.base, self.activity, self.direction)
 
     @cached_property
-    def edited_writing(self) -> Writing:
-        """Of the same tokens."""
-        active = activity(self.edited, self.processing_class, self.spoken, progress=True)
-        return writing(self.edited, active, self.direction)
+    def toxic_masses(self) -> dict[int, float]:
+        return self.toxic_masses_of(self.base)
 
     @cached_property
-    def moved_neurons(self) -> np.ndarray:
-        """(layers, d_ff)"""
-        return neuron_squares(self.edited, self.base).reshape(len(decoder_blocks(self.base)), -1)
+    def null_spaces(self) -> dict[str, torch.Tensor]:
+        return null_spaces(self.base, self.processing_class, self.text[:32], progress=True)
+
+    def states_of(self, model: "PreTrainedModel") -> dict[int, TokenStates]:
+        """Layer -> what a model holds at the tokens of all pairs."""
+        return probe_states(model, self.processing_class, self.rows, progress=True)
+
+    def toxic_masses_of(self, model: "PreTrainedModel") -> dict[int, float]:
+        """Layer -> how likely toxic words are to a model, were it to end there."""
+        check_head_once(model)
+        found = {}
+        for layer in self.layers:
+            with skipped_above(model, layer):
+                reading = read_pairs(model, self.processing_class, self.pairs[:LENS_PAIRS], self.toxic)
+            found[layer] = reading.toxic_mass
+        return found
 
     def toxicity_of(self, model: "PreTrainedModel") -> Row:
         """The toxic share of what a model writes after the prompts, its interval, and what of it is no text."""
@@ -138,6 +155,44 @@ class Subject:
         collate = PairCollator(pad_id(self.processing_class, self.base))
         chunks = [self.pairs[start : start + 8] for start in range(0, min(n_pairs, len(self.pairs)), 8)]
         return [_on(self.base.device, collate(chunk)) for chunk in chunks]
+
+
+@dataclass
+class Subject:
+    """An edited model beside its base."""
+
+    edited: "PreTrainedModel"
+    original: Original
+
+    def __post_init__(self) -> None:
+        self.edited = without_adapter(self.edited)
+
+    @property
+    def base(self) -> "PreTrainedModel":
+        return self.original.base
+
+    @property
+    def processing_class(self) -> "PreTrainedTokenizerBase":
+        return self.original.processing_class
+
+    @property
+    def seed(self) -> int:
+        return self.original.seed
+
+    @cached_property
+    def states(self) -> dict[int, TokenStates]:
+        return self.original.states_of(self.edited)
+
+    @cached_property
+    def writing(self) -> Writing:
+        """Of the tokens that the base wrote."""
+        active = activity(self.edited, self.processing_class, self.original.spoken, progress=True)
+        return writing(self.edited, active, self.original.direction)
+
+    @cached_property
+    def moved_neurons(self) -> np.ndarray:
+        """(layers, d_ff)"""
+        return neuron_squares(self.edited, self.base).reshape(len(decoder_blocks(self.base)), -1)
 
 
 def _on(device: torch.device, batch: PairBatch) -> PairBatch:
