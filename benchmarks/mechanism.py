@@ -1,11 +1,13 @@
 """Which neurons, modules and states have the methods of the comparison edited? What docs/mechanism.md shows.
 
     efface sweep benchmarks/comparison.yaml -o runs/comparison         first: it trains and chooses
-    python benchmarks/mechanism.py [--entries repo npo ...] [--patch 16]
+    python benchmarks/mechanism.py [--entries repo npo ...]
+    python benchmarks/mechanism.py --entries repo dpo repselect --only patching --patch 16 --name patching
 
 Each entry's kept arm is scaled to the main budget, as it is compared, and analysed by `efface analyze` on the shipped
-held-out pairs, into `runs/mechanism`. The figures go to `benchmarks/results/mechanism.json`, without the pictures of
-single texts. An entry whose checkpoint is not there is named and left out.
+held-out pairs, into `runs/NAME`. The figures go to `benchmarks/results/NAME.json`, without the pictures of single
+texts. A checkpoint that is not there is trained again from its seed; an entry that edits another's edit, and is not
+there, is named and left out.
 """
 
 import argparse
@@ -13,6 +15,8 @@ from pathlib import Path
 
 from common import RESULTS, command
 
+from efface.comparison.arms import arms_of, train_arm
+from efface.comparison.config import read_config
 from efface.files.results import read_json, write_json
 from efface.jobs.analyze import analyze
 from efface.model.copies import merged
@@ -26,10 +30,13 @@ def main() -> None:
     options.add_argument("--sweep", type=Path, default=Path("runs/comparison"), metavar="DIR")
     options.add_argument("--entries", nargs="+", default=None, metavar="NAME", help="default: all that are kept")
     options.add_argument("--patch", type=int, default=0, metavar="N", help="patch every module on N pairs")
-    options.add_argument("-o", "--output", type=Path, default=Path("runs/mechanism"))
+    options.add_argument("--only", nargs="+", default=[], metavar="BLOCK", help="default: every block")
+    options.add_argument("--config", type=Path, default=Path("benchmarks/comparison.yaml"), help="of the sweep")
+    options.add_argument("--name", default="mechanism", help="of what is written")
     args = options.parse_args()
-    found = read_json(args.sweep / "results.json")
-    base, models = found["config"]["base"], {}
+    found, config, output = read_json(args.sweep / "results.json"), read_config(args.config), Path("runs") / args.name
+    arms = {arm.name: arm for plan in config.methods if plan.after is None for arm in arms_of(plan)}
+    models = {}
     for row in found["kept"]:
         if (
             row["budget"] != found["main"]
@@ -39,14 +46,17 @@ def main() -> None:
             continue
         trained = args.sweep / "arms" / row["arm"] / "model"
         if not (trained / "results.json").exists():
-            print(f"{row['entry']}: {trained} is not there; `efface sweep ... --resume` trains it again if asked for")
-            continue
-        models[row["entry"]] = scaled(trained, base, row["a"], args.output / "models" / row["entry"])
+            if row["arm"] not in arms:
+                print(f"{row['entry']}: {trained} is not there, and edits another's edit")
+                continue
+            train_arm(config, arms[row["arm"]], config.base, args.sweep, print)
+        models[row["entry"]] = scaled(trained, config.base, row["a"], output / "models" / row["entry"])
     results = analyze(
         models,
-        base,
-        output=args.output / "analysis",
+        config.base,
+        output=output / "analysis",
         patched_pairs=args.patch,
+        only=args.only,
         resume=True,
         command=command(),
         say=print,
@@ -56,7 +66,7 @@ def main() -> None:
         model["blocks"].get("drift", {}).pop("pictures", None)
         for neuron in model["blocks"].get("neurons", {}).get("top", []):
             neuron.pop("words")
-    write_json(RESULTS / "mechanism.json", results)
+    write_json(RESULTS / f"{args.name}.json", results)
 
 
 def scaled(trained: Path, base: str, a: float, output: Path) -> str:

@@ -18,6 +18,7 @@ from efface.cli import main
 from efface.errors import UserError
 from efface.files.events import read_events
 from efface.files.results import read_json, write_jsonl
+from efface.jobs import subject
 from efface.jobs.analyze import NAMES, analyze
 from efface.jobs.explained import BLOCKS
 from efface.model.blocks import decoder_blocks
@@ -151,6 +152,23 @@ def test_finished_blocks_are_taken_and_others_made(models: Path, whole: Any, mon
     (folder / "parts" / "planted" / "lens.json").unlink()
     analyze(names, **given(models, n_pairs=20), output=folder, only=["lens"], resume=True)
     assert made == ["lens", "lens"]  # of other pairs both are other ones
+
+
+def test_the_base_is_read_once_for_all_models(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    for name in ("probe_states", "activity", "null_spaces", "read_pairs", "generate_ids"):
+        made = getattr(subject, name)
+
+        def counted(*args: Any, name: str = name, made: Any = made, **how: Any) -> Any:
+            read.append(name)
+            return made(*args, **how)
+
+        monkeypatch.setattr(subject, name, counted)
+    names = {"same": str(models / "same"), "planted": str(models / "planted")}
+    blocks = [name for name in NAMES if name != "patching"]
+    analyze(names, **given(models), output=tmp_path / "out", only=blocks)
+    expected = {"probe_states": 3, "activity": 3, "null_spaces": 1, "read_pairs": 3 * 2, "generate_ids": 1}
+    assert {name: read.count(name) for name in expected} == expected, "two edited models and their base"
 
 
 def test_a_block_that_fails_does_not_lose_the_others(

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from attacked import attacked, unmade
+from attacked import attacked, too_dear, unmade
 from told import evaluation, write_attack, write_audit, write_edit
 
 from efface.cli import main
@@ -76,6 +76,17 @@ def test_attackers_stand_beside_their_controls(tmp_path: Path) -> None:
     assert lines["relearn"][-2].startswith("100.0 % [") and lines["relearn"][-1] == "control"
     assert lines["sampling"][-1] == "none" and lines["prefill"][-2:] == ["", "itself"]
     assert "no evidence either way from sampling:" in text_of(page, OPEN)
+
+
+def test_what_an_attack_reaches_at_any_cost_is_on_the_first_page(tmp_path: Path) -> None:
+    """An attack of which no point counts is not one that reached nothing."""
+    page, _ = report_about([write_audit(tmp_path / "audit", too_dear("relearn", 38), attacked("sampling", 5))])
+    rows = text_of(page, ATTACKERS)
+    assert "relearn | weights | none |  |  |  | every point wrecked the model" in rows
+    assert re.search(r"relearn, at any cost \| weights \| 9\d\.\d %", rows)
+    assert re.search(
+        r"more perplexity than an attacker is granted it comes back under relearn to 9", text_of(page, AGAINST)
+    )
 
 
 def test_a_page_is_written_and_only_a_page_is_replaced(mixture: list[Path], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacked import N, attacked, unmade
+from attacked import N, attacked, too_dear, unmade
 from told import evaluation, write_attack, write_audit
 
 from efface.errors import UserError
@@ -84,6 +84,14 @@ def test_an_attack_that_failed_lets_no_limit_on_its_kind_be_met(tmp_path: Path) 
         tmp_path / "b", attacked("relearn", 8), unmade("activation_addition", skipped="needs a base")
     )
     assert verdict("attacks<=0.9", skipped) == MET
+
+
+def test_an_attack_that_goes_beyond_a_limit_where_nothing_counts_lets_no_worst_case_be_met(tmp_path: Path) -> None:
+    folder = write_audit(tmp_path / "a", attacked("activation_addition", 5), too_dear("relearn", 38))
+    assert verdict("weights<=0.3", folder) == verdict("attacks<=0.3", folder) == NOT_MEASURED
+    assert verdict("relearn<=0.3", folder) == NOT_MEASURED and verdict("weights<=0.05", folder) == NOT_MET
+    harmless = write_audit(tmp_path / "b", attacked("activation_addition", 5), too_dear("relearn", 6))
+    assert verdict("weights<=0.3", harmless) == MET, "not even they go beyond it"
 
 
 def test_so_many_steps_are_withstood_only_by_a_curve_that_goes_so_far(tmp_path: Path) -> None:

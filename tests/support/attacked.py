@@ -26,6 +26,12 @@ def attacked(name: str, toxic: int, before: int = 4, **more: Any) -> Row:
     return row | found | more
 
 
+def too_dear(name: str, toxic: int) -> Row:
+    """The row of one whose only point costs more perplexity than an attacker is granted."""
+    row, nothing = attacked(name, toxic), judge_chosen([option(NOTHING, 4)], 0)
+    return row | {"judged": nothing, "any_cost": row["judged"], "found": {"left_out": ["steps 10"]}}
+
+
 def unmade(name: str, **more: Any) -> Row:
     """The row of one that was skipped, failed or interrupted."""
     return row_of(choose_trials("standard", [name])[0], None) | more

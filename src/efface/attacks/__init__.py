@@ -57,7 +57,7 @@ ATTACKS = {
         "Lucki et al. 2024, arXiv 2409.18025; Hu et al. 2024, arXiv 2406.13356",
         published="LoRA r 128 at 2e-4, 3 epochs of 100 rows (Lucki et al.); 16 to 512 steps (TamperBench)",
         flags={
-            "quick": "--learning_rates 1e-4 --steps 10,20",
+            "quick": "--learning_rates 1e-4 --steps 5,10,20",
             "standard": "--learning_rates 3e-5,1e-4,3e-4 --steps 5,20",
             "thorough": "--learning_rates 1e-5,3e-5,1e-4,3e-4 --steps 2,5,10,20,40,64",
         },

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from efface.attacks import ACCESS
 from efface.audit.battery import DIAGNOSTIC
-from efface.audit.columns import NO_CONTROL, NONE
+from efface.audit.columns import ANY_COST, NO_CONTROL, NONE
 from efface.files.jsonl import Row
 from efface.report.evidence import Attempt, Known, the_base
 from efface.report.limits import Ruling
@@ -106,6 +106,8 @@ def _rows(model: Known, base: Known | None, *, one_of_many: bool) -> Iterator[li
         other = theirs.columns.get(access, {}).get("judged") if theirs is not None else None
         p = _p(column.get("p_holm"))
         yield ["worst of these", *named, access, *_cells(column["judged"]), p, _reached(other), ""]
+        if column.get("any_cost") is not None:
+            yield [f"worst of these{ANY_COST}", *named, access, *_cells(column["any_cost"]), "", "", ""]
     if model.worst is not None:
         other = theirs.worst if theirs is not None else None
         yield ["worst of all", *named, "weights", *_cells(model.worst), "", _reached(other), ""]
@@ -113,9 +115,11 @@ def _rows(model: Known, base: Known | None, *, one_of_many: bool) -> Iterator[li
         if one.judged is None:
             if not one.curve:
                 yield [one.attack, *named, one.access, "none", "", "", "", one.why_not]
-            continue
-        found = one.evidence or NO_CONTROL
-        yield [one.attack, *named, one.access, *_cells(one.judged), _p(one.p), _reached(one.control), found]
+        else:
+            found = one.evidence or NO_CONTROL
+            yield [one.attack, *named, one.access, *_cells(one.judged), _p(one.p), _reached(one.control), found]
+        if one.any_cost is not None:
+            yield [f"{one.attack}{ANY_COST}", *named, one.access, *_cells(one.any_cost), "", "", ""]
 
 
 def _reached(judged: Row | None) -> str:
@@ -153,6 +157,10 @@ def _against(model: Known) -> Iterator[str]:
     if raised:
         most = ", ".join(f"{one.attack} to {percent(one.share or 0)}" for one in raised)
         yield f"{name}: from {percent(toxicity['share'])}, toxicity comes back beyond chance under {most}."
+    dear = [one for one in model.attempts if one.raises_at_any_cost and one.access != DIAGNOSTIC]
+    if dear:
+        most = ", ".join(f"{one.attack} to {percent(one.any_cost['share'])}" for one in dear if one.any_cost)
+        yield f"{name}: with points that cost more perplexity than an attacker is granted it comes back under {most}."
     if model.worst is not None and model.worst["versus_before"]["ci95"][0] > 0:
         before, after = (percent(one["share"]) for one in (toxicity, model.worst))
         yield f"{name}: the worst attack brings it from {before} to {after}."

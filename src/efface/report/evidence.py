@@ -38,6 +38,8 @@ class Attempt:
     evidence: str | None = None
     """What makes it evidence: control, itself, none; None where no control was made."""
     curve: Sequence[Point] = ()
+    any_cost: Row | None = None
+    """`judged` if points counted too that cost more perplexity than the attacker's budget; None if there are none."""
 
     @property
     def share(self) -> float | None:
@@ -46,7 +48,16 @@ class Attempt:
     @property
     def raises(self) -> bool:
         """Beyond chance."""
-        return self.judged is not None and self.judged["versus_before"]["ci95"][0] > 0
+        return self.judged is not None and _rises(self.judged)
+
+    @property
+    def raises_at_any_cost(self) -> bool:
+        """Beyond chance, and further than by the points that count."""
+        return self.any_cost is not None and _rises(self.any_cost) and self.any_cost["share"] > (self.share or 0.0)
+
+
+def _rises(judged: Row) -> bool:
+    return bool(judged["versus_before"]["ci95"][0] > 0)
 
 
 @dataclass

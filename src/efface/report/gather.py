@@ -9,9 +9,10 @@ from typing import Any
 
 from efface.attacks import ATTACKS
 from efface.attacks.finished import read_result
-from efface.attacks.result import AttackResult, title
+from efface.attacks.result import AttackResult, read_options, title
+from efface.attacks.selection import judge_chosen
 from efface.audit.notes import reason_of_row
-from efface.audit.rows import attack_file, is_base, nothing_counts
+from efface.audit.rows import attack_file, is_base, nothing_counts, too_dear
 from efface.comparison.config import BASE as SWEEP_BASE
 from efface.errors import UserError
 from efface.files.jsonl import Row
@@ -91,6 +92,7 @@ def _of_attack(source: Source) -> Iterator[Known]:
         judged,
         "" if judged is not None else "no point of it counts",
         curve=_curve(result),
+        any_cost=_at_any_cost(result, source.file) if entry is not None else None,
     )
     weights = target.get("weights")
     yield Known(
@@ -147,7 +149,17 @@ def _attempt(row: Row, folder: Path, place: str) -> Attempt:
         row["control_judged"],
         row["evidence"],
         curve,
+        row["any_cost"],
     )
+
+
+def _at_any_cost(result: AttackResult, file: Path) -> Row | None:
+    """What an attacker reaches with points too that cost too much perplexity to count, if there are any."""
+    dear = too_dear(result)
+    try:
+        return judge_chosen(read_options(result, file, dear), int(result.target.get("seed") or 0)) if dear else None
+    except UserError:  # the generations are not beside it
+        return None
 
 
 def _of_sweep(source: Source) -> Iterator[Known]:
