@@ -3,6 +3,7 @@
 Of: analysis/toxic_mass.py
 """
 
+import contextlib
 import copy
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from polite import ROWS
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
+from efface.analysis import patching
 from efface.analysis.patching import modules_of, patch_modules, swapped
 from efface.analysis.toxic_mass import Reading, read_pairs, toxic_tokens
 from efface.data.pair_tokens import TokenizedPair, tokenize_pairs
@@ -105,6 +107,14 @@ def test_the_one_module_that_an_edit_changed_is_enough_and_needed(family: str) -
     assert found["sufficient"][0]["of_fall"] == pytest.approx(1, abs=0.02)
     assert found["necessary"][0]["of_fall"] == pytest.approx(0, abs=0.02)
     assert found["necessary"][-1]["toxic_mass"] == pytest.approx(found["base"]["toxic_mass"], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_what_is_not_computed_again_changes_no_figure(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, edited = tiny_model(family), tiny_model(family, seed=1)
+    found = patch_modules(edited, base, reader(base))
+    monkeypatch.setattr(patching, "begun_at", lambda *args: contextlib.nullcontext())
+    assert patch_modules(edited, base, reader(base)) == found and "outside" in found["modules"]
 
 
 def test_identical_models_have_nothing_to_patch() -> None:

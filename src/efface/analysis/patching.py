@@ -23,6 +23,7 @@ from efface.files.jsonl import Row
 from efface.model.blocks import decoder_blocks
 from efface.model.copies import merged_copy, without_adapter
 from efface.model.edit import check_same_parameters, move_
+from efface.model.known_states import begun_at, remembered
 from efface.terminal.progress import track
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def patch_modules(
 ) -> Row:
     """Read the base with the edit of each module, and the edited model without it; as it is written to JSON.
 
-    Needs memory for a third model. Modules that the edit has not changed are left out.
+    Needs memory for a third model, and for what its blocks give on what is read, so that those below a module are not
+    computed again for it. Modules that the edit has not changed are left out.
 
     Returns:
         `base`, `edited`: `Reading` with `kl`; `modules`: name -> `parameters` and `squares` (parts of all weights and
@@ -98,22 +100,31 @@ def patch_modules(
     sizes = _sizes(edited, base)
     modules = {name: names for name, names in modules_of(student).items() if any(sizes[each][1] for each in names)}
     whole = [sum(size[i] for size in sizes.values()) for i in (0, 1)]
-    start, end = _reading(read, base), _reading(read, edited)
+    with remembered(student) as known:
+        start = _reading(read, student)
+    end = _reading(read, edited)
     found: dict[str, Row] = {}
     for name, names in track(modules.items(), "modules", show=progress):
-        with swapped(student, edited, names):
+        with swapped(student, edited, names), begun_at(student, _layer_of(name), known):
             alone = _reading(read, student)
         found[name] = {**_parts(names, sizes, whole), "alone": alone, "enough": _of_fall(start, alone, start, end)}
     order = sorted(found, key=lambda name: found[name]["alone"]["toxic_mass"])
     counts = [*(k for k in steps if k < len(order)), len(order)] if order else []
     sufficient = [_point(student, edited, order[:k], modules, sizes, whole, read, start, end) for k in counts]
     move_(student, edited, 1.0)
+    with remembered(student) as known:
+        read(student)
     for name, names in track(modules.items(), "modules", show=progress):
-        with swapped(student, base, names):
+        with swapped(student, base, names), begun_at(student, _layer_of(name), known):
             without = _reading(read, student)
         found[name] |= {"without": without, "needed": _of_fall(without, end, start, end)}
     necessary = [_point(student, base, order[:k], modules, sizes, whole, read, start, end) for k in counts]
     return {"base": start, "edited": end, "modules": found, "sufficient": sufficient, "necessary": necessary}
+
+
+def _layer_of(module: str) -> int:
+    """The first block that a module has a part in; what is outside of the blocks may be before all of them."""
+    return 0 if module == OUTSIDE else int(module.partition(".")[0])
 
 
 def _reading(read: Read, model: "PreTrainedModel") -> Row:
