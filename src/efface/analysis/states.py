@@ -61,7 +61,7 @@ def token_states(
         batch = collate(chunk)
         ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
         counted = batch["continuation_mask"]
-        with capture_residuals(model, layers) as residuals:
+        with eval_mode(model), capture_residuals(model, layers) as residuals:
             body = model.base_model
             inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask), "use_cache": False}
             body(**accepted(body, **inputs))
