@@ -33,6 +33,15 @@ def test_identical_models_have_not_drifted(family: str) -> None:
         assert block["toxic"]["along"] is None and not any(block["toxic"]["components"].values())
 
 
+def test_a_model_in_training_mode_is_read_without_dropout() -> None:
+    model = tiny_model("gpt2")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    training = copy.deepcopy(model).train()
+    assert drifted(training, model)["1"]["toxic"]["shift"] == 0 and training.training
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_planted_shift_is_found_with_its_direction(family: str) -> None:
     base, edited = tiny_model(family), tiny_model(family)
