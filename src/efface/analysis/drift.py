@@ -68,7 +68,7 @@ def drift(
         mean = torch.zeros(width, dtype=torch.float64)
         for first in range(0, int(before.pairs.max()) + 1, at_once):
             chunk = (before.pairs >= first) & (before.pairs < first + at_once)
-            h, g = (torch.from_numpy(states.hidden[chunk]).double() for states in (before, after))
+            h, g = (doubled(torch.from_numpy(states.hidden[chunk])) for states in (before, after))
             toxic = torch.from_numpy(before.labels[chunk] == 1)
             for one, which in zip(sums, (~toxic, toxic), strict=True):
                 _add(one, h[which], g[which])
