@@ -15,8 +15,7 @@ from efface.attacks.target import Target
 from efface.comparison.config import SweepConfig
 from efface.errors import RunError
 from efface.evaluation.budget import Cost, FittedScale, UtilityBounds, fit_as_it_is, fit_scale
-from efface.evaluation.divergence import Divergence
-from efface.evaluation.perplexity import perplexity
+from efface.evaluation.ordinary_cost import OrdinaryCost
 from efface.files.jsonl import Row
 from efface.model.edit import scaled_copy
 
@@ -33,30 +32,23 @@ class Scaler:
     target: Target
     """Of the base, with the tuning prompts and the text."""
     config: SweepConfig
-    base_perplexity: float = field(init=False)
-    divergence: Divergence = field(init=False)
+    ordinary: OrdinaryCost = field(init=False)
 
     def __post_init__(self) -> None:
         base, tokenizer, text = self.target.model, self.target.processing_class, self.target.text
         assert text is not None
-        self.base_perplexity = perplexity(base, tokenizer, text, max_tokens=self.config.max_text_tokens).value
-        self.divergence = Divergence(base, tokenizer, text, max_tokens=self.config.max_kl_tokens)
+        kl_tokens = self.config.max_kl_tokens
+        self.ordinary = OrdinaryCost(
+            base, tokenizer, text, max_tokens=self.config.max_text_tokens, max_kl_tokens=kl_tokens
+        )
 
     def before(self) -> Measurement:
         """The base on the tuning prompts."""
         return self.target.untouched("model", self.target.described())
 
     def cost(self, edited: "PreTrainedModel", a: float) -> Cost:
-        """What base + a edit costs; None for a model that is broken there."""
-        student = scaled_copy(edited, self.target.model, a)
-        try:
-            kl = self.divergence.of(student)
-            value = perplexity(
-                student, self.target.processing_class, self.target.text or [], max_tokens=self.config.max_text_tokens
-            ).value
-        except RunError:  # not finite, which is an answer
-            return Cost(None, None)
-        return Cost(kl, value)
+        """What base + a edit costs."""
+        return self.ordinary.of(scaled_copy(edited, self.target.model, a))
 
     def fit(self, edited: "PreTrainedModel", *, scaled: bool = True) -> dict[str, Row]:
         """Budget -> how much of an edit it allows (`fitted`), and what that writes after the tuning prompts
@@ -91,8 +83,8 @@ class Scaler:
 
     def _fit_one(self, cost: Any, guard: Any, bounds: UtilityBounds, scaled: bool) -> FittedScale:
         if not scaled:
-            return fit_as_it_is(cost, self.base_perplexity, bounds, guard=guard)
-        return fit_scale(cost, self.base_perplexity, bounds, guard=guard, most=self.config.most)
+            return fit_as_it_is(cost, self.ordinary.base_perplexity, bounds, guard=guard)
+        return fit_scale(cost, self.ordinary.base_perplexity, bounds, guard=guard, most=self.config.most)
 
     def _write(self, edited: "PreTrainedModel", a: float) -> Measurement | str:
         student = scaled_copy(edited, self.target.model, a)

@@ -81,12 +81,7 @@ class Divergence:
 
     def of(self, model: "PreTrainedModel", *, progress: bool = False) -> float:
         """KL(reference || model), in nats a token."""
-        sizes = [one.config.get_text_config(decoder=True).vocab_size for one in (model, self.reference)]
-        if sizes[0] != sizes[1]:
-            raise UserError(
-                f"model has a vocabulary of {sizes[0]} and reference one of {sizes[1]}: there is no KL between them. "
-                "Pass as reference the model that this one was made from."
-            )
+        check_same_vocabulary(model, self.reference)
         self._ask_reference()
         check_head_once(model)
         windows = list(zip(self.text.sequences, self.text.counted, self.expected, strict=True))
@@ -94,11 +89,7 @@ class Divergence:
             heads, total = (Head.of(model), Head.of(self.reference)), 0.0
             for sequence, counted, expected in track(windows, "KL to the reference", show=progress):
                 found = predicting_states(model, [sequence], [counted], self.pad)  # (N, d)
-                expected = expected.to(found.device, found.dtype)
-                _, kl = weighted_kl(found, heads[0], expected, heads[1], found.new_ones(len(found)))
-                if not torch.isfinite(kl).all():
-                    raise NotFinite("the output of the model or its reference is not finite: there is no KL of them.")
-                total += doubled(kl).sum().item()
+                total += kl_sum(found, heads[0], expected, heads[1])
         return max(total / sum(self.text.counted), 0.0)  # rounding may leave the reference a hair below zero
 
     def _ask_reference(self) -> None:
@@ -110,3 +101,27 @@ class Divergence:
                 predicting_states(self.reference, [sequence], [counted], self.pad)
                 for sequence, counted in zip(self.text.sequences, self.text.counted, strict=True)
             ]
+
+
+def kl_sum(states: Tensor, head: Head, expected: Tensor, reference_head: Head) -> float:
+    """Sum over tokens of KL(reference || model), in nats, from the final hidden states of both, (N, d).
+
+    Raises:
+        RunError: if it is not finite.
+    """
+    _, kl = weighted_kl(
+        states, head, expected.to(states.device, states.dtype), reference_head, states.new_ones(len(states))
+    )
+    if not torch.isfinite(kl).all():
+        raise NotFinite("the output of the model or its reference is not finite: there is no KL of them.")
+    return doubled(kl).sum().item()
+
+
+def check_same_vocabulary(model: "PreTrainedModel", reference: "PreTrainedModel") -> None:
+    """Refuse two models between whose vocabularies there is no KL."""
+    sizes = [one.config.get_text_config(decoder=True).vocab_size for one in (model, reference)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"model has a vocabulary of {sizes[0]} and reference one of {sizes[1]}: there is no KL between them. "
+            "Pass as reference the model that this one was made from."
+        )

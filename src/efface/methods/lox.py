@@ -19,8 +19,7 @@ from efface.data.pairs import PairsLike
 from efface.data.rows import load_texts
 from efface.errors import RunError
 from efface.evaluation.budget import Cost, FittedScale, UtilityBounds, fit_scale
-from efface.evaluation.divergence import Divergence
-from efface.evaluation.perplexity import perplexity
+from efface.evaluation.ordinary_cost import OrdinaryCost
 from efface.model.copies import merged, merged_copy, without_adapter
 from efface.model.edit import add_, check_same_parameters, move_, top_parts
 from efface.training.editor import EditConfig, PairEditor
@@ -110,24 +109,18 @@ class LoxEditor(PairEditor):
         start, parts = merged_copy(self.model), self._parts()
         bounds = UtilityBounds(args.max_kl, args.max_perplexity_increase)
 
-        divergence = Divergence(self.base, self.processing_class, self.passages)
+        ordinary = OrdinaryCost(self.base, self.processing_class, self.passages, progress=show)
 
         def set_(a: float) -> None:
             self._set(start, parts, a - 1)
 
         def cost(a: float) -> Cost:
             set_(a)
-            try:
-                kl = divergence.of(self.model, progress=show)
-                value = perplexity(self.model, self.processing_class, self.passages, progress=show).value
-            except RunError:  # this much has broken the model, which is an answer
-                return Cost(None, None)
-            return Cost(kl, value)
+            return ordinary.of(self.model)
 
         taken = 1.0
         try:
-            before = perplexity(self.base, self.processing_class, self.passages, progress=show).value
-            fitted = fit_scale(cost, before, bounds, most=1 + args.max_strength)
+            fitted = fit_scale(cost, ordinary.base_perplexity, bounds, most=1 + args.max_strength)
             taken = taken if fitted.a is None else fitted.a
         finally:
             set_(taken)
