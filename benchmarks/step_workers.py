@@ -2,8 +2,9 @@
 
     python benchmarks/step_workers.py SIDE MODEL STEPS
 
-SIDE is trl-precomputed, trl-reference, trl-defaults, or the name of a method of efface that trains by steps, with what
-its steps withstand after a plus sign: repo+round:4.
+SIDE is trl-precomputed, trl-reference, trl-defaults, or the name of a method of efface that trains by steps, with the
+ordinary text that it retains after a slash, if any, and what its steps withstand after a plus sign:
+repo/shipped:passages+round:4.
 
 It answers words on stdin with one line of JSON each on stdout; what libraries print goes to stderr. It is
 `trainer.train()` itself that runs, held by a callback:
@@ -123,8 +124,9 @@ def build(
         from efface.methods import load_method
 
         name, _, withstand = side.partition("+")
+        name, _, text = name.partition("/")
         method: Any = load_method(name)
-        ours = SETTINGS | PROTOCOL | {"max_steps": steps, "retain_text": None, "withstand": withstand or None}
+        ours = SETTINGS | PROTOCOL | {"max_steps": steps, "retain_text": text or None, "withstand": withstand or None}
         if name == "repo":  # others may need more of the reference than a cache holds
             ours["precompute_reference"] = "on"
         return method(model, method.config_class(scratch, **ours), rows, processing_class=tokenizer)

@@ -202,6 +202,14 @@ def step() -> str:
     return table(["model", "side", "seconds a step", "repo / it", "peak GB", "memory GB"], rows)
 
 
+def withstand() -> str:
+    rows = [
+        [f"`{row['model']}`", f"{row['time_ratio']:.2f}", f"{row['more_memory'] / 1e9:+.2f}"]
+        for row in read_json(RESULTS / "withstand.json")["rows"]
+    ]
+    return table(["kind", "time of a plain step", "more memory, GB"], rows)
+
+
 def switches() -> str:
     rows = []
     for block, sides in read_json(RESULTS / "switches.json")["blocks"].items():
@@ -758,6 +766,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "erasure_bits": erasure_bits,
     "erasure_controls": erasure_controls,
     "step": step,
+    "withstand": withstand,
     "switches": switches,
     "demo_training": demo_training,
     "scaling": scaling,
