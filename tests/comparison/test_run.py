@@ -436,6 +436,27 @@ def test_arms_of_other_pairs_are_not_taken(silly: Path, tmp_path: Path) -> None:
     assert (out / "arms" / first / "arm.json").read_bytes() == made
 
 
+def test_arms_of_a_version_with_other_defaults_are_made_again(
+    silly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their names are hashes of what the config says alone."""
+    config, out = config_of(silly, **SMALL), tmp_path / "out"
+    first = list_arms(config)[0]
+    file, model = out / "arms" / first / "arm.json", out / "arms" / first / "model" / "results.json"
+    sweep(config, output=out, only=[first])
+    made = [file.read_bytes(), model.stat().st_mtime_ns]
+    row = read_json(file)
+    del row["defaults"]["max_prompt_length"]  # as by a version that had no such setting
+    write_json(file, row)
+    sweep(config, output=out, only=[first], resume=True)
+    assert read_json(file) == row and model.stat().st_mtime_ns == made[1], "nothing that was said is said otherwise"
+    row["defaults"]["max_completion_length"] = 77
+    write_json(file, row)
+    sweep(config, output=out, only=[first], resume=True)
+    assert read_json(file)["defaults"] == json.loads(made[0])["defaults"]
+    assert model.stat().st_mtime_ns > made[1], "it was trained again"
+
+
 @pytest.mark.full
 def test_an_arm_that_is_scaled_again_is_attacked_again(silly: Path, tmp_path: Path) -> None:
     config, out = config_of(silly, **SMALL), tmp_path / "out"

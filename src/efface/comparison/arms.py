@@ -7,6 +7,7 @@ An arm is called by its entry, a hash of its settings and its seed, so that more
 to a config whose sweep is under way.
 """
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,6 +91,16 @@ def read_settings(config: SweepConfig, arm: Arm) -> dict[str, Any]:
     if arm.plan.after is not None and "base" in kind.__dataclass_fields__:
         found.setdefault("base", config.base)
     return found
+
+
+def defaults_of(arm: Arm) -> dict[str, Any]:
+    """What the method says of every setting of ours that the arm does not name: another version may say otherwise."""
+    from transformers import TrainingArguments  # on use: it costs a second
+
+    theirs = TrainingArguments.__dataclass_fields__
+    ours = dataclasses.fields(load_method(arm.plan.method).config_class)
+    said = [one for one in ours if one.name not in arm.settings and one is not theirs.get(one.name)]
+    return {one.name: one.default for one in said if isinstance(one.default, str | int | float | None)}
 
 
 def train_arm(config: SweepConfig, arm: Arm, start: str | os.PathLike[str], directory: Path, say: Any) -> Row:

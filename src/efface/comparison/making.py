@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efface.comparison.arms import MODEL, Arm, arms_of, further_seeds, train_arm
+from efface.comparison.arms import MODEL, Arm, arms_of, defaults_of, further_seeds, train_arm
 from efface.comparison.claims import claimed
 from efface.comparison.config import BASE, MethodPlan, SweepConfig
 from efface.comparison.measuring import told
@@ -100,11 +100,13 @@ class Arms:
         made_by = digest([arm.name, str(start.name), by, contents_of(arm.settings)], 16)
         with claimed(self.folder / CLAIMS / arm.name) as mine:
             found = read_json(file) if file.exists() else {}
-            if found.get("made_by") == made_by and not (found["error"] and self.retry_failed):
+            same = _said_alike(found.get("defaults", {}), defaults_of(arm))
+            if same and found.get("made_by") == made_by and not (found["error"] and self.retry_failed):
                 self.rows[arm.name] = found
             elif mine:
-                if found and (arm.plan.after is not None or contents_of(arm.settings) != found.get("contents")):
-                    self._forget(arm)  # it may have been made of another arm, or of other files
+                files = contents_of(arm.settings) == found.get("contents")
+                if found and not (same and files and arm.plan.after is None):
+                    self._forget(arm)  # it may have been made of another arm, of other files, or by other defaults
                 self.say(f"{arm.name}: trained and scaled")
                 with self.say.during("arm", arm=arm.name) as told_of_it:
                     self.rows[arm.name] = self._made(arm, start) | {"made_by": made_by}
@@ -121,6 +123,7 @@ class Arms:
     def _made(self, arm: Arm, start: "Arm | _Base") -> Row:
         row: Row = {"arm": arm.name, "entry": arm.plan.name, "method": arm.plan.method, "settings": arm.settings}
         row |= {"seed": arm.seed, "cost": None, "budgets": {}, "error": None, "contents": contents_of(arm.settings)}
+        row["defaults"] = defaults_of(arm)
         try:
             cost = train_arm(self.config, arm, self._model_before(start), self.folder, self.say)
             row["cost"] = cost if not isinstance(start, Arm) else added(self.rows[start.name]["cost"], cost)
@@ -202,6 +205,11 @@ def contents_of(settings: Mapping[str, Any]) -> dict[str, str]:
     """Hashes of the files that settings name."""
     files = {name: Path(value) for name, value in settings.items() if isinstance(value, str)}
     return {name: file_digest(file) for name, file in files.items() if file.is_file()}
+
+
+def _said_alike(before: Row, now: Row) -> bool:
+    """Do the defaults that an arm was made by still say what they said? Older versions say nothing of some."""
+    return all(name in now and now[name] == value for name, value in before.items())
 
 
 def added(cost: Row | None, more: Row) -> Row:
