@@ -41,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "circuit_breakers checkpointed": {"gradient_checkpointing": True},
     "repo sam": {"withstand": "sharpness:0.01"},
     "repo relearn": {"withstand": "relearn:2e-3/3/2"},
+    "repo relearn rows": {"withstand": "relearn:2e-3/3/2/3"},
     "repo attacker": {"withstand": "attacker:2e-3/2"},
     "dpo relearn": {"withstand": "relearn:2e-3/2/2"},
     "repo adapter": {"withstand": "lora:2/2/2,round:4,merge:0.5,noise:0.01", "lora_r": 2},
@@ -50,7 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo normalized": {"optim": "normalized_sgd"},
     "repo cached": {"precompute_reference": "on"},
 }
-QUICK = [*BY_STEPS, "rmu everywhere checkpointed", "repo relearn", "repo lora"]
+QUICK = [*BY_STEPS, "rmu everywhere checkpointed", "repo relearn rows", "repo lora"]
 """Those without --full: every method, and one of each kind of what may get in the way."""
 # Gradients are not clipped, which would hide one that is too large: these of the order of 1 / their norm.
 RATES = {"rmu": 1e-3, "circuit_breakers": 0.005, "repo": 0.005}

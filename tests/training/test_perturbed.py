@@ -373,24 +373,37 @@ def test_the_attacker_goes_step_by_step_from_where_he_was_and_begins_anew(build:
         torch.testing.assert_close(there[name] - here[name], 1e-3 * direction, rtol=0, atol=1e-9)
 
 
-def test_some_rows_at_a_time(build: Build) -> None:
-    trainer: Any = build(withstand="relearn:1e-3/3/1/3", max_steps=1)
-    kept = trainer.perturbed.kinds[0].__class__
-    rows: list[list[int]] = []
+@pytest.mark.parametrize("size", [8, 4, 3])
+def test_some_rows_at_a_time(size: int, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next ones in each sign step, of the whole optimizer step however it is divided."""
+    micro_batches = -(-8 // size)
+    settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": micro_batches, "max_steps": 1}
+    trainer: Any = build(withstand="relearn:1e-3/3/1/3", **settings)
+    rows: list[set[Any]] = [set()]
     from efface.training import anticipated
 
-    whole = anticipated._nll
+    whole, given = anticipated._nll, anticipated.attackers_losses
 
     def nll(place: Any, batch: Any, which: Tensor) -> Tensor:
-        rows.append(which.tolist())
+        rows[-1] |= set(_texts(batch, which))
         return whole(place, batch, which)
 
-    anticipated._nll = nll
-    try:
-        trainer.train()
-    finally:
-        anticipated._nll = whole
-    assert rows == [[8, 9, 10], [11, 12, 13], [14, 15, 8]] and kept.keeps
+    def losses(*args: Any) -> Any:
+        rows.append(set())
+        return given(*args)
+
+    monkeypatch.setattr(anticipated, "_nll", nll)
+    monkeypatch.setattr(anticipated, "attackers_losses", losses)
+    trainer.train()
+    batches = trainer._micro_batches
+    rejected = [text for one in batches for text in _texts(one, torch.arange(one["n_pairs"], 2 * one["n_pairs"]))]
+    assert len(batches) == micro_batches and len(set(rejected)) == 8
+    assert rows[1:] == [{rejected[i] for i in each} for each in ([0, 1, 2], [3, 4, 5], [6, 7, 0])]
+
+
+def _texts(batch: Any, which: Tensor) -> list[tuple[int, ...]]:
+    """Some rows of a batch without their padding."""
+    return [tuple(batch["input_ids"][i][batch["attention_mask"][i].bool()].tolist()) for i in which]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -64,7 +64,7 @@ class Anticipated(SignWalk):
     keep: int = 4
     """Training steps for which a direction serves."""
     rows: int = 0
-    """Rejected rows of a micro-batch that a sign step descends on, the next step on the next; 0: all."""
+    """Rejected rows of the optimizer step that a sign step descends on, the next on the next ones; 0: all."""
 
     def __post_init__(self) -> None:
         self.check(self.delta, self.k, self.rows)
@@ -124,15 +124,20 @@ def attackers_losses(place: Place, number: int = 0, n_rows: int = 0) -> Iterator
 
     Args:
         number: of the attacker's step.
-        n_rows: rows of a micro-batch that are taken, others in each of his steps; 0: all.
+        n_rows: rows of the optimizer step that are taken, the next ones in each of his steps; 0: all. They are counted
+            over micro-batches and processes, so that they are the same ones however the step is divided.
     """
     total = torch.zeros((), device=place.counts.rejected.device)
-    for batch in place.batches:
+    n_pairs = int(place.counts.pairs)
+    starts = place.first_pairs() if 0 < n_rows < n_pairs else [0] * len(place.batches)
+    for batch, start in zip(place.batches, starts, strict=True):
         n = batch["n_pairs"]
-        rows = torch.arange(n, 2 * n)
-        if 0 < n_rows < n:
-            rows = n + (number * n_rows + torch.arange(n_rows)) % n
-        loss = _nll(place, batch, rows)
+        rows = torch.arange(n)
+        if 0 < n_rows < n_pairs:
+            rows = rows[(start + rows - number * n_rows) % n_pairs < n_rows]
+        if not len(rows):
+            continue
+        loss = _nll(place, batch, n + rows)
         total += loss.detach()
         yield loss
     raise_if_loss_not_finite(total, {"attacker's": total.item()}, place.step, place.accelerator)

@@ -28,7 +28,7 @@ class Attacker(SignWalk):
     k: int = 16
     """Sign steps of it, one in each training step."""
     rows: int = 0
-    """Rejected rows of a micro-batch that a step descends on, the next step on the next; 0: all."""
+    """Rejected rows of the optimizer step that a step of his descends on, the next on the next ones; 0: all."""
 
     def __post_init__(self) -> None:
         self.check(self.delta, self.k, self.rows)
