@@ -129,7 +129,7 @@ def attackers_losses(place: Place, number: int = 0, n_rows: int = 0) -> Iterator
     """
     total = torch.zeros((), device=place.counts.rejected.device)
     n_pairs = int(place.counts.pairs)
-    starts = place.first_pairs() if 0 < n_rows < n_pairs else [0] * len(place.batches)
+    starts = _first_pairs(place) if 0 < n_rows < n_pairs else [0] * len(place.batches)
     for batch, start in zip(place.batches, starts, strict=True):
         n = batch["n_pairs"]
         rows = torch.arange(n)
@@ -141,6 +141,15 @@ def attackers_losses(place: Place, number: int = 0, n_rows: int = 0) -> Iterator
         total += loss.detach()
         yield loss
     raise_if_loss_not_finite(total, {"attacker's": total.item()}, place.step, place.accelerator)
+
+
+def _first_pairs(place: Place) -> list[int]:
+    """Of each micro-batch here, which of the pairs of the whole optimizer step is its first: they are counted
+    micro-batch by micro-batch, and in each process by process."""
+    sizes = torch.tensor([[batch["n_pairs"] for batch in place.batches]], device=place.counts.pairs.device)
+    everywhere = place.accelerator.gather(sizes).T.flatten()  # micro-batch by micro-batch, of each process
+    first = (everywhere.cumsum(0) - everywhere).view(sizes.shape[1], -1)  # (micro-batches, processes)
+    return [int(one) for one in first[:, place.accelerator.process_index]]
 
 
 def _nll(place: Place, batch: PairBatch, rows: Tensor) -> Tensor:

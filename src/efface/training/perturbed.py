@@ -146,14 +146,6 @@ class Place:
             for name, gradient in held.items():
                 self.trained[name].grad = gradient
 
-    def first_pairs(self) -> list[int]:
-        """Of each micro-batch here, which of the pairs of the whole optimizer step is its first: they are counted
-        micro-batch by micro-batch, in each process by process."""
-        sizes = torch.tensor([[batch["n_pairs"] for batch in self.batches]], device=self.counts.pairs.device)
-        everywhere = self.accelerator.gather(sizes).T.flatten()  # micro-batch by micro-batch, of each process
-        first = (everywhere.cumsum(0) - everywhere).view(sizes.shape[1], -1)  # (micro-batches, processes)
-        return [int(one) for one in first[:, self.accelerator.process_index]]
-
     def summed(self, gradients: dict[str, Tensor], like: dict[str, Any]) -> dict[str, Tensor]:
         """The sum of some gradients over all processes; one that a process has not is zero there.
 
