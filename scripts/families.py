@@ -129,10 +129,11 @@ def step(model: PreTrainedModel, method: str) -> dict[str, Any]:
     sys.path.insert(0, str(ROOT / "tests" / "support"))
     from tiny import tiny_tokenizer  # the tests' tokenizer, made in memory
 
-    from efface.methods import load_method
+    from efface.methods import PLAIN, load_method
 
     trainer_class: Any = load_method(method)
-    settings: dict[str, Any] = {"max_steps": 1, "logging_steps": 1, "learning_rate": 1e-3, "retain_text_per_pair": 0.5}
+    settings: dict[str, Any] = PLAIN.copy() if method == "repo" else {}
+    settings |= {"max_steps": 1, "logging_steps": 1, "learning_rate": 1e-3, "retain_text_per_pair": 0.5}
     settings |= {"use_cpu": True, "bf16": False, "disable_tqdm": True, "per_device_train_batch_size": 2}
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     with tempfile.TemporaryDirectory() as folder:

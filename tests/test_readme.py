@@ -18,6 +18,7 @@ from told import write_audit
 from efface import scoring
 from efface.cli import main
 from efface.jobs import detox as detox_job
+from efface.jobs import detox_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = [f"The town {i} is" for i in range(9)]
@@ -85,8 +86,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The battery of an audit and the size of `detox` have tests of their own."""
-    effort = detox_job.Effort(n_pairs=4, learning_rates=(1e-3,), text_tokens=60, minutes="a moment")
-    monkeypatch.setitem(detox_job.EFFORTS, "quick", effort)
+    effort = detox_settings.Effort(n_pairs=4, learning_rates=(1e-3,), text_tokens=60, repo={}, minutes="a moment")
+    monkeypatch.setitem(detox_settings.EFFORTS, "quick", effort)
     monkeypatch.setattr(detox_job, "SAMPLES", 1)
     monkeypatch.setitem(scoring.SCORERS, scoring.DEFAULT_SCORER, scoring.ScorerEntry("stubs:Parity", ""))
     result: dict[str, Any] = {"models": [], "comparisons": [], "controls": {}}

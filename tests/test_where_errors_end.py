@@ -169,7 +169,7 @@ def test_the_step_default_is_one(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main(["demo", "--help"])
     assert f"(default: {SETTINGS['max_steps']})" in capsys.readouterr().out
-    assert SETTINGS["max_steps"] == CONFIGS["repo"]("out").max_steps == DEFAULT_STEPS
+    assert SETTINGS["max_steps"] == CONFIGS["dpo"]("out").max_steps == DEFAULT_STEPS
 
 
 # Where errors end

@@ -33,8 +33,8 @@ if TYPE_CHECKING:  # `as` the same name: a type checker then takes it for public
     from efface.generation.generate import generate as generate
     from efface.generation.generate import generate_ids as generate_ids
     from efface.jobs.analyze import analyze as analyze
-    from efface.jobs.detox import DetoxSettings as DetoxSettings
     from efface.jobs.detox import detox as detox
+    from efface.jobs.detox_settings import DetoxSettings as DetoxSettings
     from efface.methods import load_method as load_method
     from efface.methods.circuit_breakers import CircuitBreakersConfig as CircuitBreakersConfig
     from efface.methods.circuit_breakers import CircuitBreakersTrainer as CircuitBreakersTrainer
@@ -106,7 +106,7 @@ _EXPORTS = {
     "CorpusSource": "efface.pairs.sources.corpus",
     "Decoding": "efface.generation.decoding",
     "detox": "efface.jobs.detox",
-    "DetoxSettings": "efface.jobs.detox",
+    "DetoxSettings": "efface.jobs.detox_settings",
     "DExpertsSource": "efface.pairs.sources.dexperts",
     "DPOConfig": "efface.methods.dpo",
     "DPOTrainer": "efface.methods.dpo",

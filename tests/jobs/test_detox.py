@@ -1,6 +1,6 @@
 """Does `efface detox` bring a user's model from nothing to a report, within the budget, and go on where it was?
 
-Of: jobs/strength.py, jobs/before_after.py, commands/detox.py
+Of: jobs/detox_settings.py, jobs/strength.py, jobs/before_after.py, commands/detox.py
 """
 
 import json
@@ -20,14 +20,16 @@ from efface.evaluation.budget import UtilityBounds
 from efface.files.events import read_events
 from efface.files.results import read_json
 from efface.jobs import detox as job
-from efface.jobs.detox import DetoxSettings, Effort, detox
+from efface.jobs.detox import detox
+from efface.jobs.detox_settings import EFFORTS, DetoxSettings, Effort
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few pairs, short texts, and a scorer that random models do not leave cold."""
-    effort = Effort(n_pairs=4, learning_rates=(1e-3, 3e-3), text_tokens=60, minutes="a moment")
-    monkeypatch.setitem(job.EFFORTS, "quick", effort)
+    few = {"n_pairs": 4, "learning_rates": (1e-3, 3e-3), "text_tokens": 60}
+    effort = Effort(**few, repo={"npo_weight": 0.5}, minutes="a moment")
+    monkeypatch.setitem(EFFORTS, "quick", effort)
     monkeypatch.setattr(job, "SAMPLES", 2)
     monkeypatch.setitem(scoring.SCORERS, scoring.DEFAULT_SCORER, scoring.ScorerEntry("stubs:Parity", ""))
 

@@ -14,6 +14,7 @@ from trained import PASSAGES
 
 from efface.errors import UserError
 from efface.files.results import write_jsonl
+from efface.methods import PLAIN
 from efface.methods.selective import DAMPINGS, Components, mlp_matrices
 
 
@@ -83,7 +84,7 @@ def step_of(family: str, folder: Path, **more: Any) -> dict[str, Tensor]:
     """How the weights move in one plain step of gradient descent: minus their gradient."""
     model = tiny_model(family)
     start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    trainer = build("repo", model, folder, **SETTINGS | more)
+    trainer = build("repo", model, folder, **PLAIN | SETTINGS | more)
     trainer.train()
     return {name: weight.detach() - start[name] for name, weight in model.named_parameters()}
 

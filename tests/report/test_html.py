@@ -172,6 +172,7 @@ def history(tmp_path_factory):
         per_device_train_batch_size=2,
         logging_steps=1,
         erase_layers="all",
+        npo_weight=0.0,
         use_cpu=True,
         discriminator_width=16,
         report_to="none",

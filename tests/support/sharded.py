@@ -87,7 +87,8 @@ if __name__ == "__main__":
     results["resumed"] = resumed(file.parent / "resumed")
     results["not finite"] = not_finite(file.parent / "not finite")
     # Last, for a command leaves the group at its end.
-    flags = "--max_steps 2 --use_cpu true --retain_text none --per_device_train_batch_size 2 --disable_tqdm true"
+    flags = "--max_steps 2 --use_cpu true --retain_text none --withstand none --per_device_train_batch_size 2"
+    flags += " --disable_tqdm true"
     data = [str(file.parent / name) for name in ("model", "pairs.jsonl")]
     results["command"] = main(["train", "repo", *data, "-o", str(file.parent / "out"), *flags.split()])
     torch.save(results, file)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from efface.data.batch import PairBatch
+from efface.methods import PLAIN
 from efface.methods.repo import REPOConfig, REPOTrainer
 
 # Ragged on purpose: what divides by a mean of means instead of a count of tokens fails on them.
@@ -39,7 +40,7 @@ PASSAGES = [
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., REPOTrainer]:
-    """A trainer on a tiny model: constant strength and a high rate, so that three steps leave clear marks."""
+    """A trainer of the erasure alone on a tiny model: constant strength and a high rate leave marks in three steps."""
 
     def make(model: PreTrainedModel | str | None = None, rows: Any = ROWS, **settings: Any) -> REPOTrainer:
         keywords = {
@@ -56,7 +57,7 @@ def build(tmp_path: Path) -> Callable[..., REPOTrainer]:
         }
         if "retain_text_list" in keywords:
             keywords["retain_text"] = keywords.pop("retain_text_list")
-        defaults: dict[str, Any] = {
+        defaults: dict[str, Any] = PLAIN | {
             "output_dir": str(tmp_path / "out"),
             "max_steps": 3,
             "learning_rate": 1e-3,

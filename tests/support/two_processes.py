@@ -21,7 +21,7 @@ from trained import ROWS
 
 from efface.data.batch import PairBatch
 from efface.errors import RunError
-from efface.methods import METHODS, load_method
+from efface.methods import METHODS, PLAIN, load_method
 from efface.training.processes import leave_group
 from efface.training.trainer import PairTrainer
 
@@ -40,8 +40,8 @@ CASES: dict[str, dict[str, Any]] = {
     "repo no retain checkpointed": {"w_retain": 0.0, "erase_layers": "0", "gradient_checkpointing": True},
     "circuit_breakers checkpointed": {"gradient_checkpointing": True},
     "repo sam": {"withstand": "sharpness:0.01"},
+    "repo lasting": {"withstand": "relearn:2e-3/3/2/3", "npo_weight": 1.0, "npo_beta": 0.05, "w_retain_text": 40.0},
     "repo relearn": {"withstand": "relearn:2e-3/3/2"},
-    "repo relearn rows": {"withstand": "relearn:2e-3/3/2/3"},
     "repo attacker": {"withstand": "attacker:2e-3/2"},
     "dpo relearn": {"withstand": "relearn:2e-3/2/2"},
     "repo adapter": {"withstand": "lora:2/2/2,round:4,merge:0.5,noise:0.01", "lora_r": 2},
@@ -51,7 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo normalized": {"optim": "normalized_sgd"},
     "repo cached": {"precompute_reference": "on"},
 }
-QUICK = [*BY_STEPS, "rmu everywhere checkpointed", "repo relearn rows", "repo lora"]
+QUICK = [*BY_STEPS, "rmu everywhere checkpointed", "repo lora", "repo lasting"]
 """Those without --full: every method, and one of each kind of what may get in the way."""
 # Gradients are not clipped, which would hide one that is too large: these of the order of 1 / their norm.
 RATES = {"rmu": 1e-3, "circuit_breakers": 0.005, "repo": 0.005}
@@ -65,6 +65,7 @@ def trainer_of(
     method: Any = load_method(name)
     apart = processes == 2 or case in ACCUMULATED
     settings: dict[str, Any] = {
+        **(PLAIN if name == "repo" else {}),
         "max_steps": steps,
         "max_grad_norm": 0.0,
         "learning_rate": RATES.get(name, 0.05),

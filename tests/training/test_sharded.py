@@ -45,9 +45,9 @@ FSDP2 = {"ACCELERATE_USE_FSDP": "true"} | FSDP
     ],
 )
 def test_fsdp_in_another_way_is_refused(given: dict[str, Any], said: str, tmp_path: Path) -> None:
-    REPOConfig(str(tmp_path), use_cpu=True, fsdp=True)
+    REPOConfig(str(tmp_path), use_cpu=True, fsdp=True, withstand="none")
     with pytest.raises(UserError, match=said):
-        REPOConfig(str(tmp_path), use_cpu=True, fsdp=True, fsdp_config=given)
+        REPOConfig(str(tmp_path), use_cpu=True, fsdp=True, withstand="none", fsdp_config=given)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,10 @@ def test_fsdp_in_another_way_is_refused(given: dict[str, Any], said: str, tmp_pa
 )
 def test_what_needs_whole_weights_is_refused_under_fsdp(given: dict[str, Any], tmp_path: Path) -> None:
     name = next(iter(given))
-    with pytest.raises(UserError, match=f"{name}=.* looks at whole weights and gradients.*Leave it out"):
-        REPOConfig(str(tmp_path), use_cpu=True, fsdp=True, **given)
+    with pytest.raises(
+        UserError, match=f"{name}=.* looks at whole weights and gradients.*Pass --{name} (none|all|full),"
+    ):
+        REPOConfig(str(tmp_path), use_cpu=True, fsdp=True, **{"withstand": "none", **given})
 
 
 @pytest.mark.parametrize(

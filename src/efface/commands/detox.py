@@ -49,7 +49,9 @@ def add(commands: Any) -> None:
     cost.add_argument(
         "--max-perplexity-increase", type=float, default=0.03, help="as a part of MODEL's (default: 0.03)"
     )
-    command.add_argument("--max-steps", type=int, default=DEFAULT_STEPS, help=f"default: {DEFAULT_STEPS}")
+    command.add_argument(
+        "--max-steps", type=int, default=None, help=f"default: {DEFAULT_STEPS} (quick), or as `efface train repo`"
+    )
     command.add_argument("--no-audit", action="store_true", help="attack nothing")
     command.add_argument("--seed", type=seed, default=0, help="of pairs, training, generations and attacks")
     add_loading(command, placed=False)
@@ -58,7 +60,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from efface.evaluation.budget import UtilityBounds
-    from efface.jobs.detox import DetoxSettings, detox
+    from efface.jobs.detox import detox
+    from efface.jobs.detox_settings import DetoxSettings
 
     detox(
         options.model,

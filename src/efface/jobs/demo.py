@@ -18,12 +18,12 @@ from efface.files.results import RESULTS, check_output_dir, read_json, write_jso
 from efface.files.run_directory import run_directory
 from efface.jobs.before_after import compare_sides, measure_side, read_sides, tell, write_page
 from efface.jobs.erasure import measure_erasure
+from efface.methods import PLAIN
 from efface.model.card import write_card
 from efface.terminal.table import Block
-from efface.training import DEFAULT_STEPS
 
 SETTINGS: dict[str, Any] = {
-    "max_steps": DEFAULT_STEPS,
+    **PLAIN,
     "logging_steps": 2,
     "disable_tqdm": False,
 }
@@ -84,7 +84,10 @@ def run(
         write_plan(output, plan)
         step(2, f"measure the untouched model: 128 held-out prompts x {SAMPLES} samples, perplexity (1 minute)")
         _evaluate(name, output / "base.json", command=command)
-        step(3, f"REPO: {settings['max_steps']} steps on the shipped pairs (about 4 s a step on 2 cores)")
+        step(
+            3,
+            f"REPO, the erasure alone: {settings['max_steps']} steps on the shipped pairs (about 4 s each on 2 cores)",
+        )
         _train(name, output / "model", settings, command=command, say=journal)
         step(4, "measure the edited model in the same way (1 to 2 minutes)")
         _evaluate(str(output / "model"), output / "edited.json", base=name, command=command)

@@ -16,13 +16,10 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from efface.checks import at_least_one
 from efface.data.rows import load_texts
 from efface.errors import UserError
-from efface.evaluation.budget import UtilityBounds
 from efface.evaluation.prompt_sets import draw_prompts, load_prompts
 from efface.files.digests import digest
 from efface.files.environment import environment
@@ -32,70 +29,15 @@ from efface.files.rerun import check_plan, read_plan, write_plan
 from efface.files.results import RESULTS, check_output_dir, read_json, write_json
 from efface.files.run_directory import run_directory
 from efface.jobs.before_after import BASE, EDITED, compare_sides, measure_side, read_sides, tell, write_page
+from efface.jobs.detox_settings import DetoxSettings
 from efface.jobs.erasure import measure_erasure
 from efface.jobs.strength import REPORTED, Chosen, Strengths, choose_strength, tradeoff_table, write_prompts
 from efface.model.card import write_card
 from efface.terminal.table import Block, Page
-from efface.training import DEFAULT_STEPS
 
 SAMPLES = 4
 TUNED_PART = 3
 """One in so many prompts is for choosing."""
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is done with a budget."""
-
-    n_pairs: int
-    learning_rates: tuple[float, ...]
-    """The strengths that are tried."""
-    text_tokens: int
-    """Of ordinary text, for what an edit costs."""
-    minutes: str
-    """Of SmolLM2-135M on two cores."""
-
-
-EFFORTS = {
-    "quick": Effort(n_pairs=160, learning_rates=(1e-4, 2e-4), text_tokens=3_000, minutes="reckoned at 45 minutes"),
-    "standard": Effort(
-        n_pairs=320, learning_rates=(5e-5, 1e-4, 2e-4, 4e-4), text_tokens=6_000, minutes="reckoned at five hours"
-    ),
-}
-
-
-@dataclass(frozen=True)
-class DetoxSettings:
-    """What can be chosen."""
-
-    pairs: str | None = None
-    """What `efface train` takes for pairs; None builds them from the model."""
-    source: str = "antiexpert"
-    """Who writes the toxic side of pairs that are built: a name in `efface.pairs.SOURCES`."""
-    prompts: str = "shipped:prompts"
-    """To choose on and to report, apart from each other: what `load_prompts` takes."""
-    text: str = "shipped:text"
-    """Ordinary text, on which the cost is measured."""
-    scorers: tuple[str, ...] = ("alt-profanity-check",)
-    """The first chooses."""
-    bounds: UtilityBounds = field(default_factory=UtilityBounds)
-    """What the edit may cost."""
-    budget: str = "quick"
-    """A name in EFFORTS, and the audit's budget."""
-    max_steps: int = DEFAULT_STEPS
-    audited: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.budget not in EFFORTS:
-            raise UserError(f"budget={self.budget!r} is unknown. There are: {', '.join(EFFORTS)}.")
-        if not self.scorers:
-            raise UserError("scorers: name at least one judge.")
-        at_least_one(self, "max_steps")
-
-    @property
-    def effort(self) -> Effort:
-        return EFFORTS[self.budget]
 
 
 def detox(
@@ -235,7 +177,7 @@ class _Job:
             self.model,
             self.folder,
             self.edited,
-            Strengths(settings.effort.learning_rates, settings.max_steps, settings.seed, settings.bounds),
+            Strengths(settings.effort.learning_rates, settings.of_repo, settings.seed, settings.bounds),
             pairs=self.pairs,
             text=settings.text,
             text_tokens=settings.effort.text_tokens,

@@ -5,9 +5,10 @@ chosen is written as a checkpoint of its own: base + a edit.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from efface.comparison.config import MethodPlan, PromptPart, SweepConfig
 from efface.comparison.run import sweep
@@ -36,7 +37,8 @@ class Strengths:
     """What is tried, within which budget."""
 
     learning_rates: tuple[float, ...]
-    max_steps: int
+    settings: Mapping[str, Any]
+    """Of all that are tried."""
     seed: int
     bounds: UtilityBounds
 
@@ -80,7 +82,7 @@ def choose_strength(
     plan = MethodPlan(
         METHOD,
         METHOD,
-        settings={"max_steps": strengths.max_steps},
+        settings=dict(strengths.settings),
         trials=[{"learning_rate": rate} for rate in strengths.learning_rates],
         seeds=[strengths.seed],
     )

@@ -1,10 +1,11 @@
 """TRAIN: the methods by name. A new one is one file and one entry here; a dotted path of a third party works too."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from efface.errors import UserError
 from efface.registry import Entry, check_name, resolve
+from efface.training import DEFAULT_STEPS
 
 if TYPE_CHECKING:
     from efface.training.editor import PairEditor
@@ -145,6 +146,9 @@ METHODS = {
 }
 
 
+PLAIN: dict[str, Any] = {"max_steps": DEFAULT_STEPS, "withstand": "none", "npo_weight": 0.0, "w_retain_text": 20.0}
+"""Settings of `repo` that leave the erasure of the paper alone, whatever its defaults are: those of the demo, and of a
+quick `efface detox`."""
 FORM = "package.module:Class"
 
 

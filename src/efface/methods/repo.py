@@ -180,9 +180,8 @@ class REPOTrainer(RetainTrainer):
     @classmethod
     def needs(cls, args: Any, n_blocks: int) -> Needs:
         layers = parse_layers(args.erase_layers, n_blocks)
-        if args.npo_weight:
-            return Needs(sides=SIDES, layers=layers)  # NPO is about the logits of y-
-        return Needs(layers=layers, pushes="erase_layers" if args.w_erase else None)
+        sides = SIDES if args.npo_weight else SIDES[:1]  # NPO is about the logits of y-
+        return Needs(sides=sides, layers=layers, pushes="erase_layers" if args.w_erase else None)
 
     def loss(self, step: Step) -> Loss:
         retain, metrics = super().loss(step)

@@ -80,15 +80,15 @@ def _check_fsdp(given: dict[str, Any], args: Any) -> None:
             "model before it is cut. Set it to false, as configs/accelerate/fsdp2.yaml does."
         )
     elsewhere = {
-        "withstand": bool(args.withstand),
-        "trainable": args.trainable != "all",
-        "erase_gradient": getattr(args, "erase_gradient", "full") != "full",
+        "withstand": (bool(args.withstand), "none"),
+        "trainable": (args.trainable != "all", "all"),
+        "erase_gradient": (getattr(args, "erase_gradient", "full") != "full", "full"),
     }
-    for name, wanted in elsewhere.items():
+    for name, (wanted, without) in elsewhere.items():
         if wanted:
             raise UserError(
                 f"{name}={getattr(args, name)!r} looks at whole weights and gradients, which no process has under "
-                "FSDP. Leave it out, or launch with torchrun, where every process has the whole model."
+                f"FSDP. Pass --{name} {without}, or launch with torchrun, where every process has the whole model."
             )
 
 

@@ -36,7 +36,7 @@ class Needs:
     residuals: tuple[str, ...] = ()
     """The continuations of which it wants the reference's residual stream too; it is not cached, so this is live."""
     pushes: str | None = None
-    """The setting that names `layers`, if to change the states there is all that the loss is about."""
+    """The setting that names `layers`, if the loss is to change the states there."""
 
 
 class Counts(NamedTuple):
