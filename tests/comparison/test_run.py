@@ -343,6 +343,30 @@ def test_an_entry_is_measured_as_soon_as_it_is_made(
     assert "**Not whole yet**, no figures of: lox-sft." in page
 
 
+def test_what_another_process_has_made_is_measured_before_the_next_entry(
+    silly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not after all others."""
+    config, out, said = config_of(silly, **SMALL), tmp_path / "out", list[str]()
+    first = list_arms(config)[0]
+    given, asked = making.claimed, list[str]()
+
+    @contextlib.contextmanager
+    def elsewhere_at_first(file: Path, *args: Any, **more: Any) -> Iterator[bool]:
+        asked.append(file.name)
+        if asked.count(first) == 1:
+            yield False
+        else:
+            with given(file, *args, **more) as mine:
+                yield mine
+
+    monkeypatch.setattr(making, "claimed", elsewhere_at_first)
+    results = sweep(config, output=out, say=said.append)
+    assert asked.count(first) > 1 and not results["unfinished"]
+    measured = next(i for i, line in enumerate(said) if line.endswith(": reported") and "main/sft" in line)
+    assert measured < min(i for i, line in enumerate(said) if line.startswith("lox-sft") and "trained" in line)
+
+
 @pytest.mark.full
 def test_a_killed_process_is_gone_on_from(whole: Any, silly: Path, tmp_path: Path) -> None:
     expected, _ = whole

@@ -79,12 +79,13 @@ class Arms:
                     self._make(arm)
 
     def make_entry(self, plan: MethodPlan) -> None:
-        """Every trial of an entry, then what was chosen with the other seeds."""
+        """Every trial of an entry, then what was chosen with the other seeds; what others have made is taken."""
         for arm in arms_of(plan):
             self._make(arm)
         chosen = self.chosen(plan, self.main)
         for arm in [] if chosen is None else further_seeds(chosen):
             self._make(arm)
+        self.unfinished = [name for name in self.unfinished if name not in self.rows]
         self._forget_others(plan)
 
     def _make(self, arm: Arm) -> None:

@@ -135,14 +135,15 @@ class _Sweep:
         """The entries that are measured here, the base among them."""
 
     def make_and_measure(self) -> None:
-        """Entry by entry, so that whoever stops a sweep has whole rows; what others are at work on once more at the
-        end; then the best, attacked further."""
+        """Entry by entry, so that whoever stops a sweep has whole rows; then the best, attacked further. What others
+        were at work on is looked at again before each entry, and once more at the end."""
         self._measure(BASE, None)
-        for _ in range(2):
-            for plan in self.config.methods:
-                self.arms.make_entry(plan)
-                self._measure(plan.name, plan)
-            self.arms.unfinished = [name for name in self.arms.unfinished if name not in self.arms.rows]
+        plans = self.config.methods
+        for known in [plans[: i + 1] for i in range(len(plans))] + [plans]:
+            for plan in known:
+                if plan.name not in self.done:
+                    self.arms.make_entry(plan)
+                    self._measure(plan.name, plan)
         self._measure(BASE, None)
         if self.unfinished:
             self.say(f"not finished, by another process: {', '.join(self.unfinished)}. Run again when it is.")
