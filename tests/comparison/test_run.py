@@ -500,3 +500,24 @@ def test_an_arm_that_another_process_makes_is_left_to_it(silly: Path, tmp_path: 
     assert results["unfinished"] == [*list_arms(config), "sft", "lox-sft"]
     assert [row["place"] for row in results["kept"]] == ["base"], "which waits for nobody"
     assert any("not finished, by another process" in line for line in said)
+
+
+def test_what_another_process_measures_is_left_to_it(silly: Path, tmp_path: Path) -> None:
+    """One seed of an entry, or one of the best; the rest is done."""
+    methods = [SMALL["methods"][0] | {"seeds": [0, 1]}]
+    config, out, said = config_of(silly, **SMALL | {"methods": methods}), tmp_path / "out", list[str]()
+    claims, (arm,) = out / ".claims", list_arms(config)
+    other = f"main/{arm.removesuffix('-s0')}-s1"
+    claims.joinpath("main").mkdir(parents=True)
+    with claimed_elsewhere(claims / "main" / f"{arm}.measured"):
+        write_json(out / "efface.json", read_json(prepare_output_dir(tmp_path / "other") / "efface.json"))
+        results = sweep(config, output=out, resume=True)
+    assert results["unfinished"] == ["sft"] and [row["place"] for row in results["kept"]] == ["base", other]
+    with claimed_elsewhere(claims / f"{other}.best"):
+        results = sweep(config, output=out, resume=True, say=said.append)
+    assert f"{other} is attacked further by another process. Run again when it is done." in said
+    assert results["unfinished"] == ["base"]
+    further = {row["place"]: "text" in row["attacks"] for row in results["kept"]}
+    assert further == {"base": True, f"main/{arm}": True, other: False}
+    results = sweep(config, output=out, resume=True)
+    assert not results["unfinished"] and all("text" in row["attacks"] for row in results["kept"])

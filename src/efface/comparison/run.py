@@ -148,12 +148,12 @@ class _Sweep:
         if self.unfinished:
             self.say(f"not finished, by another process: {', '.join(self.unfinished)}. Run again when it is.")
             return
-        with self._claimed("best") as mine:
-            if not mine:
-                self.say("the best are attacked further by another process. Run again when it is done.")
-                self.done.discard(BASE)  # so that this is not said to be the whole
-            for place in [BASE, *self.kept.best(self.arms.main)] if mine else []:
-                if self.kept.attack_best(place):
+        for place in [BASE, *self.kept.best(self.arms.main)]:
+            with self._claimed(f"{place}.best") as mine:
+                if not mine:
+                    self.say(f"{place} is attacked further by another process. Run again when it is done.")
+                    self.done.discard(BASE)  # so that this is not said to be the whole
+                elif self.kept.attack_best(place):
                     self.note()
 
     @property
@@ -163,24 +163,24 @@ class _Sweep:
         return [*self.arms.unfinished, *(name for name in names if name not in self.done)]
 
     def _measure(self, name: str, plan: MethodPlan | None) -> None:
-        """The base, or what is kept of an entry, if all its arms are made and no other process measures it."""
+        """The base, or what is kept of an entry, if all its arms are made; what another process measures is left."""
         if name in self.done or (plan is not None and not self.arms.are_made(plan)):
             return
-        with self._claimed(f"{name}.measured") as mine:
-            if not mine:
-                return
-            places: list[tuple[str, Arm | None, str | None]] = [(BASE, None, None)]
-            if plan is not None:
-                kept = {budget: self.arms.kept_of(plan, budget) for budget in self.config.budgets}
-                places = [(f"{budget}/{arm.name}", arm, budget) for budget, arms in kept.items() for arm in arms]
-            changed = False
-            for place in places:
-                if self.kept.measure(*place):
+        places: list[tuple[str, Arm | None, str | None]] = [(BASE, None, None)]
+        if plan is not None:
+            kept = {budget: self.arms.kept_of(plan, budget) for budget in self.config.budgets}
+            places = [(f"{budget}/{arm.name}", arm, budget) for budget, arms in kept.items() for arm in arms]
+        whole, changed = True, False
+        for place in places:
+            with self._claimed(f"{place[0]}.measured") as mine:
+                whole = whole and mine
+                if mine and self.kept.measure(*place):
                     self.note()
                     changed = True
+        if whole:
             self.done.add(name)
-            if changed:  # that the entry is whole
-                self.note()
+        if changed:  # that the entry is whole
+            self.note()
 
     def _claimed(self, name: str) -> contextlib.AbstractContextManager[bool]:
         return claimed(self.folder / CLAIMS / name)
