@@ -83,20 +83,7 @@ def test_repo_erases_what_is_nasty_and_keeps_what_is_nice(nasty_model: str, tmp_
     edited = tmp_path / "edited"
     argv = ["train", "repo", nasty_model, pairs, "-o", str(edited), "--max_steps", "40", "--learning_rate", "1e-3"]
     # The defaults suit real text: this world has no ordinary passages beside its pairs.
-    argv += [
-        "--withstand",
-        "none",
-        "--npo_weight",
-        "0",
-        "--retain_text",
-        "none",
-        "--w_retain",
-        "4",
-        "--grl_lambda",
-        "2.5",
-        "--bound",
-        "layer",
-    ]
+    argv += "--withstand none --npo_weight 0 --retain_text none --w_retain 4 --grl_lambda 2.5 --bound layer".split()
     assert main(argv) == 0
 
     share = {}

@@ -247,10 +247,15 @@ def test_half_precision_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture
         build("repo", tiny_model("llama").half(), tmp_path)
 
 
-@pytest.mark.parametrize(("method", "setting"), [("repo", "erase_layers"), ("repnoise", "noise_layers")])
-def test_weights_that_cannot_reach_what_is_erased_are_refused(method: str, setting: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "setting", "more"),
+    [("repo", "erase_layers", {}), ("repo", "erase_layers", {"npo_weight": 1.0}), ("repnoise", "noise_layers", {})],
+)
+def test_weights_that_cannot_reach_what_is_erased_are_refused(
+    method: str, setting: str, more: dict[str, float], tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=f"all lie in blocks above 0, the highest of {setting}"):
-        build(method, tiny_model("llama"), tmp_path, trainable_layers="last", **{setting: "0"})
+        build(method, tiny_model("llama"), tmp_path, trainable_layers="last", **{setting: "0"}, **more)
     build(method, tiny_model("llama"), tmp_path, trainable_layers="0", **{setting: "0"})
 
 
