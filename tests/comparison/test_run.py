@@ -341,6 +341,11 @@ def test_an_entry_is_measured_as_soon_as_it_is_made(
     assert results["figures"]["main/" + results["kept"][1]["arm"]]["curves"]
     page = markdown(comparison_page({"here": results}).blocks)
     assert "**Not whole yet**, no figures of: lox-sft." in page
+    file = tmp_path / "out" / "results.json"
+    write_json(file, read_json(file) | {"arms": [], "kept": []})  # as another process knew it, which went on elsewhere
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config_of(silly, **SMALL), output=tmp_path / "out", resume=True)
+    assert timeless(read_json(file)) == timeless(results), "what others have made is written when it is taken"
 
 
 def test_what_another_process_has_made_is_measured_before_the_next_entry(

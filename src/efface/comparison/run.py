@@ -179,19 +179,23 @@ class _Sweep:
                     changed = True
         if whole:
             self.done.add(name)
-        if changed:  # that the entry is whole
-            self.note()
+        self.note(changed)  # that the entry is whole
 
     def _claimed(self, name: str) -> contextlib.AbstractContextManager[bool]:
         return claimed(self.folder / CLAIMS / name)
 
-    def note(self) -> None:
-        """Write what is known, unless what lies there knows more: of a whole run, or by another process."""
+    def note(self, changed: bool = True) -> None:
+        """Write what is known, unless what lies there knows more: of a whole run, or by another process.
+
+        Args:
+            changed: whether anything was made now; if not, only more than what lies there is written.
+        """
         file = self.folder / RESULTS
         there = read_json(file) if file.exists() else {}
-        found = self.results()
-        if all(len(there.get(name, [])) <= len(found[name]) for name in ("arms", "kept")):
-            write_json(file, found)
+        known = {"arms": self.arms.rows, "kept": self.kept.rows}
+        more = [len(rows) - len(there.get(name, [])) for name, rows in known.items()]
+        if min(more) >= 0 and (changed or any(more)):
+            write_json(file, self.results())
 
     def save(self) -> Row:
         """Write and return what is known at the end."""
