@@ -1,6 +1,6 @@
 """Does a sweep find, at one budget, which tiny method is best, and does it end alike however often it is interrupted?
 
-Of: comparison/arms.py, comparison/claims.py, comparison/kept.py, comparison/making.py, comparison/measuring.py,
+Of: comparison/arms.py, comparison/claims.py, comparison/making.py, comparison/measuring.py,
 comparison/record.py, comparison/results.py, comparison/scaling.py, comparison/targets.py
 """
 
@@ -508,7 +508,7 @@ def test_an_arm_that_another_process_makes_is_left_to_it(silly: Path, tmp_path: 
 
 
 def test_what_another_process_measures_is_left_to_it(silly: Path, tmp_path: Path) -> None:
-    """One seed of an entry, or one of the best; the rest is done."""
+    """One seed of an entry, or the best, of which the first seed alone is attacked further; the rest is done."""
     methods = [SMALL["methods"][0] | {"seeds": [0, 1]}]
     config, out, said = config_of(silly, **SMALL | {"methods": methods}), tmp_path / "out", list[str]()
     claims, (arm,) = out / ".claims", list_arms(config)
@@ -518,11 +518,12 @@ def test_what_another_process_measures_is_left_to_it(silly: Path, tmp_path: Path
         write_json(out / "efface.json", read_json(prepare_output_dir(tmp_path / "other") / "efface.json"))
         results = sweep(config, output=out, resume=True)
     assert results["unfinished"] == ["sft"] and [row["place"] for row in results["kept"]] == ["base", other]
-    with claimed_elsewhere(claims / f"{other}.best"):
+    with claimed_elsewhere(claims / "main" / f"{arm}.best"):
         results = sweep(config, output=out, resume=True, say=said.append)
-    assert f"{other} is attacked further by another process. Run again when it is done." in said
+    assert f"main/{arm} is attacked further by another process. Run again when it is done." in said
     assert results["unfinished"] == ["base"]
     further = {row["place"]: "text" in row["attacks"] for row in results["kept"]}
-    assert further == {"base": True, f"main/{arm}": True, other: False}
+    assert further == {"base": True, f"main/{arm}": False, other: False}
     results = sweep(config, output=out, resume=True)
-    assert not results["unfinished"] and all("text" in row["attacks"] for row in results["kept"])
+    further = {row["place"]: "text" in row["attacks"] for row in results["kept"]}
+    assert not results["unfinished"] and further == {"base": True, f"main/{arm}": True, other: False}

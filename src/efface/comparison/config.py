@@ -77,7 +77,7 @@ class AttackPlans:
     every: list[AttackPlan] = field(default_factory=list)
     """On every kept arm, and on the base."""
     best: list[AttackPlan] = field(default_factory=list)
-    """Besides, on the base and the `best_of` methods that withstood `every` best."""
+    """Besides, on the base and the first seeds of the `best_of` methods that withstood `every` best."""
     best_of: int = 3
     budgets: list[str] | None = None
     """Whose kept models are attacked, rounded and weighed; default: all. What others keep is only reported."""

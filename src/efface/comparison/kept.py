@@ -58,18 +58,25 @@ class Kept:
         return self._measured(place, self.rows[place], best=True)
 
     def best(self, budget: str) -> list[str]:
-        """The places of the entries that withstood best, at a budget, with all their seeds."""
-        there = {place: row for place, row in self.rows.items() if row["budget"] == budget and row["worst"]}
-        first: dict[str, float] = {}
-        for row in there.values():
-            first.setdefault(row["entry"], row["worst"]["share"])
-        best = sorted(first, key=lambda entry: first[entry])[: self.config.attacks.best_of]
-        return [place for place, row in there.items() if row["entry"] in best]
+        """The places of the entries that withstood best, at a budget, by their first seeds, which alone are attacked
+        further."""
+        first: dict[str, tuple[float, str]] = {}
+        for place, row in self.in_order().items():
+            if row["budget"] == budget and row["worst"]:
+                first.setdefault(row["entry"], (row["worst"]["share"], place))
+        return [place for _, place in sorted(first.values())[: self.config.attacks.best_of]]
 
     def in_order(self) -> dict[str, Row]:
-        """The rows, budget by budget."""
-        order = [None, *self.config.budgets]
-        return dict(sorted(self.rows.items(), key=lambda one: order.index(one[1]["budget"])))
+        """The rows, budget by budget, as the config has entries and seeds: in whatever order they were measured."""
+        budgets = [None, *self.config.budgets]
+        entries = {plan.name: (number, plan.seeds) for number, plan in enumerate(self.config.methods)}
+
+        def where(one: tuple[str, Row]) -> tuple[int, int, int]:
+            row = one[1]
+            number, seeds = entries.get(row["entry"], (-1, [None]))  # the base
+            return budgets.index(row["budget"]), number, seeds.index(row["seed"])
+
+        return dict(sorted(self.rows.items(), key=where))
 
     def _measured(self, place: str, row: Row, *, best: bool = False) -> bool:
         record = self._records[place]
