@@ -20,17 +20,17 @@ from efface.evaluation.settings import OrdinaryText
 from efface.files.environment import environment
 from efface.files.results import read_json, write_json, write_jsonl
 from efface.generation.decoding import Decoding
-from efface.methods import load_method
+from efface.methods import PLAIN, load_method
 from efface.model.load import DEFAULT_MODEL, load_model
 
 FILE = RESULTS / "audited.json"
 PAIRS = "shipped:train"
 MAX_INCREASE = 0.05
-PASSAGES = {"retain_text": "shipped:passages", "w_retain_text": 20.0, "retain_text_tokens": 64}  # as REPO's defaults
+PASSAGES = {"retain_text": "shipped:passages", "w_retain_text": 20.0, "retain_text_tokens": 64}  # as in PLAIN
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "repo": {
-        "default": {},
-        "lr 2e-4": {"learning_rate": 2e-4},
+        "default": PLAIN,
+        "lr 2e-4": {**PLAIN, "learning_rate": 2e-4},
     },
     "retain": {"default": {}},
     "dpo": {

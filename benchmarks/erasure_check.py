@@ -42,7 +42,7 @@ from efface.scoring.scorer import THRESHOLD, score
 FILE = RESULTS / "erasure_check.json"
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "repo": ("repo", SETTINGS["repo"]["default"]),
-    "retain only": ("repo", {"w_erase": 0.0}),
+    "retain only": ("repo", {**SETTINGS["repo"]["default"], "w_erase": 0.0}),
     "dpo": ("dpo", SETTINGS["dpo"]["lr 2e-5"]),
 }
 NAMES = ("base", "repo", "random edit", "retain only", "dpo")

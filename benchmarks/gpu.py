@@ -116,9 +116,10 @@ class Bench:
         return found | {"trl dpo": self._timed(self._trl)}
 
     def _repo(self, scratch: str) -> Any:
+        from efface.methods import PLAIN
         from efface.methods.repo import REPOConfig, REPOTrainer
 
-        config = REPOConfig(scratch, retain_text=None, **self.settings)
+        config = REPOConfig(scratch, **PLAIN | self.settings | {"retain_text": None})
         rows = rows_of(8 * self.steps, self.words)
         return REPOTrainer(model_of(self.shape), config, rows, processing_class=self.tokenizer)
 
@@ -196,11 +197,12 @@ class Bench:
         return found
 
     def _loss(self, method: str, *, use_cpu: bool) -> float:
-        from efface.methods import load_method
+        from efface.methods import PLAIN, load_method
 
         kind: Any = load_method(method)
         with tempfile.TemporaryDirectory() as scratch:
-            settings = self.settings | {"use_cpu": use_cpu, "bf16": False, "retain_text": None, "max_steps": 3}
+            settings = (PLAIN if method == "repo" else {}) | self.settings
+            settings |= {"use_cpu": use_cpu, "bf16": False, "retain_text": None, "max_steps": 3}
             # Not Adam, whose first steps take the sign of a gradient that is next to nothing.
             config = kind.config_class(scratch, **settings | {"optim": "sgd", "learning_rate": 0.1})
             trainer = kind(model_of(TINY), config, rows_of(24, 6), processing_class=self.tokenizer)

@@ -4,10 +4,10 @@
 
 cost      seconds of an optimizer step and the peak of the memory beside SFT's, at the settings of `step.py`: two
           processes that take steps in turns, so that noise hits both alike. Methods without steps have no such row.
-quality   the default model after `--steps` steps on the shipped pairs (settings: the method's defaults), measured on
-          96 toxic prompts of `rtp_mixed` (2 nucleus samples each, two judges) and 5,000 tokens of WikiText-2. UNDO,
-          which repairs what it damages with the model before it as its teacher, comes after REPO with as many steps.
-          How long an edit lasts is measured elsewhere (audit.py).
+quality   the default model after `--steps` steps on the shipped pairs (settings: the method's defaults, `repo` in
+          `efface.methods.PLAIN`), measured on 96 toxic prompts of `rtp_mixed` (2 nucleus samples each, two judges)
+          and 5,000 tokens of WikiText-2. UNDO, which repairs what it damages with the model before it as its teacher,
+          comes after REPO with as many steps. How long an edit lasts is measured elsewhere (audit.py).
 
 A row says whether the method's own objective moved (`common.OBJECTIVES`): if not, its other figures are of an
 untouched model, and docs/methods.md does not print them.
@@ -29,7 +29,7 @@ from efface.evaluation.settings import OrdinaryText
 from efface.files.environment import environment
 from efface.files.results import read_json, write_json
 from efface.generation.decoding import Decoding
-from efface.methods import METHODS, load_method
+from efface.methods import METHODS, PLAIN, load_method
 from efface.model.load import DEFAULT_MODEL, load_model
 from efface.report.table import evaluation_table
 from efface.training.trainer import PairTrainer
@@ -97,7 +97,7 @@ def edited(name: str, args: Any) -> tuple[Any, dict[str, Any]]:
         start_from = str(before)
     model, tokenizer = load_model(start_from)
     method: Any = load_method(name)
-    settings: dict[str, Any] = {"disable_tqdm": True}
+    settings: dict[str, Any] = {"disable_tqdm": True} | (PLAIN if name == "repo" else {})
     if by_steps(name):
         settings |= {"max_steps": args.steps, "logging_steps": 4}
     if name == "lox":  # which is told of what the model is an edit

@@ -26,11 +26,12 @@ from transformers import TrainerCallback
 
 from efface.files.environment import environment
 from efface.files.results import write_json, write_jsonl
+from efface.methods import PLAIN
 from efface.methods.repo import REPOConfig, REPOTrainer
 
 TESTS = Path(__file__).resolve().parents[1] / "tests" / "support"
 MODEL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 8, "max_steps": 30, "seed": 0, "use_cpu": True}
+SETTINGS: dict[str, Any] = PLAIN | {"per_device_train_batch_size": 8, "max_steps": 30, "seed": 0, "use_cpu": True}
 SETTINGS["precompute_reference"] = "on"  # of all pairs, so that the cache is in what is measured
 WARM_UP = 5  # steps: threads start, buffers are allocated
 MB = 2**20

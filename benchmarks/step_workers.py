@@ -52,6 +52,8 @@ PROTOCOL: dict[str, Any] = {  # what the measurement itself needs, of TRL's defa
     "save_strategy": "no",
     "disable_tqdm": True,
 }
+DEFAULT = "default"
+"""In the place of what a side of `repo` is to withstand: all that its defaults add to the erasure alone."""
 EQUAL = (
     *SETTINGS, "use_cpu", "fp16", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "lr_scheduler_type",
     "warmup_steps", "optim_args", "torch_compile", "disable_dropout",
@@ -121,14 +123,16 @@ def build(
 ) -> Trainer:
     """The trainer of a side; each is set up as its users would do it."""
     if not side.startswith("trl-"):
-        from efface.methods import load_method
+        from efface.methods import PLAIN, load_method
 
         name, _, withstand = side.partition("+")
         name, _, text = name.partition("/")
         method: Any = load_method(name)
         ours = SETTINGS | PROTOCOL | {"max_steps": steps, "retain_text": text or None, "withstand": withstand or None}
         if name == "repo":  # others may need more of the reference than a cache holds
-            ours["precompute_reference"] = "on"
+            ours = PLAIN | ours | {"precompute_reference": "on"}
+        if withstand == DEFAULT:
+            ours = {key: ours[key] for key in ours.keys() - PLAIN.keys()} | {"max_steps": steps}
         return method(model, method.config_class(scratch, **ours), rows, processing_class=tokenizer)
 
     from datasets import Dataset

@@ -21,15 +21,16 @@ from step_workers import PROTOCOL, SETTINGS, make_rows
 
 from efface.files.environment import environment
 from efface.files.results import write_json
+from efface.methods import PLAIN
 from efface.methods.repo import REPOConfig, REPOTrainer
 from efface.model.load import DEFAULT_MODEL, load_model
 
-PLAIN = {"layout": "plain", "precompute_reference": "off"}
+NEITHER = {"layout": "plain", "precompute_reference": "off"}
 BLOCKS: dict[str, dict[str, dict[str, Any]]] = {
     "last layer": {
-        "plain": PLAIN,
-        "reference cache": PLAIN | {"precompute_reference": "on"},
-        "shared prompts": PLAIN | {"layout": "shared"},
+        "plain": NEITHER,
+        "reference cache": NEITHER | {"precompute_reference": "on"},
+        "shared prompts": NEITHER | {"layout": "shared"},
         "both": {"layout": "shared", "precompute_reference": "on"},
     },
     "half depth": {
@@ -62,7 +63,9 @@ def measure(sides: dict[str, dict[str, Any]], rows: list[dict[str, str]], steps:
     with tempfile.TemporaryDirectory() as scratch:
         for name, settings in sides.items():
             model, tokenizer = load_model(DEFAULT_MODEL)
-            config = REPOConfig(scratch, **SETTINGS | PROTOCOL | {"retain_text": None, "max_steps": 99} | settings)
+            config = REPOConfig(
+                scratch, **PLAIN | SETTINGS | PROTOCOL | {"retain_text": None, "max_steps": 99} | settings
+            )
             trainer = REPOTrainer(model, config, rows, processing_class=tokenizer)
             trainer.create_optimizer()
             trainer.current_gradient_accumulation_steps = 1  # what train() would set

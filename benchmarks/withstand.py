@@ -2,11 +2,12 @@
 
     python benchmarks/withstand.py [--kinds relearn:1.2e-3/4/4 ...] [--steps 8] [--json OUT]
 
-Settings and sides are those of `step.py`, here with the passages that `repo` retains by default; one row is TRL's
-`DPOTrainer` with its reference precomputed, which the same plain step stands beside. The time ratio is one of *means*:
-a direction or an adapter is made in one of several steps, of whose number `--steps` must be a multiple. `more_memory`
-is what the peak, above parameters, gradients and optimizer state, has more than that of a plain step. What is measured
-is written after each kind, and not measured again.
+Settings and sides are those of `step.py`, here with the passages that `repo` retains by default. A plain step is that
+of the erasure alone; `default` is all that `efface train repo` does by default, the anticipated attacker and NPO. One
+row is TRL's `DPOTrainer` with its reference precomputed, beside the same plain step. The time ratio is one
+of *means*: a direction or an adapter is made in one of several steps, of whose number `--steps` must be a multiple.
+`more_memory` is what the peak, above parameters, gradients and optimizer state, has more than that of a plain step.
+What is measured is written after each kind, and not measured again.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any
 
 from common import RESULTS, command
 from step import GB, WARM_UP, Side, in_turns, summary
+from step_workers import DEFAULT
 
 from efface.files.environment import environment
 from efface.files.results import read_json, write_json
@@ -23,6 +25,8 @@ from efface.model.load import DEFAULT_MODEL
 
 TRL = "trl-precomputed"
 KINDS = (
+    DEFAULT,
+    "relearn:1.2e-3/4/5/4",
     "relearn:1.2e-3/4/4",
     "relearn:1.2e-3/4/4/4",
     "relearn:1.2e-3/2/8",
@@ -47,6 +51,7 @@ def beside_plain(model: str, kind: str, steps: int) -> dict[str, Any]:
     means = [statistics.fmean(one["seconds"]["all"]) for one in (mine, beside)]
     return {
         "model": kind,
+        "steps": steps,
         "time_ratio": means[0] / means[1],
         "more_memory": mine["memory"]["above"] - beside["memory"]["above"],
         "seconds": mine["seconds"],
@@ -67,7 +72,7 @@ def main() -> None:
             continue
         rows.append(beside_plain(args.model, kind, args.steps))
         print(f"{kind:24} {rows[-1]['time_ratio']:.2f} of a plain step's time, {rows[-1]['more_memory'] / GB:+.2f} GB")
-        found = {"of": args.model, "passages": PASSAGES, "steps": args.steps, "rows": rows}
+        found = {"of": args.model, "passages": PASSAGES, "rows": rows}
         write_json(args.json, found | {"environment": environment(seed=0, model=None, command=command())})
 
 

@@ -134,6 +134,7 @@ def test_what_cannot_be_withstood(withstand: str, message: str) -> None:
 def test_the_former_name_of_sharpness(build: Build) -> None:
     with pytest.raises(UserError, match="sam_rho=0.1 is the former name of withstand='sharpness:0.1'"):
         REPOConfig("out", use_cpu=True, sam_rho=0.1, withstand="noise:1")
+    assert REPOConfig("out", use_cpu=True, sam_rho=0.1).withstand is None, "the default gives way"
     found = []
     for settings in ({"sam_rho": 0.3}, {"withstand": "sharpness:0.3"}):
         trainer = build(**settings)

@@ -21,12 +21,14 @@ from efface.errors import RunError, UserError
 from efface.files import rerun
 from efface.files.io import LOCK
 from efface.files.results import EVENTS, read_json, write_json
+from efface.methods import PLAIN
 from efface.methods.leace import LeaceEditor
 from efface.methods.npo import NPOTrainer
 from efface.methods.repo import REPOConfig, REPOTrainer
 from efface.methods.sft import SFTConfig, SFTTrainer
 from efface.training import DEFAULT_STEPS, checkpoints
 from efface.training.checkpoints import newest_whole, what_is_missing
+from efface.training.config import PairConfig
 
 Train = Callable[..., int]
 
@@ -416,7 +418,9 @@ def test_held_out_pairs_are_measured_at_the_end(train: Train, out: Path, tmp_pat
 
 
 def test_epochs_count_if_they_are_given(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert REPOConfig("out").max_steps == DEFAULT_STEPS == 48
+    assert PairConfig("out").max_steps == DEFAULT_STEPS == 48
+    assert REPOConfig("out").max_steps == REPOConfig.default_steps == 144
+    assert REPOConfig("out", **PLAIN).max_steps == DEFAULT_STEPS
     assert REPOConfig("out", num_train_epochs=3).max_steps == -1 and not caplog.text
     assert REPOConfig("out", num_train_epochs=3, max_steps=-1).num_train_epochs == 3 and not caplog.text
     assert REPOConfig("out", num_train_epochs=3, max_steps=7).max_steps == 7

@@ -34,7 +34,7 @@ EFFORTS = {
         learning_rates=(5e-5, 1e-4, 2e-4, 4e-4),
         text_tokens=6_000,
         repo={},
-        minutes="reckoned at five hours",
+        minutes="reckoned at six hours",
     ),
 }
 

@@ -6,14 +6,15 @@
       + npo_weight * NPO( y- )                                                                        (optional)
 
 The discriminators D_l (`adversary.py`) learn to tell toxic tokens from benign ones while the model, through the
-reversed gradient, moves its hidden states so that they cannot. Variants are flags: which layers, discriminators of
-other kinds, a Wasserstein critic, a `w_erase` that changes over training, a term on the output as well.
+reversed gradient, moves its hidden states so that they cannot. By default the gradient of all of it is taken where an
+attacker who relearns would leave the weights (`training/perturbed.py`). Variants are flags: which layers,
+discriminators of other kinds, a Wasserstein critic, a `w_erase` that changes over training.
 """
 
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from efface.methods.npo import npo_loss
 from efface.methods.retain import RetainConfig, RetainTrainer
 from efface.methods.selective import DAMPINGS, SelectiveErasure, selective_erasure, share_of
 from efface.model.blocks import parse_layers
-from efface.training.config import PairConfig
+from efface.training.config import WITHSTAND_HELP, PairConfig
 from efface.training.step import Loss, Needs, Step
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,15 @@ SCHEDULES = ("constant", "ramp", "decay")
 
 @dataclass
 class REPOConfig(RetainConfig):
-    """Settings of REPO. No value of the paper is public: the defaults are ours, measured (docs/defaults.md)."""
+    """Settings of REPO. No value of the paper is public: the defaults are ours, measured (docs/defaults.md).
 
+    They are of an edit that is to outlast relearning (docs/comparison.md); the erasure of the paper alone is
+    `efface.methods.PLAIN`.
+    """
+
+    default_steps: ClassVar[int] = 144
+    w_retain_text: float = field(default=40.0, metadata={"help": "Weight of the KL on the passages of --retain_text."})
+    withstand: str | None = field(default="relearn:1.2e-3/4/5/4", metadata={"help": WITHSTAND_HELP})
     w_erase: float = field(default=1.0, metadata={"help": "Weight of the adversarial loss."})
     erase_schedule: str = field(
         default="constant",
@@ -102,9 +110,9 @@ class REPOConfig(RetainConfig):
         default=0, metadata={"help": "Draw the discriminators anew every so many model steps; 0: never."}
     )
     npo_weight: float = field(
-        default=0.0, metadata={"help": "Weight of an NPO loss on rejected continuations (arXiv 2404.05868); 0: none."}
+        default=1.0, metadata={"help": "Weight of an NPO loss on rejected continuations (arXiv 2404.05868); 0: none."}
     )
-    npo_beta: float = field(default=0.1, metadata={"help": "NPO's inverse temperature."})
+    npo_beta: float = field(default=0.05, metadata={"help": "NPO's inverse temperature."})
 
     def __post_init__(self) -> None:
         PairConfig.__post_init__(self)  # not RetainConfig's: beside an adversary w_retain may be 0

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
@@ -32,6 +32,12 @@ MEANINGLESS = {
 }
 """Fields of `TrainingArguments`, or values of them, that would be accepted and not heeded, or do harm; and why."""
 
+WITHSTAND_HELP = (
+    "Take each step's gradient where an adversary would leave the weights, and apply it here: "
+    "relearn:DELTA/K/KEEP/ROWS, attacker:DELTA/K, round:BITS, merge:ALPHA, lora:RANK, noise:SCALE, sharpness:RHO; "
+    "one, or several with commas between, of which one is drawn for each step (docs/methods.md); none for none."
+)
+
 
 @dataclass
 class PairConfig(TrainingArguments):
@@ -40,13 +46,16 @@ class PairConfig(TrainingArguments):
     The defaults below that differ from transformers' are ours, chosen by measurement (docs/defaults.md).
     """
 
+    default_steps: ClassVar[int] = DEFAULT_STEPS
+    """`max_steps`, if neither that nor `num_train_epochs` is given."""
+
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the model."})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Pairs in a micro-batch."})
     # None is "not given": of steps and epochs the one that is given counts.
     max_steps: int = field(  # type: ignore[assignment]
         default=None,
         metadata={
-            "help": f"Optimizer steps; {DEFAULT_STEPS} if --num_train_epochs is not given either, which it beats."
+            "help": f"Optimizer steps, which beat --num_train_epochs; {DEFAULT_STEPS} (repo: 144) if neither is given."
         },
     )
     num_train_epochs: float = field(  # type: ignore[assignment]
@@ -102,14 +111,7 @@ class PairConfig(TrainingArguments):
     retain_text_tokens: int = field(
         default=64, metadata={"help": "Tokens of a passage that are used; rows are padded to the longest."}
     )
-    withstand: str | None = field(
-        default=None,
-        metadata={
-            "help": "Take each step's gradient where an adversary would leave the weights, and apply it here: "
-            "relearn:DELTA/K/KEEP, attacker:DELTA/K, round:BITS, merge:ALPHA, lora:RANK, noise:SCALE, sharpness:RHO; "
-            "one, or several with commas between, of which one is drawn for each step (docs/methods.md)."
-        },
-    )
+    withstand: str | None = field(default=None, metadata={"help": WITHSTAND_HELP})
     sam_rho: float = field(default=0.0, metadata={"help": "The former name of --withstand sharpness:RHO; 0 for none."})
     layout: str = field(
         default="auto",
@@ -141,8 +143,8 @@ class PairConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.retain_text == "none":
             self.retain_text = None
-        if self.withstand == "none":
-            self.withstand = None
+        if self.withstand == "none" or (self.sam_rho and self.withstand == type(self).withstand):
+            self.withstand = None  # a method's default gives way to what is asked for
         if isinstance(self.lora_target_modules, str) and self.lora_target_modules != "all-linear":
             self.lora_target_modules = tuple(name.strip() for name in self.lora_target_modules.split(","))
         self._count_steps()
@@ -200,7 +202,7 @@ class PairConfig(TrainingArguments):
                 epochs,
             )
         if steps is None:
-            self.max_steps = DEFAULT_STEPS if epochs is None else -1
+            self.max_steps = self.default_steps if epochs is None else -1
         if self.max_steps == 0:
             raise UserError("max_steps=0 trains nothing. Give a number of steps, or -1 to count by num_train_epochs.")
         if epochs is None:
