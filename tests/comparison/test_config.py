@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from efface.comparison.arms import check_trials, count_trials
+from efface.comparison.arms import arms_of, check_trials, count_trials, read_settings
 from efface.comparison.config import AttackPlan, MethodPlan, SweepConfig, build_config, combinations, read_config
 from efface.comparison.measuring import relearn_settings, round_settings
 from efface.errors import UserError
 from efface.evaluation.budget import UtilityBounds
+from efface.methods.repo import REPOConfig
 
 ROOT = Path(__file__).parents[2]
 LEAST: dict[str, Any] = {"base": "m", "methods": ["sft"], "tuning": "t.jsonl", "reported": "r.jsonl"}
@@ -48,6 +49,15 @@ def test_a_config_is_read(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps(LEAST))
     assert read_config(tmp_path / "c.json") == build_config(LEAST)
     assert isinstance(build_config(LEAST), SweepConfig) and build_config(LEAST).methods == [MethodPlan("sft", "sft")]
+
+
+def test_what_repo_does_by_itself_is_what_the_comparison_measured() -> None:
+    config = read_config(ROOT / "benchmarks" / "comparison.yaml")
+    (entry,) = [plan for plan in config.methods if plan.name == "repo-rows"]
+    default, asked = REPOConfig("out", use_cpu=True), read_settings(config, arms_of(entry)[0])
+    for name in ("max_steps", "learning_rate", "withstand", "npo_weight", "npo_beta", "w_retain_text"):
+        assert getattr(default, name) == asked.pop(name)
+    assert asked.keys() == {"bf16", "use_cpu", "seed", "disable_tqdm"}, "and nothing else"
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.yaml")), ids=lambda file: file.stem)

@@ -35,7 +35,7 @@ MEANINGLESS = {
 WITHSTAND_HELP = (
     "Take each step's gradient where an adversary would leave the weights, and apply it here: "
     "relearn:DELTA/K/KEEP/ROWS, attacker:DELTA/K, round:BITS, merge:ALPHA, lora:RANK, noise:SCALE, sharpness:RHO; "
-    "one, or several with commas between, of which one is drawn for each step (docs/methods.md); none for none."
+    "one, or several with commas between, of which one is drawn for each step (docs/methods.md), or none."
 )
 
 
