@@ -128,11 +128,11 @@ def build(
         name, _, withstand = side.partition("+")
         name, _, text = name.partition("/")
         method: Any = load_method(name)
-        ours = SETTINGS | PROTOCOL | {"max_steps": steps, "retain_text": text or None, "withstand": withstand or None}
+        ours = SETTINGS | PROTOCOL | {"max_steps": steps, "retain_text": text or None}
+        if withstand != DEFAULT:
+            ours = (PLAIN if name == "repo" else {}) | ours | {"withstand": withstand or None}
         if name == "repo":  # others may need more of the reference than a cache holds
-            ours = PLAIN | ours | {"precompute_reference": "on"}
-        if withstand == DEFAULT:
-            ours = {key: ours[key] for key in ours.keys() - PLAIN.keys()} | {"max_steps": steps}
+            ours["precompute_reference"] = "on"
         return method(model, method.config_class(scratch, **ours), rows, processing_class=tokenizer)
 
     from datasets import Dataset

@@ -420,6 +420,7 @@ def test_held_out_pairs_are_measured_at_the_end(train: Train, out: Path, tmp_pat
 def test_epochs_count_if_they_are_given(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert PairConfig("out").max_steps == DEFAULT_STEPS == 48
     assert REPOConfig("out").max_steps == REPOConfig.default_steps == 144
+    assert "(repo: 144)" in REPOConfig.__dataclass_fields__["max_steps"].metadata["help"]
     assert REPOConfig("out", **PLAIN).max_steps == DEFAULT_STEPS
     assert REPOConfig("out", num_train_epochs=3).max_steps == -1 and not caplog.text
     assert REPOConfig("out", num_train_epochs=3, max_steps=-1).num_train_epochs == 3 and not caplog.text
