@@ -97,7 +97,7 @@ def finetune(
         if optimizer == "sgd":
             stepper = torch.optim.SGD(trained, lr=learning_rate, momentum=MOMENTUM)
         else:
-            stepper = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+            stepper = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=True)
         for step in track(range(1, steps + 1), "fine-tuning", show=progress):
             if schedule == "linear":
                 for group in stepper.param_groups:
