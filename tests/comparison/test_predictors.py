@@ -20,7 +20,12 @@ def results(distances: list[float], steps: list[float | None], *, moves: bool = 
         place = f"main/m{number}"
         reading = {"kl": 0.05, "increase": 0.01}
         kept.append({"entry": f"m{number}", "place": place, "budget": "main", "reading": reading})
-        curve = {"steps_to_half": step, "moves_base": moves, "points": [{"steps": 20, "drop": float(number % 3)}]}
+        curve = {
+            "steps_to_half": step,
+            "moves_base": moves,
+            "last": 20,
+            "points": [{"steps": 20, "drop": float(number % 3)}],
+        }
         figures[place] = {"distance": distance, "barrier": None, "drop": 0.1, "curves": {ATTACK: curve}}
     return {"main": "main", "kept": kept, "figures": figures}
 
@@ -53,6 +58,19 @@ def test_of_few_methods_or_an_attack_that_moves_nothing_nothing_is_said() -> Non
     assert correlate(results([float(i) for i in range(n)], [float(i) for i in range(n)])) == []
     assert correlate(results([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], moves=False)) == []
     assert rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
+
+
+def test_who_was_attacked_for_longer_has_not_lasted_less_for_that() -> None:
+    """Of one the attack went on, and at 35 it was half-way back; of another the last points do not count."""
+    sweep = results([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [2.0, 4.0, 6.0, 8.0, None, 35.0])
+    longer, shorter = (sweep["figures"][f"main/m{number}"]["curves"][ATTACK] for number in (5, 4))
+    longer |= {"last": 80, "points": [{"steps": 20, "drop": 0.5}, {"steps": 80, "drop": 0.0}]}
+    rows = {row["outcome"]: row for row in correlate(sweep) if row["predictor"] == "distance to the base"}
+    assert rows[f"{ATTACK}: steps to half"]["rho"] == pytest.approx(spearman([1, 2, 3, 4, 5, 6], [2, 4, 6, 8, 99, 99]))
+    assert rows[f"{ATTACK}: drop at 20 steps"]["n"] == 6 and f"{ATTACK}: drop at 80 steps" not in rows
+    shorter["last"] = 7
+    (half,) = [row for row in correlate(sweep) if row["outcome"].endswith("half")]
+    assert half["rho"] == pytest.approx(spearman([1, 2, 3, 4, 5, 6], [2, 4, 6, 99, 99, 99]))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=9))

@@ -12,6 +12,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from efface.comparison.config import BASE
+from efface.comparison.curves import curves_of, steps_of
 from efface.files.jsonl import Row
 
 # Told apart by those who see few colours (Okabe and Ito), and by their markers.
@@ -53,14 +54,8 @@ def tradeoff_figure(results: Row) -> Figure:
 def steps_figure(results: Row) -> Figure | None:
     """A panel for each attack and rate: toxic share against its steps. None where nothing was attacked."""
     kept = _kept(results)
-    panels = list(
-        dict.fromkeys(
-            (attack, rate)
-            for row in kept
-            for attack, found in row["attacks"].items()
-            for rate in found.get("curves", {})
-        )
-    )
+    curves = {row["place"]: curves_of(row, results["config"].get("attacks", {})) for row in kept}
+    panels = list(steps_of(curves.values()))
     if not panels:
         return None
     rows = math.ceil(len(panels) / COLUMNS)
@@ -70,7 +65,7 @@ def steps_figure(results: Row) -> Figure | None:
     for number, (attack, rate) in enumerate(panels, 1):
         axes = figure.add_subplot(rows, min(len(panels), COLUMNS), number)
         for row in {row["entry"]: row for row in reversed(kept)}.values():  # the first seed: the table has the others
-            points = row["attacks"].get(attack, {}).get("curves", {}).get(rate)
+            points = curves[row["place"]].get((attack, rate))
             if points is not None:
                 points = [point for point in points if point["counted"]]
                 style = {"color": GREY, "linestyle": "--"} if row["entry"] == BASE else _style(results, row["entry"])

@@ -39,16 +39,33 @@ def predictors_of(kept: Row, figures: Row) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def outcomes_of(figures: Row) -> dict[str, float]:
+def outcomes_of(figures: Row, within: Mapping[str, int]) -> dict[str, float]:
     """How a kept model fared: of each attack and rate that moves the base its steps to half, and its drop at the last
-    point."""
+    point.
+
+    Args:
+        within: up to how many steps each attack is looked at: a model that was not attacked for longer, or only at
+            points that do not count, has not lasted longer for that.
+    """
     found: dict[str, float] = {}
-    for name, curve in figures.get("curves", {}).items():
-        if not curve["moves_base"]:
+    for name, last in within.items():
+        curve = figures.get("curves", {}).get(name)
+        if curve is None or not curve["moves_base"]:
             continue
-        found[f"{name}: steps to half"] = NEVER if curve["steps_to_half"] is None else curve["steps_to_half"]
-        if curve["points"]:
-            found[f"{name}: drop at {curve['points'][-1]['steps']} steps"] = curve["points"][-1]["drop"]
+        half = curve["steps_to_half"]
+        found[f"{name}: steps to half"] = NEVER if half is None or half > last else half
+        found |= {
+            f"{name}: drop at {last} steps": point["drop"] for point in curve["points"] if point["steps"] == last
+        }
+    return found
+
+
+def horizons(figures: Sequence[Row]) -> dict[str, int]:
+    """Up to how many steps all of them were attacked that were attacked at all."""
+    found: dict[str, int] = {}
+    for one in figures:
+        for name, curve in one.get("curves", {}).items():
+            found[name] = min(curve["last"], found.get(name, curve["last"]))
     return found
 
 
@@ -63,12 +80,16 @@ def correlate(results: Row, more: Mapping[str, Numbers] | None = None, *, seed: 
         Rows of `predictor`, `outcome`, `n` methods, `rho`, its `ci95` and `p`; of pairs with at least LEAST methods
         and something to rank.
     """
-    of: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+    first: dict[str, tuple[Row, Row]] = {}
     for kept in results["kept"]:
         figures = results["figures"].get(kept["place"], {})
-        if kept["budget"] == results["main"] and kept["entry"] not in (*of, BASE) and outcomes_of(figures):
-            known = predictors_of(kept, figures) | dict((more or {}).get(kept["entry"], {}))
-            of[kept["entry"]] = known, outcomes_of(figures)
+        if kept["budget"] == results["main"] and kept["entry"] != BASE and figures.get("curves"):
+            first.setdefault(kept["entry"], (kept, figures))
+    within = horizons([figures for _, figures in first.values()])
+    of = {
+        entry: (predictors_of(kept, figures) | dict((more or {}).get(entry, {})), outcomes_of(figures, within))
+        for entry, (kept, figures) in first.items()
+    }
     names = [list(dict.fromkeys(name for one in of.values() for name in one[side])) for side in (0, 1)]
     rows = []
     for predictor in names[0]:

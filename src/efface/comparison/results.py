@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from efface.attacks.selection import Option, reach
-from efface.comparison.config import BASE, SweepConfig
+from efface.comparison.config import BASE, AttackPlan, SweepConfig
+from efface.comparison.curves import Curves, curves_of, planned
 from efface.comparison.figures import (
     as_curve,
     ratio_of_drops,
@@ -38,7 +39,10 @@ def conclude(config: SweepConfig, kept: Mapping[str, Row], options: Options, rep
     if base is None or "weights" not in base:
         return {"figures": {}, "comparisons": []}
     done = {place: row for place, row in kept.items() if "weights" in row}
-    figures = {place: figures_of(row, base, _others(row, done)) for place, row in done.items() if place != BASE}
+    attacks = planned(config)
+    figures = {
+        place: figures_of(row, base, _others(row, done), attacks) for place, row in done.items() if place != BASE
+    }
     comparisons = [
         one for budget in config.budgets for one in _compare(config, budget, done, options, reported, config.seed)
     ]
@@ -54,21 +58,26 @@ def _others(row: Row, kept: Mapping[str, Row]) -> list[Row]:
     return list(found.values())
 
 
-def figures_of(row: Row, base: Row, others: Sequence[Row]) -> Row:
+def figures_of(row: Row, base: Row, others: Sequence[Row], attacks: Sequence[AttackPlan] = ()) -> Row:
     """The figures of one kept model.
+
+    Args:
+        others: kept models of other methods, for ratios.
+        attacks: which of them lie on one curve, see `curves_of`; by default each is one of its own.
 
     Returns:
         `drop`, untouched, and as a part of the base's share, `relative_share`; for each attack and rate, `curves`: its
         `steps_to_base`, `steps_to_half` (None: not within the attack, or the attack does not move the base, which
-        `moves_base` says) and, at each of its points, the `drop` and the `ratio` to the best other method's; the same
-        two of the worst attack, `worst_drop` and `worst_ratio`; `surviving`, for each grid, and `surviving_moved`;
-        `trainability`, `distance`, `barrier`.
+        `moves_base` says), the `last` step at which both were measured and, at each such point, the `drop` and the
+        `ratio` to the best other method's; the same two of the worst attack, `worst_drop` and `worst_ratio`;
+        `surviving`, for each grid, and `surviving_moved`; `trainability`, `distance`, `barrier`.
     """
     share, base_share = _share(row), _share(base)
     worst, ratio = _worst_drop(row, base), None
     if worst is not None:
         drops = [drop for other in others if (drop := _worst_drop(other, base)) is not None]
         ratio = ratio_of_drops(worst, drops)
+    ours, base_curves, *rest = (curves_of(one, attacks) for one in (row, base, *others))
     weights, base_weights = row["weights"], base["weights"]
     learned = None
     if weights["benign_losses"] and base_weights["benign_losses"]:
@@ -77,10 +86,9 @@ def figures_of(row: Row, base: Row, others: Sequence[Row]) -> Row:
         "drop": base_share - share,
         "relative_share": share / base_share if base_share else None,
         "curves": {
-            f"{attack} {rate}": _curve_figures(attack, rate, row, base, others)
-            for attack, found in row["attacks"].items()
-            for rate in found.get("curves", {})
-            if rate in base["attacks"].get(attack, {}).get("curves", {})
+            " ".join(name): _curve_figures(name, points, base_curves[name], rest)
+            for name, points in ours.items()
+            if name in base_curves
         },
         "worst_drop": worst,
         "worst_ratio": ratio,
@@ -103,13 +111,12 @@ def _worst_drop(row: Row, base: Row) -> float | None:
     return float(base["worst"]["share"] - row["worst"]["share"])
 
 
-def _curve_figures(attack: str, rate: str, row: Row, base: Row, others: Sequence[Row]) -> Row:
-    def curve_of(one: Row) -> dict[int, float] | None:
-        points = one["attacks"].get(attack, {}).get("curves", {}).get(rate)
-        return None if points is None else as_curve([point for point in points if point["counted"]])
+def _curve_figures(name: tuple[str, str], ours: list[Row], of_base: list[Row], others: Sequence[Curves]) -> Row:
+    def curve_of(points: Sequence[Row]) -> dict[int, float]:
+        return as_curve([point for point in points if point["counted"]])
 
-    curve, theirs = curve_of(row) or {}, curve_of(base) or {}
-    rest = [found for other in others if (found := curve_of(other)) is not None]
+    curve, theirs = curve_of(ours), curve_of(of_base)
+    rest = [curve_of(other[name]) for other in others if name in other]
     points = []
     for step in sorted(curve.keys() & theirs.keys()):
         drop = theirs[step] - curve[step]
@@ -119,7 +126,7 @@ def _curve_figures(attack: str, rate: str, row: Row, base: Row, others: Sequence
         "steps_to_base": steps_to_base(curve, theirs[0]) if 0 in theirs else None,
         "steps_to_half": steps_to_half(curve, theirs),
         "moves_base": 0 in theirs and max(theirs.values()) > theirs[0],
-        "last": max(curve, default=0),
+        "last": max(curve.keys() & theirs.keys(), default=0),
         "points": points,
     }
 
@@ -196,6 +203,7 @@ def pooled(options: Mapping[str, Sequence[Option]]) -> list[Option]:
 def benchmark_rows(results: Row) -> list[dict[str, Any]]:
     """Rows {"model", "method", "seed", "metric", "value", "ci95", "command"}, as published figures lie."""
     model, command = results["config"]["base"], results["environment"]["command"]
+    attacks = results["config"].get("attacks", {})
     rows: list[dict[str, Any]] = []
     for kept in results["kept"]:
         where, figures = kept["budget"] or BASE, results["figures"].get(kept["place"], {})
@@ -211,10 +219,9 @@ def benchmark_rows(results: Row) -> list[dict[str, Any]]:
         values |= {f"cost/{name}": reading.get(name) for name in ("kl", "increase", "a")}
         values |= {name: figures.get(name) for name in ("relative_share", "worst_drop", "worst_ratio")}
         values |= {f"weights/{name}": figures.get(name) for name in ("distance", "barrier", "trainability")}
-        for attack, found in kept["attacks"].items():
-            for rate, points in found.get("curves", {}).items():
-                counted = [one for one in points if one["counted"]]
-                values |= {f"{attack} {rate}/share at {one['steps']}": one["share"] for one in counted}
+        for (attack, rate), points in curves_of(kept, attacks).items():
+            counted = [one for one in points if one["counted"]]
+            values |= {f"{attack} {rate}/share at {one['steps']}": one["share"] for one in counted}
         for name, curve in figures.get("curves", {}).items():
             for figure in ("steps_to_base", "steps_to_half") if curve["moves_base"] else ():
                 values[f"{name}/{figure}"] = curve[figure]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from efface.comparison.curves import curves_of, steps_of
 from efface.errors import UserError
 from efface.files.jsonl import Row
 from efface.files.markdown import inert, inert_lines
@@ -33,8 +34,9 @@ def kept_table(results: Row) -> list[Table | str]:
     """Each kept model: cost, toxicity by every judge, worst attack, weights."""
     judges = list(results["config"]["scorers"])
     head = ["entry", "seed", "budget", "a", "bound by", "KL", "perplexity"]
-    head += [*(f"share, {judge}" for judge in _judges(results, judges)), "invalid", "worst attack", "ratio of drops"]
-    head += ["trainability", "L2", "barrier", "steps", "tokens", "seconds"]
+    head += [*(f"share, {judge}" for judge in _judges(results, judges)), "invalid", "worst attack"]
+    further = ["worst of all attacks"] if any(kept["worst_of_all"] for kept in results["kept"]) else []
+    head += [*further, "ratio of drops", "trainability", "L2", "barrier", "steps", "tokens", "seconds"]
     rows = []
     for kept in results["kept"]:
         figures, reading = results["figures"].get(kept["place"], {}), kept["reading"] or {}
@@ -50,7 +52,11 @@ def kept_table(results: Row) -> list[Table | str]:
         row += [_number(reading.get("kl"), 3), _percent(reading.get("increase"))]
         row += [_share(blocks.get(judge)) for judge in _judges(results, judges)]
         first: Row = next(iter(blocks.values()), {})
-        row += [_number(first.get("invalid"), 3), _share(kept["worst"])]
+        row += [
+            _number(first.get("invalid"), 3),
+            _share(kept["worst"]),
+            *(_share(kept["worst_of_all"]) for _ in further),
+        ]
         row += [_number(figures.get("worst_ratio")), _number(figures.get("trainability"))]
         row += [_number(figures.get("distance")), _number(figures.get("barrier"), 3)]
         row += [_text(cost.get("steps")), _text(cost.get("tokens")), _text(cost.get("seconds"))]
@@ -84,16 +90,12 @@ def _budget_lines(results: Row) -> str:
 
 def attack_table(results: Row) -> list[Table | str]:
     """Shares along each attack and rate, and when the base and half-way are reached."""
-    curves: dict[tuple[str, str], list[int]] = {}
-    for kept in results["kept"]:
-        for attack, found in kept["attacks"].items():
-            for rate, points in found.get("curves", {}).items():
-                curves.setdefault((attack, rate), [point["steps"] for point in points])
+    curves = {kept["place"]: curves_of(kept, results["config"].get("attacks", {})) for kept in results["kept"]}
     parts: list[Table | str] = []
-    for (attack, rate), steps in curves.items():
+    for (attack, rate), steps in steps_of(curves.values()).items():
         rows = []
         for kept in results["kept"]:
-            points = kept["attacks"].get(attack, {}).get("curves", {}).get(rate)
+            points = curves[kept["place"]].get((attack, rate))
             if points is None:
                 continue
             at = {point["steps"]: point for point in points}
