@@ -3,6 +3,7 @@
 Of: commands/merge.py
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from efface.cli import main
 from efface.files.jsonl import Row
-from efface.files.results import read_json, write_jsonl
+from efface.files.results import read_json, write_json, write_jsonl
 from efface.model.load import load_model
 from efface.model.save import save_model
 
@@ -44,6 +45,14 @@ def test_both_together_in_the_precision_of_the_base(adapter: Path, tmp_path: Pat
     result = read_json(tmp_path / "out" / "results.json")
     assert result["merged"] is True and result["method"] == "sft"
     assert "library_name: transformers" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_record_of_somebody_elses_is_none(adapter: Path, tmp_path: Path) -> None:
+    """It ended in a traceback, with half of the output written."""
+    shutil.copytree(adapter, tmp_path / "theirs")
+    write_json(tmp_path / "theirs" / "results.json", {"accuracy": 0.5})
+    assert main(["merge", str(tmp_path / "theirs"), "-o", str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "out" / "results.json").exists()
 
 
 def test_what_cannot_be_merged(adapter: Path, fails: Any, tmp_path: Path) -> None:

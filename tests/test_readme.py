@@ -32,6 +32,7 @@ SMALL = {
     "audit": "--only relearn --prompts PROMPTS.jsonl --text TEXT.jsonl --limit 4 --max-new-tokens 4".split(),
     "detox": "--prompts PROMPTS.jsonl --pairs PAIRS.jsonl --text TEXT.jsonl --max-steps 1 --max-kl 9 "
     "--max-perplexity-increase 9".split(),
+    "scale": "--prompts PROMPTS.jsonl --text TEXT.jsonl --max-kl 9 --max-perplexity-increase 9".split(),
     "scorers": [],
     "sweep": [],
     "compare": [],
@@ -51,8 +52,8 @@ def printed() -> list[str]:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the names that README uses stand for something small."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("MODEL", "BASE"):
-        tiny_model("llama").save_pretrained(folder / name)
+    for seed, name in enumerate(("MODEL", "BASE")):
+        tiny_model("llama", seed=seed).save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
     pairs = [{"prompt": prompt, "chosen": " quiet and old", "rejected": " a place of fools"} for prompt in PROMPTS]
     rows = [{"text": f"{name} {i} {text}", "toxic": toxic} for i in range(400) for name, text, toxic in

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # `as` the same name: a type checker then takes it for public
     from efface.jobs.analyze import analyze as analyze
     from efface.jobs.detox import detox as detox
     from efface.jobs.detox_settings import DetoxSettings as DetoxSettings
+    from efface.jobs.scale import scale as scale
     from efface.methods import load_method as load_method
     from efface.methods.circuit_breakers import CircuitBreakersConfig as CircuitBreakersConfig
     from efface.methods.circuit_breakers import CircuitBreakersTrainer as CircuitBreakersTrainer
@@ -157,6 +158,7 @@ _EXPORTS = {
     "RunSettings": "efface.evaluation.settings",
     "SampleSource": "efface.pairs.sources.sample",
     "save_model": "efface.model.save",
+    "scale": "efface.jobs.scale",
     "score": "efface.scoring.scorer",
     "Scorer": "efface.scoring.scorer",
     "SFTConfig": "efface.methods.sft",

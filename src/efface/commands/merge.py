@@ -1,7 +1,6 @@
 """`efface merge ADAPTER -o DIR`"""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from efface.commands.early import check_named
@@ -25,8 +24,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from efface.files.manifest import write_manifest
-    from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, read_json, write_json
-    from efface.model.card import write_card
+    from efface.files.results import RESULTS, check_output_dir, prepare_output_dir, write_json
+    from efface.model.card import record_of, write_card
     from efface.model.copies import merged
     from efface.model.load import load_model
     from efface.model.save import save_model
@@ -35,13 +34,11 @@ def run(options: argparse.Namespace) -> None:
     model, tokenizer = load_model(options.model, dtype="auto", device="cpu")
     if not hasattr(model, "peft_config"):
         raise UserError(f"model {options.model!r} has no adapter: there is nothing to merge.")
-    whole = merged(model)
+    record, whole = record_of(options.model), merged(model)
     output = prepare_output_dir(options.output, overwrite=options.overwrite, resume=None)
     save_model(whole, tokenizer, output)
-    made = Path(options.model) / RESULTS
-    if made.is_file():  # how the adapter was trained is how the merged model was
-        result = read_json(made)
-        write_json(output / RESULTS, result | {"merged": True})
+    if record is not None:  # how the adapter was trained is how the merged model was
+        write_json(output / RESULTS, record | {"merged": True})
         write_card(output)
     else:
         write_manifest(output)

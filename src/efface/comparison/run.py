@@ -129,7 +129,9 @@ class _Sweep:
         self.config, self.folder, self.say, self.command = config, folder, say, command
         tuning, reported, attacked = targets
         bench = Bench(config, folder, reported, attacked, say)
-        self.arms = Arms(config, folder, Scaler(tuning, config), say=say, written=self.note, retry_failed=retry_failed)
+        self.arms = Arms(
+            config, folder, Scaler.of(tuning, config), say=say, written=self.note, retry_failed=retry_failed
+        )
         self.kept = Kept(config, bench, self.arms)
         self.done: set[str] = set()
         """The entries that are measured here, the base among them."""

@@ -6,7 +6,7 @@ entry is then chosen.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,16 +31,30 @@ class Scaler:
 
     target: Target
     """Of the base, with the tuning prompts and the text."""
-    config: SweepConfig
+    budgets: Mapping[str, UtilityBounds]
+    most: float = 2.0
+    """The largest multiple that is tried."""
+    max_tokens: int | None = None
+    """Of the text, for perplexity."""
+    max_kl_tokens: int | None = 4096
     ordinary: OrdinaryCost = field(init=False)
 
     def __post_init__(self) -> None:
         base, tokenizer, text = self.target.model, self.target.processing_class, self.target.text
         assert text is not None
-        kl_tokens = self.config.max_kl_tokens
         self.ordinary = OrdinaryCost(
-            base, tokenizer, text, max_tokens=self.config.max_text_tokens, max_kl_tokens=kl_tokens
+            base,
+            tokenizer,
+            text,
+            max_tokens=self.max_tokens,
+            max_kl_tokens=self.max_kl_tokens,
+            progress=self.target.progress,
         )
+
+    @classmethod
+    def of(cls, target: Target, config: SweepConfig) -> "Scaler":
+        """As a sweep has it."""
+        return cls(target, config.budgets, config.most, config.max_text_tokens, config.max_kl_tokens)
 
     def before(self) -> Measurement:
         """The base on the tuning prompts."""
@@ -72,7 +86,7 @@ class Scaler:
             said = written[a]
             return said if isinstance(said, str) else _verdict(said)
 
-        for name, bounds in self.config.budgets.items():
+        for name, bounds in self.budgets.items():
             fitted = self._fit_one(cost, guard, bounds, scaled)
             point = None if fitted.a is None else written[fitted.a]
             found[name] = {
@@ -84,7 +98,7 @@ class Scaler:
     def _fit_one(self, cost: Any, guard: Any, bounds: UtilityBounds, scaled: bool) -> FittedScale:
         if not scaled:
             return fit_as_it_is(cost, self.ordinary.base_perplexity, bounds, guard=guard)
-        return fit_scale(cost, self.ordinary.base_perplexity, bounds, guard=guard, most=self.config.most)
+        return fit_scale(cost, self.ordinary.base_perplexity, bounds, guard=guard, most=self.most)
 
     def _write(self, edited: "PreTrainedModel", a: float) -> Measurement | str:
         student = scaled_copy(edited, self.target.model, a)

@@ -16,12 +16,9 @@ from efface.errors import RunError
 from efface.evaluation.budget import UtilityBounds
 from efface.evaluation.proportions import count_of
 from efface.files.jsonl import Row
-from efface.files.results import RESULTS, read_json, write_json, write_jsonl
-from efface.model.card import write_card
-from efface.model.copies import merged
-from efface.model.edit import scaled_copy
+from efface.files.results import RESULTS, read_json, write_jsonl
+from efface.jobs.scale import record_scaled, save_scaled
 from efface.model.load import load_model
-from efface.model.save import save_model
 from efface.terminal.table import Notes, Table
 
 METHOD = "repo"
@@ -111,22 +108,22 @@ def choose_strength(
             f"{bounds.perplexity:+.1%}): {_why_not(results['arms'])}. Allow more (max_kl, max_perplexity_increase), "
             "or give other pairs."
         )
-    _save(model, folder / "sweep" / "arms" / kept["arm"] / "model", destination, kept["a"])
+    trained = folder / "sweep" / "arms" / kept["arm"] / "model"
+    _save(model, trained, destination, {"scaled_by": kept["a"], "arm": kept["arm"]})
     return Chosen(kept, results["arms"])
 
 
-def _save(model: str, trained: Path, destination: Path, a: float) -> None:
+def _save(model: str, trained: Path, destination: Path, mark: Row) -> None:
     """Base + a edit as a checkpoint; `results.json`, written last, says that it is whole, and what it is."""
-    file, mark = destination / RESULTS, {"scaled_by": a, "arm": trained.parent.name}
+    file = destination / RESULTS
     if file.exists() and mark.items() <= read_json(file).items():
         return
     file.unlink(missing_ok=True)
     edited, tokenizer = load_model(trained)
     base, _ = load_model(model)
-    save_model(scaled_copy(merged(edited), base, a), tokenizer, destination)
+    save_scaled(edited, base, mark["scaled_by"], tokenizer, destination)
     training = read_json(trained / RESULTS, {"history": [dict], "settings": dict})
-    write_json(file, training | {"model": model} | mark)
-    write_card(destination)
+    record_scaled(destination, training, mark | {"model": model})
 
 
 def tradeoff_table(chosen: Chosen) -> Table:

@@ -5,6 +5,7 @@ again, and what undoes it. Metadata are those of the Hugging Face hub.
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,17 @@ INTERVENES = (
     "**Load it with efface: `efface.load_model(DIR)`.** The edit is an operation on hidden states "
     "(`interventions.safetensors`), and the weights in `without-interventions` are those of the untouched model."
 )
+
+
+def record_of(directory: str | os.PathLike[str]) -> Row | None:
+    """What the run that made a checkpoint has recorded of itself; None where nothing of ours lies there.
+
+    Raises:
+        UserError: if its `results.json` cannot be read.
+    """
+    file = Path(directory) / RESULTS
+    found = read_json(file) if file.is_file() else {}
+    return found if {"model", "method", "settings"} <= found.keys() else None
 
 
 def write_card(
