@@ -13,8 +13,8 @@ from pathlib import Path
 
 from common import parser, reporting_prompts, tuning_prompts, wikitext
 
+from efface.data.pairs import load_pairs
 from efface.evaluation.prompt_sets import load_prompts
-from efface.files.jsonl import read_jsonl
 from efface.files.results import write_jsonl
 
 N_TUNING, N_HELD_OUT = 192, 256
@@ -34,7 +34,7 @@ def main() -> None:
     for name, several in prompts.items():
         write_jsonl(args.output / f"{name}.jsonl", [{"prompt": prompt} for prompt in several])
     write_jsonl(args.output / "wikitext.jsonl", [{"text": text} for text in wikitext(args.data)])
-    pairs = read_jsonl(args.data / "toxicity" / "hh_rlhf_harmless.jsonl")
+    pairs = load_pairs(args.data / "toxicity" / "hh_rlhf_harmless.jsonl", skip_bad_rows=True).rows  # some are empty
     write_jsonl(args.output / "hh-train.jsonl", pairs[:-N_HELD_OUT])
     write_jsonl(args.output / "hh-heldout.jsonl", pairs[-N_HELD_OUT:])
     shutil.copyfile(args.data / "toxicity" / "paradetox.tsv", args.output / "paradetox.tsv")
