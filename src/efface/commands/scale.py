@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
         type=float,
         default=2.0,
         metavar="A",
-        help="the largest a; 1: never stronger than trained (default: 2)",
+        help="the largest a; 1: never stronger than trained (default: 2.0)",
     )
     data = command.add_argument_group("data")
     data.add_argument("--text", default="shipped:text", help="ordinary text: JSON lines with `text`")
