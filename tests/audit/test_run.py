@@ -21,6 +21,7 @@ from tiny import tiny_model, tiny_tokenizer
 
 from efface.attacks import ACCESS, ATTACKS, Attack, settings_class
 from efface.attacks import target as target_module
+from efface.attacks.finished import Untouched
 from efface.attacks.target import Target
 from efface.audit.battery import BUDGETS, Budget, battery_of, choose_trials, folder_of, left_to_others, names_of
 from efface.audit.run import audit_models
@@ -127,6 +128,18 @@ def test_every_attack_of_the_battery_is_made_and_recorded(
         folder = tmp_path / "out" / "edited" / name.replace(":", ".")
         assert {path.name for path in folder.iterdir()} == {"result.json", "result.generations.jsonl"}
         assert read_json(folder / "result.json")["after"] == row["after"]
+
+
+def test_what_another_process_has_measured_meanwhile_is_known(run: Callable[..., Row], tmp_path: Path) -> None:
+    """It was measured once more by whoever had begun before."""
+    (tmp_path / "early").mkdir()
+    early = Untouched(tmp_path / "early")
+    run(only=["third_party:fine"], controls=False)
+    there = sorted((tmp_path / "out" / "untouched").glob("*.json"))
+    assert there and there[0].stem not in early
+    shutil.copyfile(there[0], tmp_path / "early" / there[0].name)
+    assert there[0].stem in early and early[there[0].stem] == Untouched(tmp_path / "out" / "untouched")[there[0].stem]
+    assert "absent" not in early
 
 
 def test_base_and_model_are_measured_once(run: Callable[..., Row], monkeypatch: pytest.MonkeyPatch) -> None:

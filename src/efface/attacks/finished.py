@@ -32,16 +32,26 @@ class MadeOtherwise(UserError):
 
 
 class Untouched(dict[str, Measurement]):
-    """`Target.known`, a file for each measurement, so that a run that goes on knows them."""
+    """`Target.known`, a file for each measurement, so that a run that goes on knows them; of those that another
+    process has made meanwhile, what is asked for."""
 
     def __init__(self, folder: Path):
-        there = sorted(folder.glob("*.json"))
-        super().__init__({path.stem: Measurement.from_dict(read_json(path), os.fspath(path)) for path in there})
+        super().__init__({path.stem: _measurement(path) for path in sorted(folder.glob("*.json"))})
         self.folder = folder
+
+    def __contains__(self, key: object) -> bool:
+        file = self.folder / f"{key}.json"
+        if not super().__contains__(key) and file.exists():
+            super().__setitem__(str(key), _measurement(file))
+        return super().__contains__(key)
 
     def __setitem__(self, key: str, found: Measurement) -> None:
         write_json(self.folder / f"{key}.json", asdict(found))
         super().__setitem__(key, found)
+
+
+def _measurement(file: Path) -> Measurement:
+    return Measurement.from_dict(read_json(file), os.fspath(file))
 
 
 def read_result(file: Path) -> AttackResult:
