@@ -90,6 +90,11 @@ def trials() -> str:
     return curves_table("trials.json", points, [fast, other])
 
 
+def comparison_hh() -> str:
+    points = [("pairs 2e-05", 20), ("pairs 0.0001", 20), ("paradetox 0.0001", 5), ("paradetox 0.0001", 10)]
+    return curves_table("comparison-hh.json", points, ["paradetox 0.0001"])
+
+
 CURVES = [f"{rows} {rate}" for rows in ("pairs", "paradetox") for rate in ("2e-05", "0.0001")]
 GRIDS = [f"{bits} bits {scheme}" for scheme in ("asymmetric/32", "symmetric/64") for bits in (8, 4)]
 
@@ -148,7 +153,7 @@ def comparison_best() -> str:
     rows = [
         ["worst of all attacks", *(cell(figures.get(model, "worst of all attacks/share"), ".2f") for model in best)]
     ]
-    points = dict.fromkeys(point for model in best for point in figures.ends(model, "share at "))
+    points = dict.fromkeys(point for model in best for point in figures.ends(model, "share at ") if point[1] != "0")
     for curve, step in sorted(points, key=lambda point: (_order(point[0]), int(point[1]))):
         rows.append(
             [f"{curve}, {step}", *(cell(figures.get(model, f"{curve}/share at {step}"), ".2f") for model in best)]

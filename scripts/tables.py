@@ -812,4 +812,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "comparison_attacks": sweep_tables.comparison_attacks,
     "comparison_steps": sweep_tables.comparison_steps,
     "comparison_rounding": sweep_tables.comparison_rounding,
+    "comparison_hh": sweep_tables.comparison_hh,
 }
