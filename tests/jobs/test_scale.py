@@ -20,6 +20,7 @@ from efface.evaluation.budget import UtilityBounds
 from efface.evaluation.ordinary_cost import OrdinaryCost
 from efface.files.results import read_json, write_json
 from efface.jobs.scale import scale
+from efface.model.interventions import Intervention, attach_, attached
 from efface.model.load import load_model
 from efface.model.save import save_model
 
@@ -99,6 +100,17 @@ def test_what_nobody_has_trained_is_scaled_too(
     printed = capsys.readouterr().out
     assert " of the edit: KL 0.00" in printed and "kl would break beyond it" in printed and "written: " in printed
     assert not (tmp_path / "out" / "results.json").exists() and (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_an_operation_on_states_is_an_edit_too(given: Path, tmp_path: Path) -> None:
+    """The weights of a steered model are those of the base."""
+    steered, tokenizer = load_model(given / "base")
+    bias = torch.full((steered.config.hidden_size,), 0.1)
+    attach_(steered, [Intervention(0, torch.zeros(len(bias), 0), torch.zeros(0, len(bias)), bias)])
+    save_model(steered, tokenizer, tmp_path / "steered")
+    scale(tmp_path / "steered", output=tmp_path / "out", bounds=UtilityBounds(99.0, 99.0), most=0.5, **asked(given))
+    (found,) = attached(load_model(tmp_path / "out")[0])
+    torch.testing.assert_close(found.bias, 0.5 * bias)
 
 
 def test_a_record_of_somebody_elses_stays_theirs(given: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from efface.generation.decoding import Decoding
 from efface.model.card import record_of, write_card
 from efface.model.copies import merged
 from efface.model.edit import check_same_parameters, edit_squares, scaled_copy
+from efface.model.interventions import attached
 from efface.model.load import load_model
 from efface.model.save import save_model
 from efface.model.vocabulary import check_vocabulary
@@ -97,7 +98,7 @@ def scale(
     edited = merged(edited)
     check_vocabulary(edited, target.processing_class)
     check_same_parameters(edited, target.model, "scaled")
-    if edit_squares(edited, target.model)[0] == 0:
+    if edit_squares(edited, target.model)[0] == 0 and not attached(edited):
         raise UserError(f"model {os.fspath(model)!r} has the weights of the base: there is no edit to scale.")
     scaler = Scaler(target, {BUDGET: bounds}, most, max_text_tokens, max_text_tokens)
     fitted = scaler.fit(edited)[BUDGET]["fitted"]
@@ -109,14 +110,13 @@ def scale(
     folder = prepare_output_dir(output, overwrite=overwrite, resume=None)
     save_scaled(edited, target.model, fitted["a"], tokenizer, folder)
     found = {"schema": 1, "what": "scale", "model": os.fspath(model), "base": os.fspath(base), "text": text}
+    found |= {"max_text_tokens": max_text_tokens, "prompts": prompts, "limit": limit}
     found |= {
-        "prompts": prompts,
-        "limit": limit,
         "bounds": asdict(bounds),
         "most": most,
-        "max_text_tokens": max_text_tokens,
+        "fitted": fitted,
+        "base_perplexity": scaler.ordinary.base_perplexity,
     }
-    found |= {"fitted": fitted, "base_perplexity": scaler.ordinary.base_perplexity}
     found |= {"environment": environment(seed=seed, model=edited, command=command)}
     write_json(folder / SCALE, found)
     record_scaled(folder, training, {"model": os.fspath(base), "scaled_by": fitted["a"]})
@@ -127,8 +127,9 @@ def scale(
 def said(fitted: Row) -> str:
     """A line: how much of the edit fits, what it costs, what keeps it from being more."""
     one = next(reading for reading in fitted["readings"] if reading["a"] == fitted["a"])
-    why = "no more was asked for" if fitted["binding"] == [MOST] else f"{' and '.join(fitted['binding'])} would break"
-    return f"{one['a']:.2f} of the edit: KL {one['kl']:.3f}, perplexity {one['increase']:+.1%}; {why} beyond it"
+    bounds = " and ".join(fitted["binding"])
+    why = "no more was asked for" if fitted["binding"] == [MOST] else f"{bounds} would break beyond it"
+    return f"{one['a']:.2f} of the edit: KL {one['kl']:.3f}, perplexity {one['increase']:+.1%}; {why}"
 
 
 def why_none(fitted: Row) -> str:
