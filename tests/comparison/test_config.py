@@ -96,6 +96,8 @@ def test_the_grid_is_every_combination() -> None:
         ({"budgets": {"main": {"kl": -1}}}, "kl=-1"),
         ({"budgets": {"a/b": {}}}, "'a/b' cannot be a name"),
         ({"attacks": {"every": {"x": ""}, "best": {"x": ""}}}, "attacks: x, x: each needs a name of its own"),
+        ({"attacks": {"every": {"../x": ""}}}, "attacks: '../x' cannot be a name"),
+        ({"attacks": {"best": {"moved-0": ""}}}, "attacks: 'moved-0' cannot be a name"),
         ({"attacks": {"moved_steps": -1}}, "moved_steps=-1"),
         ({"attacks": {"least_drop": 1}}, "least_drop=1.0 is no part of a share"),
         ({"decoding_dtype": "half"}, "decoding_dtype='half'"),

@@ -465,6 +465,19 @@ def test_arms_of_other_pairs_are_not_taken(silly: Path, tmp_path: Path) -> None:
     assert (out / "arms" / first / "arm.json").read_bytes() == made
 
 
+def test_an_attack_of_other_flags_is_refused_before_anything_is_loaded(
+    whole: Any, silly: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("efface.comparison.run.targets_of", None)
+    plans = {"every": {"pairs": "--steps 2"}}
+    before = (whole[1] / "results.json").read_bytes()
+    with pytest.raises(
+        UserError, match=r"attacks: pairs had other flags when .*\(learning_rates, max_perp.*, steps\)"
+    ):
+        sweep(config_of(silly, attacks=plans), output=whole[1], resume=True)
+    assert (whole[1] / "results.json").read_bytes() == before
+
+
 def test_arms_of_a_version_with_other_defaults_are_made_again(
     silly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

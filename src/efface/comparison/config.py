@@ -172,6 +172,11 @@ class SweepConfig:
         if unknown:
             raise UserError(f"attacks.budgets={sorted(unknown)}: there are the budgets {', '.join(self.budgets)}.")
         attacks = [plan.name for plan in [*self.attacks.every, *self.attacks.best]]
+        for name in attacks:
+            if not re.fullmatch(NAME, name) or re.fullmatch(r"(moved|rounding)-\d+", name):
+                raise UserError(
+                    f"attacks: {name!r} cannot be a name (letters, digits, '-', '_', '.'; not as 'rounding-0')."
+                )
         if len(set(attacks)) < len(attacks):
             raise UserError(f"attacks: {', '.join(attacks)}: each needs a name of its own.")
 

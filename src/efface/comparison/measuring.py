@@ -154,8 +154,12 @@ def round_model(bench: Bench, place: str, model: "PreTrainedModel", number: int,
             found.append({**at, "own_grid": own, **_point(point, result.found["left_out"])})
         return {"points": found, "before": result.before.share}
 
-    name = f"{'moved' if moved else 'rounding'}-{number}"
-    return _attack(bench, place, name, quantize, settings, target, points)
+    return _attack(bench, place, rounding_name(number, moved=moved), quantize, settings, target, points)
+
+
+def rounding_name(number: int, *, moved: bool) -> str:
+    """What the folder of an entry of `rounding` is called."""
+    return f"{'moved' if moved else 'rounding'}-{number}"
 
 
 def _point(point: Any, left_out: Any, **more: Any) -> Row:
@@ -183,7 +187,10 @@ def _attack(
         try:
             result = finished_result(file, name, settings, target.described())
         except MadeOtherwise as error:
-            if error.differing != ["weights"]:  # an arm that was trained or scaled again is attacked again
+            if not {*error.differing} <= {
+                "weights",
+                "base",
+            }:  # what was made again, the moved base too, is measured again
                 raise
             remove(file.parent)
             result = None

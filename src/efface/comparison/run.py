@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from efface.attacks.finished import Untouched
+from efface.comparison.agreement import attack_settings, check_attacks
 from efface.comparison.arms import Arm, arms_of, check_trials, count_trials
 from efface.comparison.claims import claimed
 from efface.comparison.config import BASE, MethodPlan, SweepConfig
 from efface.comparison.kept import Kept
 from efface.comparison.making import CLAIMS, Arms
-from efface.comparison.measuring import Bench, relearn_settings, round_settings
+from efface.comparison.measuring import Bench
 from efface.comparison.results import conclude
 from efface.comparison.scaling import Scaler
 from efface.comparison.targets import Targets, knowing, targets_of
@@ -71,10 +72,7 @@ def sweep(
         UserError: for input that cannot work, before anything is trained.
     """
     check_trials(config)
-    for plan in [*config.attacks.every, *config.attacks.best]:
-        relearn_settings(plan)
-    for flags in config.attacks.rounding:
-        round_settings(flags)
+    wanted = attack_settings(config)
     unknown = set(only) - set(list_arms(config))
     if unknown:
         raise UserError(f"only={sorted(unknown)}: no such arm. There are: {', '.join(list_arms(config))}.")
@@ -82,6 +80,8 @@ def sweep(
     read += [part.prompts for part in (config.tuning, *config.reported, config.attacked) if part is not None]
     read += [scorer.removeprefix("judge:") for scorer in config.scorers]
     folder = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
+    if resume:
+        check_attacks(wanted, folder)
     targets = targets_of(config)
     common = _plan(config, targets[0].model)
     if resume:
