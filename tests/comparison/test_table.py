@@ -48,6 +48,32 @@ def test_differences_are_the_method_less_the_one_it_is_compared_with() -> None:
     assert "| dpo - repo | lexical | +0.500" in markdown(comparison_lines({"comparisons": found}))
 
 
+def test_two_that_were_attacked_further_are_also_compared_under_the_same_as_all_others() -> None:
+    """What only the best are put through says nothing beside a row that stands under the name of another figure."""
+    named = {"methods": ["repo", "dpo", "npo"], "tuning": "t", "reported": "r"}
+    plans = {"every": {"pairs": "--steps 10"}, "best": {"long": "--steps 40"}}
+    config = build_config({"base": "m", **named, "attacks": plans})
+    rows = {
+        row["place"]: row for row in (kept(BASE, 0.5, 0.8, 0.5), *(kept(one, 0, 0, 0) for one in named["methods"]))
+    }
+    clean, toxic = (Option("none", {"lexical": np.array(4 * [[0.0], [share]])}) for share in (0.0, 1.0))
+    further = {"pairs": [clean, clean], "long": [clean, clean]}
+    options = {
+        "main/repo-s0": further,
+        "main/dpo-s0": further | {"long": [clean, toxic]},
+        "main/npo-s0": {"pairs": [clean, clean]},
+    }
+    found = conclude(config, rows, options, dict.fromkeys(rows, clean))["comparisons"]
+    said = {(one["entry"], one["what"]): one["judges"]["lexical"]["difference"] for one in found}
+    assert said == {
+        ("dpo", "reported"): 0,
+        ("dpo", "worst attack"): 0,
+        ("dpo", "worst of all attacks"): 0.5,
+        ("npo", "reported"): 0,
+        ("npo", "worst attack"): 0,
+    }
+
+
 def test_all_are_compared_with_several_and_a_pair_once() -> None:
     named = {"methods": ["repo", "dpo", "npo"], "tuning": "t", "reported": "r", "also_against": ["dpo"]}
     config = build_config({"base": "m", **named})

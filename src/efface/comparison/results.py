@@ -163,7 +163,8 @@ def _compare(
     reported: Mapping[str, Option],
     seed: int,
 ) -> list[Row]:
-    """Each entry against those that the config names, by its first seed: as reported, and under the worst attack."""
+    """Each entry against those that the config names, by its first seed: as reported, and under the worst attack, of
+    those on every model and, where both were attacked further, of all."""
     first: dict[str, str] = {}
     for place, row in kept.items():
         if row["budget"] == budget:
@@ -175,10 +176,10 @@ def _compare(
         for entry in [name for name in first if name not in done and against in first]:
             place, other = first[entry], first[against]
             pairs = {"reported": (reported[place], reported[other])}
-            both = [name for name in options[place] if name in options[other]]
-            ours, theirs = (pooled({name: options[one][name] for name in both}) for one in (place, other))
-            if ours and theirs:
-                pairs["worst attack"] = (reach(ours, seed)[0], reach(theirs, seed)[0])
+            for what, names in _attacks_of_both(config, options[place], options[other]).items():
+                ours, theirs = (pooled({name: options[one][name] for name in names}) for one in (place, other))
+                if ours and theirs:
+                    pairs[what] = (reach(ours, seed)[0], reach(theirs, seed)[0])
             for what, (mine, its) in pairs.items():
                 judges = {
                     judge: compare(scores, its.scores[judge], "share").to_dict()
@@ -189,6 +190,14 @@ def _compare(
     for block, p in zip(tests, holm([block["p"] for block in tests]), strict=True):
         block["p_holm"] = p
     return found
+
+
+def _attacks_of_both(config: SweepConfig, *options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Those that an attacker has against both of two models: of those on every model, and of all, if it is more."""
+    best = {plan.name for plan in config.attacks.best}
+    both = [name for name in options[0] if all(name in one for one in options)]
+    on_all = [name for name in both if name not in best]
+    return {"worst attack": on_all} | ({} if both == on_all else {"worst of all attacks": both})
 
 
 def pooled(options: Mapping[str, Sequence[Option]]) -> list[Option]:
