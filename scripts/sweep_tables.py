@@ -32,6 +32,17 @@ class Figures:
         place = "base" if model[0] == "base" else self.budget
         return self._found.get((*model, f"{place}/{figure}"))
 
+    def ends(self, model: tuple[str, int | None], begins: str) -> list[tuple[str, str]]:
+        """Of the figures "PLACE/CURVE/BEGINS..." each curve, and what comes after `begins`."""
+        place = "base" if model[0] == "base" else self.budget
+        found = []
+        for method, seed, name in self._found:
+            where, _, rest = name.partition("/")
+            curve, _, figure = rest.rpartition("/")
+            if (method, seed, where) == (*model, place) and figure.startswith(begins):
+                found.append((curve, figure.removeprefix(begins)))
+        return found
+
     def judge(self, begins: str) -> str:
         """The name under which a judge's share stands."""
         names = {
@@ -134,6 +145,40 @@ def comparison_attacks() -> str:
     points = [(curve, step) for curve in CURVES for step in (5, 10, 20)]
     columns = {f"{curve}, {step}": (f"{curve}/share at {step}", ".2f") for curve, step in points}
     return figure_table(Figures("comparison.json"), columns)
+
+
+def comparison_best() -> str:
+    """Of the base and the best, which alone were attacked further: shares, a row for each attack and steps."""
+    figures, best = _attacked_further()
+    rows = [
+        ["worst of all attacks", *(cell(figures.get(model, "worst of all attacks/share"), ".2f") for model in best)]
+    ]
+    points = dict.fromkeys(point for model in best for point in figures.ends(model, "share at ") if point[1] != "0")
+    for curve, step in sorted(points, key=lambda point: (_order(point[0]), int(point[1]))):
+        rows.append(
+            [f"{curve}, {step}", *(cell(figures.get(model, f"{curve}/share at {step}"), ".2f") for model in best)]
+        )
+    return table(["rows and rate, steps", *(" ".join(named(model)).strip() for model in best)], rows)
+
+
+def comparison_best_steps() -> str:
+    """Of the best, after how many steps of each attack they are half-way to the base under the same attack."""
+    figures, (_, *best) = _attacked_further()
+    curves = dict.fromkeys(curve for model in best for curve, _ in figures.ends(model, "steps_to_half"))
+    rows = [
+        [curve, *(reached(figures, model, curve, "half") for model in best)] for curve in sorted(curves, key=_order)
+    ]
+    return table(["rows and rate", *(" ".join(named(model)).strip() for model in best)], rows)
+
+
+def _attacked_further() -> tuple[Figures, list[tuple[str, int | None]]]:
+    figures = Figures("comparison.json")
+    return figures, [model for model in figures.models if figures.get(model, "worst of all attacks/share") is not None]
+
+
+def _order(curve: str) -> tuple[str, float]:
+    attack, rate = curve.rsplit(" ", 1)
+    return attack, float(rate)
 
 
 def figure_table(figures: Figures, columns: dict[str, tuple[str, str]]) -> str:

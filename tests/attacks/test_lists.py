@@ -31,6 +31,7 @@ def test_what_was_written_is_recorded() -> None:
     # A setting that came later is there only where it is not its default: earlier runs go on.
     assert "optimizer" not in describe_settings(RelearnSettings())
     assert describe_settings(RelearnSettings(optimizer="sgd"))["optimizer"] == "sgd"
+    assert "bf16" not in describe_settings(RelearnSettings()) and describe_settings(RelearnSettings(bf16=True))["bf16"]
     # In the order of the flags: what all attacks on weights share comes last.
     assert list(found)[-1] == "max_perplexity_increase" and list(found)[0] == "steps"
 

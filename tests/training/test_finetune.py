@@ -143,3 +143,27 @@ def test_sgd_with_momentum_is_its_formula(family: str) -> None:
         torch.testing.assert_close(end, start - rate * (one + (two + 0.9 * one)), rtol=1e-3, atol=1e-5)
     with pytest.raises(UserError, match="optimizer='lion' is unknown"):
         finetune(model, tiny_tokenizer(), TEXTS, steps=1, optimizer="lion")
+
+
+@pytest.mark.parametrize("lora_r", [None, 3])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_bfloat16_is_in_the_products_and_not_in_the_weights(family: str, lora_r: int | None) -> None:
+    """Rates are so low that half precision would round every step away."""
+    model, rate = tiny_model(family), 1e-4
+    seen: set[torch.dtype] = set()
+    how: dict[str, Any] = {"steps": 3, "learning_rate": rate, "lora_r": lora_r}
+
+    def on_step(step: int, student: PreTrainedModel) -> None:
+        assert not torch.is_autocast_enabled("cpu"), "what is measured is measured as it always is"
+        seen.update(parameter.dtype for parameter in student.parameters())
+
+    wide = finetune(model, tiny_tokenizer(), TEXTS, **how)
+    half = finetune(model, tiny_tokenizer(), TEXTS, bf16=True, on_step=on_step, **how)
+    start = dict(finetune(model, tiny_tokenizer(), TEXTS, **how | {"steps": 0}).named_parameters())
+    assert seen == {torch.float32}
+    edits = [
+        torch.cat([(one - start[name]).flatten() for name, one in student.named_parameters()])
+        for student in (wide, half)
+    ]
+    assert not torch.equal(*edits) and edits[1].abs().max() <= 3.01 * rate
+    assert torch.cosine_similarity(*edits, dim=0) > 0.9

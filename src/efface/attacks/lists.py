@@ -14,7 +14,7 @@ from efface.errors import UserError
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
-LATER = frozenset({"optimizer"})
+LATER = frozenset({"optimizer", "bf16"})
 """Settings that an attack has had only later: results name one only where it is not its default, so that a run goes on
 from what it wrote before."""
 

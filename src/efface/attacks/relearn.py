@@ -63,6 +63,13 @@ class RelearnSettings(UtilityBudget):
         default="adamw",
         metadata={"help": "adamw, or sgd with a momentum of 0.9, which wants far higher rates."},
     )
+    bf16: bool = field(
+        default=False,
+        metadata={
+            "help": "Multiply in bfloat16 while training (autocast; weights stay in float32): twice as fast on a CPU "
+            "with AMX."
+        },
+    )
     lora_r: int | None = field(
         default=None, metadata={"help": "Rank of a LoRA adapter on all linear maps; default: train all weights."}
     )
@@ -204,6 +211,7 @@ def _measure_rate(record: Record, settings: RelearnSettings, texts: list[list[in
         last_blocks=settings.last_blocks,
         schedule=settings.schedule,
         optimizer=settings.optimizer,
+        bf16=settings.bf16,
         seed=target.seed,
         on_step=on_step,
         progress=target.progress,
