@@ -69,8 +69,8 @@ def finetune(
         last_blocks: without an adapter, train only so many of the last blocks, see `trainable_copy`.
         schedule: of the rate: one of SCHEDULES, constant or linear, which falls to zero over the steps.
         optimizer: one of OPTIMIZERS; sgd has a momentum of 0.9, and wants far higher rates.
-        bf16: multiply in bfloat16 (autocast; weights, gradients and optimizer stay in float32): faster where the machine
-            is (`is_fast_in_half`), and a training of its own.
+        bf16: multiply in bfloat16 (autocast; weights, gradients and optimizer stay in float32): a training of its own,
+            and faster where the machine is (`is_fast_in_half`).
         on_step: called after each step with its number (from 1) and the copy, which is in training mode, for curves.
 
     Raises:
