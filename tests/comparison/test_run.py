@@ -16,22 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from polite import BENIGN, HELD_OUT, PROMPTS, ROWS, TOXIC, quick_learner
 from tiny import tiny_tokenizer
 
 from efface.comparison import kept as kept_models
 from efface.comparison import making
-from efface.comparison.arms import Arm, arms_of, count_trials, further_seeds
+from efface.comparison.arms import Arm, arms_of, count_trials, further_seeds, train_arm
 from efface.comparison.claims import claimed
 from efface.comparison.config import SweepConfig, build_config
+from efface.comparison.making import Arms
 from efface.comparison.results import benchmark_rows
 from efface.comparison.run import list_arms, sweep
+from efface.comparison.scaling import Scaler
 from efface.comparison.table import comparison_page, markdown, read_sweep
 from efface.comparison.targets import targets_of
 from efface.errors import UserError
 from efface.evaluation.budget import UtilityBounds
-from efface.files.events import read_events
+from efface.files.events import Journal, read_events
 from efface.files.results import prepare_output_dir, read_json, write_json, write_jsonl
+from efface.model.devices import as_many_threads
 from efface.model.save import save_model
 from efface.training.finetune import finetune
 
@@ -297,6 +301,34 @@ def test_finished_work_is_taken_and_killed_work_is_made_again(
     for row in results["kept"][1:]:  # a checkpoint that is gone is made again, and is the same
         shutil.rmtree(tmp_path / "out" / "arms" / row["arm"] / "model")
     assert timeless(sweep(config, output=tmp_path / "out", resume=True)) == timeless(expected)
+
+
+def test_a_checkpoint_that_is_gone_is_made_again_with_as_many_threads(
+    silly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With others its weights come out as others, and all that was measured of it would be measured again."""
+    config, out, seen = config_of(silly, **SMALL), tmp_path / "out", []
+    arms = Arms(
+        config,
+        out,
+        Scaler.of(targets_of(config)[0], config),
+        say=Journal(out, lambda line: None),
+        written=lambda: None,
+    )
+    arm = arms_of(config.methods[0])[0]
+
+    def train(*args: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return train_arm(*args)
+
+    monkeypatch.setattr(making, "train_arm", train)
+    before = torch.get_num_threads()
+    with as_many_threads(3):
+        arms.make_only({arm.name})
+    assert read_json(out / "arms" / arm.name / "arm.json")["threads"] == 3
+    shutil.rmtree(out / "arms" / arm.name / "model")
+    arms.load(arm)
+    assert seen == [3, 3] and torch.get_num_threads() == before
 
 
 def test_a_sweep_goes_on_from_its_json_alone(

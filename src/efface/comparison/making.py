@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from efface.comparison.arms import MODEL, Arm, arms_of, defaults_of, further_seeds, train_arm
 from efface.comparison.claims import claimed
 from efface.comparison.config import BASE, MethodPlan, SweepConfig
@@ -23,6 +25,7 @@ from efface.files.events import Journal
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, read_json, remove, write_json
 from efface.model.copies import merged
+from efface.model.devices import as_many_threads
 from efface.model.load import load_model
 
 log = logging.getLogger(__name__)
@@ -124,7 +127,7 @@ class Arms:
     def _made(self, arm: Arm, start: "Arm | _Base") -> Row:
         row: Row = {"arm": arm.name, "entry": arm.plan.name, "method": arm.plan.method, "settings": arm.settings}
         row |= {"seed": arm.seed, "cost": None, "budgets": {}, "error": None, "contents": contents_of(arm.settings)}
-        row["defaults"] = defaults_of(arm)
+        row |= {"defaults": defaults_of(arm), "threads": torch.get_num_threads()}
         try:
             cost = train_arm(self.config, arm, self._model_before(start), self.folder, self.say)
             row["cost"] = cost if not isinstance(start, Arm) else added(self.rows[start.name]["cost"], cost)
@@ -136,11 +139,13 @@ class Arms:
         return row
 
     def load(self, arm: Arm) -> Any:
-        """The trained model; one that was removed, and is kept since the config has more in it, is trained again."""
+        """The trained model; one that was removed, and is kept since the config has more in it, is trained again, by
+        as many threads as it was."""
         folder = arm.folder(self.folder) / MODEL
         if not (folder / RESULTS).exists():
             before = self._model_before(self._start_of(arm))
-            with claimed(self.folder / CLAIMS / f"{arm.name}.model", wait=True):
+            threads = self.rows.get(arm.name, {}).get("threads")
+            with claimed(self.folder / CLAIMS / f"{arm.name}.model", wait=True), as_many_threads(threads):
                 train_arm(self.config, arm, before, self.folder, self.say)  # which takes what another has just made
         return merged(load_model(folder)[0])
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -32,6 +33,18 @@ def keep_random_state() -> contextlib.AbstractContextManager[None]:
     if kind == "cpu":
         return torch.random.fork_rng(devices=[])
     return torch.random.fork_rng(devices=range(torch.accelerator.device_count()), device_type=kind)
+
+
+@contextlib.contextmanager
+def as_many_threads(number: int | None) -> Iterator[None]:
+    """Inside, torch works with so many threads as when something was made: sums are rounded otherwise with others, and
+    a training ends at other weights. None leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def free_memory(device: torch.device) -> int:
