@@ -11,9 +11,9 @@ from transformers import TrainerCallback
 
 from efface.cli import main
 from efface.files.events import Journal, read_events
-from efface.files.results import EVENTS, read_json
+from efface.files.results import EVENTS, read_json, write_json
 from efface.methods.sft import SFTTrainer
-from efface.training.log_book import LogBook
+from efface.training.log_book import SPENT, LogBook
 
 
 def state(step: int) -> Any:
@@ -83,3 +83,29 @@ def test_a_run_that_is_interrupted_and_goes_on(
     assert [row["terms"]["loss"] for row in later if "loss" in row.get("terms", {})] == losses[-2:]
     assert b"hunter2" not in (out / EVENTS).read_bytes()
     assert EVENTS not in read_json(out / "manifest.json")["files"]
+
+
+@pytest.mark.parametrize(("said", "told"), [({"seconds": 1000.0}, " in 100"), (None, ""), ({"seconds": "x"}, "")])
+def test_seconds_are_those_of_all_parts_or_nobody_knows(
+    said: Any, told: str, argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Else a run that was interrupted would be the cheapest of a comparison."""
+    out, made = tmp_path / "out", SFTTrainer.__init__
+
+    def make(trainer: Any, *given: Any, **more: Any) -> None:
+        made(trainer, *given, **more)
+        trainer.add_callback(Interrupt())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SFTTrainer, "__init__", make)
+        assert main(argv) == 130
+    file = out / "checkpoint-2" / SPENT
+    assert read_json(file)["seconds"] >= 0
+    file.unlink()
+    if said is not None:
+        write_json(file, said)
+    assert main([*argv, "--resume"]) == 0
+    seconds = read_json(out / "results.json")["seconds"]
+    assert (seconds is None) == (not told) and (seconds is None or seconds > 1000)
+    assert (out / "checkpoint-4" / SPENT).exists() == bool(told)
+    assert f"sft trained for 4 steps{told}" in capsys.readouterr().out

@@ -70,7 +70,7 @@ def list_flags(method: str) -> str:
 
 def run(options: argparse.Namespace) -> None:
     from efface.files.results import RESULTS
-    from efface.files.shapes import check_shape
+    from efface.files.shapes import Maybe, check_shape
     from efface.training.run import train
     from efface.training.settings import parse_settings
 
@@ -93,6 +93,7 @@ def run(options: argparse.Namespace) -> None:
         eval_pairs=options.eval_pairs,
         say=sayer(options, sys.stderr),
     )
-    check_shape(result, {"method": str, "steps": int, "seconds": float}, os.fspath(options.output / RESULTS))
+    check_shape(result, {"method": str, "steps": int, "seconds": Maybe(float)}, os.fspath(options.output / RESULTS))
     steps = f"{result['steps']} step{'s' * (result['steps'] != 1)}"
-    show(f"{options.output}: {result['method']} trained for {steps} in {result['seconds']:.0f} s")
+    spent = "" if result["seconds"] is None else f" in {result['seconds']:.0f} s"
+    show(f"{options.output}: {result['method']} trained for {steps}{spent}")

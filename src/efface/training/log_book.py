@@ -3,23 +3,31 @@
     {"event": "log", "step": 5, "of": 48, "seconds_left": 180.2, "terms": {"loss": 0.903, "learning_rate": 1e-4, ...}}
     {"event": "checkpoint saved", "step": 5, "checkpoint": "checkpoint-5"}
 
+and in each checkpoint `spent.json`, {"seconds": 41.5}: how long training up to there took, whoever did it.
+
 The same numbers that `live.py` tells a person, and `results.json` has in the end as `history`; here they are there
 while the run goes on, and when it has been killed.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from efface.errors import RunError, UserError
 from efface.files.events import Journal
+from efface.files.results import read_json, write_json
+from efface.files.shapes import check_shape
 
 if TYPE_CHECKING:
     from transformers import TrainerState
 
 NO_TERMS = ("epoch", "step", "total_flos")
+SPENT = "spent.json"
 
 
 class LogBook(TrainerCallback):
@@ -29,6 +37,17 @@ class LogBook(TrainerCallback):
         self.journal, self.clock = journal, clock
         self.began: tuple[int, float] = (0, 0.0)
         """Step and time of the start, or of going on."""
+        self.before: float | None = 0.0
+        """Seconds that are in the checkpoint that training goes on from; None if it does not say."""
+
+    def go_on_from(self, checkpoint: Path, step: int) -> None:
+        """Training begins with what was made before."""
+        self.journal.add("resumed", checkpoint=checkpoint.name, step=step)
+        self.before = None
+        with contextlib.suppress(UserError, RunError):  # one of an earlier version has no such file
+            found = read_json(checkpoint / SPENT)
+            check_shape(found, {"seconds": float}, SPENT)
+            self.before = found["seconds"]
 
     def on_train_begin(self, args: Any, state: "TrainerState", control: Any, **given: Any) -> None:
         self.began = state.global_step, self.clock()
@@ -41,7 +60,12 @@ class LogBook(TrainerCallback):
 
     def on_save(self, args: Any, state: "TrainerState", control: Any, **given: Any) -> None:
         step = state.global_step
-        self.journal.add("checkpoint saved", step=step, checkpoint=f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        name = f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        self.journal.add("checkpoint saved", step=step, checkpoint=name)
+        folder = None if self.journal.file is None else self.journal.file.parent / name
+        if folder is not None and folder.is_dir() and self.before is not None:
+            with contextlib.suppress(RunError):  # the checkpoint is whole without it
+                write_json(folder / SPENT, {"seconds": round(self.before + self.clock() - self.began[1], 1)})
 
     def _seconds_left(self, state: "TrainerState") -> float | None:
         """As far as the steps since the start tell."""

@@ -18,7 +18,7 @@ from efface.data.pairs import PairsLike
 from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
 from efface.files.environment import environment
-from efface.files.events import Journal, recorded
+from efface.files.events import recorded
 from efface.files.lock import held
 from efface.files.manifest import NAME as MANIFEST
 from efface.files.redaction import redacted
@@ -133,15 +133,16 @@ def train(
                 set_aside(directory)
             write_plan(directory, plan)
         journal = stack.enter_context(recorded(directory, say, command=command))
+        book = LogBook(journal)
         if isinstance(trainer, PairTrainer):
-            trainer.add_callback(LogBook(journal))
+            trainer.add_callback(book)
             trainer.accelerator.wait_for_everyone()
         described = trainer.describe()  # on every process, which looks at the model before its weights may be cut
         for line in described if main_process else ():
             journal(f"{method}: {line}")
         start = time.monotonic()
         with former_run_kept(directory, main_process=main_process, begun=has_checkpoint):
-            _train(trainer, directory, journal, resume=begun)
+            _train(trainer, directory, book, resume=begun)
             journal.stage("saving")
             trainer.save_model()
             journal.end_stage()
@@ -156,7 +157,7 @@ def train(
             "settings": redacted(settings),
             "effective_settings": redacted(_effective(config)),
             "digests": {name: plan[name] for name in ("model", "pairs")},
-            "seconds": round(time.monotonic() - start, 1),
+            "seconds": None if book.before is None else round(book.before + time.monotonic() - start, 1),
             **trainer.record(),
             **({} if evaluation is None else {"evaluation": evaluation}),
             "environment": environment(seed=config.seed, model=trainer.model, command=command),
@@ -235,8 +236,8 @@ def _check_processes(trainer_class: type[PairTrainer] | type[PairEditor]) -> Non
         )
 
 
-def _train(trainer: PairTrainer | PairEditor, directory: Path, journal: Journal, *, resume: bool) -> None:
-    journal.stage("training")
+def _train(trainer: PairTrainer | PairEditor, directory: Path, book: LogBook, *, resume: bool) -> None:
+    book.journal.stage("training")
     if isinstance(trainer, PairEditor):
         trainer.train()
         return
@@ -247,7 +248,7 @@ def _train(trainer: PairTrainer | PairEditor, directory: Path, journal: Journal,
         )
     if checkpoint is not None:
         state = state_of(checkpoint)
-        journal.add("resumed", checkpoint=checkpoint.name, step=state.global_step)
+        book.go_on_from(checkpoint, state.global_step)
         if state.global_step >= state.max_steps:  # the Trainer would look at the limit only after one more step
             trainer._load_from_checkpoint(str(checkpoint))
             trainer.state = state
