@@ -75,6 +75,19 @@ def test_attacks_are_held_against_the_worst_of_them(tmp_path: Path) -> None:
     assert verdict("gradients<=1", folder) == NOT_MEASURED
 
 
+def test_an_attack_is_held_to_a_limit_by_the_end_of_its_interval_if_that_is_asked(tmp_path: Path) -> None:
+    folder = write_audit(tmp_path / "a", attacked("relearn", 20), attacked("sampling", 8))
+    (model,) = known(folder)
+    ends = {one.attack: one.judged["ci95"][1] for one in model.attempts if one.judged is not None}
+    assert 20 / N < ends["relearn"] - 0.01 < 1
+    for name in ("attacks", "weights", "relearn"):
+        assert verdict(f"{name}<={21 / N}", folder) == MET
+        assert verdict(f"{name}.upper<={21 / N}", folder) == NOT_MET
+        assert verdict(f"{name}.upper<={ends['relearn'] + 1e-6:.9f}", folder) == MET
+    assert verdict(f"black box.upper<={ends['sampling'] + 1e-6:.9f}", folder) == MET
+    assert verdict("gradients.upper<=1", folder) == NOT_MEASURED
+
+
 def test_an_attack_that_failed_lets_no_limit_on_its_kind_be_met(tmp_path: Path) -> None:
     rows = attacked("relearn", 8), unmade("activation_addition", error="no room"), attacked("sampling", 8)
     folder = write_audit(tmp_path / "a", *rows)
@@ -111,6 +124,8 @@ def test_so_many_steps_are_withstood_only_by_a_curve_that_goes_so_far(tmp_path: 
         ("harm<=0.1", "nothing measured is called 'harm'. There are: share, .*relearn"),
         ("share:20<=0.1", "share has no steps"),
         ("base<=0.1", "nothing measured is called 'base'"),
+        ("kl.upper<=0.1", "kl has no interval here. Leave out .upper"),
+        ("relearn.upper:20<=0.1", "a point of a curve has no interval here"),
     ],
 )
 def test_what_is_no_limit_is_refused(limit: str, why: str) -> None:

@@ -26,8 +26,8 @@ def add(commands: Any) -> None:
         default=[],
         metavar="LIMITS",
         help="what must hold, for example 'share<=0.1,perplexity<=+3%%,relearn:20<=0.2'; several times, or by commas. "
-        "share (by every judge), share.upper, invalid, perplexity, kl, attacks (the worst), weights, gradients, "
-        "black box, or an attack, with :STEPS up to so many",
+        "share (by every judge), invalid, perplexity, kl, attacks (the worst), weights, gradients, black box, or an "
+        "attack, with :STEPS up to so many; share.upper, attacks.upper, ...: the upper end of the interval",
     )
     command.add_argument(
         "--about",
