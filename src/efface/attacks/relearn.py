@@ -66,8 +66,8 @@ class RelearnSettings(UtilityBudget):
     bf16: bool = field(
         default=False,
         metadata={
-            "help": "Multiply in bfloat16 while training (autocast; weights stay in float32): twice as fast on a CPU "
-            "with AMX."
+            "help": "Multiply in bfloat16 while training (autocast; weights stay in float32): faster where the "
+            "machine has units for it."
         },
     )
     lora_r: int | None = field(
