@@ -404,6 +404,27 @@ def test_what_another_process_has_made_is_measured_before_the_next_entry(
     assert measured < min(i for i, line in enumerate(said) if line.startswith("lox-sft") and "trained" in line)
 
 
+def test_what_was_attacked_further_before_is_in_the_results_of_a_run_that_is_interrupted(
+    whole: Any, silly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, folder = whole
+    out = tmp_path / "out"
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("model"))
+    rows = [row | {"attacks": {"pairs": row["attacks"]["pairs"]}, "worst_of_all": None} for row in expected["kept"]]
+    write_json(out / "results.json", {**expected, "kept": rows})  # as by a process that another one was at work beside
+    attack = kept_models.Kept.attack_best
+
+    def attack_best(kept: Any, place: str) -> Any:
+        if place != "base":
+            raise KeyboardInterrupt
+        return attack(kept, place)
+
+    monkeypatch.setattr(kept_models.Kept, "attack_best", attack_best)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config_of(silly), output=out, resume=True)
+    assert by_name(read_json(out / "results.json"))["base"] == by_name(expected)["base"]
+
+
 @pytest.mark.full
 def test_a_killed_process_is_gone_on_from(whole: Any, silly: Path, tmp_path: Path) -> None:
     expected, _ = whole

@@ -155,8 +155,9 @@ class _Sweep:
                 if not mine:
                     self.say(f"{place} is attacked further by another process. Run again when it is done.")
                     self.done.discard(BASE)  # so that this is not said to be the whole
-                elif self.kept.attack_best(place):
-                    self.note()
+                else:
+                    self.kept.attack_best(place)
+                    self.note()  # also what was made before, and by others
 
     @property
     def unfinished(self) -> list[str]:
