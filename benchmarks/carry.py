@@ -18,14 +18,16 @@ from common import RESULTS
 from efface.errors import UserError
 
 KEPT = RESULTS / "runs"
+ENDING = ".tar.xz"
 SUFFIXES = {".json", ".jsonl", ".safetensors"}
 LEFT = {"model", ".claims"}
 """What is not packed: checkpoints, and who is at work."""
 
 
 def archives(run: str) -> list[Path]:
-    """Those of a run, the oldest first."""
-    return sorted(KEPT.glob(f"{run}-*.tar.xz"), key=lambda file: int(file.name[len(run) + 1 :].split(".")[0]))
+    """Those of a run, the oldest first; not of one whose name begins likewise."""
+    numbers = {file: file.name[len(run) + 1 :].removesuffix(ENDING) for file in KEPT.glob(f"{run}-*{ENDING}")}
+    return sorted((file for file, number in numbers.items() if number.isdigit()), key=lambda file: int(numbers[file]))
 
 
 def packed(run: str) -> dict[str, bytes]:
@@ -53,7 +55,7 @@ def pack(run: Path) -> str:
     new = {path: content for path, content in files_of(run).items() if before.get(path) != content}
     if not new:
         return f"{run}: nothing that is not packed."
-    file = KEPT / f"{run.name}-{len(archives(run.name)) + 1}.tar.xz"
+    file = KEPT / f"{run.name}-{len(archives(run.name)) + 1}{ENDING}"
     file.parent.mkdir(exist_ok=True)
     with tarfile.open(file, "w:xz", preset=9) as archive:
         for path, content in new.items():

@@ -42,3 +42,14 @@ def test_nothing_is_overwritten(carry: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds other files than were packed, a\.json among them"):
         carry.unpack(run)
     assert (run / "a.json").read_text() == "2"
+
+
+def test_a_run_whose_name_begins_alike_is_another(carry: Any, tmp_path: Path) -> None:
+    for name in ("run", "run-hh"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.json").write_text(name)
+        carry.pack(tmp_path / name)
+    assert "nothing that is not packed" in carry.pack(tmp_path / "run")
+    assert [file.name for file in carry.archives("run")] == ["run-1.tar.xz"]
+    carry.unpack(tmp_path / "elsewhere" / "run")
+    assert (tmp_path / "elsewhere" / "run" / "a.json").read_text() == "run"
