@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 KEPT, RESULT = "kept", "result.json"
 HINT = "`efface attack relearn --list-flags` prints every setting."
+MADE_AGAIN = frozenset({"weights", "base"})
+"""In which a measurement may differ, and is made anew: an arm was trained or scaled again, or the moved base was."""
 HELD_OUT = 4
 """Of the documents every fourth is not fine-tuned on, but measured."""
 READINGS = 4
@@ -187,10 +189,7 @@ def _attack(
         try:
             result = finished_result(file, name, settings, target.described())
         except MadeOtherwise as error:
-            if not {*error.differing} <= {
-                "weights",
-                "base",
-            }:  # what was made again, the moved base too, is measured again
+            if not MADE_AGAIN.issuperset(error.differing):
                 raise
             remove(file.parent)
             result = None
