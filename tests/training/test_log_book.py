@@ -1,6 +1,8 @@
 """Does the log book of a training tell its steps and checkpoints while it goes on, also over an interruption?"""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,24 +54,32 @@ class Interrupt(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_a_run_that_is_interrupted_and_goes_on(
-    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    out, made = tmp_path / "out", SFTTrainer.__init__
+@contextlib.contextmanager
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Within, training is interrupted in its fourth step."""
+    made = SFTTrainer.__init__
 
     def make(trainer: Any, *given: Any, **more: Any) -> None:
         made(trainer, *given, **more)
         trainer.add_callback(Interrupt())
 
-    monkeypatch.setattr(SFTTrainer, "__init__", make)
-    assert main(argv) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(SFTTrainer, "__init__", make)
+        yield
+
+
+def test_a_run_that_is_interrupted_and_goes_on(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    with interrupted(monkeypatch):
+        assert main(argv) == 130
     rows = read_events(out)
     assert [row["event"] for row in rows if row["event"] not in ("told", "warning")] == [
         *("begin", "stage begin", "log", "log", "checkpoint saved", "log", "interrupted"),
     ]
     assert "checkpoint-2 is kept" in rows[-1]["reason"] and rows[0]["command"].startswith("efface train sft ")
     assert any("trains " in row["line"] for row in rows if row["event"] == "told")
-    monkeypatch.undo()
     assert main([*argv, "--resume"]) == 0
     later = read_events(out)[len(rows) :]
     assert [row["event"] for row in later if row["event"] != "told"] == [
@@ -90,14 +100,8 @@ def test_seconds_are_those_of_all_parts_or_nobody_knows(
     said: Any, told: str, argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Else a run that was interrupted would be the cheapest of a comparison."""
-    out, made = tmp_path / "out", SFTTrainer.__init__
-
-    def make(trainer: Any, *given: Any, **more: Any) -> None:
-        made(trainer, *given, **more)
-        trainer.add_callback(Interrupt())
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SFTTrainer, "__init__", make)
+    out = tmp_path / "out"
+    with interrupted(monkeypatch):
         assert main(argv) == 130
     file = out / "checkpoint-2" / SPENT
     assert read_json(file)["seconds"] >= 0

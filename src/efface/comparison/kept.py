@@ -53,9 +53,9 @@ class Kept:
         self._records[place] = Record(file, [made_by, a, self._measured_on()], lambda: self._load(arm, a))
         return self._measured(place, row)
 
-    def attack_best(self, place: str) -> bool:
+    def attack_best(self, place: str) -> None:
         """The attacks that only the base and the best are worth."""
-        return self._measured(place, self.rows[place], best=True)
+        self._measured(place, self.rows[place], best=True)
 
     def best(self, budget: str) -> list[str]:
         """The places of the entries that withstood best, at a budget, by their first seeds, which alone are attacked

@@ -21,7 +21,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from efface.errors import RunError, UserError
 from efface.files.events import Journal
 from efface.files.results import read_json, write_json
-from efface.files.shapes import check_shape
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -44,10 +43,8 @@ class LogBook(TrainerCallback):
         """Training begins with what was made before."""
         self.journal.add("resumed", checkpoint=checkpoint.name, step=step)
         self.before = None
-        with contextlib.suppress(UserError, RunError):  # one of an earlier version has no such file
-            found = read_json(checkpoint / SPENT)
-            check_shape(found, {"seconds": float}, SPENT)
-            self.before = found["seconds"]
+        with contextlib.suppress(UserError):  # one of an earlier version has no such file
+            self.before = read_json(checkpoint / SPENT, {"seconds": float})["seconds"]
 
     def on_train_begin(self, args: Any, state: "TrainerState", control: Any, **given: Any) -> None:
         self.began = state.global_step, self.clock()
