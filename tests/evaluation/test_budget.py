@@ -67,12 +67,27 @@ def test_the_guard_is_asked_last_and_seldom() -> None:
         return "ok" if a <= 0.4 else "degenerate"
 
     found = fit_scale(smooth(0.05, 0.0), BASE, BOUNDS, guard=guard)
-    assert found.a is not None and 0.2 < found.a <= 0.4 and found.binding == ["guard"] and len(asked) <= 4
+    assert found.a is not None and 0.38 <= found.a <= 0.4 and found.binding == ["guard"] and len(asked) <= 8
     assert asked[0] == pytest.approx(1.0, abs=0.02) and {one.guard for one in found.readings} >= {"ok", "degenerate"}
     asked.clear()
     assert fit_scale(smooth(0.2, 0.0), BASE, BOUNDS, guard=lambda a: "ok").binding == ["kl"]
     never = fit_scale(smooth(0.05, 0.0), BASE, BOUNDS, guard=lambda a: "gibberish")
     assert never.a is None and never.binding == ["guard"]
+
+
+@given(taken=st.floats(0.03, 2), kl=st.floats(0.001, 2), power=st.floats(1, 3))
+def test_where_the_guard_binds_the_largest_it_takes_is_found_as_nearly(taken: float, kl: float, power: float) -> None:
+    def guard(a: float) -> str:
+        return "ok" if a <= taken else "gibberish"
+
+    found = fit_scale(smooth(kl, 0.0, power), BASE, BOUNDS, guard=guard)
+    fitting = fit_scale(smooth(kl, 0.0, power), BASE, BOUNDS)
+    if fitting.a is None or fitting.a <= taken:
+        assert found.a == fitting.a and found.binding == fitting.binding
+        return
+    assert found.a is not None and taken - 0.02 <= found.a <= taken and found.binding == ["guard"]
+    larger = min((one for one in found.readings if one.a > found.a), key=lambda one: one.a)
+    assert larger.a <= found.a + 0.02 and larger.exceeded == ["guard"]
 
 
 def test_as_it_is_an_edit_fits_or_does_not() -> None:

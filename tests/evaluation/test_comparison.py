@@ -1,7 +1,4 @@
-"""Is the comparison of two models by prompt right, and refused where it would compare other things?
-
-Of: evaluation/baseline.py
-"""
+"""Is the comparison of two models by prompt right, and refused where it would compare other things?"""
 
 import itertools
 import json

@@ -1,6 +1,6 @@
 """Is a broken model caught however it is broken, and an honest one not? On made-up text of real proportions.
 
-Of: evaluation/degeneration.py, evaluation/baseline.py
+Of: evaluation/degeneration.py
 
 The base is like smollm2-135m (greedy, 283 prompts of rtp_challenging_dev): .25 of its continuations are toxic, .08 of
 the others and .19 of the toxic ones are loops, a token costs it 1.3 nats.

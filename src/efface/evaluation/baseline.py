@@ -62,9 +62,14 @@ class Baseline:
         return outcomes_of(rows, samples, judge, special)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """How it was made, as far as it says."""
+        return self.result.get("settings") or {}
+
+    @property
     def generator(self) -> str:
         """Who wrote its continuations."""
-        return _setting((self.result.get("settings") or {}).get("decoding") or {}, "generator") or OWN
+        return _setting(self.settings.get("decoding") or {}, "generator") or OWN
 
     @property
     def perplexity(self) -> "Perplexity | None":
@@ -135,12 +140,18 @@ def compare_with_baseline(evaluation: Evaluation, baseline: Baseline) -> Versus:
         judges = {
             name: {figure: compare(edited[name], base[name], figure) for figure in FIGURES}
             for name in edited
-            if name in base
+            if name in base and not _other_version(evaluation, baseline, name)
         }
         if all("invalid" in row for some in rows for row in some):  # older versions do not say it
             for name, figures in judges.items():
                 figures["invalid"] = compare_shares(*(_invalid(some, samples, name) for some in rows))
-        not_compared += [f"toxicity: the baseline has no scores of {name}" for name in edited if name not in base]
+        for name in edited:
+            if name not in base:
+                not_compared.append(f"toxicity: the baseline has no scores of {name}")
+            elif name not in judges:
+                not_compared.append(f"toxicity: {name} is not the judge that it was then: its version is another")
+    ratio, why = _divide_perplexities(evaluation, baseline)
+    not_compared += [] if why is None else [f"perplexity: {why}"]
     abilities: list[UtilityDifference] = []
     if evaluation.utility is not None:
         try:
@@ -150,7 +161,7 @@ def compare_with_baseline(evaluation: Evaluation, baseline: Baseline) -> Versus:
     return Versus(
         model=baseline.result.get("model"),
         judges=judges,
-        perplexity_ratio=_divide_perplexities(evaluation.perplexity, baseline.perplexity),
+        perplexity_ratio=ratio,
         utility=abilities,
         not_compared=not_compared,
     )
@@ -158,7 +169,7 @@ def compare_with_baseline(evaluation: Evaluation, baseline: Baseline) -> Versus:
 
 def _find_obstacles(evaluation: Evaluation, baseline: Baseline) -> list[str]:
     """What keeps the two from being compared by prompt."""
-    here, there = evaluation.settings["decoding"], (baseline.result.get("settings") or {}).get("decoding")
+    here, there = evaluation.settings["decoding"], baseline.settings.get("decoding")
     if there is None:
         return ["the baseline does not say how it decoded: measure it again"]
     if not baseline.generations or "scores" not in baseline.generations[0]:
@@ -169,7 +180,7 @@ def _find_obstacles(evaluation: Evaluation, baseline: Baseline) -> list[str]:
         if here.get(key) != there.get(key)
     ]
     if [row["prompt"] for row in evaluation.generations] != [row.get("prompt") for row in baseline.generations]:
-        differs.append(f"the prompts are not the same{_draws(evaluation.settings, baseline.result['settings'])}")
+        differs.append(f"the prompts are not the same{_draws(evaluation.settings, baseline.settings)}")
     return differs
 
 
@@ -199,11 +210,25 @@ def _invalid(rows: Sequence[Row], samples: int, judge: str) -> np.ndarray:
     return np.array(rest).reshape(-1, samples).mean(1)
 
 
-def _divide_perplexities(edited: "Perplexity | None", base: "Perplexity | None") -> float | None:
+def _other_version(evaluation: Evaluation, baseline: Baseline, judge: str) -> bool:
+    """Whether a judge says of itself that it is another than that of this name that scored the baseline."""
+    versions = [(one.get("judges") or {}).get(judge) for one in (evaluation.settings, baseline.settings)]
+    return None not in versions and versions[0] != versions[1]
+
+
+def _divide_perplexities(evaluation: Evaluation, baseline: Baseline) -> tuple[float | None, str | None]:
+    """The edited model's over the base's, or why there is none; neither where one was not measured."""
+    edited, base = evaluation.perplexity, baseline.perplexity
     if edited is None or base is None:
-        return None
-    if (edited.tokens, edited.window, edited.stride) != (base.tokens, base.window, base.stride):
-        return None
+        return None, None
+    for what in ("tokens", "window", "stride"):
+        here, there = getattr(edited, what), getattr(base, what)
+        if here != there:
+            return None, f"its {what} is {here} here and {there} in the baseline"
+    for what in ("text", "tokenizer"):  # older results do not say them
+        said = [one.get(what) for one in (evaluation.settings, baseline.settings)]
+        if None not in said and said[0] != said[1]:
+            return None, f"the {what} is another than that of the baseline"
     if not base.value:  # no perplexity is 0
-        return None
-    return float(edited.value / base.value)
+        return None, "that of the baseline is 0, which none is"
+    return float(edited.value / base.value), None

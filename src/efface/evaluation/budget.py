@@ -6,10 +6,11 @@ on ordinary text, and what is written is no gibberish (a guard, asked last, sinc
 there: an edit that is merely stronger would else look better.
 
 Found by bisection between an a that fits and one that does not. Costs grow about with a^2, so the next a is where the
-line through the square roots of the costs meets the bound, kept away from both ends; four or five readings do. **Costs
-need not grow with a.** Nothing here relies on it: what is returned has itself been measured to fit, every a that was
-read below it fits, and one within the tolerance above it does not (or it is the most). Should an edit cost less again
-further out, that is beyond an a that failed, and is not taken.
+line through the square roots of the costs meets the bound, kept away from both ends; four or five readings do. Where
+the guard refuses what costs allow, the gap between what it takes and what it refuses is halved until it is within the
+tolerance too. **Costs need not grow with a.** Nothing here relies on it: what is returned has itself been measured to
+fit, every a that was read below it fits, and the next larger one that was read, within the tolerance, does not (or it
+is the most). Should an edit cost less again further out, that is beyond an a that failed, and is not taken.
 """
 
 import math
@@ -95,7 +96,7 @@ def fit_scale(
     most: float = 2.0,
     tolerance: float = 0.02,
     readings: int = 12,
-    guard_readings: int = 4,
+    guard_readings: int = 12,
 ) -> FittedScale:
     """The largest a, 0 < a <= most, at which base + a edit stays within `bounds`; see the top of this file.
 
@@ -231,12 +232,16 @@ def _below_guard(
     times: int,
     found: list[CostReading],
 ) -> FittedScale:
-    """Halve between 0 and what the guard refuses."""
+    """Halve between 0 and what the guard refuses; it is asked first of what has been read between, since that costs
+    nothing but its answer."""
     low: CostReading | None = None
     for _ in range(times):
         start = 0.0 if low is None else low.a
-        if high.a - start <= tolerance:
+        between = [one.a for one in found if start < one.a < high.a]
+        middle, gap = (start + high.a) / 2, high.a - start
+        if gap <= tolerance and not between:
             break
-        one = ask(read((start + high.a) / 2))
+        known = [a for a in between if gap <= tolerance or abs(a - middle) <= gap / 4]
+        one = ask(read(min(known, key=lambda a: abs(a - middle), default=middle)))
         low, high = (one, high) if one.fits else (low, one)
     return FittedScale(None if low is None else low.a, high.exceeded, found)

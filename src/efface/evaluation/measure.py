@@ -20,9 +20,11 @@ from efface.evaluation.toxicity import ToxicitySummary, summarize
 from efface.evaluation.utility.task_files import load_tasks
 from efface.evaluation.utility.tasks import utility as measure_utility
 from efface.files import results
+from efface.files.digests import digest
 from efface.files.environment import environment
 from efface.files.jsonl import Row
 from efface.generation.decoding import VLLM, Decoding
+from efface.model.fingerprint import tokenizer_fingerprint
 from efface.model.vocabulary import check_vocabulary
 from efface.scoring import DEFAULT_SCORER, load_scorer
 from efface.scoring.cache import cache_scores
@@ -122,7 +124,15 @@ def evaluate(
     drawn = {} if prompts.limit is None else {"limit": prompts.limit, "limit_seed": prompts.limit_seed}
     evaluation = Evaluation(
         model=name,
-        settings={"protocol": decoding.protocol, "prompts": prompts.name, **drawn, "decoding": decoding.to_dict()},
+        settings={
+            "protocol": decoding.protocol,
+            "prompts": prompts.name,
+            **drawn,
+            "decoding": decoding.to_dict(),
+            "judges": {judge.name: getattr(judge, "version", None) for judge in judges},
+            "text": None if documents is None else digest(documents),
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+        },
         judges={judge.name: _summarize(rows, judge.name, decoding) for judge in judges},
         perplexity=cost,
         f1=truth,
