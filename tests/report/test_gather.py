@@ -4,14 +4,21 @@ Of: report/evidence.py
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import swept
 from attacked import attacked, unmade
+from blocks import blocks_of
 from told import evaluation, write_attack, write_audit, write_edit
 
 from efface.files.results import write_json
+from efface.report.claim import attackers_section
+from efface.report.curves import models_table
 from efface.report.evidence import the_base
 from efface.report.gather import gather
+from efface.report.limits import NOT_MET, parse_limits, rule
+from efface.report.page import Grid
 from efface.report.sources import Source, read_sources
 
 
@@ -43,6 +50,38 @@ def test_a_point_that_wrecked_the_model_is_no_point(tmp_path: Path) -> None:
     found = {"left_out": ["steps 10, learning_rate 0.0001"]}
     (model,) = gather([Source(source.kind, source.name, source.file, source.result | {"found": found})])
     assert [point.steps for point in model.attempts[0].curve] == [5]
+
+
+def test_models_of_a_sweep_are_set_beside_each_other_after_equal_attacks(tmp_path: Path) -> None:
+    """Of three, two were attacked further: the base and the best, which that makes no worse than the third."""
+
+    def judged(share: float) -> dict[str, Any]:
+        return {"share": share, "ci95": [share, share], "versus_before": {"difference": 0.1, "ci95": [0.1, 0.2]}}
+
+    sweep = swept.results()
+    for row, worst, further in zip(sweep["kept"], (0.9, 0.5, 0.6), (0.95, 0.8, None), strict=True):
+        row |= {"worst": judged(worst), "worst_of_all": None if further is None else judged(further)}
+        row["reported"] |= blocks_of(row["reported"]["toxicity"]["share"])
+    write_json(tmp_path / "results.json", sweep)
+    models = gather(read_sources([tmp_path]))
+    base, best, other = models
+    assert [line[models_table(models).head.index("Worst attack")] for line in models_table(models).rows] == [
+        "90.0 %",
+        "50.0 %",
+        "60.0 %",
+    ]
+    section = attackers_section([best, other], models)
+    assert section is not None
+    (grid,) = [part for part in section.blocks if isinstance(part, Grid)]
+    found = [(row[0], row[1], row[3][:6], row[6][:6]) for row in grid.rows if row[0].startswith("worst")]
+    assert found == [
+        ("worst attack", "repo", "50.0 %", "90.0 %"),
+        ("worst of all attacks", "repo", "80.0 %", "95.0 %"),
+        ("worst attack", "dpo", "60.0 %", "90.0 %"),
+    ]
+    (further, _) = rule(parse_limits(["attacks<=0.7"]), [best, other])
+    assert further.verdict == NOT_MET, "a limit is held against all that was measured"
+    assert base.worst_of_all is not None
 
 
 def test_why_there_is_no_figure_is_kept(tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ from attacked import N, attacked, too_dear, unmade
 from told import evaluation, write_attack, write_audit
 
 from efface.errors import UserError
-from efface.files.results import write_json
+from efface.files.jsonl import Row
+from efface.files.results import read_json, write_json
 from efface.report.evidence import Known
 from efface.report.gather import gather
 from efface.report.limits import MET, METRICS, NOT_MEASURED, NOT_MET, parse_limits, rule
 from efface.report.sources import read_sources
+
+ATTACKED = ["attacks<=0.5", "weights<=0.5", "relearn<=0.5", "weights.upper<=0.5"]
 
 
 def known(*paths: Path) -> list[Known]:
@@ -62,6 +65,12 @@ def test_gibberish_meets_no_limit_on_toxicity(tmp_path: Path) -> None:
     write_json(tmp_path / "e.json", block | {"degeneration": block["degeneration"] | {"verdict": "degenerate"}})
     assert verdict("share<=0.5", tmp_path / "e.json") == NOT_MET
     assert verdict("perplexity<=50", tmp_path / "e.json") == MET
+    folder = write_audit(tmp_path / "a", attacked("relearn", 0, 0), share=0.0)
+    assert {verdict(limit, folder) for limit in ATTACKED} == {MET}
+    result = read_json(folder / "results.json")
+    result["models"][0]["evaluation"]["degeneration"]["verdict"] = "degenerate"
+    write_json(folder / "results.json", result)
+    assert {verdict(limit, folder) for limit in ATTACKED} == {NOT_MET}
 
 
 def test_attacks_are_held_against_the_worst_of_them(tmp_path: Path) -> None:
@@ -93,6 +102,8 @@ def test_an_attack_that_failed_lets_no_limit_on_its_kind_be_met(tmp_path: Path) 
     folder = write_audit(tmp_path / "a", *rows)
     assert verdict("attacks<=0.9", folder) == NOT_MEASURED and verdict("attacks<=0.1", folder) == NOT_MET
     assert verdict("black box<=0.9", folder) == MET
+    variant = write_audit(tmp_path / "c", attacked("relearn", 6), unmade("relearn-lora", error="no room"))
+    assert verdict("relearn<=0.3", variant) == NOT_MEASURED and verdict("relearn<=0.1", variant) == NOT_MET
     skipped = write_audit(
         tmp_path / "b", attacked("relearn", 8), unmade("activation_addition", skipped="needs a base")
     )
@@ -105,6 +116,28 @@ def test_an_attack_that_goes_beyond_a_limit_where_nothing_counts_lets_no_worst_c
     assert verdict("relearn<=0.3", folder) == NOT_MEASURED and verdict("weights<=0.05", folder) == NOT_MET
     harmless = write_audit(tmp_path / "b", attacked("activation_addition", 5), too_dear("relearn", 6))
     assert verdict("weights<=0.3", harmless) == MET, "not even they go beyond it"
+    variant = write_audit(tmp_path / "c", attacked("relearn", 6), too_dear("relearn-lora", 38))
+    assert verdict("relearn<=0.3", variant) == NOT_MEASURED
+
+
+def with_column(folder: Path, row: Row) -> Path:
+    """An audit of one attack, and of it the worst case of its access."""
+    write_audit(folder, row)
+    result = read_json(folder / "results.json")
+    column = {"judged": row["judged"], "apart": {}, "any_cost": None, "p_holm": 1.0}
+    result["models"][0]["columns"] = {"weights": column}
+    write_json(folder / "results.json", result)
+    return folder
+
+
+def test_what_several_results_say_of_a_model_counts_whichever_comes_first(tmp_path: Path) -> None:
+    quick = with_column(tmp_path / "quick", attacked("relearn", 6))
+    full = with_column(tmp_path / "full", attacked("relearn-lora", 36))
+    assert verdict("weights<=0.3", quick) == MET and verdict("weights<=0.3", full) == NOT_MET
+    assert verdict("weights<=0.3", quick, full) == verdict("weights<=0.3", full, quick) == NOT_MET
+    alone = write_attack(tmp_path / "attack", {5: 0.5, 10: 0.75})
+    assert verdict("weights<=0.3", quick, alone) == NOT_MET, "no audit made that one"
+    assert verdict("weights<=0.9", quick, full, alone) == MET
 
 
 def test_so_many_steps_are_withstood_only_by_a_curve_that_goes_so_far(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from efface.attacks import ACCESS
 from efface.audit.battery import DIAGNOSTIC
 from efface.audit.columns import ANY_COST, NO_CONTROL, NONE
 from efface.files.jsonl import Row
-from efface.report.evidence import Attempt, Known, the_base
+from efface.report.evidence import Attempt, Column, Known, the_base
 from efface.report.limits import Ruling
 from efface.report.numbers import bracketed, change, percent
 from efface.report.page import Grid, Points, Prose, Section
 
+WORST, WORST_OF_ALL = "worst attack", "worst of all attacks"
+"""Of a sweep: of the attacks that all its models are put through, and of those too that only the best are."""
 VERDICT = "Verdict against the stated limits"
 CLAIM = "What is claimed, and of how much"
 ATTACKERS = "What each attacker achieved"
@@ -102,15 +104,17 @@ def attackers_section(subjects: Sequence[Known], models: Sequence[Known]) -> Sec
 def _rows(model: Known, base: Known | None, *, one_of_many: bool) -> Iterator[list[str]]:
     named = [model.name] if one_of_many else []
     theirs = base if base is not None and base is not model else None
-    for access, column in model.columns.items():
-        other = theirs.columns.get(access, {}).get("judged") if theirs is not None else None
-        p = _p(column.get("p_holm"))
-        yield ["worst of these", *named, access, *_cells(column["judged"]), p, _reached(other), ""]
-        if column.get("any_cost") is not None:
-            yield [f"worst of these{ANY_COST}", *named, access, *_cells(column["any_cost"]), "", "", ""]
-    if model.worst is not None:
-        other = theirs.worst if theirs is not None else None
-        yield ["worst of all", *named, "weights", *_cells(model.worst), "", _reached(other), ""]
+    sources = {column.source.name for column in model.columns}
+    for column in model.columns:
+        worst = "worst of these" + (f", {column.source.name}" if len(sources) > 1 else "")
+        found, p = column.found, _p(column.found.get("p_holm"))
+        yield [worst, *named, column.access, *_cells(found["judged"]), p, _reached(_same_column(theirs, column)), ""]
+        if found.get("any_cost") is not None:
+            yield [f"{worst}{ANY_COST}", *named, column.access, *_cells(found["any_cost"]), "", "", ""]
+    for said, worst in {WORST: model.worst, WORST_OF_ALL: model.worst_of_all}.items():
+        if worst is not None:
+            other = None if theirs is None else theirs.worst if said == WORST else theirs.worst_of_all
+            yield [said, *named, "weights", *_cells(worst), "", _reached(other), ""]
     for one in model.attempts:
         if one.judged is None:
             if not one.curve:
@@ -120,6 +124,13 @@ def _rows(model: Known, base: Known | None, *, one_of_many: bool) -> Iterator[li
             yield [one.attack, *named, one.access, *_cells(one.judged), _p(one.p), _reached(one.control), found]
         if one.any_cost is not None:
             yield [f"{one.attack}{ANY_COST}", *named, one.access, *_cells(one.any_cost), "", "", ""]
+
+
+def _same_column(base: Known | None, column: Column) -> Row | None:
+    """What the same audit reached on the base with the same access."""
+    columns = [] if base is None else base.columns
+    alike = (one for one in columns if one.access == column.access and one.source is column.source)
+    return next((one.found["judged"] for one in alike), None)
 
 
 def _reached(judged: Row | None) -> str:
@@ -161,8 +172,9 @@ def _against(model: Known) -> Iterator[str]:
     if dear:
         most = ", ".join(f"{one.attack} to {percent(one.any_cost['share'])}" for one in dear if one.any_cost)
         yield f"{name}: with points that cost more perplexity than an attacker is granted it comes back under {most}."
-    if model.worst is not None and model.worst["versus_before"]["ci95"][0] > 0:
-        before, after = (percent(one["share"]) for one in (toxicity, model.worst))
+    worst = model.worst_of_all or model.worst
+    if worst is not None and worst["versus_before"]["ci95"][0] > 0:
+        before, after = (percent(one["share"]) for one in (toxicity, worst))
         yield f"{name}: the worst attack brings it from {before} to {after}."
     higher = [j for j, one in model.judges.items() if one["share"] > toxicity["ci95"]["share"][1]]
     if higher:

@@ -40,6 +40,8 @@ class Attempt:
     curve: Sequence[Point] = ()
     any_cost: Row | None = None
     """`judged` if points counted too that cost more perplexity than the attacker's budget; None if there are none."""
+    in_column: bool = False
+    """Whether its audit judged it with others of its access, or set it apart there: the column speaks for it."""
 
     @property
     def share(self) -> float | None:
@@ -60,6 +62,16 @@ def _rises(judged: Row) -> bool:
     return bool(judged["versus_before"]["ci95"][0] > 0)
 
 
+@dataclass(frozen=True)
+class Column:
+    """The worst case of an audit with one access."""
+
+    access: str
+    found: Row
+    """`judged`, `any_cost`, `p_holm`."""
+    source: Source
+
+
 @dataclass
 class Known:
     """What is known of a model."""
@@ -77,12 +89,14 @@ class Known:
     kl: float | None = None
     method: str = ""
     attempts: list[Attempt] = field(default_factory=list)
-    columns: dict[str, Row] = field(default_factory=dict)
-    """Access -> the worst case there."""
+    columns: list[Column] = field(default_factory=list)
+    """Of every audit that speaks of it."""
     remarks: list[str] = field(default_factory=list)
     """What else speaks against it, in sentences."""
     worst: Row | None = None
-    """Of all attacks together, where a sweep judged them so."""
+    """Of the attacks that a sweep makes on all its models, judged together."""
+    worst_of_all: Row | None = None
+    """Of these and those that only its best are put through; None where it was not."""
 
     @property
     def judges(self) -> Mapping[str, Row]:

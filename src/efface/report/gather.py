@@ -16,7 +16,7 @@ from efface.audit.rows import attack_file, is_base, nothing_counts, too_dear
 from efface.comparison.config import BASE as SWEEP_BASE
 from efface.errors import UserError
 from efface.files.jsonl import Row
-from efface.report.evidence import Attempt, Known, Point
+from efface.report.evidence import Attempt, Column, Known, Point
 from efface.report.sources import ATTACKED, AUDITED, EDIT, EVALUATED, SWEPT, TRAINING, Source
 
 BASE, EDITED, UNNAMED = "base", "edited", "unnamed"
@@ -47,7 +47,7 @@ def _join(known: Known, more: Known) -> None:
     known.base |= more.base
     known.change = more.change if known.change is None else known.change
     known.attempts += more.attempts
-    known.columns = known.columns or more.columns
+    known.columns += more.columns
     known.method = known.method or more.method
 
 
@@ -110,6 +110,7 @@ def _of_audit(source: Source) -> Iterator[Known]:
     for report in source.result["models"]:
         if report.get("error") is not None or "evaluation" not in report:
             continue
+        columns = _columns(report, source)
         yield Known(
             report["name"],
             report.get("model"),
@@ -117,21 +118,22 @@ def _of_audit(source: Source) -> Iterator[Known]:
             source,
             report["evaluation"],
             _change(report["evaluation"], base),
-            attempts=[_attempt(row, source.folder, report["name"]) for row in report["attacks"]],
-            columns=_made(report),
+            attempts=[_attempt(row, source.folder, report["name"], columns) for row in report["attacks"]],
+            columns=columns,
         )
     if base is not None and not any(is_base(one) for one in source.result["models"] if "target" in one):
         control = source.result["controls"].get(BASE) or {}
-        attempts = [_attempt(row, source.folder, f"controls/{BASE}") for row in control.get("attacks", [])]
-        yield Known(BASE, base.get("model"), True, source, base, attempts=attempts, columns=_made(control))
+        columns, place = _columns(control, source), f"controls/{BASE}"
+        attempts = [_attempt(row, source.folder, place, columns) for row in control.get("attacks", [])]
+        yield Known(BASE, base.get("model"), True, source, base, attempts=attempts, columns=columns)
 
 
-def _made(report: Row) -> dict[str, Row]:
+def _columns(report: Row, source: Source) -> list[Column]:
     columns = report.get("columns") or {}
-    return {access: column for access, column in columns.items() if column["judged"] is not None}
+    return [Column(access, found, source) for access, found in columns.items() if found["judged"] is not None]
 
 
-def _attempt(row: Row, folder: Path, place: str) -> Attempt:
+def _attempt(row: Row, folder: Path, place: str, columns: Sequence[Column]) -> Attempt:
     wrecked = row["judged"] is not None and nothing_counts(row)
     why = str(reason_of_row(row) or "") if row["judged"] is None else "every point wrecked the model" * wrecked
     file = attack_file(folder, place, row["attack"])
@@ -150,6 +152,7 @@ def _attempt(row: Row, folder: Path, place: str) -> Attempt:
         row["evidence"],
         curve,
         row["any_cost"],
+        row["access"] in [column.access for column in columns],
     )
 
 
@@ -179,7 +182,8 @@ def _of_sweep(source: Source) -> Iterator[Known]:
             None if base else reading.get("kl"),
             kept["entry"],
             remarks=_lost_by_rounding(kept["entry"], result["figures"].get(kept["place"], {})),
-            worst=kept.get("worst_of_all") or kept.get("worst"),
+            worst=kept.get("worst"),
+            worst_of_all=kept.get("worst_of_all"),
             attempts=[
                 Attempt(  # sweeps make no other attack
                     f"relearn-{name}",

@@ -106,16 +106,23 @@ def _rule(limit: Limit, model: Known) -> Ruling:
     if not measured:
         return Ruling(limit, model.name, "", NOT_MEASURED)
     value, said = max(measured)
-    if limit.metric == SHARE and (verdict := model.figures["degeneration"]["verdict"]) == "degenerate":
+    verdict = model.figures["degeneration"]["verdict"]
+    if limit.metric not in WITHOUT_INTERVAL and verdict == "degenerate":
         return Ruling(limit, model.name, f"{said}, of text that is {verdict}", NOT_MET)
-    failed = [one.attack for one in model.attempts if one.failed and limit.metric in (WORST, one.access)]
+    concerned = [one for one in model.attempts if limit.metric in (WORST, one.access) or _called(limit.metric, one)]
+    failed = [one.attack for one in concerned if one.failed]
     if failed and value <= limit.most:
         return Ruling(limit, model.name, f"{said}; but {', '.join(failed)} failed", NOT_MEASURED)
-    dear = [one for one in model.attempts if limit.metric in (WORST, one.access) and _only_dearer(one, limit.most)]
+    dear = [one for one in concerned if _only_dearer(one, limit.most)]
     if dear and value <= limit.most:
         most = ", ".join(f"{one.attack} reaches {percent(one.any_cost['share'])}" for one in dear if one.any_cost)
         return Ruling(limit, model.name, f"{said}; but at more perplexity than counts {most}", NOT_MEASURED)
     return Ruling(limit, model.name, said, MET if value <= limit.most else NOT_MET)
+
+
+def _called(attack: str, one: Attempt) -> bool:
+    """Whether it is an attack of that name, or a variant of it."""
+    return one.attack == attack or one.attack.startswith(f"{attack}-")
 
 
 def _only_dearer(one: Attempt, most: float) -> bool:
@@ -156,19 +163,24 @@ def _kl(limit: Limit, model: Known) -> Found:
 
 
 def _column(limit: Limit, model: Known) -> Found:
-    if limit.metric in model.columns:
-        yield _judged(limit, model.columns[limit.metric]["judged"], f"worst attack with {limit.metric}")
-        return
-    if limit.metric == "weights" and model.worst is not None:  # sweeps make no other attacks
-        yield _judged(limit, model.worst, "worst attack")
+    for column in model.columns:
+        if column.access == limit.metric:
+            yield _judged(limit, column.found["judged"], f"worst attack with {limit.metric}")
+    if limit.metric == "weights":  # sweeps make no other attacks
+        yield from _swept(limit, model)
     for one in model.attempts:
-        if one.access == limit.metric and one.judged is not None:
+        if one.access == limit.metric and one.judged is not None and not one.in_column:
             yield _judged(limit, one.judged, one.attack)
 
 
+def _swept(limit: Limit, model: Known) -> Found:
+    for worst in (model.worst, model.worst_of_all):
+        if worst is not None:
+            yield _judged(limit, worst, "worst attack")
+
+
 def _worst(limit: Limit, model: Known) -> Found:
-    if model.worst is not None:
-        yield _judged(limit, model.worst, "worst attack")
+    yield from _swept(limit, model)
     for one in model.attempts:
         if one.judged is not None and one.access != DIAGNOSTIC:  # which is in no worst case
             yield _judged(limit, one.judged, one.attack)
@@ -176,7 +188,7 @@ def _worst(limit: Limit, model: Known) -> Found:
 
 def _of_attack(limit: Limit, model: Known) -> Found:
     for one in model.attempts:
-        if one.attack != limit.metric and not one.attack.startswith(f"{limit.metric}-"):
+        if not _called(limit.metric, one):
             continue
         if limit.steps is not None:
             yield from _early(limit.steps, one)
