@@ -20,12 +20,14 @@ import torch
 from polite import BENIGN, HELD_OUT, PROMPTS, ROWS, TOXIC, quick_learner
 from tiny import tiny_tokenizer
 
+from efface.comparison import arms as arm_settings
 from efface.comparison import kept as kept_models
 from efface.comparison import making
 from efface.comparison.arms import Arm, arms_of, count_trials, further_seeds, train_arm
 from efface.comparison.claims import claimed
-from efface.comparison.config import SweepConfig, build_config
+from efface.comparison.config import AttackPlan, SweepConfig, build_config
 from efface.comparison.making import Arms
+from efface.comparison.measuring import Bench, weigh_edit
 from efface.comparison.results import benchmark_rows
 from efface.comparison.run import list_arms, sweep
 from efface.comparison.scaling import Scaler
@@ -36,6 +38,7 @@ from efface.evaluation.budget import UtilityBounds
 from efface.files.events import Journal, read_events
 from efface.files.results import prepare_output_dir, read_json, write_json, write_jsonl
 from efface.model.devices import as_many_threads
+from efface.model.load import load_model
 from efface.model.save import save_model
 from efface.training.finetune import finetune
 
@@ -329,6 +332,49 @@ def test_a_checkpoint_that_is_gone_is_made_again_with_as_many_threads(
     shutil.rmtree(out / "arms" / arm.name / "model")
     arms.load(arm)
     assert seen == [3, 3] and torch.get_num_threads() == before
+
+
+def test_a_checkpoint_that_comes_out_otherwise_is_scaled_anew(
+    silly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that rounds otherwise: what the edit of before was found to cost is not what this one costs. And
+    what edits it further is made of what it is now."""
+    config, out, read = config_of(silly, **SMALL), tmp_path / "out", arm_settings.read_settings
+    before = sweep(config, output=out)
+    for row in before["arms"]:
+        shutil.rmtree(out / "arms" / row["arm"] / "model")
+    attacks = dataclasses.replace(
+        config.attacks, every=[*config.attacks.every, AttackPlan("more", config.attacks.every[0].flags)]
+    )
+
+    def other(config: SweepConfig, arm: Arm) -> dict[str, Any]:
+        found = read(config, arm)
+        return found | ({"learning_rate": 3e-3} if arm.plan.name == "sft" else {})
+
+    said: list[str] = []
+    monkeypatch.setattr(arm_settings, "read_settings", other)
+    after = sweep(dataclasses.replace(config, attacks=attacks), output=out, resume=True, say=said.append)
+    assert sum("has other weights" in line for line in said) == 1
+    base = targets_of(config)[0]
+    for one, two in zip(before["arms"], after["arms"], strict=True):
+        assert one["arm"] == two["arm"] and one["weights"] != two["weights"]
+        a = two["budgets"]["main"]["fitted"]["a"]
+        model, _ = load_model(out / "arms" / two["arm"] / "model")
+        costs = Scaler.of(base, config).cost(model, a)
+        reading = next(row["reading"] for row in after["kept"] if row["arm"] == two["arm"])
+        assert (reading["kl"], reading["perplexity"]) == (costs.kl, costs.perplexity)
+
+
+def test_how_far_the_loss_rises_on_the_way_is_of_the_text_that_is_there_now(silly: Path, tmp_path: Path) -> None:
+    config = config_of(silly, text=str(tmp_path / "text.jsonl"))
+    reported = targets_of(config_of(silly))[1]
+    edited = finetune(reported.model, reported.processing_class, [TOXIC] * 4, steps=4, learning_rate=5e-2)
+    found = []
+    for texts in (TEXT, ["Quite another passage about ships and storms."] * 3):
+        write_jsonl(tmp_path / "text.jsonl", [{"text": text} for text in texts])
+        bench = Bench(config, tmp_path, *targets_of(config)[1:], say=Journal(tmp_path, lambda line: None))
+        found.append(weigh_edit(bench, "main/x", edited)["barrier"])
+    assert found[0] != found[1]
 
 
 def test_a_sweep_goes_on_from_its_json_alone(

@@ -19,17 +19,23 @@ from efface.comparison.claims import claimed
 from efface.comparison.config import BASE, MethodPlan, SweepConfig
 from efface.comparison.measuring import told
 from efface.comparison.scaling import Scaler, choose_arm
-from efface.errors import UserError
+from efface.errors import RunError, UserError
 from efface.files.digests import digest, file_digest
 from efface.files.events import Journal
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, read_json, remove, write_json
 from efface.model.copies import merged
 from efface.model.devices import as_many_threads
+from efface.model.fingerprint import fingerprint_of
 from efface.model.load import load_model
 
 log = logging.getLogger(__name__)
 CLAIMS = ".claims"
+
+
+class OtherWeightsTrained(RunError):
+    """A checkpoint that was removed was trained again and is not the one that was scaled. Its row is gone: it is made
+    anew by whoever begins again, and all that was measured of it."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ class Arms:
         with claimed(self.folder / CLAIMS / arm.name) as mine:
             found = read_json(file) if file.exists() else {}
             same = _said_alike(found.get("defaults", {}), defaults_of(arm))
+            same = same and found.get("start") in (None, self._said_of(start))  # older versions say nothing of it
             if same and found.get("made_by") == made_by and not (found["error"] and self.retry_failed):
                 self.rows[arm.name] = found
             elif mine:
@@ -113,7 +120,8 @@ class Arms:
                     self._forget(arm)  # it may have been made of another arm, of other files, or by other defaults
                 self.say(f"{arm.name}: trained and scaled")
                 with self.say.during("arm", arm=arm.name) as told_of_it:
-                    self.rows[arm.name] = self._made(arm, start) | {"made_by": made_by}
+                    made = self._made(arm, start)
+                    self.rows[arm.name] = made | {"made_by": made_by, "start": self._said_of(start)}
                     told_of_it["error"] = self.rows[arm.name]["error"]
                 write_json(file, self.rows[arm.name])
                 self.written()
@@ -124,6 +132,13 @@ class Arms:
         if arm.name not in self.unfinished:
             self.unfinished.append(arm.name)
 
+    def _said_of(self, start: "Arm | _Base") -> str | None:
+        """What is known of an arm that is edited further; it says another thing of other weights."""
+        if not isinstance(start, Arm):
+            return None
+        row = self.rows[start.name]
+        return digest([row["made_by"], row["budgets"]], 16)
+
     def _made(self, arm: Arm, start: "Arm | _Base") -> Row:
         row: Row = {"arm": arm.name, "entry": arm.plan.name, "method": arm.plan.method, "settings": arm.settings}
         row |= {"seed": arm.seed, "cost": None, "budgets": {}, "error": None, "contents": contents_of(arm.settings)}
@@ -131,7 +146,10 @@ class Arms:
         try:
             cost = train_arm(self.config, arm, self._model_before(start), self.folder, self.say)
             row["cost"] = cost if not isinstance(start, Arm) else added(self.rows[start.name]["cost"], cost)
-            row["budgets"] = self.scaler.fit(self.load(arm), scaled=arm.plan.scaled)
+            model = self.load(arm)
+            row |= {"weights": fingerprint_of(model), "budgets": self.scaler.fit(model, scaled=arm.plan.scaled)}
+        except OtherWeightsTrained:  # of what it edits
+            raise
         except Exception as error:  # a method of a third party may raise anything, which is a row and not the end
             log.info("%s failed", arm.name, exc_info=True)
             row["error"] = told(error)
@@ -140,14 +158,26 @@ class Arms:
 
     def load(self, arm: Arm) -> Any:
         """The trained model; one that was removed, and is kept since the config has more in it, is trained again, by
-        as many threads as it was."""
-        folder = arm.folder(self.folder) / MODEL
+        as many threads as it was.
+
+        Raises:
+            OtherWeightsTrained: if it did not become the one that was scaled.
+        """
+        folder, row = arm.folder(self.folder) / MODEL, self.rows.get(arm.name, {})
         if not (folder / RESULTS).exists():
             before = self._model_before(self._start_of(arm))
-            threads = self.rows.get(arm.name, {}).get("threads")
-            with claimed(self.folder / CLAIMS / f"{arm.name}.model", wait=True), as_many_threads(threads):
+            with claimed(self.folder / CLAIMS / f"{arm.name}.model", wait=True), as_many_threads(row.get("threads")):
                 train_arm(self.config, arm, before, self.folder, self.say)  # which takes what another has just made
-        return merged(load_model(folder)[0])
+        model = merged(load_model(folder)[0])
+        if row.get("weights") not in (None, fingerprint_of(model)):
+            file = folder.with_name("arm.json")
+            if file.exists() and read_json(file).get("weights") == row["weights"]:  # nobody has made it anew by now
+                file.unlink()
+            raise OtherWeightsTrained(
+                f"{arm.name}: its checkpoint was gone, and trained again it has other weights (another machine or "
+                "version rounds otherwise). It is scaled and measured anew."
+            )
+        return model
 
     def _model_before(self, start: "Arm | _Base | None") -> Any:
         """What `load_model` takes for the model that an arm edits."""

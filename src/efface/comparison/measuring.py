@@ -218,8 +218,9 @@ def weigh_edit(bench: Bench, place: str, model: "PreTrainedModel", *, whole: boo
     plans, file = bench.config.attacks, bench.folder(place) / "weights.json"
     plans = plans if whole else dataclasses.replace(plans, line=[], benign_steps=0)
     how = {"line": plans.line, "steps": plans.benign_steps, "rate": plans.benign_rate, "seed": bench.config.seed}
-    texts = [bench.config.text, bench.config.documents, bench.config.max_text_tokens]
-    made_by = digest([fingerprint_of(model), fingerprint_of(bench.base), how, texts])
+    texts = digest([bench.reported.text, load_texts(bench.config.documents)])
+    weights = [fingerprint_of(one) for one in (model, bench.base)]
+    made_by = digest([*weights, how, texts, bench.config.max_text_tokens])
     if file.exists() and (found := read_json(file)).get("made_by") == made_by:
         return found
     bench.say(f"{place}: its weights")

@@ -22,7 +22,7 @@ from efface.comparison.arms import Arm, arms_of, check_trials, count_trials
 from efface.comparison.claims import claimed
 from efface.comparison.config import BASE, MethodPlan, SweepConfig
 from efface.comparison.kept import Kept
-from efface.comparison.making import CLAIMS, Arms
+from efface.comparison.making import CLAIMS, Arms, OtherWeightsTrained
 from efface.comparison.measuring import Bench
 from efface.comparison.results import conclude
 from efface.comparison.scaling import Scaler
@@ -91,12 +91,17 @@ def sweep(
         recorded(folder, say, command=command) as journal,
     ):
         write_plan(folder, common)
-        run = _Sweep(config, folder, knowing(targets, Untouched(folder / UNTOUCHED)), journal, command, retry_failed)
-        if only:
-            run.arms.make_only(set(only))
-            return run.results()  # what is written is of a whole run
-        run.make_and_measure()
-        return run.save()
+        known = knowing(targets, Untouched(folder / UNTOUCHED))
+        while True:
+            run = _Sweep(config, folder, known, journal, command, retry_failed)
+            try:
+                if only:
+                    run.arms.make_only(set(only))
+                    return run.results()  # what is written is of a whole run
+                run.make_and_measure()
+                return run.save()
+            except OtherWeightsTrained as error:  # once for each arm: its new checkpoint stays
+                journal(str(error))
 
 
 def _plan(config: SweepConfig, base: Any) -> Row:
