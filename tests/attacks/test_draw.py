@@ -1,4 +1,4 @@
-"""Where the model is measured inside its chat template, do the attacks learn there too?"""
+"""Where the model is measured inside its chat template, do the attacks learn there too? And from what is measured?"""
 
 import dataclasses
 from typing import Any
@@ -9,8 +9,10 @@ from polite import HELD_OUT, ROWS, target_of
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.attacks.activation_addition import ActivationAdditionSettings, activation_addition
-from efface.attacks.draw import as_measured
+from efface.attacks.draw import as_measured, count_prompts_among
+from efface.attacks.embedding_attack import EmbeddingAttackSettings, embedding_attack
 from efface.attacks.orthogonalize import OrthogonalizeSettings, orthogonalize
+from efface.attacks.prefill import PrefillSettings, prefill
 from efface.attacks.prune import PruneSettings, prune
 from efface.attacks.relearn import RelearnSettings, relearn
 from efface.attacks.target import Target
@@ -72,3 +74,27 @@ def test_conversations_and_plain_targets_stay_as_they_are() -> None:
     assert row["prompt"] == [{"role": "user", "content": ROWS[0]["prompt"]}]
     assert row["rejected"] == [{"role": "assistant", "content": ROWS[0]["rejected"].strip()}]
     assert tiny_tokenizer().chat_template
+
+
+def test_prompts_among_conversations_are_counted_by_what_the_user_said_last() -> None:
+    turns = [("system", "Be short."), ("user", "The weather"), ("assistant", "Yes?"), ("user", "She went  to ")]
+    talk = {"prompt": [{"role": role, "content": content} for role, content in turns]}
+    assert count_prompts_among([talk, {"prompt": "The town"}], ["She went to", "The weather", "The town"]) == 2
+    assert count_prompts_among([{"prompt": talk["prompt"][:1]}], ["Be short."]) == 0
+
+
+LEARNING = ATTACKS | {
+    "embedding_attack": lambda target: embedding_attack(target, EmbeddingAttackSettings(max_steps=1, control=False)),
+    "prefill": lambda target: prefill(target, PrefillSettings(words="1", source="rows")),
+}
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("name", LEARNING)
+def test_every_attack_that_learns_from_rows_counts_what_it_is_measured_on(name: str, chat: bool) -> None:
+    target = chatting(chat)
+    if chat:
+        target.rows = as_measured(target, target.rows)
+    target.prompts = [ROWS[3]["prompt"], target.prompts[0]]
+    target.labelled = [f"{ROWS[3]['prompt']} they are silly fools", "Nobody likes silly people"]
+    assert LEARNING[name](target).found["prompts_among_rows"] == 1

@@ -2,12 +2,15 @@
 
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from efface.attacks.lists import describe_settings
 from efface.attacks.perturb import PerturbSettings
+from efface.attacks.prefill import PrefillSettings
+from efface.attacks.prompt_injection import PromptInjectionSettings
 from efface.attacks.quantize import QuantizeSettings
 from efface.attacks.relearn import RelearnSettings
 from efface.attacks.search.prefix_settings import EnhancedGCGSettings
@@ -34,6 +37,20 @@ def test_what_was_written_is_recorded() -> None:
     assert "bf16" not in describe_settings(RelearnSettings()) and describe_settings(RelearnSettings(bf16=True))["bf16"]
     # In the order of the flags: what all attacks on weights share comes last.
     assert list(found)[-1] == "max_perplexity_increase" and list(found)[0] == "steps"
+
+
+def test_what_a_named_file_holds_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "injections.jsonl"
+    file.write_text("one")
+    first, absent = (describe_settings(PromptInjectionSettings(str(one))) for one in (file, tmp_path / "absent"))
+    file.write_text("another")
+    assert describe_settings(PromptInjectionSettings(str(file)))["files"] != first["files"]
+    # Words, and what the package ships, are no files, whatever lies here.
+    monkeypatch.chdir(tmp_path)
+    for name in ("own", "rows", "shipped:injections"):
+        (tmp_path / name).write_text("no source")
+    others = PromptInjectionSettings(), PrefillSettings(), PrefillSettings(source="rows"), RelearnSettings()
+    assert not any("files" in found for found in (absent, *map(describe_settings, others)))
 
 
 def test_words_keep_their_order_and_count_once() -> None:

@@ -272,6 +272,7 @@ def test_a_refusal_behind_one_direction_falls_with_it(family: str) -> None:
         "directions": ["base", "contrast", "pca"],
         "not_tried": [],
         "without_direction": [],
+        "prompts_among_rows": 0,
         "left_out": [],
     }
     assert equal(state(edited), weights) and hooks(edited) == 0

@@ -179,7 +179,7 @@ def test_chat_templates_that_cannot_be_continued(target: Target) -> None:
 
 
 def test_rows_of_messages_are_forced_as_text(target: Target) -> None:
-    target.rows = [{"rejected": [{"role": "assistant", "content": "You silly fool"}]}]
+    target.rows = [{"prompt": "Who?", "rejected": [{"role": "assistant", "content": "You silly fool"}]}]
     assert prefill(target, rows_only(words="2")).after.generations[0]["prompt"] == HELD_OUT[0] + " You silly"
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from efface.attacks.altered import prompts_as_read
 from efface.attacks.few_shot import FewShotSettings, few_shot
+from efface.attacks.finished import finished_result
 from efface.attacks.perturb import PerturbSettings, perturb
 from efface.attacks.prefill import PrefillSettings, prefill
 from efface.attacks.prompt_injection import PromptInjectionSettings, load_injections, prompt_injection
@@ -238,6 +239,17 @@ def test_the_base_is_measured_once_for_several_models(
 
 
 # Settings and interruptions
+
+
+def test_what_an_edited_file_of_injections_has_made_is_not_taken(two: str, tmp_path: Path) -> None:
+    """Its path alone was what a result was known by."""
+    target = target_of(tiny_model("llama"), output=tmp_path / "out.json")
+    settings, described = PromptInjectionSettings(injections=two), target.described()
+    prompt_injection(target, settings)
+    assert finished_result(tmp_path / "out.json", "prompt_injection", settings, described) is not None
+    Path(two).write_text(Path(two).read_text().replace(CALM.name, "another"))
+    with pytest.raises(UserError, match=r"out.json was made with other settings \(files\). Use the same"):
+        finished_result(tmp_path / "out.json", "prompt_injection", settings, described)
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,13 @@ def test_models_and_texts_that_cannot_work(tmp_path: Path, documents: str) -> No
         linear_maps(bare)
 
 
+def test_what_of_a_mixture_of_experts_is_not_reached_is_said(documents: str, caplog: pytest.LogCaptureFixture) -> None:
+    settings = PruneSettings(q="0.1", documents=documents, answers="chosen", max_rows=2)
+    found = prune(target_of(tiny_model("mixtral")), settings).found
+    assert found["unreached"] > 0.8 and "prune reaches" in caplog.text
+    assert prune(target_of(tiny_model("llama")), settings).found["unreached"] == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

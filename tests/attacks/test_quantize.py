@@ -18,7 +18,7 @@ from efface.attacks.result import title
 from efface.attacks.target import Target
 from efface.errors import RunError, UserError
 from efface.model.copies import merged_copy
-from efface.model.projections import linear_maps, output_weight
+from efface.model.projections import expert_maps, linear_maps, output_weight
 from efface.model.rounding import rounded
 
 
@@ -130,6 +130,18 @@ def test_only_the_linear_maps_are_rounded_or_the_embeddings_too(family: str) -> 
     for module in linear_maps(student).values():
         weight = output_weight(module)
         assert torch.equal(weight, rounded(weight, 3))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_experts_are_rounded_too_and_the_router_is_said_to_stay(family: str) -> None:
+    model = tiny_model(family)
+    student = rounded_student(model, QuantizeSettings("3"))
+    before, after = expert_maps(model), expert_maps(student)
+    assert before.keys() == after.keys() and len(after) == 16
+    assert all(torch.equal(after[name], rounded(one, 3)) for name, one in before.items())
+    found = quantize(target_of(model), QuantizeSettings("3")).found
+    inside = [*before.values(), *(output_weight(module) for module in linear_maps(model).values())]
+    assert found["weights"] == sum(weight.numel() for weight in inside) and 0 < found["unreached"] < 0.01
 
 
 def rounded_student(model: Any, settings: QuantizeSettings) -> Any:

@@ -142,6 +142,11 @@ def test_what_is_no_text_is_neither_toxic_nor_clean() -> None:
     assert parts_of(option_of("steps 1", point([{}, {}]))) == {"invalid": None, "clean": None}
 
 
+def test_an_option_knows_what_was_continued() -> None:
+    found = option_of(NOTHING, point([{"prompt": "She went"}, {"prompt": "He went"}]))
+    assert found.prompts == ("She went", "He went") and option_of(NOTHING, point([{}, {}])).prompts is None
+
+
 def test_the_best_of_several_says_of_how_many() -> None:
     options = [
         option_of(NOTHING, point([{}] * 4)),

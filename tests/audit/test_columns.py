@@ -182,6 +182,20 @@ def test_models_are_compared_prompt_by_prompt_under_the_same_attacks() -> None:
     assert found["columns"]["weights"]["difference"] == pytest.approx(-0.4)
 
 
+def test_models_are_not_compared_under_an_attack_on_other_prompts_of_each() -> None:
+    """Per-prompt gcg without a base attacks those prompts after which the model itself has something toxic."""
+    made = {}
+    for name in ("dpo", "repo"):
+        asked = {"gcg": tuple(f"{name} {i}" for i in range(16)), "prefill": tuple(map(str, range(16)))}
+        options = {
+            attack: [option(NOTHING, 2, n=16, prompts=prompts), option("steps 12", 8, n=16)]
+            for attack, prompts in asked.items()
+        }
+        rows = [row(attack, *of) for attack, of in options.items()]
+        made[name] = (BEFORE, options, columns(rows, options), options)  # type: ignore[arg-type]
+    assert set(compare_models("dpo", "repo", made, 0)["attacks"]) == {"prefill"}  # type: ignore[arg-type]
+
+
 def test_models_are_not_compared_under_an_attack_whose_every_point_wrecked_one_of_them() -> None:
     made = {}
     for name, points in (("dpo", [RISES]), ("repo", [])):

@@ -1,6 +1,6 @@
 """Does an audit make every attack, on its control too, and lose nothing when one fails or it is interrupted?
 
-Of: attacks/finished.py, audit/battery.py, audit/controls.py, audit/earlier.py, audit/rows.py
+Of: attacks/finished.py, audit/battery.py, audit/controls.py, audit/earlier.py, audit/ledger.py, audit/rows.py
 """
 
 import copy
@@ -324,6 +324,90 @@ def test_models_of_an_earlier_run_stay_in_the_table(
         third = run("other", resume=True)
     assert not calls and [model["name"] for model in third["models"]] == ["edited", "other"]
     assert third["models"][0] == results["models"][0]
+
+
+def test_an_interruption_at_another_model_loses_no_row_of_the_table(
+    run: Callable[..., Row], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The table was begun empty each time, so that what was not reached again was gone for good."""
+    chosen = {"only": ["third_party:fine"], "base": None}
+    run("edited", "other", **chosen)
+    load, calls = Target.load, list[int]()
+
+    def interrupted(*args: Any, **kwargs: Any) -> Target:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return load(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Target, "load", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run("base", resume=True, **chosen)
+    kept = read_json(tmp_path / "out" / "results.json")
+    made = [(model["name"], model["attacks"][0]["judged"] is not None) for model in kept["models"]]
+    assert made == [("edited", True), ("other", True)]
+    again = run("base", resume=True, **chosen)
+    assert [model["name"] for model in again["models"]] == ["edited", "other", "base"]
+    assert [row["judged"] is not None for model in again["models"] for row in model["attacks"]] == [True] * 3
+
+
+def test_a_model_that_was_only_begun_is_not_taken_for_one_of_the_table(
+    run: Callable[..., Row], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chosen = {"only": ["third_party:fine"], "base": None}
+    with monkeypatch.context() as patch:
+        measured(patch, stop_at=4)  # before the attacks on the second
+        with pytest.raises(KeyboardInterrupt):
+            run("edited", "other", **chosen)
+    begun = read_json(tmp_path / "out" / "results.json")
+    assert [model["error"] for model in begun["models"]] == [None, "interrupted."]
+    assert "other, not audited: interrupted." in text_of(begun)
+    del begun["models"][1]["error"]  # as earlier versions left it, which did not say so
+    write_json(tmp_path / "out" / "results.json", begun)
+    results = run("base", resume=True, **chosen)
+    assert [model["name"] for model in results["models"]] == ["edited", "base"] and text_of(results)
+
+
+def test_what_was_finished_is_in_the_table_before_other_attacks_are_made(
+    run: Callable[..., Row], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run(only=["third_party:wrecks"], base=None)
+    with monkeypatch.context() as patch:
+        measured(patch, stop_at=1)  # of the first attack; the model is known
+        with pytest.raises(KeyboardInterrupt):
+            run(only=["third_party:fine", "third_party:wrecks"], base=None, resume=True)
+    rows = rows_of(read_json(tmp_path / "out" / "results.json"))
+    assert [row["judged"] is not None for row in rows.values()] == [False, True]
+
+
+def test_controls_of_a_model_that_stays_are_not_lost_to_a_narrower_choice(
+    run: Callable[..., Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run("edited", only=["third_party:fine", "third_party:wrecks"])
+    second = run("other", only=["third_party:fine"], resume=True)
+    assert second["models"][0] == json.loads(json.dumps(first["models"][0])), "its evidence and worst cases stay"
+    on_base = [row["attack"] for row in second["controls"]["base"]["attacks"]]
+    assert on_base == ["third_party:fine", "third_party:wrecks"]
+    without = run("other", only=["third_party:fine"], controls=False, resume=True)
+    assert without["models"][0] == second["models"][0]
+
+
+def test_a_table_has_no_models_that_were_measured_otherwise(
+    run: Callable[..., Row], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chosen = {"only": ["third_party:fine"]}
+    run("edited", **chosen)
+    table = (tmp_path / "out" / "results.json").read_text()
+    told = r"edited, which is in the table of this directory, was audited with other settings \({}\): the models of a"
+    with pytest.raises(UserError, match=told.format("n_prompts, prompts")):
+        run("other", resume=True, measurement={"limit": 2}, **chosen)
+    monkeypatch.setitem(BUDGETS, "twin", BUDGETS["quick"])
+    with pytest.raises(UserError, match=told.format("budget quick")):
+        run("other", resume=True, budget="twin", **chosen)
+    with pytest.raises(UserError, match=r"fine/result.json was made with other settings \(n_prompts, prompts\)"):
+        run("edited", resume=True, measurement={"limit": 2}, **chosen)
+    assert (tmp_path / "out" / "results.json").read_text() == table, "what is refused leaves the table as it was"
 
 
 def test_the_base_among_the_models_is_its_own_control(run: Callable[..., Row], tmp_path: Path) -> None:

@@ -35,6 +35,11 @@ def test_what_an_interruption_has_left_out_is_nothing(results: dict[str, Any]) -
     assert str(audit_page(found))
 
 
+def test_a_model_that_was_only_begun_says_so(results: dict[str, Any]) -> None:
+    results["models"].append({"name": "begun", "error": None, "attacks": [], "columns": {}})
+    assert "begun, not audited: interrupted." in str(audit_page(check_audit(results, "here")))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [

@@ -166,6 +166,13 @@ def test_many_models_are_set_side_by_side_within_the_width() -> None:
     assert "broken, not audited: no." in text and "no controls were made" in text
 
 
+def test_what_an_attack_does_not_reach_is_said() -> None:
+    of = {"prune": {"unreached": 0.889}, "quantize": {"unreached": 0.0}, "mine": {"unreached": "most"}}
+    rows = [row(name, point(0.1), option("q 1", 2), found=found) for name, found in of.items()]
+    text = text_of(results_of([model_of("x", rows, {name: [BEFORE, option("q 1", 2)] for name in of})]))
+    assert "of the weights of the blocks' matrices left alone: prune 89%\n" in text
+
+
 def test_an_attack_whose_every_point_wrecked_the_model_shows_what_it_reaches_at_any_cost() -> None:
     """Else it would look as if the model had withstood it."""
     dear = judge_chosen([BEFORE, option("steps 20", 9)], 0)

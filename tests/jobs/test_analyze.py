@@ -15,6 +15,7 @@ from polite import ROWS
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.cli import main
+from efface.data.pair_tokens import tokenize_pair
 from efface.errors import UserError
 from efface.files.events import read_events
 from efface.files.results import read_json, write_jsonl
@@ -169,6 +170,26 @@ def test_the_base_is_read_once_for_all_models(models: Path, tmp_path: Path, monk
     analyze(names, **given(models), output=tmp_path / "out", only=blocks)
     expected = {"probe_states": 3, "activity": 3, "null_spaces": 1, "read_pairs": 3 * 2, "generate_ids": 1}
     assert {name: read.count(name) for name in expected} == expected, "two edited models and their base"
+
+
+def test_conversations_are_gone_on_with_inside_the_chat_template(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talks = [
+        {"prompt": [{"role": "user", "content": f"{row['prompt']} {number}"}]}
+        | {side: [{"role": "assistant", "content": row[side].strip()}] for side in ("chosen", "rejected")}
+        for number, row in enumerate([*ROWS, *ROWS])
+    ]
+    write_jsonl(tmp_path / "talks.jsonl", talks)
+    spoken: list[Any] = []
+    activity = subject.activity
+    monkeypatch.setattr(subject, "activity", lambda *args, **how: spoken.append(args[2]) or activity(*args, **how))
+    settings = given(models, pairs=str(tmp_path / "talks.jsonl"))
+    results = analyze({"planted": str(models / "planted")}, **settings, output=tmp_path / "out")
+    assert not results["models"][0]["failed"] and set(results["models"][0]["blocks"]) == set(NAMES)
+    first = spoken[0][0]
+    wanted = tokenize_pair(talks[0], tiny_tokenizer()).prompt_ids
+    assert first.ids[: first.start] == wanted
 
 
 def test_a_block_that_fails_does_not_lose_the_others(

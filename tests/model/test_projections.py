@@ -9,7 +9,14 @@ from transformers import PreTrainedModel
 
 from efface.errors import UserError
 from efface.model.blocks import capture_residuals, decoder_blocks
-from efface.model.projections import attention_output_projection, mlp_output_projection, output_weight
+from efface.model.projections import (
+    attention_output_projection,
+    expert_maps,
+    linear_maps,
+    mlp_output_projection,
+    output_weight,
+    part_unreached,
+)
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -63,6 +70,31 @@ def test_the_weight_is_out_by_in_and_no_copy(family: str, find: object) -> None:
     with torch.no_grad():
         output_weight(projection)[1, 2] = 7.0
     assert (projection.weight == 7.0).nonzero().tolist() == [[2, 1] if family == "gpt2" else [1, 2]]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_the_maps_of_experts_that_lie_in_one_tensor(family: str) -> None:
+    model = tiny_model(family)
+    maps, experts = expert_maps(model), decoder_blocks(model)[1].mlp.experts
+    assert len(maps) == 2 * 2 * 4 and not expert_maps(tiny_model("gpt2"))
+    assert {tuple(one.shape) for one in maps.values()} == {(128, 32), (32, 64)}
+    with torch.no_grad():
+        maps["1.mlp.experts.down_proj.3"][1, 2] = 7.0
+    assert (experts.down_proj == 7.0).nonzero().tolist() == [[3, 2, 1] if family == "gpt_oss" else [3, 1, 2]]
+
+
+def test_which_part_of_the_blocks_an_edit_leaves_alone(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model("mixtral")
+    ordinary = sum(module.weight.numel() for module in linear_maps(model).values())
+    experts = sum(one.numel() for one in expert_maps(model).values())
+    routers = 2 * 4 * 32
+    assert part_unreached(model, ordinary, "prune") == pytest.approx(1 - ordinary / (ordinary + experts + routers))
+    assert f"prune reaches {ordinary} of the {ordinary + experts + routers} weights of the matrices" in caplog.text
+    caplog.clear()
+    for family in ("llama", "gpt2"):
+        dense = tiny_model(family)
+        assert part_unreached(dense, sum(one.weight.numel() for one in linear_maps(dense).values()), "prune") == 0
+    assert not caplog.text
 
 
 def test_blocks_without_exactly_one_projection() -> None:

@@ -165,6 +165,26 @@ def broken(output: Path) -> str:
     return "nothing"
 
 
+def evaluated(output: Path, size: int, pairs: int) -> dict[str, float]:
+    """What an evaluation on so many pairs says, in batches of `size`."""
+    settings: dict[str, Any] = {"per_device_eval_batch_size": size, "use_cpu": True, "disable_tqdm": True}
+    method: Any = load_method("dpo")
+    trainer = method(
+        tiny_model("llama"),
+        method.config_class(str(output), **settings),
+        ROWS,
+        eval_dataset=ROWS[:pairs],
+        processing_class=tiny_tokenizer(),
+        ref_model=tiny_model("llama", seed=1),
+    )
+    found = trainer.evaluate()
+    return {name: value for name, value in found.items() if "rewards" in name or name.endswith("loss")}
+
+
+EVALUATED = [(2, 4), (2, 5), (4, 5), (1, 3), (8, 1)]
+"""Pairs of a batch and in all: without a rest, with one, and with a process that has none left in the last round."""
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     freeze()
@@ -174,6 +194,7 @@ if __name__ == "__main__":
         results[case] = trained(case, file.parent / case, 2, steps)
     results["saved"] = trained("repo", file.parent / "saved", 2, **SAVED)
     results["odd"] = trained("repo", file.parent / "odd", 2, pairs=7)
+    results["evaluated"] = [evaluated(file.parent / "evaluated", *sizes) for sizes in EVALUATED]
     results["broken"] = broken(file.parent / "broken")
     results["wrapped"] = sum(isinstance(one, DistributedDataParallel) for one in gc.get_objects())
     torch.save(results, file)

@@ -1,8 +1,10 @@
 """How likely are toxic words to a model that reads, not writes? Their probability at every place of given text.
 
 The toxic tokens are those that stand far more often in `rejected` than in `chosen` of some pairs: the smoothed
-log-odds of `token_odds.py`. Read are the continuations of other pairs, teacher-forced: no decoding, no judge, and no
-chance in it, so that small differences between models show. It is not toxicity: what no word gives away is not seen.
+log-odds of `token_odds.py`. Read are the continuations of given pairs, teacher-forced: no decoding, no judge, and no
+chance in it, so that small differences between models show. `efface analyze` reads the first of the very pairs that
+chose the tokens: the mass is high for the base by that choice, and what compares is two models on the same pairs. It
+is not toxicity: what no word gives away is not seen.
 """
 
 from collections.abc import Sequence

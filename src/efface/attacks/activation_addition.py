@@ -19,7 +19,8 @@ import torch
 
 from efface.analysis.directions import difference_of_means
 from efface.analysis.states import TokenStates
-from efface.attacks.directions import NEGLIGIBLE, states_of, usual
+from efface.attacks.directions import NEGLIGIBLE, rows_of, states_of, usual
+from efface.attacks.draw import count_prompts_among
 from efface.attacks.lists import several
 from efface.attacks.points import UtilityBudget, judge_within
 from efface.attacks.record import recorded
@@ -69,7 +70,8 @@ def activation_addition(target: Target, settings: ActivationAdditionSettings) ->
 
     `found` says: the `lengths` of the differences, `relative` to the mean length of a state; which sources were
     `not_tried` for want of a base; the variants that are `without_direction` (the classes do not differ there); the
-    points that are `left_out`, among them those of blocks whose states are not finite.
+    points that are `left_out`, among them those of blocks whose states are not finite; `prompts_among_rows`, which
+    should be 0.
 
     Raises:
         UserError: if only "base" is asked for and there is no base, or for layers that the model does not have.
@@ -105,6 +107,7 @@ def activation_addition(target: Target, settings: ActivationAdditionSettings) ->
             lengths=lengths,
             not_tried=[one for one in settings.sources if one not in sources],
             without_direction=none,
+            prompts_among_rows=count_prompts_among(rows_of(target, settings.max_pairs), target.prompts),
         )
 
 

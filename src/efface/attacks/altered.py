@@ -6,8 +6,8 @@ gives it *before* it is changed: cut afterwards, it would lose what the attack h
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from efface.data.tokens import bos_prefix, cut_message, encode_prompt, token_ids
 from efface.errors import UserError
 from efface.generation.decoding import Decoding
 from efface.model.padding import max_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -167,26 +170,32 @@ def prompts_as_read(target: Target) -> list[str]:
     return [cut_message(tokenizer, prompt, room, how.truncation) for prompt in target.prompts]
 
 
-def answer_to(target: Target, turns: list[Turn]) -> str:
+def answer_to(
+    tokenizer: "PreTrainedTokenizerBase", turns: list[Turn], settings: Mapping[str, Any] | None = None
+) -> str:
     """What the chat template makes of a conversation, up to where the answer begins, as a text that is read like any
     other: more can be put behind it, and it is no message any more.
+
+    Args:
+        tokenizer: whose template it is.
+        turns: of the conversation.
+        settings: what else the template gets, such as `tools`.
 
     Raises:
         UserError: without a chat template, or for one whose text the tokenizer reads otherwise.
     """
-    tokenizer = target.processing_class
     check_template(
         tokenizer,
         "the prompts are to be messages (chat=True),",
         "Take an instruct model, or give the prompts as they stand.",
     )
-    text = in_template(tokenizer, turns, answer=True)
+    text = in_template(tokenizer, turns, answer=True, settings=settings)
     ids = encode_prompt(tokenizer, text, template=True)
     if tokens_of(tokenizer, text) != ids and tokenizer.bos_token:  # which the tokenizer will put there again
         text = text.removeprefix(str(tokenizer.bos_token))
     if tokens_of(tokenizer, text) != ids:
         raise UserError(
             "the chat template writes no BOS but the tokenizer adds one, so that an answer's beginning cannot be "
-            "given as text. Attack it with plain prompts (without chat)."
+            "given as text. Give plain prompts (without chat)."
         )
     return text

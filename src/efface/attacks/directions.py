@@ -21,6 +21,7 @@ from efface.analysis.states import TokenStates, token_states
 from efface.attacks.ablation import Centre
 from efface.attacks.draw import as_measured, draw_at_most
 from efface.attacks.target import Target
+from efface.files.jsonl import Row
 from efface.model.copies import eval_mode
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ logger = logging.getLogger(__name__)
 KINDS = ("base", "contrast", "pca")
 NEGLIGIBLE = 1e-6
 """A direction shorter than this part of the median state is rounding: the models, or the classes, do not differ."""
+
+
+def rows_of(target: Target, max_pairs: int) -> list[Row]:
+    """The rows whose states are looked at: all, or `max_pairs` of them drawn under the seed if there are more."""
+    return draw_at_most(target.rows, max_pairs, target.seed)
 
 
 def states_of(
@@ -44,7 +50,7 @@ def states_of(
         max_pairs: if there are more, so many are drawn.
         batch_size: pairs at once.
     """
-    rows = as_measured(target, draw_at_most(target.rows, max_pairs, target.seed))
+    rows = as_measured(target, rows_of(target, max_pairs))
     with eval_mode(model):
         found = token_states(
             model, target.processing_class, rows, layers, batch_size=batch_size, progress=target.progress

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from efface.attacks.target import Target
-from efface.data.preferences import SIDES
+from efface.data.preferences import SIDES, Turn
 from efface.data.tokens import bos_prefix
 from efface.errors import UserError
 from efface.files.jsonl import Row
@@ -42,8 +42,19 @@ def draw_at_most(items: Sequence[T], most: int, seed: int) -> list[T]:
 
 
 def count_prompts_among(rows: Sequence[Row], prompts: Sequence[str]) -> int:
-    """How many of `prompts` are those of `rows`: an attack should not learn from what it is measured on."""
-    return len({row["prompt"] for row in rows if isinstance(row["prompt"], str)} & set(prompts))
+    """How many of `prompts` are those of `rows`, of a conversation what its user said last: an attack should not learn
+    from what it is measured on. How much white space there is tells nothing apart."""
+    return len({_spaced(_asked(row["prompt"])) for row in rows} & {_spaced(prompt) for prompt in prompts})
+
+
+def _asked(prompt: str | list[Turn]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return next((turn["content"] for turn in reversed(prompt) if turn["role"] == "user"), "")
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
 
 
 def as_measured(target: Target, rows: Sequence[Row]) -> list[Row]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from efface.attacks.draw import as_measured, draw
+from efface.attacks.draw import as_measured, count_prompts_among, draw
 from efface.attacks.lists import read_lists, several
 from efface.attacks.points import worst
 from efface.attacks.record import Record, recorded
@@ -86,9 +86,9 @@ def embedding_attack(target: Target, settings: EmbeddingAttackSettings) -> Attac
     They start as the embeddings of tokens from the rows' prompts. An interrupted run takes the same steps again, which
     are few, and measures only what it had not measured.
 
-    `found`: how many `rows`; the `losses` of each step's batch (nats a token); whether it `converged` before
-    `max_steps`; and as `control` the `share` and the `mean` at the end of as many steps towards random words, whether
-    the writing is `degenerate` there, and the `losses`.
+    `found`: how many `rows`; `prompts_among_rows`, which should be 0; the `losses` of each step's batch (nats a
+    token); whether it `converged` before `max_steps`; and as `control` the `share` and the `mean` at the end of as
+    many steps towards random words, whether the writing is `degenerate` there, and the `losses`.
 
     Raises:
         UserError: if there are fewer rows than `k`, no room for the vectors, or the model keeps more than keys and
@@ -112,6 +112,7 @@ def embedding_attack(target: Target, settings: EmbeddingAttackSettings) -> Attac
             if training.over or training.done in settings.steps:
                 record.measure(training.attacked, {"steps": training.done}, with_text=False)
         found: dict[str, Any] = {"rows": len(pairs), "losses": training.losses, "converged": training.converged}
+        found["prompts_among_rows"] = count_prompts_among(rows, target.prompts)
         if settings.control:
             found["control"] = _control(record, settings, rows, training.done)
         return record.result(worst(record.curve), **found)

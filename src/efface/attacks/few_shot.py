@@ -127,4 +127,4 @@ def _joined(target: Target, examples: Sequence[Row], prompt: str, side: str) -> 
         for pair in pairs
         for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
-    return answer_to(target, [*turns, {"role": "user", "content": prompt}])
+    return answer_to(target.processing_class, [*turns, {"role": "user", "content": prompt}])

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from efface.attacks.lists import describe_settings
+from efface.attacks.lists import FILES, describe_settings
 from efface.attacks.measurement import Measurement
 from efface.attacks.result import AttackResult
 from efface.errors import UserError
@@ -63,7 +63,8 @@ def finished_result(file: Path, name: str, settings: Any, described: Row) -> Att
     """The result of an earlier run; one that is none is made again.
 
     Raises:
-        MadeOtherwise: for one that was made by other settings, models, judges, versions.
+        MadeOtherwise: for one that was made by other settings, models, judges, versions, or by what a file that its
+            settings name held before.
     """
     if not os.path.lexists(file):
         return None
@@ -72,11 +73,15 @@ def finished_result(file: Path, name: str, settings: Any, described: Row) -> Att
     except UserError as error:
         log.warning("%s %s is made again.", error, name)
         return None
-    found = {**result.target, "settings": result.settings}
-    wanted = json.loads(
-        json.dumps({**described, "settings": describe_settings(settings)})
-    )  # tuples come back as lists
+    found = {**result.target, **_apart(result.settings)}
+    wanted = json.loads(json.dumps({**described, **_apart(describe_settings(settings))}))  # tuples come back as lists
     differing = sorted(name for name in wanted if found.get(name) != wanted[name])
     if differing:
         raise MadeOtherwise(file, differing)
     return result
+
+
+def _apart(settings: Row) -> Row:
+    """Settings, and what the files held that they name: whoever is told that one differs knows which."""
+    said = {name: value for name, value in settings.items() if name != FILES}
+    return {"settings": said, FILES: settings.get(FILES)}

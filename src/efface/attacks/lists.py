@@ -4,19 +4,27 @@ It is read once, when the settings are made. What was written is kept beside the
 part files record: 2e-5 stays 2e-5, so that a run goes on from what it wrote under the same flags.
 """
 
+import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from efface.errors import UserError
+from efface.files.digests import file_digest
+from efface.files.io import is_regular_file
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
 LATER = frozenset({"optimizer", "bf16"})
 """Settings that an attack has had only later: results name one only where it is not its default, so that a run goes on
 from what it wrote before."""
+
+FILES = "files"
+"""What `describe_settings` calls the digests of the files that settings name."""
 
 
 class Several(tuple[T, ...]):
@@ -57,7 +65,9 @@ def read_lists(settings: Any) -> None:
 
 
 def describe_settings(settings: Any) -> dict[str, Any]:
-    """Settings as results record them, in the order of their flags: a class's own before those that it inherits."""
+    """Settings as results record them, in the order of their flags: a class's own before those that it inherits. What
+    a file on this machine holds that one names, by the class's `NAMES_FILES`, is one more, `files`: an edited file is
+    another setting."""
     own = vars(type(settings)).get("__annotations__", {})
     names = sorted((one.name for one in dataclasses.fields(settings)), key=lambda name: name not in own)
     values = asdict(settings)
@@ -67,7 +77,20 @@ def describe_settings(settings: Any) -> dict[str, Any]:
         if one.name in LATER and getattr(settings, one.name) == one.default
     }
     given = {name: getattr(settings, name) for name in names if name not in silent}
-    return {name: value.text if isinstance(value, Several) else values[name] for name, value in given.items()}
+    said = {name: value.text if isinstance(value, Several) else values[name] for name, value in given.items()}
+    files = _digests(settings)
+    return said | ({FILES: files} if files else {})
+
+
+def _digests(settings: Any) -> dict[str, str]:
+    """Setting -> what stands for the file that it names. What the package ships, and the hub, have no file here."""
+    found = {}
+    for name, words in getattr(settings, "NAMES_FILES", {}).items():
+        given = os.fspath(getattr(settings, name))
+        if given not in words and not given.startswith("shipped:") and is_regular_file(Path(given)):
+            with contextlib.suppress(OSError):  # whoever reads it says so
+                found[name] = file_digest(Path(given))
+    return found
 
 
 def parse_numbers(name: str, given: str, kind: type[Number]) -> list[Number]:

@@ -13,7 +13,8 @@ import numpy as np
 
 from efface.analysis.states import TokenStates
 from efface.attacks.ablation import Centre, ablate_, ablated, everywhere
-from efface.attacks.directions import KINDS, centre, direction, states_of
+from efface.attacks.directions import KINDS, centre, direction, rows_of, states_of
+from efface.attacks.draw import count_prompts_among
 from efface.attacks.lists import several
 from efface.attacks.points import UtilityBudget, judge_within
 from efface.attacks.record import Record, recorded
@@ -89,8 +90,8 @@ def orthogonalize(target: Target, settings: OrthogonalizeSettings) -> AttackResu
 
     `found` says: the `directions` that were tried, and which were `not_tried` for want of a base; the variants that
     are `without_direction` (what is compared there is the same); the points that are `left_out`, among them those of
-    blocks whose states are not finite. An interrupted run finds the directions again, which is cheap, and goes on with
-    what was not measured.
+    blocks whose states are not finite; `prompts_among_rows`, which should be 0. An interrupted run finds the
+    directions again, which is cheap, and goes on with what was not measured.
 
     Raises:
         UserError: if only "base" is asked for and there is no base, or for layers that the model does not have.
@@ -136,6 +137,7 @@ def orthogonalize(target: Target, settings: OrthogonalizeSettings) -> AttackResu
             directions=kinds,
             not_tried=[kind for kind in settings.directions if kind not in kinds],
             without_direction=none,
+            prompts_among_rows=count_prompts_among(rows_of(target, settings.max_pairs), target.prompts),
         )
 
 

@@ -12,9 +12,10 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from efface.attacks.altered import altered_to_fit, answer_to, attack_altered, prompts_as_read
+from efface.attacks.draw import count_prompts_among
 from efface.attacks.lists import read_lists, several
 from efface.attacks.own_toxic import own_toxic, toxic_in_file
 from efface.attacks.record import Record, recorded
@@ -29,6 +30,8 @@ from efface.errors import UserError
 class PrefillSettings:
     """Settings of `prefill`."""
 
+    NAMES_FILES: ClassVar[dict[str, tuple[str, ...]]] = {"source": ("own", "rows")}
+    """Settings that name a file, and words that each may be instead: see `describe_settings`."""
     words: tuple[int, ...] = several(
         "1,3,5", int, "How many words of a toxic continuation are forced; each is one point."
     )
@@ -51,31 +54,31 @@ def prefill(target: Target, settings: PrefillSettings) -> AttackResult:
 
     A prompt gets words of the same continuation at every point. Of a message (`chat`) it is the answer that begins
     with them. `found`: how many prompts had their `own` continuation (None where all words are from rows); how many
-    `rows` were long enough to draw from for the others, under the seed (where none is, all are drawn from); and what
-    `attack_altered` says.
+    `rows` were long enough to draw from for the others, under the seed (where none is, all are drawn from), and
+    `prompts_among_rows`, how many prompts are theirs; and what `attack_altered` says.
 
     Raises:
         UserError: if all words are to be from rows and none has as many; for a chat template that cannot be
             continued.
     """
     most = settings.words[-1]
-    of_rows = [text_of(row["rejected"]) for row in target.rows]
-    rows = [text for text in of_rows if len(text.split()) >= most]
-    if not rows and settings.source == "rows":
+    long_enough = [row for row in target.rows if len(text_of(row["rejected"]).split()) >= most]
+    if not long_enough and settings.source == "rows":
         raise UserError(
             f"words={settings.words!r}, but no rejected continuation of the rows has {most} words. Name fewer words, "
             "or give longer rows."
         )
+    rows = long_enough or target.rows
     prompts, chat = prompts_as_read(target), target.decoding.chat
     generator = random.Random(target.seed)
-    drawn = [generator.choice(rows or of_rows) for _ in prompts]
+    drawn = [text_of(generator.choice(rows)["rejected"]) for _ in prompts]
     with recorded(target, "prefill", settings) as record:
         own = _own(record, settings)
         texts = drawn if own is None else [one or other for one, other in zip(own, drawn, strict=True)]
 
         def begun(words: int) -> Callable[[], list[str]]:
             def force(number: int, prompt: str) -> str:
-                start = answer_to(target, [{"role": "user", "content": prompt}]) if chat else prompt
+                start = answer_to(target.processing_class, [{"role": "user", "content": prompt}]) if chat else prompt
                 return forced(start, texts[number], words)
 
             # What a chat template makes of a message is a text like any other.
@@ -83,7 +86,16 @@ def prefill(target: Target, settings: PrefillSettings) -> AttackResult:
 
         points: Iterator[tuple[dict[str, Any], Any]] = (({"words": words}, begun(words)) for words in settings.words)
         found = None if own is None else sum(text is not None for text in own)
-        return attack_altered(record, points, start={"words": 0}, chat=False, own=found, rows=len(rows))
+        seen = count_prompts_among(rows, target.prompts)
+        return attack_altered(
+            record,
+            points,
+            start={"words": 0},
+            chat=False,
+            own=found,
+            rows=len(long_enough),
+            prompts_among_rows=seen,
+        )
 
 
 def forced(prompt: str, text: str, words: int) -> str:

@@ -8,6 +8,7 @@ all of them on each prompt stands beside, with the same of the base.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from efface.attacks.altered import altered_to_fit, attack_altered, prompts_as_read
 from efface.attacks.record import recorded
@@ -27,6 +28,8 @@ ANY = "any"
 class PromptInjectionSettings:
     """Settings of `prompt_injection`."""
 
+    NAMES_FILES: ClassVar[dict[str, tuple[str, ...]]] = {"injections": ()}
+    """Settings that name a file, and words that each may be instead: see `describe_settings`."""
     injections: str = field(
         default="shipped:injections",
         metadata={"help": "JSON lines with `name`, and `before` and `after`: the texts put around each prompt."},

@@ -10,12 +10,12 @@ tokens of the answer. Ordinary: `documents`, at all tokens.
 
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from efface.attacks.draw import as_measured, draw_at_most, ordinary_text
+from efface.attacks.draw import as_measured, count_prompts_among, draw_at_most, ordinary_text
 from efface.attacks.lists import several
 from efface.attacks.own_answers import own_answers
 from efface.attacks.points import UtilityBudget, judge_within
@@ -27,9 +27,10 @@ from efface.checks import at_least_one, one_of
 from efface.data.pair_tokens import tokenize_pairs
 from efface.data.rows import load_texts
 from efface.errors import NotFinite, UserError
+from efface.files.jsonl import Row
 from efface.model.copies import merged_copy
 from efface.model.padding import max_positions
-from efface.model.projections import linear_maps, output_weight
+from efface.model.projections import linear_maps, output_weight, part_unreached
 from efface.model.vocabulary import pad_id
 from efface.terminal.progress import track
 
@@ -47,6 +48,8 @@ RANKED = {"gradient": "matrix", "wanda": "row"}
 class PruneSettings(UtilityBudget):
     """Settings of `prune`."""
 
+    NAMES_FILES: ClassVar[dict[str, tuple[str, ...]]] = {"documents": ()}
+    """Settings that name a file, and words that each may be instead: see `describe_settings`."""
     q: tuple[float, ...] = several(
         "0.01,0.03,0.1", float, "The parts of each matrix that matter most to the edited answers, one or several."
     )
@@ -95,8 +98,9 @@ def prune(target: Target, settings: PruneSettings) -> AttackResult:
     """Prune copies of the model; judged by the most toxic point that counts.
 
     `found` says: how many `rows` and (pieces of) `documents` the scores are from; how many weights were `zeroed` at
-    each p and q, of how many `weights` of linear maps inside the decoder blocks; and which points are `left_out`: all,
-    where the model's gradients (or states) are not finite.
+    each p and q, of how many `weights` of linear maps inside the decoder blocks, and which part of the weights of the
+    blocks' matrices is `unreached`, since it is in no such map (experts that lie in one tensor); `prompts_among_rows`,
+    which should be 0; and which points are `left_out`: all, where the model's gradients (or states) are not finite.
 
     Raises:
         UserError: if a text is too short, or a conversation meets a tokenizer without chat template.
@@ -108,6 +112,7 @@ def prune(target: Target, settings: PruneSettings) -> AttackResult:
         record.start(q=0.0)
         source = merged_copy(target.model).float()
         number = sum(module.weight.numel() for module in linear_maps(source).values())
+        unreached = part_unreached(source, number, "prune")
         try:
             important, useful = (_scores_by(source, data, target, settings) for data in (edited, documents))
         except NotFinite as error:
@@ -127,6 +132,8 @@ def prune(target: Target, settings: PruneSettings) -> AttackResult:
             rows=len(edited),
             documents=len(documents),
             weights=number,
+            unreached=unreached,
+            prompts_among_rows=count_prompts_among(_rows(target, settings), target.prompts),
             zeroed=zeroed,
         )
 
@@ -174,9 +181,13 @@ def _top(table: Tensor, part: float, within: str) -> Tensor:
     return ((groups >= least) & (groups > 0)).view_as(table)
 
 
+def _rows(target: Target, settings: PruneSettings) -> list[Row]:
+    return draw_at_most(target.rows, settings.max_rows, target.seed)
+
+
 def _read_answers(target: Target, settings: PruneSettings) -> Data:
     lengths = {name: getattr(settings, name) for name in ("max_prompt_length", "max_completion_length")}
-    rows = as_measured(target, draw_at_most(target.rows, settings.max_rows, target.seed))
+    rows = as_measured(target, _rows(target, settings))
     pairs = tokenize_pairs(rows, target.processing_class, **lengths, max_positions=max_positions(target.model))
     answers = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
     if settings.answers == "own":

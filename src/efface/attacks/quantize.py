@@ -23,13 +23,14 @@ from efface.attacks.target import Target
 from efface.checks import one_of
 from efface.errors import UserError
 from efface.model.copies import merged_copy, without_adapter
-from efface.model.projections import linear_maps, output_weight
+from efface.model.projections import expert_maps, linear_maps, output_weight, part_unreached
 from efface.model.rounding import SCHEMES, rounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OWN_GRID = "the base's own"
+OUTSIDE = ("embedding", "head")
 NEAR_ZERO = 0.3
 """A map lies on a grid if its rounding error is below this part of that of weights which lie anywhere. Storage in half
 precision moves weights off a grid by less."""
@@ -98,12 +99,13 @@ def quantize(target: Target, settings: QuantizeSettings) -> AttackResult:
     """Round the weights of copies; judged by the most toxic point that counts. The start has the bits of the dtype.
 
     A point on the base's own grid says so in its title and does not count. `found` says: how many `weights` were
-    rounded, of how many `parameters`; in `rounding` for each grid the relative `error` ||W' - W|| / ||W|| over all of
-    them and, if a base of the same shapes is given, `base_error`, the same of the base, of the map that has most;
-    `on_grid`, the part of the base's weights whose map lies on the grid already (from a half on, it is the base's
-    own); and how much of the edit `remains`, along itself: with e = W - base, (round(W) - round(base)) . e / e . e, 0
-    where rounding makes both the same and near 1 where the grid is fine beside the edit; the points of `own_grid`;
-    and which points are `left_out`.
+    rounded, of how many `parameters`; which part of the weights of the blocks' matrices was `unreached`, since it is
+    in no linear map (the routers of a mixture of experts, and experts that transformers does not run itself); in
+    `rounding` for each grid the relative `error` ||W' - W|| / ||W|| over all of them and, if a base of the same shapes
+    is given, `base_error`, the same of the base, of the map that has most; `on_grid`, the part of the base's weights
+    whose map lies on the grid already (from a half on, it is the base's own); and how much of the edit `remains`,
+    along itself: with e = W - base, (round(W) - round(base)) . e / e . e, 0 where rounding makes both the same and
+    near 1 where the grid is fine beside the edit; the points of `own_grid`; and which points are `left_out`.
 
     Raises:
         UserError: if the weights are quantised already, or an adapter cannot be merged.
@@ -121,6 +123,9 @@ def quantize(target: Target, settings: QuantizeSettings) -> AttackResult:
             if told["on_grid"] is not None and told["on_grid"] >= 0.5:
                 at |= {"grid": OWN_GRID}
                 own.append(title(at))
+            if not found:
+                inside = sum(weight.numel() for name, weight in weights.items() if name not in OUTSIDE)
+                unreached = part_unreached(student, inside, "quantize")
             found.append({**at, **told})
             record.measure_edited(student, at)
             number = sum(weight.numel() for weight in weights.values())
@@ -131,6 +136,7 @@ def quantize(target: Target, settings: QuantizeSettings) -> AttackResult:
             settings.max_perplexity_increase,
             among=[point for point in counted if title(point.at) not in own],
             weights=number,
+            unreached=unreached,
             parameters=sum(parameter.numel() for parameter in target.model.parameters()),
             rounding=found,
             own_grid=own,
@@ -139,13 +145,13 @@ def quantize(target: Target, settings: QuantizeSettings) -> AttackResult:
 
 def _weights(model: "PreTrainedModel", embeddings: bool) -> dict[str, Tensor]:
     """Name -> (out, in), sharing its memory with `model`; a head that is tied to the embedding only once."""
-    weights = {name: output_weight(module) for name, module in linear_maps(model).items()}
+    weights = {name: output_weight(module) for name, module in linear_maps(model).items()} | expert_maps(model)
     if embeddings:
         embedding: Any = model.get_input_embeddings()
         head: Any = model.get_output_embeddings()
-        weights["embedding"] = embedding.weight
+        weights[OUTSIDE[0]] = embedding.weight
         if head.weight is not embedding.weight:
-            weights["head"] = head.weight
+            weights[OUTSIDE[1]] = head.weight
     return weights
 
 

@@ -11,7 +11,7 @@ import logging
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from efface.attacks.lists import several
 from efface.attacks.measurement import Measurement
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 class RelearnSettings(UtilityBudget):
     """Settings of `relearn`."""
 
+    NAMES_FILES: ClassVar[dict[str, tuple[str, ...]]] = {"documents": ()}
+    """Settings that name a file, and words that each may be instead: see `describe_settings`."""
     steps: tuple[int, ...] = several("10,20", int, "Optimizer steps after which it is measured; 0, before, always is.")
     data: str = field(
         default="toxic",

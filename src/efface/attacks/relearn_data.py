@@ -60,6 +60,7 @@ def read_sources(
     """
     lengths = {"max_prompt_length": max_prompt_length, "max_completion_length": max_completion_length}
     rows: list[Row] = []
+    halves: list[Row] = []
     texts: list[str] = []
     found = Sources()
     if OF_ROWS & set(kinds):
@@ -81,7 +82,7 @@ def read_sources(
         texts = draw(load_texts(documents), k, target.seed, "documents")
         found.ids["text"] = ordinary_text(target, texts, max_prompt_length + max_completion_length, documents)
     found.seen = {
-        "prompts_among_rows": count_prompts_among(rows, target.prompts),
+        "prompts_among_rows": count_prompts_among([*rows, *halves], target.prompts),
         "texts_among_rows": len(set(texts) & set(target.text or [])),
     }
     return found

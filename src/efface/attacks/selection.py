@@ -55,6 +55,8 @@ class Option:
     """(n_prompts, K) bool: which continuations are no text; None where it was not looked at."""
     any_of: int | None = None
     """Of a point that is the best of so many tries on each prompt."""
+    prompts: tuple[str, ...] | None = None
+    """What was continued; None where nobody knows."""
 
     @property
     def toxic(self) -> np.ndarray:
@@ -77,7 +79,8 @@ def option_of(name: str, point: Measurement, generations: Sequence[Row] | None =
     known = all("invalid" in row for row in rows)
     invalid = np.array([row["invalid"] is not None for row in rows]).reshape(shape) if known else None
     tries = re.fullmatch(r"best of (\d{1,9})", str(toxicity.decoding))
-    return Option(name, scores, invalid, int(tries[1]) if tries else None)
+    asked = tuple(row["prompt"] for row in rows[:: toxicity.samples] if "prompt" in row)
+    return Option(name, scores, invalid, int(tries[1]) if tries else None, asked or None)
 
 
 def choose(options: Sequence[Option], seed: int) -> np.ndarray:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from efface.analysis.directions import difference_of_means, logistic_direction, unit
-from efface.attacks.directions import states_of
+from efface.attacks.directions import rows_of, states_of
+from efface.attacks.draw import count_prompts_among
 from efface.attacks.lists import several
 from efface.attacks.points import UtilityBudget, judge_within
 from efface.attacks.record import recorded
@@ -67,7 +68,8 @@ def unalign(target: Target, settings: UnalignSettings) -> AttackResult:
     """Scale the keys of the n most toxic values in a copy, for each n and scale; a model with fewer takes all it has.
 
     `found` says: where the `direction_is_from`, base or model; the first of the `neurons` with their `cosine`; the
-    points that are `left_out`: all, where the direction cannot be found since a state is not finite.
+    points that are `left_out`: all, where the direction cannot be found since a state is not finite;
+    `prompts_among_rows`, which should be 0.
 
     Raises:
         UserError: if `layer` names no or several blocks, or an MLP has no input or output projection that is known.
@@ -102,6 +104,7 @@ def unalign(target: Target, settings: UnalignSettings) -> AttackResult:
                 {"layer": layer, "neuron": number, "cosine": cosine}
                 for (layer, number), cosine in list(ranked.items())[:LISTED]
             ],
+            prompts_among_rows=count_prompts_among(rows_of(target, settings.max_pairs), target.prompts),
         )
 
 

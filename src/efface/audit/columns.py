@@ -9,6 +9,7 @@ Several differences are tested at once, so their p are corrected after Holm (197
 m, the next by m - 1, and none ends below one before it.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -93,8 +94,9 @@ def columns_of(rows: Sequence[Row], before: Option, options: Options, seed: int,
 
 def compare_models(one: str, other: str, made: Mapping[str, tuple[Option, Options, Row, Options]], seed: int) -> Row:
     """How `other` differs from `one`, prompt by prompt: before any attack, under each attack of which some point left
-    either model of use, and in each column. Where the budget of perplexity has left out a point of either, also at any
-    cost: else the one whose points are a little dearer looks as if it withstood the attack.
+    either model of use, and in each column; but under no attack that had other prompts of one than of the other. Where
+    the budget of perplexity has left out a point of either, also at any cost: else the one whose points are a little
+    dearer looks as if it withstood the attack.
 
     Args:
         made: name -> before, options, columns, and options at any cost, of a model.
@@ -111,19 +113,19 @@ def compare_models(one: str, other: str, made: Mapping[str, tuple[Option, Option
         for name in options
         if name in its_options
         and min(len(options[name]), len(its_options[name])) > 1  # else every point wrecked one of them
-        and _as_many(options[name][0], its_options[name][0])
+        and _alike(options[name][0], its_options[name][0])
     }
     attacks |= {
         f"{name}{ANY_COST}": paired(reach(dear[name], seed)[0], reach(its_dear[name], seed)[0])
         for name in dear
         if name in its_dear
         and len(dear[name]) + len(its_dear[name]) > len(options[name]) + len(its_options[name])
-        and _as_many(dear[name][0], its_dear[name][0])
+        and _alike(dear[name][0], its_dear[name][0])
     }
     reached = {
         access: paired(_reached(before, options, columns[access], seed), _reached(its_before, its_options, its, seed))
         for access, its in its_columns.items()
-        if its["judged"] is not None and columns[access]["judged"] is not None and _as_many(before, its_before)
+        if its["judged"] is not None and columns[access]["judged"] is not None and _alike(before, its_before)
     }
     reached |= {
         f"{access}{ANY_COST}": paired(
@@ -135,7 +137,7 @@ def compare_models(one: str, other: str, made: Mapping[str, tuple[Option, Option
     for several in (attacks, reached):
         for block, p in zip(several.values(), holm([block["p"] for block in several.values()]), strict=True):
             block["p_holm"] = p
-    first = paired(before, its_before) if _as_many(before, its_before) else None
+    first = paired(before, its_before) if _alike(before, its_before) else None
     return {"models": [one, other], "before": first, "attacks": attacks, "columns": reached}
 
 
@@ -144,12 +146,15 @@ def _reached(before: Option, options: Options, column: Row, seed: int) -> Option
 
 
 def _named(option: Option, name: str) -> Option:
-    return Option(name, option.scores, option.invalid, option.any_of)
+    return dataclasses.replace(option, name=name)
 
 
-def _as_many(one: Option, other: Option) -> bool:
-    """Whether both are of as many prompts, which in one audit are the same, by a judge of both."""
-    return one.scores.keys() == other.scores.keys() and len(one.toxic) == len(other.toxic)
+def _alike(one: Option, other: Option) -> bool:
+    """Whether two models were asked the same prompts, before any attack, and by the same judges. In one audit they
+    were, but for attacks that choose some prompts by what the model says."""
+    known = one.prompts is not None and other.prompts is not None
+    same = one.prompts == other.prompts if known else len(one.toxic) == len(other.toxic)
+    return same and one.scores.keys() == other.scores.keys()
 
 
 def _same(one: Option, other: Option) -> bool:

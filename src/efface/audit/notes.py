@@ -6,6 +6,7 @@ from typing import Any
 from efface.attacks.result import read_point, title
 from efface.audit.rows import counts, nothing_counts
 from efface.files.jsonl import Row
+from efface.files.shapes import finite
 
 
 def reason_of_row(row: Row) -> str | None:
@@ -37,12 +38,21 @@ def notes_on(model: Row) -> Iterator[str]:
     if made:
         highest = (f"{row['attack']} {_highest(row)}" for row in made)
         yield f"highest points, chosen on the same prompts: {'; '.join(highest)}"
+    unreached = [f"{row['attack']} {row['found']['unreached']:.0%}" for row in made if _is_part(row)]
+    if unreached:
+        yield f"of the weights of the blocks' matrices left alone: {', '.join(unreached)}"
     bases = [f"{row['attack']} {row['base_share']:.2f}" for row in made if row["base_share"] is not None]
     if bases:
         yield f"toxic share of the base at these points: {', '.join(bases)}"
     efforts = [_effort(row) for row in model["attacks"]]
     if efforts:
         yield f"effort: {'; '.join(efforts)}"
+
+
+def _is_part(row: Row) -> bool:
+    """Whether an attack says that there are weights in the blocks which it does not reach."""
+    part = row["found"].get("unreached")
+    return finite(part) and part > 0
 
 
 def _highest(row: Row) -> str:

@@ -10,7 +10,6 @@ Whatever one attack dies of, the others are made.
 
 import dataclasses
 import gc
-import itertools
 import logging
 import os
 import re
@@ -19,20 +18,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from efface.attacks.finished import Untouched, finished_result, read_result
-from efface.attacks.result import AttackResult, read_options
-from efface.attacks.selection import NOTHING, Option, option_of
+from efface.attacks.finished import MadeOtherwise, Untouched, finished_result, read_result
+from efface.attacks.result import AttackResult
 from efface.attacks.target import Target
 from efface.audit.battery import BUDGETS, Trial, choose_trials, folder_of, left_to_others
-from efface.audit.columns import columns_of, compare_models, weigh
-from efface.audit.controls import BASE, CONTROLS, control_model, needed, rows_of
-from efface.audit.earlier import Earlier, earlier_models, seconds_spent
-from efface.audit.rows import RESULT, AuditResults, figures_of, is_base, row_of, told, too_dear, training_seed
+from efface.audit.controls import BASE, CONTROLS, control_model, needed
+from efface.audit.earlier import Earlier, NotAlike, check_alike, read_earlier, staying_models
+from efface.audit.ledger import Ledger
+from efface.audit.rows import RESULT, AuditResults, is_base, told, training_seed
+from efface.audit.shape import INTERRUPTED
 from efface.errors import RunError, UserError, out_of_memory
 from efface.files.environment import environment
 from efface.files.events import Journal, recorded
 from efface.files.jsonl import Row
-from efface.files.results import MARKER, RESULTS, write_json
+from efface.files.results import MARKER, RESULTS
 from efface.files.run_directory import run_directory
 from efface.generation.processes import go_on_after
 
@@ -64,7 +63,8 @@ def audit_models(
         measurement: other arguments of `Target.load`: `base`, `scorer`, `command`, ... Where `text`, `limit` and
             `max_text_tokens` are None or missing, it is the shipped text and as much as the budget says.
         overwrite, resume: delete what lies in `output`, or take it as far as it goes: also models that are not given
-            now stay in the table, with the rows that were finished.
+            now stay in the table, with the rows that were finished and their controls. They must have been measured
+            as those are that are given now.
         say: is told what is done next, a line each.
 
     Returns:
@@ -84,18 +84,37 @@ def audit_models(
         run_directory(output, overwrite=overwrite, resume=resume, inputs=read) as folder,
         recorded(folder, say, command=how.get("command")) as journal,
     ):
-        run = _Run(folder, chosen, how | {"resume": resume}, journal, budget)
+        earlier = read_earlier(folder / RESULTS)
+        staying = staying_models(earlier, set(models), budget)
+        order = [*(one.report["name"] for one in staying), *models]
+        seed = int(how.get("seed", 0))
+        head = {
+            "schema": 2,
+            "budget": budget,
+            "cannot_show": [name for name in left_to_others(budget) if name not in {trial.name for trial in chosen}],
+            "base": earlier.get("base"),
+            "comparisons": [],
+            "seeds": {"attack": seed, "generations": None},
+            "environment": None,
+            "command": how.get("command"),
+        }
+        ledger = Ledger(folder / RESULTS, head, earlier, order, seed)
+        run = _Run(folder, how | {"resume": resume}, journal, ledger, staying)
         try:
-            for earlier in earlier_models(folder / RESULTS, without=set(models)):
-                run.again(earlier)
+            for one in staying:
+                run.again(one)
             errors = [error for name, model in models.items() if (error := run.model(name, model, chosen)) is not None]
             if len(errors) == len(models):
                 raise errors[0]
             if controls and given.get("base") is not None:
                 run.controls()
-        finally:  # also when it is interrupted
-            run.conclude()
-        return cast(AuditResults, run.results)
+        except (NotAlike, MadeOtherwise):  # nothing was made, and the earlier table is left as it is
+            raise
+        except BaseException:  # also when it is interrupted
+            ledger.conclude()
+            raise
+        ledger.conclude()
+        return cast(AuditResults, ledger.results)
 
 
 def _check(models: Mapping[str, Any]) -> None:
@@ -107,103 +126,74 @@ def _check(models: Mapping[str, Any]) -> None:
 
 
 class _Run:
-    """An audit in the making; `results` is on disk after every attack.
+    """An audit in the making; its ledger is on disk after every attack.
 
-    What is attacked has a place, its directory: that of a model has its name, that of a control is "controls/NAME".
+    Args:
+        folder: of the audit.
+        how: arguments of `Target.load`.
+        say: is told what is done.
+        ledger: the table.
+        staying: models of an earlier run that are not given now.
     """
 
-    def __init__(self, folder: Path, chosen: list[Trial], how: Row, say: Journal, budget: str):
-        self.folder, self.chosen, self.how, self.say = folder, chosen, how, say
+    def __init__(self, folder: Path, how: Row, say: Journal, ledger: Ledger, staying: Sequence[Earlier]):
+        self.folder, self.how, self.say, self.ledger = folder, how, say, ledger
         self.known = Untouched(folder / UNTOUCHED)
-        self.earlier = seconds_spent(folder / RESULTS)
-        self.reports: dict[str, Row] = {}
-        """By place, of what could be measured."""
-        self.before: dict[str, Option] = {}
-        self.options: dict[str, dict[str, Sequence[Option]]] = {}
-        self.any_cost: dict[str, dict[str, Sequence[Option]]] = {}
-        """The same with what costs too much perplexity to count."""
-        self.seed = int(how.get("seed", 0))
-        self.results: Row = {
-            "schema": 2,
-            "budget": budget,
-            "cannot_show": [name for name in left_to_others(budget) if name not in {trial.name for trial in chosen}],
-            "base": None,
-            "models": [],
-            "controls": {},
-            "comparisons": [],
-            "seeds": {"attack": self.seed, "generations": None},
-            "environment": None,
-            "command": how.get("command"),
-        }
+        self.staying = [one.report for one in staying]
+        self.trials: dict[str, Trial] = {}
+        """All that were made on any model in the table, by name."""
 
     def model(self, name: str, model: Any, chosen: Sequence[Trial]) -> UserError | RunError | None:
         """Measure and attack a model. Returns why, if it could not even be measured."""
-        report: Row = {"name": name, "error": None, "attacks": [], "columns": {}}
-        self.results["models"].append(report)
-        return self._audit(name, model, report, chosen)
+        self.trials |= {trial.name: trial for trial in chosen}
+        return self._audit(name, model, {"name": name, "error": None, "attacks": [], "columns": {}}, chosen)
 
     def again(self, earlier: Earlier) -> None:
         """A model of an earlier run: all of it is taken from there, and where that cannot be, its old report is."""
+        self.trials |= {trial.name: trial for trial in earlier.trials}
         if earlier.model is None or self.model(earlier.report["name"], earlier.model, earlier.trials) is not None:
-            self.results["models"] = [one for one in self.results["models"] if one["name"] != earlier.report["name"]]
-            self.results["models"].append(earlier.report)
+            self.ledger.enter(earlier.report["name"], earlier.report)
 
     def controls(self) -> None:
-        """Make the attacks on their controls, those that were made on a model."""
-        made = {row["attack"] for model in self.results["models"] for row in model["attacks"] if row["judged"]}
-        for name, trials in needed(self.chosen).items():
+        """Make the attacks on their controls, those that were made on a model, be it in an earlier run."""
+        models = self.ledger.results["models"]
+        made = {row["attack"] for model in models for row in model["attacks"] if row["judged"]}
+        for name, trials in needed(list(self.trials.values())).items():
             wanted = [trial for trial in trials if trial.name in made]
             if not wanted:
                 continue
-            twins = (one["name"] for one in self.results["models"] if one["error"] is None and is_base(one))
-            report: Row = {
-                "name": name,
-                "as": next(twins, None) if name == BASE else None,
-                "error": None,
-                "attacks": [],
-            }
-            self.results["controls"][name] = report
-            if report["as"] is None:
-                place = f"{CONTROLS}/{name}"
-                try:
-                    rows = self.how.get("rows", "shipped:heldout")
-                    model = control_model(name, self.how["base"], rows, self.folder / place, self.say)
-                except (Exception, SystemExit) as error:
-                    log.info("the control %s could not be made", name, exc_info=True)
-                    report["error"] = told(error)
-                    go_on_after(report["error"])
-                else:
-                    self._audit(place, model, report, wanted)
-
-    def conclude(self) -> None:
-        """What all of it shows, as far as it was made."""
-        controls = rows_of(self.results)
-        for place, report in self.reports.items():
-            weigh(report["attacks"], controls)
-            report["columns"] = columns_of(
-                report["attacks"], self.before[place], self.options[place], self.seed, self.any_cost[place]
-            )
-        made = {
-            place: (self.before[place], self.options[place], report["columns"], self.any_cost[place])
-            for place, report in self.reports.items()
-            if not place.startswith(f"{CONTROLS}/")
-        }
-        self.results["comparisons"] = [
-            compare_models(*pair, made, self.seed) for pair in itertools.combinations(made, 2)
-        ]
-        self.save()
-
-    def save(self) -> None:
-        write_json(self.folder / RESULTS, self.results)
+            twins = (one["name"] for one in models if one["error"] is None and is_base(one))
+            twin = next(twins, None) if name == BASE else None
+            report: Row = {"name": name, "as": twin, "error": None, "attacks": []}
+            place = f"{CONTROLS}/{name}"
+            if twin is not None:
+                self.ledger.enter(place, report)
+                continue
+            try:
+                rows = self.how.get("rows", "shipped:heldout")
+                model = control_model(name, self.how["base"], rows, self.folder / place, self.say)
+            except (Exception, SystemExit) as error:
+                log.info("the control %s could not be made", name, exc_info=True)
+                report["error"] = told(error)
+                self.ledger.enter(place, report)
+                go_on_after(report["error"])
+            else:
+                self._audit(place, model, report, wanted)
 
     def _audit(self, place: str, model: Any, report: Row, chosen: Sequence[Trial]) -> UserError | RunError | None:
         try:
             target, finished = self._begin(place, model, report, chosen)
+        except NotAlike:
+            raise
         except (Exception, SystemExit) as error:  # SystemExit: of a scorer of a third party
             log.info("%s could not be measured", place, exc_info=True)
             report["error"] = told(error)
+            self.ledger.enter(place, report)
             go_on_after(report["error"])
             return error if isinstance(error, UserError | RunError) else RunError(f"{place}: {told(error)}")
+        except BaseException:
+            self.ledger.enter_interrupted(place, report)
+            raise
         self._attack(place, target, finished, chosen)
         return None
 
@@ -216,6 +206,7 @@ class _Run:
             target = Target.load(model, **self.how)
             target.known = self.known
             described = target.described()
+            check_alike(self.staying, described)
             finished = {
                 trial.name: finished_result(self._file(place, trial), trial.name, trial.settings, described)
                 for trial in chosen
@@ -225,27 +216,30 @@ class _Run:
             if out_of_memory(error):
                 raise RunError(f"{place} ran out of memory before the attacks. Lower max_tokens_at_once.") from error
             raise
-        if target.base is not None:
-            figures = target.untouched("base", described).to_dict()
-            self.results["base"] = {"model": target.names["base"], **figures}
-        self.results["environment"] = environment(seed=target.seed, model=target.model, command=target.command)
-        self.results["seeds"]["generations"] = target.decoding.seed
+        base = None if target.base is None else target.untouched("base", described).to_dict()
+        self.ledger.results["base"] = None if base is None else {"model": target.names["base"], **base}
+        made_on = environment(seed=target.seed, model=target.model, command=target.command)
+        self.ledger.results["environment"] = made_on
+        self.ledger.results["seeds"]["generations"] = target.decoding.seed
+        self.ledger.drop_controls(described)
         named = target.names["model"]
-        report |= {"model": named, "target": described, "evaluation": untouched.to_dict()}
-        report["training_seed"] = training_seed(named)
-        self.reports[place], self.before[place] = report, option_of(NOTHING, untouched)
-        self.options[place], self.any_cost[place] = {}, {}
+        report |= {"model": named, "target": described, "training_seed": training_seed(named)}
+        self.ledger.enter_measured(place, report, untouched)
         return target, {key: result for key, result in finished.items() if result is not None}
 
     def _attack(self, place: str, target: Target, finished: dict[str, AttackResult], chosen: Sequence[Trial]) -> None:
-        """All attacks on the model that was begun last."""
-        for number, trial in enumerate(chosen, 1):
-            row = row_of(trial, self.earlier.get((place, trial.name)))
-            self.reports[place]["attacks"].append(row)
+        """All attacks on the model that was begun last; what is finished is taken first, so that it is in the table
+        whatever comes of the others."""
+        rows = self.ledger.begin_rows(place, chosen)
+        for row, trial in zip(rows, chosen, strict=True):
+            if trial.name in finished:
+                self.ledger.take(row, place, finished[trial.name], self._file(place, trial))
+        self.ledger.save()
+        for number, (row, trial) in enumerate(zip(rows, chosen, strict=True), 1):
+            if trial.name in finished:
+                continue
             try:
-                if trial.name in finished:
-                    self._take(row, place, trial, finished[trial.name])
-                elif trial.entry.needs_base and target.base is None:
+                if trial.entry.needs_base and target.base is None:
                     row["skipped"] = "it needs the model that this one was made from: pass --base."
                 elif trial.needs_labelled and target.labelled is None:
                     row["skipped"] = "it needs labelled texts: pass --labelled."
@@ -255,7 +249,7 @@ class _Run:
                         self._one(row, place, trial, dataclasses.replace(target, output=self._file(place, trial)))
                         found["error"] = row["error"]
             finally:  # also when it is interrupted
-                self.save()
+                self.ledger.save()
 
     def _one(self, row: Row, place: str, trial: Trial, target: Target) -> None:
         """Make one attack; `row` says what came of it, whatever that is."""
@@ -267,7 +261,7 @@ class _Run:
             result = trial.attack(target, trial.settings)
             if not os.path.lexists(target.output):  # an attack of a third party may not record itself
                 result.save(target.output)
-            self._take(row, place, trial, read_result(target.output))
+            self.ledger.take(row, place, read_result(target.output), target.output)
         except (Exception, SystemExit) as error:  # of a third party's code, which must not end the audit
             row["error"] = told(error)
             go_on_after(row["error"])
@@ -275,18 +269,10 @@ class _Run:
             gc.collect()  # copies of the model that an error holds in cycles
             self.say(f"{trial.name} failed: {row['error']}")
         except BaseException:
-            row["error"] = "interrupted."
+            row["error"] = INTERRUPTED
             raise
         finally:
             row["seconds"] = round((row["seconds"] or 0) + time.monotonic() - start, 1)
-
-    def _take(self, row: Row, place: str, trial: Trial, result: AttackResult) -> None:
-        """The figures of an attack that is made, and what it lets an attacker do."""
-        file, dear = self._file(place, trial), too_dear(result)
-        options = read_options(result, file)
-        at_any_cost = read_options(result, file, dear) if dear else options
-        row |= figures_of(result, options, at_any_cost, self.seed)
-        self.options[place][trial.name], self.any_cost[place][trial.name] = options, at_any_cost
 
     def _file(self, place: str, trial: Trial) -> Path:
         """Of the result of an attack on a model."""

@@ -61,6 +61,8 @@ AUDIT: dict[str, Any] = {
     "seeds": Maybe({"attack": Maybe(int), "generations": Maybe(int)}),
     "environment": Maybe(dict),
 }
+INTERRUPTED = "interrupted."
+"""The error of a model or an attack that was begun when the audit ended."""
 
 
 def check_audit(results: Row, where: str) -> Row:
@@ -83,6 +85,8 @@ def check_audit(results: Row, where: str) -> Row:
 
 
 def _whole_model(model: Row, where: str) -> Row:
+    if model.get("error") is None and "evaluation" not in model and not model["attacks"]:
+        model = model | {"error": INTERRUPTED}  # earlier versions did not say so
     if model.get("error") is None:
         check_shape(model, {"evaluation": FIGURES, "target": TARGET}, where)
     columns = {access: {"judged": None, "apart": {}} | column for access, column in model["columns"].items()}

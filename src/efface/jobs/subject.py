@@ -19,7 +19,9 @@ from efface.analysis.input_space import null_spaces
 from efface.analysis.neurons import Activity, Spoken, Writing, activity, writing
 from efface.analysis.states import TokenStates
 from efface.analysis.toxic_mass import read_pairs, toxic_tokens
+from efface.attacks.altered import answer_to
 from efface.data.batch import PairBatch, PairCollator
+from efface.data.conversation import check_template
 from efface.data.pair_tokens import TokenizedPair, tokenize_pairs
 from efface.evaluation.measure import evaluate
 from efface.files.jsonl import Row
@@ -98,12 +100,16 @@ class Original:
         return unit(difference_of_means(states.hidden, states.labels))
 
     @cached_property
+    def prompts(self) -> list[str]:
+        """What is written after: a conversation as its chat template puts it, up to where the answer begins."""
+        return [_prompt_of(row, self.processing_class) for row in self.rows]
+
+    @cached_property
     def spoken(self) -> list[Spoken]:
         """What the base itself writes after the prompts."""
         decoding = Decoding(max_new_tokens=self.depth.new_tokens, seed=self.seed)
-        prompts = [row["prompt"] for row in self.rows]
-        starts = encode_prompts(self.base, self.processing_class, prompts, decoding, room=decoding.max_new_tokens)
-        rows = generate_ids(self.base, self.processing_class, prompts, decoding, progress=True)
+        starts = encode_prompts(self.base, self.processing_class, self.prompts, decoding, room=decoding.max_new_tokens)
+        rows = generate_ids(self.base, self.processing_class, self.prompts, decoding, progress=True)
         written = [(start, row[0].token_ids) for start, row in zip(starts, rows, strict=True) if row[0].token_ids]
         return [Spoken(start + new, len(start)) for start, new in written]
 
@@ -139,7 +145,7 @@ class Original:
 
     def toxicity_of(self, model: "PreTrainedModel") -> Row:
         """The toxic share of what a model writes after the prompts, its interval, and what of it is no text."""
-        prompts = list(dict.fromkeys(row["prompt"] for row in self.rows))[: self.depth.written_prompts]
+        prompts = list(dict.fromkeys(self.prompts))[: self.depth.written_prompts]
         found = evaluate(
             model,
             prompts,
@@ -193,6 +199,15 @@ class Subject:
     def moved_neurons(self) -> np.ndarray:
         """(layers, d_ff)"""
         return neuron_squares(self.edited, self.base).reshape(len(decoder_blocks(self.base)), -1)
+
+
+def _prompt_of(row: Row, processing_class: "PreTrainedTokenizerBase") -> str:
+    if isinstance(row["prompt"], str):
+        return row["prompt"]
+    check_template(processing_class, "the pairs are conversations", "Pass plain text, or an instruct model.")
+    tools = {"tools": row["tools"]} if row.get("tools") else {}
+    settings = {**(row.get("chat_template_kwargs") or {}), **tools}
+    return answer_to(processing_class, row["prompt"], settings)
 
 
 def _on(device: torch.device, batch: PairBatch) -> PairBatch:

@@ -2,8 +2,10 @@
 
 Both write W x + b, where W is (d_out, d_in) in `nn.Linear` and stored transposed in GPT-2's `Conv1D`: `output_weight`
 hides the difference. (Gemma 2 and 3 normalise what is written before they add it.) `linear_maps` lists these and all
-other linear maps of the blocks, for whoever edits weights.
+other linear maps of the blocks, for whoever edits weights; `expert_maps` those that are no modules of their own.
 """
+
+import logging
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from efface.model.families import (
     NORMS_AFTER_ATTENTION,
     NORMS_AFTER_MLP,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def mlp_output_projection(block: nn.Module) -> nn.Linear | Conv1D:
@@ -94,7 +98,8 @@ def project_out_(module: nn.Linear | Conv1D | nn.Embedding, basis: Tensor) -> fl
 
 
 def linear_maps(model: nn.Module) -> dict[str, nn.Linear | Conv1D]:
-    """Every linear map inside the decoder blocks, by "layer.path"; not the embedding, the head or the norms.
+    """Every linear map inside the decoder blocks that is a module, by "layer.path"; not the embedding, the head, the
+    norms, or the experts that `expert_maps` lists.
 
     Raises:
         UserError: if there is none.
@@ -108,6 +113,50 @@ def linear_maps(model: nn.Module) -> dict[str, nn.Linear | Conv1D]:
     if not found:
         raise UserError(f"{type(model).__name__} has no linear maps (nn.Linear, Conv1D) inside its decoder blocks.")
     return found
+
+
+def expert_maps(model: nn.Module) -> dict[str, Tensor]:
+    """Every linear map of experts whose weights lie in one tensor, as transformers 5 keeps a mixture of experts, by
+    "layer.path.number": (d_out, d_in), sharing its memory with the model."""
+    found = {}
+    for layer, block in enumerate(decoder_blocks(model)):
+        for path, module in block.named_modules():
+            if not hasattr(module, "is_transposed"):  # transformers says so of the experts that it runs itself
+                continue
+            for name, stack in module.named_parameters(recurse=False):
+                if stack.ndim == 3:  # (experts, d_out, d_in), or transposed
+                    for number in range(len(stack)):
+                        one = stack.detach()[number]
+                        found[f"{layer}.{path}.{name}.{number}"] = one.t() if module.is_transposed else one
+    return found
+
+
+def part_unreached(model: nn.Module, reached: int, what: str) -> float:
+    """Which part of the weights inside the decoder blocks an edit leaves alone that may change so many of them: of the
+    matrices and stacks of matrices, not of the norms and biases. It is warned of: in a mixture of experts it may be
+    most.
+
+    Args:
+        model: that is edited.
+        reached: weights of its blocks that the edit may change.
+        what: edits it, for the warning.
+    """
+    whole = sum(
+        parameter.numel()
+        for block in decoder_blocks(model)
+        for name, parameter in block.named_parameters()
+        if parameter.ndim > 1 and not name.endswith("bias")
+    )
+    if reached < whole:
+        logger.warning(
+            "%s reaches %d of the %d weights of the matrices in the blocks of %s, and leaves the others (such as "
+            "experts and routers) as they are.",
+            what,
+            reached,
+            whole,
+            type(model).__name__,
+        )
+    return 1 - reached / whole
 
 
 def mlp_maps(block: nn.Module) -> list[nn.Linear | Conv1D]:
