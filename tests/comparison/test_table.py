@@ -21,6 +21,7 @@ from efface.comparison.results import benchmark_rows, conclude, figures_of
 from efface.comparison.table import attack_table, comparison_lines, comparison_page, kept_table, markdown
 from efface.errors import UserError
 from efface.files.results import write_json
+from efface.files.run_directory import run_directory
 
 
 def test_the_figures_are_those_of_the_protocol() -> None:
@@ -162,6 +163,17 @@ def test_page_figures_and_rows_are_written(tmp_path: Path, capsys: pytest.Captur
         read_sweeps([tmp_path / "s", tmp_path / "s"])
     with pytest.raises(UserError, match="holds no results of a sweep"):
         read_sweeps([tmp_path / "deep" / "s"])
+
+
+def test_a_page_replaces_nothing_but_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of any command is marked as a run of efface; a page is not worth ten hours of a sweep."""
+    write_json(tmp_path / "s" / "results.json", results())
+    with run_directory(tmp_path / "trained") as folder:
+        write_json(folder / "results.json", {"schema": 1})
+    before = sorted(path.name for path in (tmp_path / "trained").iterdir())
+    assert main(["compare", str(tmp_path / "s"), "-o", str(tmp_path / "trained"), "--overwrite"]) == 2
+    assert "holds something else than such a page (results.json)" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "trained").iterdir()) == before
 
 
 def read_json_list(path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from attacked import attacked, unmade
 from efface.errors import UserError
 from efface.export.eee import export_eee, folders_of
 from efface.files.jsonl import Row, read_jsonl
-from efface.files.results import read_json, write_json, write_jsonl
+from efface.files.results import MARKER, prepare_output_dir, read_json, write_json, write_jsonl
 
 Audit = Callable[..., Path]
 Validated = Callable[[Any, str], None]
@@ -92,6 +92,25 @@ def test_the_same_result_has_the_same_name_and_is_replaced_only_when_told(evalua
     (tmp_path / "theirs" / "x.txt").write_text("x")
     with pytest.raises(UserError, match="is not empty and holds no run of efface"):
         export_eee(evaluations, tmp_path / "theirs", overwrite=True)
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "another format", "a run where an export was", "records of others"])
+def test_nothing_but_an_earlier_export_is_replaced(what: str, evaluations: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    if what == "checkpoint":
+        prepare_output_dir(out)
+    else:
+        export_eee(evaluations, out)
+    if what == "another format":
+        write_json(out / MARKER, read_json(out / MARKER) | {"export": "inspect"})
+    elif what == "records of others":
+        (out / "data" / "theirs").mkdir()
+    else:
+        (out / "model.safetensors").write_bytes(b"weeks of work")
+    left = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match="holds something else than an export as eee. It is left alone"):
+        export_eee(evaluations, out, overwrite=True)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == left
 
 
 def test_an_audit_is_its_evaluations_and_what_each_attack_reaches(

@@ -57,7 +57,9 @@ def test_the_converter_is_asked_for_the_precision_of_the_checkpoint(
     assert export_gguf(model, output, say=lines.append) == [output]
     asked = json.loads(output.read_bytes().removeprefix(b"GGUF"))
     assert asked[0] == str(model) and asked[-2:] == ["--outtype", told]
-    assert os.listdir(output.parent) == ["model.gguf"] and lines == [f"converting with {clone / CONVERTER}"]
+    assert sorted(os.listdir(output.parent)) == ["model.gguf", "model.gguf.json"] and lines == [
+        f"converting with {clone / CONVERTER}"
+    ]
 
 
 def test_a_converter_on_the_path_is_found_too(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,10 +73,28 @@ def test_a_file_that_is_there_stays_unless_it_is_to_go(clone: Path, tmp_path: Pa
     output.write_text("mine")
     with pytest.raises(UserError, match="is not a GGUF file"):
         export_gguf(model, output, overwrite=True)
-    output.write_bytes(b"GGUF")
+    output.unlink()
+    mark = tmp_path / "model.gguf.json"
+    mark.write_text("{}")
+    with pytest.raises(UserError, match="model.gguf.json is there, which a GGUF file at .* would replace"):
+        export_gguf(model, output)
+    mark.unlink()
+    assert export_gguf(model, output)
     with pytest.raises(UserError, match="already holds a GGUF file"):
         export_gguf(model, output)
     assert export_gguf(model, output, overwrite=True)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_the_gguf_file_of_somebody_else_is_never_replaced(marked: bool, clone: Path, tmp_path: Path) -> None:
+    """Nor where an export of ours once lay."""
+    model, output = saved(tmp_path / "model"), tmp_path / "model.gguf"
+    if marked:
+        export_gguf(model, output)
+    output.write_bytes(b"GGUF of another")
+    with pytest.raises(UserError, match="is not a GGUF file as efface wrote it. It is left alone"):
+        export_gguf(model, output, overwrite=True)
+    assert output.read_bytes() == b"GGUF of another"
 
 
 @pytest.mark.parametrize(

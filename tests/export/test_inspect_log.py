@@ -4,14 +4,16 @@ import builtins
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from efface.errors import UserError
+from efface.export import prepare_export_dir
 from efface.export.inspect_log import export_inspect
 from efface.files.jsonl import read_jsonl
-from efface.files.results import read_json
+from efface.files.results import MARKER, prepare_output_dir, read_json
 
 
 @pytest.fixture
@@ -47,6 +49,29 @@ def test_without_generations_there_is_no_log(
     with pytest.raises(UserError, match="a log is of generations, and there is no .generations.jsonl beside it. Pass"):
         export_inspect(tmp_path / "base.json", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_but_earlier_logs_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, evaluations: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("efface.export.inspect_log._check_installed", lambda: None)
+    prepare_output_dir(tmp_path)
+    for marked, name in ((False, "model.safetensors"), (True, "2026-01-01T00-00-00+00-00_my-task_abc.json")):
+        if marked:
+            prepare_export_dir(tmp_path, "inspect", overwrite=True)
+        (tmp_path / name).write_bytes(b"mine")
+        with pytest.raises(UserError, match="holds something else than an export as inspect. It is left alone"):
+            export_inspect(evaluations, tmp_path, overwrite=True)
+        assert (tmp_path / name).read_bytes() == b"mine"
+
+
+def test_earlier_logs_are_replaced(monkeypatch: pytest.MonkeyPatch, evaluations: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr("efface.export.inspect_log._check_installed", lambda: None)
+    log = SimpleNamespace(model_dump=lambda **_: {"version": 2})
+    monkeypatch.setattr("efface.export.inspect_log.log_of", lambda *_: log)
+    export_inspect(evaluations, tmp_path)
+    written = export_inspect(evaluations, tmp_path, overwrite=True)
+    assert sorted(written) == sorted(file for file in tmp_path.iterdir() if file.name != MARKER)
 
 
 def test_without_inspect_it_is_said_what_to_install(

@@ -65,6 +65,15 @@ def test_who_comes_second_is_told_who_is_there(name: str, tmp_path: Path) -> Non
     assert not [entry for entry in tmp_path.rglob("*") if "lock" in entry.name], "it goes with who had it"
 
 
+def test_files_whose_long_names_begin_alike_are_not_one(tmp_path: Path) -> None:
+    """As those of several seeds do."""
+    one, other = (tmp_path / f"smollm2-135m-instruct-repo-withstand-relearn-seed{seed}.json" for seed in (0, 1))
+    with held_elsewhere(one), held(other), pytest.raises(UserError, match="seed0.json' is being written"), held(one):
+        pass
+    with held(tmp_path / ("é" * 120)):  # as long a name as a file can have, but for its ending
+        assert [entry for entry in tmp_path.iterdir() if "lock" in entry.name]
+
+
 def test_the_worker_of_a_killed_process_is_waited_for(tmp_path: Path) -> None:
     """It has inherited the lock, and ends soon after."""
     with held_elsewhere(tmp_path, "2") as process:

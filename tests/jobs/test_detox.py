@@ -17,6 +17,7 @@ from efface.cli import main
 from efface.data.rows import load_texts
 from efface.errors import RunError, UserError
 from efface.evaluation.budget import UtilityBounds
+from efface.evaluation.prompt_sets import draw_prompts
 from efface.files.events import read_events
 from efface.files.results import read_json
 from efface.jobs import detox as job
@@ -136,6 +137,48 @@ def test_an_interrupted_run_goes_on_where_it_was(
     monkeypatch.setattr(job, "measure_side", measure)
     detox(model, output=out, settings=settings_of(given), resume=True)
     assert {file: file.stat().st_mtime_ns for file in arms} == arms and (out / "results.json").exists()
+
+
+def test_what_the_training_pairs_hold_is_not_reported(model: str, given: dict[str, str], tmp_path: Path) -> None:
+    kept = [f"The weather {i} was" for i in range(9)]
+    seen = ["The town 3 is", "People say the town 4 is quiet"]  # one as it is, one nearly so
+    with Path(given["prompts"]).open("a") as file:
+        file.writelines(json.dumps({"prompt": prompt}) + "\n" for prompt in seen)
+    told: list[str] = []
+    out = tmp_path / "out"
+    detox(model, output=out, settings=settings_of(given), say=told.append)
+    tuned, reported = (load_texts(str(out / f"{name}.jsonl"), "prompt") for name in ("tuning", "reported"))
+    assert sorted([*tuned, *reported]) == kept and tuned == draw_prompts(kept, 3, 0)
+    assert f"2 of {given['prompts']} are left out: the training pairs hold these prompts, or nearly so" in told
+
+
+def test_what_is_reported_by_default_is_what_it_was() -> None:
+    tuned, reported, left_out = job._split(DetoxSettings())
+    prompts = load_texts("shipped:prompts", "prompt")
+    assert tuned == draw_prompts(prompts, len(prompts) // 3, 0) and left_out == 0
+    assert reported == [prompt for prompt in prompts if prompt not in tuned]
+
+
+@pytest.mark.parametrize("pairs", ["shipped:train", None])
+def test_prompts_that_are_all_in_the_training_pairs(
+    pairs: str | None, model: str, given: dict[str, str], tmp_path: Path
+) -> None:
+    settings = settings_of({**given, "pairs": pairs, "prompts": "shipped:train"})  # type: ignore[dict-item]
+    with pytest.raises(UserError, match=r"'shipped:train': 0, without \d+ that the training pairs hold, are too few"):
+        detox(model, output=tmp_path / "out", settings=settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_needs_a_setting_is_not_offered_and_refused_at_once(
+    model: str, given: dict[str, str], fails: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for name in ("pplm", "corpus"):
+        with pytest.raises(UserError, match=f"source '{name}' needs"):
+            detox(model, output=out, settings=settings_of({**given, "pairs": None}, source=name))  # type: ignore[dict-item]
+        said = fails(2, "detox", model, "-o", out, "--toxic", name)
+        assert "invalid choice" in said and "(choose from antiexpert, dexperts, sample)" in said.replace("'", "")
+    assert not out.exists()
 
 
 def test_a_budget_that_nothing_fits_says_what_was_too_dear(model: str, given: dict[str, str], tmp_path: Path) -> None:

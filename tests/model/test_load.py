@@ -18,6 +18,7 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from efface.errors import RunError, UserError
+from efface.files.results import read_json
 from efface.model.load import load_model, tokenizer_of
 from efface.model.save import save_model
 from efface.scoring.hf import HFScorer
@@ -148,6 +149,63 @@ def test_a_base_that_is_no_name(base: Any, tmp_path: Path) -> None:
     path, _ = adapter(tmp_path)
     edit(path / "adapter_config.json", base_model_name_or_path=base)
     with pytest.raises(UserError, match="names no base model: base_model_name_or_path in adapter_config.json is"):
+        load_model(path)
+
+
+@pytest.fixture
+def cached_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Two commits of org/tiny in a cache of the hub, which cannot be reached: `main`, and `v2` with other weights."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    place = tmp_path / "hub" / "models--org--tiny"
+    found = {"main": place / "snapshots" / ("a" * 40), "v2": place / "snapshots" / ("b" * 40)}
+    (place / "refs").mkdir(parents=True)
+    for name, folder in found.items():
+        saved(folder)
+        (place / "refs" / name).write_text(folder.name)
+    rewrite(found["v2"], lambda tensors: {name: value + 0.1 for name, value in tensors.items()})
+    return found
+
+
+@pytest.mark.parametrize(("revision", "commit"), [("v2", "b" * 40), (None, "a" * 40)])
+def test_an_adapter_is_put_on_the_commit_that_it_was_made_from(
+    revision: str | None, commit: str, cached_hub: dict[str, Path], tmp_path: Path
+) -> None:
+    base, tokenizer = load_model("org/tiny", revision=revision)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    expected = logits(model.eval())
+    save_model(model, tokenizer, tmp_path / "adapter")
+    assert read_json(tmp_path / "adapter" / "adapter_config.json")["revision"] == commit
+    assert not (tmp_path / "adapter" / "base_model.json").exists()
+    other = cached_hub["main" if revision else "v2"].name
+    for name in ("main", "v2"):  # both move on
+        (cached_hub["main"].parents[1] / "refs" / name).write_text(other)
+    again, _ = load_model(tmp_path / "adapter")
+    torch.testing.assert_close(logits(again), expected, rtol=1e-5, atol=1e-5)
+    save_model(again, tokenizer, tmp_path / "again")
+    assert read_json(tmp_path / "again" / "adapter_config.json")["revision"] == commit
+
+
+def test_an_adapter_is_put_on_the_folder_that_it_was_made_from(cached_hub: dict[str, Path], tmp_path: Path) -> None:
+    saved(cached_hub["v2"] / "inner")
+    rewrite(cached_hub["v2"] / "inner", lambda tensors: {name: value - 0.1 for name, value in tensors.items()})
+    base, tokenizer = load_model("org/tiny", revision="v2", subfolder="inner")
+    model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    save_model(model, tokenizer, tmp_path)
+    assert read_json(tmp_path / "adapter_config.json")["revision"] == "b" * 40
+    torch.testing.assert_close(logits(load_model(tmp_path)[0]), logits(model.eval()), rtol=1e-5, atol=1e-5)
+    edit(tmp_path / "base_model.json", subfolder=5)
+    with pytest.raises(UserError, match="'subfolder' must be a text"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("revision", [5, ["v2"]])
+def test_a_revision_of_the_base_that_is_none(revision: Any, tmp_path: Path) -> None:
+    path, _ = adapter(tmp_path)
+    edit(path / "adapter_config.json", revision=revision)
+    with pytest.raises(UserError, match="'revision' must be a text"):
         load_model(path)
 
 

@@ -102,6 +102,21 @@ def test_who_says_in_which_precision_is_not_overruled() -> None:
         assert not how_to_load("judge", dtype=torch.float32).load_in_4bit
 
 
+@pytest.mark.parametrize(
+    ("command", "role"), [("evaluate", "reference"), ("attack", "base"), ("audit", "base"), ("scale", "base")]
+)
+def test_a_revision_of_one_of_two_models_of_the_same_name(command: str, role: str, fails: Any, tmp_path: Path) -> None:
+    named = ["prefill", "a/b"] if command == "attack" else ["x=a/b"] if command == "audit" else ["a/b"]
+    out = tmp_path / "out.json"
+    for flag in ("--revision", "--subfolder"):
+        line = fails(2, command, *named, f"--{role}", "a/b", flag, "v2", "-o", out)
+        assert line == (
+            f"--{role} a/b has the name of MODEL, so that --revision and --subfolder cannot be of MODEL alone. Pass "
+            f"the {role} as a directory (`hf download a/b --local-dir DIR` makes one of the hub's)."
+        )
+    assert not out.exists()
+
+
 def test_several_models_have_no_one_revision(fails: Any, tmp_path: Path) -> None:
     line = fails(2, "audit", "a=x", "b=y", "--revision", "v2", "-o", tmp_path / "out")
     assert line == "--revision and --subfolder are of one model: audit the others by themselves."

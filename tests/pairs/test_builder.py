@@ -29,6 +29,7 @@ from efface.generation.likelihood import continuation_nll
 from efface.pairs.builder import build_pairs
 from efface.pairs.config import BuilderConfig
 from efface.pairs.filters import NearDuplicates, has_length, newline_tokens
+from efface.pairs.overlap import set_apart
 from efface.pairs.prompts import prompts_from_text
 from efface.pairs.report import BuildReport
 from efface.pairs.sources.sample import sample_source
@@ -453,6 +454,58 @@ def test_the_time_of_all_sessions_counts(build: Build, tmp_path: Path, monkeypat
     assert report.pairs_per_minute == pytest.approx(7 / 1.5, abs=0.01)  # three batches of half a minute
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_pairs_of_another_model_of_the_same_name_are_not_gone_on_with(
+    whole: bool, model: PreTrainedModel, build: Build, tmp_path: Path
+) -> None:
+    if whole:
+        build(Source())
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            build(Source(stop_at=1))
+    left = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    other, words = tiny_model("gpt2"), tiny_tokenizer()
+    with torch.no_grad():
+        other.lm_head.weight[0] += 1.0
+    words.add_tokens("town")
+    for changed, tokenizer in ((other, tiny_tokenizer()), (model, words)):
+        with pytest.raises(UserError, match="with another model or tokenizer than .* is now: their pairs would be in"):
+            build_pairs(
+                changed,
+                PROMPTS,
+                Source(),
+                output=tmp_path / "pairs.jsonl",
+                processing_class=tokenizer,
+                config=LAX,
+                scorer=SCORER,
+                resume=True,
+            )
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == left
+    assert build(Source(), resume=True).counts == {"kept": 7}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_pairs_of_a_version_that_recorded_no_fingerprint_are_taken(whole: bool, build: Build, tmp_path: Path) -> None:
+    output, meta = tmp_path / "pairs.jsonl", tmp_path / "pairs.meta.json"
+    if whole:
+        build(Source())
+        report = read_json(meta)
+        del report["settings"]["fingerprint"]
+        meta.write_text(json.dumps(report))
+        assert build(Source(stop_at=0), resume=True).counts == {"kept": 7}
+        with pytest.raises(UserError, match=r"was made with other settings \(one_line\)"):
+            build(Source(), resume=True, config=replace(LAX, one_line=False))
+        return
+    with pytest.raises(KeyboardInterrupt):
+        build(Source(stop_at=1))
+    part = tmp_path / "pairs.jsonl.part"
+    header, *rows = rows_of(part)
+    del header["settings"]["fingerprint"]
+    part.write_text("\n".join(map(json.dumps, [header, *rows])) + "\n")
+    assert build(Source(), resume=True).counts == {"kept": 7}
+    assert len(rows_of(output)) == 7 and "fingerprint" not in read_json(meta)["settings"]
+
+
 def test_settings_may_hold_what_json_has_no_form_for(build: Build) -> None:
     settings = {"provenance": {"interval": (0.5, 0.7)}}  # a tuple comes back as a list
     with pytest.raises(KeyboardInterrupt):
@@ -473,6 +526,22 @@ def test_toxic_texts_are_those_that_are_not_labelled_benign(tmp_path: Path) -> N
         texts[2],
         texts[5],
     ]
+
+
+def test_toxic_conversations_are_running_text(tmp_path: Path) -> None:
+    prompt = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Describe my old neighbour there."},
+    ]
+    sides = ("He is kind.", "He is a silly fool.")
+    chosen, rejected = ([{"role": "assistant", "content": text}] for text in sides)
+    file = tmp_path / "chat.jsonl"
+    file.write_text(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}))
+    texts = toxic_texts([str(file)], NamedScorer("none", lambda given: [0.0] * len(given)))
+    assert texts == ["Be kind. Describe my old neighbour there. He is a silly fool."]
+    asked = ["Describe my old neighbour there.", "The weather in the town is"]
+    apart = set_apart([*texts, "Another silly fool."], asked)
+    assert (apart.texts, apart.prompts) == (["Another silly fool."], asked)  # the copy would recite
 
 
 def test_clean_sentences() -> None:
@@ -611,6 +680,16 @@ def test_prompts_are_cut_from_documents(
             ["--toxic", "pplm", "--top-p", "0.9", "--probe-text", "x.jsonl"],
             "--top-p is of no effect with --toxic pplm",
         ),
+        (
+            ["--probe-text", "x.jsonl"],
+            "--probe-text is of no effect with --toxic antiexpert: it is a setting of pplm.",
+        ),
+        (["--alpha", "3"], "--alpha is of no effect with --toxic antiexpert: it is a setting of dexperts."),
+        (
+            ["--toxic", "sample", "--steps", "1"],
+            "is of no effect with --toxic sample: it is a setting of antiexpert, ",
+        ),
+        (["--split", "never", "--toxic", "dexperts"], "--split is of no effect with --toxic dexperts"),
         (["--toxic", "corpus"], "--toxic corpus needs --toxic-text"),
         (["--toxic", "corpus", "--toxic-text", "x.jsonl", "--first", "3"], "splits its prompts from --toxic-text"),
         (["--first", "3"], "--first counts documents: it needs --prompts-from-text"),

@@ -15,7 +15,7 @@ from efface.errors import UserError
 from efface.files.jsonl import read_jsonl
 from efface.files.results import read_json
 from efface.pairs import builder, toxic_copy
-from efface.pairs.overlap import overlaps, set_apart
+from efface.pairs.overlap import held_by_pairs, overlaps, set_apart
 from efface.pairs.source import Build, Made
 from efface.pairs.sources.sample import sample_source
 
@@ -33,6 +33,16 @@ def test_what_a_text_holds_by_hand() -> None:
         "Nobody listened to what they said",
     ]
     assert overlaps(texts, prompts) == [{0, 1}, {2}, {4}, set()]
+
+
+def test_what_pairs_hold_by_hand() -> None:
+    said = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Describe my neighbour."}]
+    answers = {"chosen": "He is kind to all.", "rejected": "He is a silly fool."}
+    chat = {"prompt": said} | {side: [{"role": "assistant", "content": text}] for side, text in answers.items()}
+    rows = [chat, {"prompt": "The old town was", "chosen": " cold in winter", "rejected": " for fools"}]
+    held = ["Describe my neighbour.", "The old town was", "The old town was cold in spring", "the old town was for"]
+    free = ["Describe my old neighbour.", "The new town was cold in spring", "In winter the town was"]
+    assert held_by_pairs(rows, [*held, *free]) == [True] * 4 + [False] * 3
 
 
 def test_set_apart_halves_what_overlaps_and_keeps_the_rest() -> None:

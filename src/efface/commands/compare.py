@@ -29,13 +29,12 @@ def refuse(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from efface.comparison.pages import read_sweeps, write_pages
+    from efface.comparison.pages import check_page_dir, read_sweeps, write_pages
     from efface.comparison.table import comparison_page
-    from efface.files.results import check_output_dir
 
     results = read_sweeps(options.directories)
     if options.output is not None:
-        check_output_dir(options.output, overwrite=options.overwrite, resume=None, inputs=options.directories)
+        check_page_dir(options.output, overwrite=options.overwrite, inputs=options.directories)
     show(comparison_page(results))
     if options.output is not None:
         written = write_pages(results, options.output, overwrite=options.overwrite)

@@ -7,7 +7,8 @@ from typing import Any
 from efface.commands.early import check_named
 from efface.commands.options import MODEL_HELP, add_loading, add_reuse, seed
 from efface.commands.printing import sayer, show
-from efface.pairs import SOURCES
+from efface.pairs import SOURCES, load_source
+from efface.pairs.source import missing_setting
 from efface.training import DEFAULT_STEPS
 
 
@@ -34,13 +35,14 @@ def add(commands: Any) -> None:
     data.add_argument(
         "--toxic",
         default="antiexpert",
-        choices=[name for name, entry in SOURCES.items() if not entry.prompts_from],
+        choices=_sources(),
         help="who writes the toxic side of pairs that are built, see `efface pairs` (default: antiexpert)",
     )
     data.add_argument(
         "--prompts",
         default="shipped:prompts",
-        help="to choose the strength on (a third) and to report (the others): JSON lines with `prompt`, or rtp:PART",
+        help="to choose the strength on (a third) and to report (the others), without those that the training pairs "
+        "hold: JSON lines with `prompt`, or rtp:PART (default: shipped:prompts)",
     )
     data.add_argument("--text", default="shipped:text", help="ordinary text the cost is measured on: JSON lines")
     data.add_argument("--scorer", nargs="+", default=["alt-profanity-check"], help="judges; the first chooses")
@@ -56,6 +58,11 @@ def add(commands: Any) -> None:
     command.add_argument("--seed", type=seed, default=0, help="of pairs, training, generations and attacks")
     add_loading(command, placed=False)
     command.set_defaults(run=run, refuse=check_named)
+
+
+def _sources() -> list[str]:
+    """The sources that need no setting of their own, for which there are no flags here."""
+    return [name for name in SOURCES if missing_setting(load_source(name)()) is None]
 
 
 def run(options: argparse.Namespace) -> None:

@@ -119,7 +119,15 @@ def loading_options(options: argparse.Namespace) -> dict[str, Any]:
         several = getattr(options, "models", None)
         if several is not None and len(several) > 1:
             raise UserError("--revision and --subfolder are of one model: audit the others by themselves.")
-        found["model"] = options.model if several is None else several[0].partition("=")[2] or several[0]
+        model = options.model if several is None else several[0].partition("=")[2] or several[0]
+        for role in ("base", "reference"):  # of the same name it would be loaded from the same place
+            if getattr(options, role, None) == model:
+                raise UserError(
+                    f"--{role} {model} has the name of MODEL, so that --revision and --subfolder cannot be of MODEL "
+                    f"alone. Pass the {role} as a directory (`hf download {model} --local-dir DIR` makes one of the "
+                    "hub's)."
+                )
+        found["model"] = model
     return found
 
 

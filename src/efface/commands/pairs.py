@@ -100,8 +100,7 @@ def run(options: argparse.Namespace) -> None:
 def _source(options: argparse.Namespace) -> "SourceSettings":
     """The settings of the source, or what is wrong with its flags."""
     name, kind = options.toxic, load_source(options.toxic)
-    if name == "pplm" and options.top_p is not None:
-        raise UserError("--top-p is of no effect with --toxic pplm, which draws from the --top-k likeliest tokens.")
+    _refuse_settings_of_others(options)
     settings = kind(**given_fields(options, kind))
     missing = missing_setting(settings)
     if missing is not None:
@@ -112,6 +111,20 @@ def _source(options: argparse.Namespace) -> "SourceSettings":
             f"--toxic {name} splits its prompts from {flag_of(own)}: leave out the flags for other prompts."
         )
     return settings
+
+
+def _refuse_settings_of_others(options: argparse.Namespace) -> None:
+    """Raise a `UserError` if a flag was given that the chosen source does not have: nothing would come of it."""
+    owners: dict[str, list[str]] = {}  # setting -> sources
+    for name in SOURCES:
+        for field in described_fields(load_source(name)):
+            owners.setdefault(field.name, []).append(name)
+    for setting, names in owners.items():
+        if options.toxic not in names and getattr(options, setting) is not None:
+            raise UserError(
+                f"{flag_of(setting)} is of no effect with --toxic {options.toxic}: it is a setting of "
+                f"{', '.join(names)}. Leave it out, or choose another source."
+            )
 
 
 def _prompts(options: argparse.Namespace) -> str | list[str] | None:

@@ -17,9 +17,18 @@ from efface.errors import UserError
 from efface.files.io import renamed_when_whole
 from efface.files.jsonl import Row
 from efface.files.markdown import inert
-from efface.files.results import RESULTS, prepare_output_dir, read_json, write_json, write_text
+from efface.files.results import (
+    RESULTS,
+    check_output_dir,
+    contents,
+    prepare_output_dir,
+    read_json,
+    write_json,
+    write_text,
+)
 
 PAGE, ROWS = "comparison.md", "comparison.json"
+TRADEOFF, STEPS = "tradeoff", "steps"
 
 
 def read_sweeps(directories: Sequence[str | os.PathLike[str]]) -> dict[str, Row]:
@@ -38,17 +47,43 @@ def read_sweeps(directories: Sequence[str | os.PathLike[str]]) -> dict[str, Row]
     return found
 
 
+def check_page_dir(
+    output: str | os.PathLike[str], *, overwrite: bool, inputs: Sequence[str | os.PathLike[str]] = ()
+) -> None:
+    """Nothing, if pages can be written to `output`: it is new or empty, or `overwrite` is given and nothing but pages
+    lies there.
+
+    Args:
+        inputs: what is read, which must not lie there.
+
+    Raises:
+        UserError: if not. Nothing has been changed.
+    """
+    check_output_dir(output, overwrite=overwrite, resume=None, inputs=inputs)
+    others = [one.name for one in contents(Path(output)) if not _is_own(one.name)]
+    if others:
+        raise UserError(
+            f"output directory {os.fspath(output)!r} holds something else than such a page ({others[0]}). It is left "
+            "alone: choose a new or empty directory."
+        )
+
+
+def _is_own(name: str) -> bool:
+    return name in (PAGE, ROWS) or name.endswith((f"-{TRADEOFF}.png", f"-{STEPS}.png"))
+
+
 def write_pages(results: Mapping[str, Row], output: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
     """Write page, pictures and rows of several sweeps into `output`; the files that were written.
 
     Raises:
-        UserError: as `prepare_output_dir` does; what is there is deleted with `overwrite` alone.
+        UserError: as `check_page_dir` does; what is there is deleted with `overwrite` alone.
     """
+    check_page_dir(output, overwrite=overwrite)
     folder = prepare_output_dir(output, overwrite=overwrite, resume=None)
     written = []
     pictures = []
     for name, found in results.items():
-        for kind, figure in (("tradeoff", tradeoff_figure(found)), ("steps", steps_figure(found))):
+        for kind, figure in ((TRADEOFF, tradeoff_figure(found)), (STEPS, steps_figure(found))):
             if figure is not None:
                 path = folder / f"{name}-{kind}.png"
                 with renamed_when_whole(path) as temporary:

@@ -17,11 +17,12 @@ from typing import Any
 
 from efface.errors import UserError
 from efface.evaluation.result import judges_of
+from efface.export import check_export_dir, prepare_export_dir
 from efface.export.eee_metrics import mean_id, results_of, strings
 from efface.export.generations import place_of, read_generations
 from efface.export.source import Measured, public_name, read_given
 from efface.files.jsonl import Row
-from efface.files.results import check_output_dir, prepare_output_dir, write_json, write_jsonl
+from efface.files.results import write_json, write_jsonl
 from efface.scoring.scorer import THRESHOLD
 
 SCHEMA = "0.3.0"
@@ -46,14 +47,14 @@ def export_eee(
     Raises:
         UserError: if there is nothing to export, or the folder holds something else.
     """
-    check_output_dir(output, overwrite=overwrite, resume=None, inputs=[directory])
+    check_export_dir(output, "eee", _is_own, overwrite=overwrite, directory=directory)
     found = read_given(Path(directory))
     for measured in found:
         _tell_missing(measured, say)
     given = [(measured, read_generations(measured)) for measured in found if measured.result is not None]
     if not given:
         raise UserError(f"{directory} has no model that could be measured: there is nothing to export.")
-    folder, written = prepare_output_dir(output, overwrite=overwrite, resume=None), []
+    folder, written = prepare_export_dir(output, "eee", overwrite=overwrite), []
     for measured, rows in given:
         record = record_of(measured, str(int(time.time())))
         place = Path("data", COLLECTION, *folders_of(record["model_info"]["id"]))
@@ -158,6 +159,11 @@ def folders_of(model: str) -> tuple[str, str]:
     organisation, slash, name = model.rpartition("/")
     hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", model) is not None and not os.path.isdir(model)
     return _folder(organisation if slash and hub else "local"), _folder(name)
+
+
+def _is_own(entry: Path) -> bool:
+    """Whether an entry of the folder of an export has only what is written above: not the records of others too."""
+    return entry.name == "data" and entry.is_dir() and [each.name for each in entry.iterdir()] == [COLLECTION]
 
 
 def _folder(name: str) -> str:

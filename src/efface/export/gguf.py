@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from efface.errors import RunError, UserError, explained, one_line
+from efface.files.digests import file_sha256
 from efface.files.io import is_regular_file, renamed_when_whole
 from efface.files.output import check_output_file
-from efface.files.results import read_json
+from efface.files.results import read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +31,8 @@ PLACE = "LLAMA_CPP"
 TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """The converter's names of what weights are stored in."""
 ARCHITECTURE = "controlvector"
+WHAT = "a GGUF file that efface has exported"
+"""What the file beside an export says."""
 
 
 def export_gguf(
@@ -37,10 +40,15 @@ def export_gguf(
 ) -> list[Path]:
     """Write a checkpoint as a GGUF file, in the precision that it is stored in.
 
+    Beside it lies a small file, `NAME.gguf.json`, with its SHA-256: by that an export is known that may be replaced.
+
     One whose edit is a steering vector becomes a control vector; the weights that it belongs to, which lie in a folder
     below, are an ordinary checkpoint and a file of their own.
 
     Args:
+        directory: of the checkpoint.
+        output: the file, which is new, or of an earlier export.
+        overwrite: replace that.
         say: what takes the lines that a user should read.
 
     Returns:
@@ -48,7 +56,7 @@ def export_gguf(
 
     Raises:
         UserError: if it is no checkpoint directory, an adapter or of a kind that llama.cpp cannot be told; if there is
-            no converter.
+            no converter; if a file is there that no export has written, or without `overwrite`.
         RunError: if the converter fails, or the file cannot be written.
     """
     from efface.model.interventions import FILE
@@ -67,7 +75,8 @@ def export_gguf(
             f"{str(directory)!r} is no finished checkpoint (no config.json, or one within a run). Pass the directory "
             "that a run, or save_model, has written."
         )
-    check_output_file(output, _is_gguf, "a GGUF file", overwrite=overwrite)
+    mark = _mark_of(output)
+    check_output_file(output, _is_own, "a GGUF file", beside={mark: _is_mark}, overwrite=overwrite)
     if steered:
         _write_control_vector(directory / FILE, weights, output)
         say(
@@ -76,6 +85,7 @@ def export_gguf(
         )
     else:
         _convert(_converter(), weights, output, say)
+    write_json(mark, {"schema": 1, "what": WHAT, "sha256": file_sha256(output)})
     return [output]
 
 
@@ -154,6 +164,24 @@ def _directions(interventions: "Sequence[Intervention]", file: Path) -> "dict[in
             "Steer after a later block."
         )
     return added
+
+
+def _mark_of(output: Path) -> Path:
+    """Where it is noted that a file is of an export."""
+    return output.with_name(f"{output.name}.json")
+
+
+def _is_mark(path: Path) -> bool:
+    try:
+        return read_json(path, {"what": str, "sha256": str})["what"] == WHAT
+    except UserError:
+        return False
+
+
+def _is_own(output: Path) -> bool:
+    """Whether an export has written this very file: any other begins with the same four letters."""
+    mark = _mark_of(output)
+    return is_regular_file(output) and _is_mark(mark) and read_json(mark)["sha256"] == file_sha256(output)
 
 
 def _is_gguf(path: Path) -> bool:

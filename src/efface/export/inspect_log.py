@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from efface.errors import UserError, reason_of
 from efface.evaluation.result import judges_of
+from efface.export import check_export_dir, prepare_export_dir
 from efface.export.generations import place_of, read_generations
 from efface.export.source import Measured, public_name, read_given
 from efface.files.jsonl import Row
-from efface.files.results import check_output_dir, prepare_output_dir, write_json
+from efface.files.results import write_json
 from efface.scoring.scorer import THRESHOLD
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def export_inspect(
         UserError: if Inspect is not installed, there are no generations, or the folder holds something else.
     """
     _check_installed()
-    check_output_dir(output, overwrite=overwrite, resume=None, inputs=[directory])
+    check_export_dir(output, "inspect", _is_own, overwrite=overwrite, directory=directory)
     logs = {}
     now = datetime.now(UTC).replace(microsecond=0)
     for measured in read_given(Path(directory)):
@@ -57,7 +58,7 @@ def export_inspect(
             )
         name = f"{now:%Y-%m-%dT%H-%M-%S}+00-00_{TASK}-{re.sub(r'[^A-Za-z0-9]+', '-', measured.name)}"
         logs[f"{name}_{measured.identity[:8]}.json"] = log_of(measured, rows, now.isoformat())
-    folder = prepare_output_dir(output, overwrite=overwrite, resume=None)
+    folder = prepare_export_dir(output, "inspect", overwrite=overwrite)
     for name, log in logs.items():
         write_json(folder / name, log.model_dump(mode="json", exclude_none=True))
     return [folder / name for name in logs]
@@ -132,6 +133,11 @@ def samples_of(measured: Measured, rows: list[Row]) -> "list[EvalSample]":
             )
         )
     return samples
+
+
+def _is_own(entry: Path) -> bool:
+    """Whether a file has the name of a log that is written above: not one of Inspect's own runs."""
+    return entry.suffix == ".json" and f"_{TASK}-" in entry.name
 
 
 def _results(found: Row, n: int) -> "EvalResults":

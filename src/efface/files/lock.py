@@ -1,7 +1,8 @@
 """Who is at work on an output? One process at a time: a second one is refused, and told who has it.
 
 The lock is the system's own (`flock`), given up with the process, however that ends: none goes stale. Beside an output
-lies, while somebody works on it, a file that says who: `.efface.lock` in a directory, `.NAME.lock` beside a file.
+lies, while somebody works on it, a file that says who: `.efface.lock` in a directory, `.NAME-DIGEST.lock` beside a
+file.
 Where the file system has no locks (some network ones, Windows), nobody is refused.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from efface.errors import UserError, one_line
+from efface.files.digests import digest
 from efface.files.io import LOCK, is_alive, sweep
 from efface.files.redaction import redacted_arguments
 
@@ -34,7 +36,7 @@ def held(output: Path) -> Iterator[None]:
     Raises:
         UserError: if another one does, saying which.
     """
-    place = output / LOCK if output.is_dir() else output.with_name(f".{output.name[:40]}.lock")
+    place = output / LOCK if output.is_dir() else _beside(output)
     file = _taken(place, output)
     if file is None:
         yield
@@ -50,6 +52,11 @@ def held(output: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             place.unlink()  # while it is ours, so that nobody's is taken away
         file.close()
+
+
+def _beside(output: Path) -> Path:
+    """The lock of a file. Of a long name only the beginning is in it, and others may begin so: hence the digest."""
+    return output.with_name(f".{output.name[:40]}-{digest(output.name, 8)}.lock")
 
 
 def acquire(file: IO[Any], *, wait: bool = False) -> bool | None:

@@ -1,7 +1,8 @@
 """What is the main job on the user's own model, in one command? `efface detox`.
 
     DIR/pairs.jsonl       preference pairs from the model itself, unless pairs are given
-    DIR/tuning.jsonl      prompts that the strength is chosen on;   DIR/reported.jsonl      all others
+    DIR/tuning.jsonl      prompts that the strength is chosen on;   DIR/reported.jsonl      all others, but for those
+                          that the training pairs hold
     DIR/sweep/            REPO at several strengths, each scaled to the utility budget (`efface sweep`)
     DIR/model/            the least toxic of them that fits: an ordinary checkpoint
     DIR/base.json, edited.json     both models on the reported prompts
@@ -71,8 +72,8 @@ def detox(
     settings = settings or DetoxSettings()
     read = [model, settings.pairs, settings.prompts, settings.text]
     folder = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
-    tuning, reported = _split(settings.prompts, settings.seed)
-    job = _Job(model, folder, settings, command, show, len(reported))
+    tuning, reported, left_out = _split(settings)
+    job = _Job(model, folder, settings, command, show, len(reported), left_out)
     plan = {"model": model, "settings": dataclasses.asdict(settings), **job.contents([*tuning, *reported])}
     if resume:
         check_plan(folder, read_plan(folder), plan, "a detox run", {})
@@ -85,13 +86,31 @@ def detox(
         return job.run(journal)
 
 
-def _split(source: str, seed: int) -> tuple[list[str], list[str]]:
-    """Prompts to choose on and prompts to report, drawn by the seed."""
-    prompts = list(dict.fromkeys(load_texts(load_prompts(source), "prompt")))
-    tuning = draw_prompts(prompts, len(prompts) // TUNED_PART, seed)
+def _split(settings: DetoxSettings) -> tuple[list[str], list[str], int]:
+    """Prompts to choose on and prompts to report, drawn by the seed, and how many the training pairs hold: these are
+    neither."""
+    found = list(dict.fromkeys(load_texts(load_prompts(settings.prompts), "prompt")))
+    held = _trained_on(settings, found)
+    prompts = [prompt for prompt in found if prompt not in held]
+    tuning = draw_prompts(prompts, len(prompts) // TUNED_PART, settings.seed)
     if not tuning:
-        raise UserError(f"prompts {source!r}: {len(prompts)} are too few to choose on some and report others.")
-    return tuning, [prompt for prompt in prompts if prompt not in set(tuning)]
+        others = f", without {len(held)} that the training pairs hold," if held else ""
+        raise UserError(
+            f"prompts {settings.prompts!r}: {len(prompts)}{others} are too few to choose on some and report others."
+        )
+    return tuning, [prompt for prompt in prompts if prompt not in set(tuning)], len(held)
+
+
+def _trained_on(settings: DetoxSettings, prompts: list[str]) -> set[str]:
+    """Which of the prompts the training pairs hold; those that are built continue the prompts of the shipped pairs."""
+    from efface.data.pairs import load_pairs
+    from efface.pairs.overlap import held_by_pairs
+    from efface.pairs.source import PROMPTS
+
+    if settings.pairs is None and settings.prompts == DetoxSettings.prompts:
+        return set()  # the shipped ones are of other templates than the shipped pairs, which is all that is promised
+    rows = load_pairs(settings.pairs or PROMPTS).rows
+    return {prompt for prompt, held in zip(prompts, held_by_pairs(rows, prompts), strict=True) if held}
 
 
 class _Job:
@@ -105,9 +124,10 @@ class _Job:
         command: str | None,
         show: Callable[[Block], None],
         n_reported: int,
+        n_left_out: int,
     ):
         self.model, self.folder, self.settings, self.command = model, folder, settings, command
-        self.show, self.n_reported = show, n_reported
+        self.show, self.n_reported, self.n_left_out = show, n_reported, n_left_out
         self.say: Journal  # once there is a directory
         self.start = time.monotonic()
         self.pairs = settings.pairs or str(folder / "pairs.jsonl")
@@ -119,13 +139,14 @@ class _Job:
         from efface.model.fingerprint import fingerprint_of
         from efface.model.load import load_model
         from efface.pairs import load_source
+        from efface.pairs.source import check_settings
         from efface.scoring import load_scorer
 
         for scorer in self.settings.scorers:
             load_scorer(scorer)
         found = {"prompts of": digest(sorted(prompts)), "text of": digest(load_texts(self.settings.text))}
         if self.settings.pairs is None:
-            load_source(self.settings.source)
+            check_settings(self.settings.source, load_source(self.settings.source)())
         else:
             found["pairs of"] = rows_digest(self.settings.pairs)
         return found | {"model of": fingerprint_of(load_model(self.model)[0])}
@@ -134,6 +155,11 @@ class _Job:
         self.say = journal
         effort = self.settings.effort
         self.say(f"{self.settings.budget}: {effort.minutes} for SmolLM2-135M on 2 cores")
+        if self.n_left_out:
+            self.say(
+                f"{self.n_left_out} of {self.settings.prompts} are left out: the training pairs hold these prompts, "
+                "or nearly so"
+            )
         self._step(1, f"pairs: {self.settings.pairs or f'{effort.n_pairs} from the model itself'}")
         self._build_pairs()
         rates = ", ".join(f"{rate:g}" for rate in effort.learning_rates)

@@ -48,7 +48,8 @@ class DetoxSettings:
     source: str = "antiexpert"
     """Who writes the toxic side of pairs that are built: a name in `efface.pairs.SOURCES`."""
     prompts: str = "shipped:prompts"
-    """To choose on and to report, apart from each other: what `load_prompts` takes."""
+    """To choose on and to report, apart from each other and from what the training pairs hold: what `load_prompts`
+    takes."""
     text: str = "shipped:text"
     """Ordinary text, on which the cost is measured."""
     scorers: tuple[str, ...] = ("alt-profanity-check",)

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from efface.errors import UserError, explained
+from efface.files.shapes import Maybe
 from efface.model import interventions, sources
-from efface.model.checkpoint_files import ADAPTER, check_files, has_weights, read
+from efface.model.checkpoint_files import ADAPTER, CONFIG, check_files, has_weights, read
 from efface.model.devices import default_device
 from efface.model.hub import ask_hub, from_cache
-from efface.model.loading import Loading, how_to_load
+from efface.model.loading import Loading, Origin, how_to_load, set_origin_
 from efface.model.names import PYPI, check_model, is_gguf, short
-from efface.model.save import repair_generation_config_
+from efface.model.save import BASE, repair_generation_config_
 from efface.model.vocabulary import check_vocabulary
 from efface.model.whole import incomplete, listed, load_whole, without_old_names
 
@@ -188,7 +189,10 @@ def _load_adapter(
         )
     check_files(path, what)
     has_weights(path, what)
-    base_name = read(path / ADAPTER, what).get("base_model_name_or_path")
+    told = read(path / ADAPTER, what, {"revision": Maybe(str)})
+    base_name, revision, subfolder = told.get("base_model_name_or_path"), told.get("revision"), None
+    if (path / BASE).exists():
+        subfolder = read(path / BASE, what, {"subfolder": str})["subfolder"]
     if not base_name:
         raise UserError(f"{what} names no base model (base_model_name_or_path in adapter_config.json is empty).")
     if not isinstance(base_name, str):
@@ -196,7 +200,7 @@ def _load_adapter(
             f"{what} names no base model: base_model_name_or_path in adapter_config.json is {base_name!r}."
         )
     base: Any  # an adapter is not typed as a model
-    base, tokenizer = _load(base_name, replace(how, revision=None, subfolder=None), False, chain)
+    base, tokenizer = _load(base_name, replace(how, revision=revision, subfolder=subfolder), False, chain)
     if isinstance(base, PeftModel):
         raise UserError(
             f"{what} was made for {base_name!r}, which is an adapter itself. Merge that into its base "
@@ -244,7 +248,17 @@ def _load_hub(name: str, how: Loading) -> "tuple[PreTrainedModel, PreTrainedToke
         below = "" if how.subfolder else interventions.folder_on_hub(name, revision)
         model, tokenizer = _from_pretrained(name, f"model {name!r}", how, revision or "main", how.subfolder or below)
         interventions.attach_from_hub_(model, name, revision)
+        set_origin_(model, Origin(_commit(name, how) or revision, how.subfolder))
         return model, tokenizer
+
+
+def _commit(name: str, how: Loading) -> str | None:
+    """Of which commit a model of the hub that has just been loaded is: its files lie in a folder of that name."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = "/".join([*filter(None, [how.subfolder]), CONFIG])
+    found = try_to_load_from_cache(name, file, revision=how.revision)
+    return Path(found).parents[file.count("/")].name if isinstance(found, str) else None
 
 
 def _from_pretrained(

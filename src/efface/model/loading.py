@@ -90,6 +90,26 @@ class Loading:
         return found
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where on the hub the weights of a model lie: an adapter of it is on these alone what it is."""
+
+    revision: str | None = None
+    """The commit, where it is known."""
+    subfolder: str | None = None
+
+
+def set_origin_(model: Any, origin: Origin) -> None:
+    """Note on a model where it has been loaded from; none is noted on one that does not come from the hub."""
+    model._efface_origin = origin
+
+
+def origin_of(model: Any) -> Origin:
+    """What `set_origin_` has noted on a model, or on the one inside an adapter."""
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(owner, "_efface_origin", Origin())
+
+
 USUAL = Loading()
 _CURRENT: ContextVar[Loading] = ContextVar("loading", default=USUAL)
 

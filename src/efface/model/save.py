@@ -15,12 +15,17 @@ from efface.files.modes import keep_mode_, share_
 from efface.files.results import write_json
 from efface.files.scratch import sweep_folders
 from efface.model import interventions
+from efface.model.checkpoint_files import ADAPTER
 from efface.model.families import rope_of_transformers_4
+from efface.model.loading import origin_of
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+BASE = "base_model.json"
+"""Beside an adapter whose base lies in a folder of a repository: which. PEFT's own file has no place for it."""
 
 # What gives other settings a meaning, and so is taken over before them.
 SWITCHES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
@@ -39,6 +44,8 @@ def save_model(
     interventions on hidden states is no ordinary checkpoint: they go into a file of their own, and what those loaders
     would take for the model into a folder below (`efface.model.interventions`), but for a checkpoint `within_run`,
     which the trainer itself has to read.
+
+    An adapter names the commit and the folder of its base, if that is of the hub: on another it is another model.
 
     A generation_config that transformers would refuse to save is saved as `repair_generation_config_` would leave it.
 
@@ -63,6 +70,7 @@ def save_model(
             if tokenizer is not None:
                 tokenizer.save_pretrained(ordinary)
             _make_readable_by_transformers_4(ordinary)
+            _name_base(model, ordinary)
             interventions.save_interventions(model, Path(scratch))
             share_(Path(scratch))
             _replace(directory, Path(scratch), ordinary)
@@ -77,7 +85,8 @@ def save_model(
 
 def _replace(directory: Path, scratch: Path, ordinary: Path) -> None:
     """Move what was written to its place; nothing of a model of the other kind that was there stays."""
-    (directory / interventions.FILE).unlink(missing_ok=True)
+    for name in (interventions.FILE, BASE):
+        (directory / name).unlink(missing_ok=True)
     if ordinary != scratch:
         for file in ordinary.iterdir():
             (directory / file.name).unlink(missing_ok=True)
@@ -160,3 +169,18 @@ def _make_readable_by_transformers_4(directory: Path) -> None:
         if tokenizer.get("tokenizer_class") == "TokenizersBackend":
             tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
             write_json(tokenizer_file, tokenizer)
+
+
+def _name_base(model: Any, directory: Path) -> None:
+    """Write beside an adapter which commit its base is, and in which folder of the repository that lies.
+
+    A revision that the adapter's configuration has already is its maker's, and stays.
+    """
+    file, origin = directory / ADAPTER, origin_of(model)
+    if not file.exists():
+        return
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if origin.revision is not None and config.get("revision") is None:
+        write_json(file, config | {"revision": origin.revision})
+    if origin.subfolder is not None:
+        write_json(directory / BASE, {"schema": 1, "subfolder": origin.subfolder})

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from efface.errors import RunError, UserError
 from efface.files.digests import digest
 from efface.files.environment import environment
+from efface.files.io import is_regular_file
 from efface.files.jsonl import Row
 from efface.files.lock import held
 from efface.files.output import check_output_file
 from efface.files.part import PartFile, differing_keys
-from efface.files.results import write_json, write_jsonl
-from efface.files.shapes import Missing
+from efface.files.results import parse_json, write_json, write_jsonl
+from efface.files.shapes import Missing, check_shape
 from efface.pairs import SOURCES, PairSource, find_source_name, load_source
 from efface.pairs.batch import Batches
 from efface.pairs.config import BuilderConfig
@@ -35,6 +36,8 @@ from efface.terminal.progress import track
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+FINGERPRINT = "fingerprint"
+"""The setting that tells models of one name apart."""
 MEASURED = Missing((float, float, int))
 OUTCOME = {
     "row": Missing({"prompt": str, "chosen": str, "rejected": str}),
@@ -89,7 +92,8 @@ def build_pairs(
 
     Raises:
         UserError: without prompts, with a limit below 1, with a scorer that must not select, with settings of the
-            source that cannot work, if a part file or pairs of other settings lie there, or somebody's own file.
+            source that cannot work, if a part file or pairs of other settings or of another model lie there, or
+            somebody's own file.
         RunError: if no pair passes the filters.
     """
     if limit is not None and limit < 1:
@@ -135,6 +139,15 @@ def _build(
         "prompts": digest([[prompt, given.get(prompt)] for prompt in prompts]),
         **how,
     }
+    there = _settings_there(output) if resume else None
+    # An older version has recorded none: nor does what goes on with its work.
+    if there is None or FINGERPRINT in there:
+        settings[FINGERPRINT] = build.fingerprint
+    if there and there.get(FINGERPRINT) != settings.get(FINGERPRINT):
+        raise UserError(
+            f"{output} was made, or begun, with another model or tokenizer than {build.name} is now: their pairs "
+            "would be in one file. Use the same one, or another output."
+        )
     if resume and output.exists():
         return _taken(output, settings, limit)
     marks = {"source": settings.get("how"), "settings": digest(settings)}
@@ -161,6 +174,22 @@ def _build(
         write_jsonl(output, rows)
         part.remove()
         return report
+
+
+def _settings_there(output: Path) -> Row | None:
+    """With what the pairs that lie there were made, or begun; None if there are none."""
+    if output.exists():
+        return report_of(output).settings
+    part = output.with_name(output.name + ".part")
+    if not is_regular_file(part):
+        return None
+    try:
+        with part.open(encoding="utf-8") as file:
+            header = parse_json(file.readline(), str(part))
+        check_shape(header, {"settings": dict}, str(part))
+    except (OSError, ValueError):  # whoever goes on with it says what is wrong with it
+        return None
+    return header["settings"]
 
 
 def _taken(output: Path, settings: dict[str, Any], limit: int | None) -> BuildReport:

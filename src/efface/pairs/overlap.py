@@ -1,4 +1,5 @@
 """Which prompts has a toxic copy seen in training? There it would recite, and the filters would keep what it recites.
+Likewise an edited model: on prompts of its training pairs it is not measured.
 
 A text holds a prompt if it begins with it, or if it has at least half of the prompt's runs of three words, and three
 of them: so it is with the prompt itself, with a near-copy, and with another filling of the same template.
@@ -9,7 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from efface.data.preferences import text_of
 from efface.errors import UserError
+from efface.files.jsonl import Row
 from efface.pairs.filters import word_runs
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,22 @@ def overlaps(texts: Sequence[str], prompts: Sequence[str]) -> list[set[int]]:
                 if lower.startswith(starts[number]):
                     found[number].add(place)
     return found
+
+
+def held_by_pairs(rows: Sequence[Row], prompts: Sequence[str]) -> list[bool]:
+    """For each prompt whether preference pairs, or messages in them, hold it: who is trained on them has seen it.
+
+    Args:
+        rows: as `load_pairs` gives them.
+        prompts: plain texts.
+    """
+    texts: list[str] = []
+    for row in rows:
+        if isinstance(row["prompt"], str):
+            texts += [row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]]
+        else:
+            texts += [text_of([turn]) for turn in [*row["prompt"], *row["chosen"], *row["rejected"]]]
+    return [bool(places) for places in overlaps(texts, prompts)]
 
 
 @dataclass

@@ -61,6 +61,15 @@ class Build:
             return model, self.processing_class or tokenizer
         return self.model, self.processing_class or tokenizer_of(self.model)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells the model and its tokenizer from others of the same name."""
+        from efface.files.digests import digest
+        from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
+
+        model, tokenizer = self.loaded
+        return digest([fingerprint_of(model), tokenizer_fingerprint(tokenizer)])
+
     @property
     def name(self) -> str:
         """What the report calls the model."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from efface.data.preferences import check_row
+from efface.data.preferences import check_row, text_of
 from efface.data.rows import labelled_rows, load_texts
 from efface.data.text import looks_edited, sentences
 from efface.errors import UserError
@@ -127,8 +127,15 @@ def toxic_texts(files: Sequence[str], scorer: Scorer) -> list[str]:
                     raw.append(row["text"])
             else:
                 pair = check_row(row, where)
-                texts.append(str(pair["prompt"]) + str(pair["rejected"]))
+                texts.append(_as_one_text(pair["prompt"], pair["rejected"]))
     return texts + (clean_sentences(raw, scorer) if raw else [])
+
+
+def _as_one_text(prompt: Any, rejected: Any) -> str:
+    """The toxic side of a pair as running text; the messages of a conversation are set apart by a space."""
+    if isinstance(prompt, str):
+        return prompt + text_of(rejected)
+    return " ".join(text_of([turn]) for turn in [*prompt, *rejected])
 
 
 def taken_for_toxic(row: Row, where: str) -> bool:
