@@ -74,14 +74,12 @@ def open_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 
-    from efface.model import interventions
-
     def absent(*args: Any, **given: Any) -> None:
         raise EntryNotFoundError("no such file")
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **given: None)
-    monkeypatch.setattr(interventions, "hf_hub_download", absent)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", absent)
 
 
 @pytest.fixture

@@ -9,11 +9,14 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
+import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -31,7 +34,6 @@ from efface.errors import UserError
 from efface.files.results import write_jsonl
 from efface.methods.leace import LeaceConfig, LeaceEditor, leace_intervention, least_squares_probe
 from efface.methods.steering import SteeringConfig, SteeringEditor, steering_intervention
-from efface.model import interventions
 from efface.model.blocks import capture_residuals, decoder_blocks
 from efface.model.fingerprint import fingerprint_of
 from efface.model.interventions import (
@@ -42,7 +44,7 @@ from efface.model.interventions import (
     attach_from_hub_,
     attached,
     detach_,
-    folder_on_hub,
+    place_on_hub,
 )
 from efface.model.load import load_model
 from efface.model.projections import attention_output_projection, mlp_output_projection
@@ -338,25 +340,46 @@ def test_a_file_that_is_damaged_or_of_another_model(tmp_path: Path) -> None:
         load_model(tmp_path, device="cpu")
 
 
+def test_a_file_that_the_hub_does_not_give_is_not_taken_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that was busy, or a network that was gone, made the untouched model of it."""
+
+    def busy(name: str, file: str, **given: Any) -> str:
+        if file.endswith(FILE):
+            raise LocalEntryNotFoundError("503: try again")
+        raise RemoteEntryNotFoundError("no such file", response=mock.MagicMock(status_code=404, headers={}))
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", busy)
+    model = tiny_model("gpt2")
+    for folder in (BELOW, ""):
+        with pytest.raises(OSError, match="503"):
+            attach_from_hub_(model, "some/erased", None, "", folder)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # where the same error says: not there
+    attach_from_hub_(model, "some/plain", None, "", "")
+    with pytest.raises(UserError, match=f"'some/erased' lacks {FILE}"):
+        attach_from_hub_(model, "some/erased", None, "", BELOW)
+
+
 def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("gpt2")
     attach_(model, [some()])
     save_model(model, None, tmp_path)
     asked: list[Any] = []
 
-    def download(*args: Any, revision: str | None) -> str:
-        asked.append((*args, revision))
-        if args[0] == "some/plain":
-            raise interventions.EntryNotFoundError("no such file")
-        return str(tmp_path / FILE)
+    def download(name: str, file: str, revision: str | None) -> str:
+        asked.append((name, file, revision))
+        if name == "some/erased" and not (tmp_path / file).exists() or name == "some/plain" and file != "config.json":
+            raise RemoteEntryNotFoundError("no such file", response=mock.MagicMock(status_code=404, headers={}))
+        return str(tmp_path / file)
 
-    monkeypatch.setattr(interventions, "hf_hub_download", download)
-    assert folder_on_hub("some/erased", None) == BELOW and folder_on_hub("some/plain", None) == ""
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert place_on_hub("some/erased", None, "") == (BELOW, "config.json")
+    assert place_on_hub("some/plain", None, "") == ("", "config.json")
     asked.clear()
     fresh = tiny_model("gpt2")
-    attach_from_hub_(fresh, "some/plain", None)
+    attach_from_hub_(fresh, "some/plain", None, "", "")
     assert attached(fresh) == []
-    attach_from_hub_(fresh, "some/erased", "v2")
+    attach_from_hub_(fresh, "some/erased", "v2", "", BELOW)
     assert torch.equal(logits(fresh), logits(model)) and asked[1] == ("some/erased", FILE, "v2")
 
 

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import saved
+from checkpoints import on_grid_, saved
 from tiny import tiny_model, tiny_tokenizer
 from trained import PASSAGES, ROWS
 
+from efface.cli import main
 from efface.errors import RunError, UserError
 from efface.evaluation.divergence import kl_to_reference
-from efface.files.results import write_json, write_jsonl
+from efface.files.results import read_json, write_json, write_jsonl
 from efface.methods.lox import LoxConfig, LoxEditor
 from efface.model.edit import scaled_copy, top_part
+from efface.model.save import save_model
 
 
 def edited_model(family: str, size: float = 0.02) -> Any:
@@ -77,3 +79,20 @@ def test_the_base_is_named_by_the_run_or_by_the_user(tmp_path: Path) -> None:
     assert torch.equal(found.base.lm_head.weight, tiny_model("llama").lm_head.weight)
     with pytest.raises(UserError, match="top_k=0"):
         LoxConfig("out", top_k=0)
+
+
+def test_the_command_line_finds_the_base(tmp_path: Path, fails: Any) -> None:
+    """It asked for --base always: the method got the loaded model, which has no results beside it."""
+    start, pairs, base, trained = (tmp_path / name for name in ("start", "pairs.jsonl", "base", "trained"))
+    save_model(on_grid_(tiny_model("llama")), tiny_tokenizer(), start)
+    write_jsonl(pairs, ROWS)
+    for before, after, rate in ((start, base, "0"), (base, trained, "1e-3")):  # base stays on the grid
+        argv = ["train", "dpo", str(before), str(pairs), "-o", str(after), "--max_steps", "1"]
+        assert main([*argv, "--learning_rate", rate]) == 0
+    for method, more in (("lox", ["--strength", "1"]), ("gptq", [])):
+        out = tmp_path / method
+        assert main(["train", method, str(trained), str(pairs), "-o", str(out), *more]) == 0
+        assert read_json(out / "results.json")["found"]["base"] == str(base)
+        said = fails(2, "train", method, trained, pairs, "-o", base, "--overwrite", *more)
+        assert f"{str(base)!r} lies in the output directory" in said
+        assert "Pass --base MODEL" in fails(2, "train", method, start, pairs, "-o", tmp_path / "no", *more)

@@ -12,13 +12,15 @@ import pytest
 import torch
 from checkpoints import WEIGHTS, edit, logits, rewrite, saved
 from forwards import TEXT, batch, model_of, plain_logits
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from efface.cli import main
 from efface.errors import RunError, UserError
 from efface.files.results import read_json
+from efface.model.interventions import Intervention, attach_, attached
 from efface.model.load import load_model, tokenizer_of
 from efface.model.save import save_model
 from efface.scoring.hf import HFScorer
@@ -199,6 +201,61 @@ def test_an_adapter_is_put_on_the_folder_that_it_was_made_from(cached_hub: dict[
     edit(tmp_path / "base_model.json", subfolder=5)
     with pytest.raises(UserError, match="'subfolder' must be a text"):
         load_model(tmp_path)
+
+
+def in_cache(hub: dict[str, Path], name: str) -> Path:
+    """The folder of another repository in that cache, of one commit."""
+    place = hub["main"].parents[2] / f"models--org--{name}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("c" * 40)
+    return place / "snapshots" / ("c" * 40)
+
+
+@pytest.mark.parametrize("subfolder", [None, "inner"])
+def test_an_adapter_of_the_hub_is_one_as_in_a_directory(
+    subfolder: str | None, cached_hub: dict[str, Path], tmp_path: Path
+) -> None:
+    """transformers put it into the base unseen: merging left it out, training ended in a traceback."""
+    base, tokenizer = load_model("org/tiny")
+    model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    folder = in_cache(cached_hub, "adapter") / (subfolder or "")
+    save_model(model, tokenizer, folder)
+    expected = logits(model.eval())
+    for trainable in (False, True):
+        found, _ = load_model("org/adapter", subfolder=subfolder, trainable=trainable)
+        assert isinstance(found, PeftModel) and found.get_base_model().name_or_path == "org/tiny"
+        assert any(parameter.requires_grad for parameter in found.parameters()) == trainable
+        torch.testing.assert_close(logits(found), expected, rtol=1e-5, atol=1e-5)
+    if subfolder is None:
+        assert main(["merge", "org/adapter", "-o", str(tmp_path / "whole")]) == 0
+        assert not (tmp_path / "whole" / "adapter_config.json").exists()
+        torch.testing.assert_close(logits(load_model(tmp_path / "whole")[0]), expected, rtol=1e-4, atol=1e-4)
+
+    def first_block(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in tensors.items() if "layers.1" not in name}
+
+    rewrite(folder, first_block, "adapter_model.safetensors")
+    with pytest.raises(UserError, match="lacks 14 of 28 weights"):
+        load_model("org/adapter", subfolder=subfolder)
+
+
+@pytest.mark.parametrize("subfolder", [None, "inner"])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_model_of_the_hub_with_interventions_has_them_or_is_refused(
+    adapted: bool, subfolder: str | None, cached_hub: dict[str, Path]
+) -> None:
+    model, tokenizer = load_model("org/tiny")
+    if adapted:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))  # type: ignore[assignment]
+    attach_(model, [Intervention(0, torch.zeros(32, 0), torch.zeros(0, 32), torch.ones(32))])
+    folder = in_cache(cached_hub, "steered") / (subfolder or "")
+    save_model(model, tokenizer, folder)
+    found, _ = load_model("org/steered", subfolder=subfolder)
+    assert len(attached(found)) == 1
+    torch.testing.assert_close(logits(found), logits(model.eval()), rtol=1e-5, atol=1e-5)
+    (folder / "interventions.safetensors").unlink()
+    with pytest.raises(UserError, match="lacks interventions.safetensors.* without which it is the untouched model"):
+        load_model("org/steered", subfolder=subfolder)
 
 
 @pytest.mark.parametrize("revision", [5, ["v2"]])

@@ -8,9 +8,10 @@ import pytest
 import torch
 from forwards import TEXT, batch, model_of, plain_logits
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, GenerationConfig
 
 from efface.errors import RunError, UserError
+from efface.model.fingerprint import fingerprint_of
 from efface.model.load import load_model
 from efface.model.save import repair_generation_config_, save_model
 
@@ -147,6 +148,26 @@ def test_transformers_4_finds_the_rotary_base(family: str, tmp_path: Path) -> No
     expected = plain_logits(model, row)
     torch.testing.assert_close(plain_logits(load_model(tmp_path)[0], row), expected, rtol=0, atol=0)
     assert not torch.allclose(plain_logits(tiny_model(family), row), expected, atol=1e-3)
+
+
+def test_transformers_4_finds_the_rotary_settings_of_a_model_of_texts_and_images(tmp_path: Path) -> None:
+    """They stand in the part of the configuration that is of the decoder."""
+    scaled = {"rope_type": "linear", "factor": 8.0, "rope_theta": 54321.0}
+    text = {
+        **{"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["sliding_attention", "full_attention"]},
+        "rope_parameters": rope_parameters("gemma3") | {"full_attention": scaled},
+    }
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision | sizes, mm_tokens_per_image=1)
+    model = AutoModelForCausalLM.from_config(config)
+    before = fingerprint_of(model)
+    save_model(model, tiny_tokenizer(), tmp_path)
+    found = json.loads((tmp_path / "config.json").read_text())["text_config"]
+    assert (found["rope_theta"], found["rope_local_base_freq"]) == (54321.0, 1234.0)
+    assert found["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    assert fingerprint_of(load_model(tmp_path, device="cpu")[0]) == before
 
 
 def test_transformers_4_finds_a_scaled_rotary_embedding(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from processes import of_both
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM
-from two_processes import CASES, QUICK, SAVED, SECONDS, STEPS, trained, trainer_of
+from two_processes import CASES, EVALUATED, QUICK, SAVED, SECONDS, STEPS, evaluated, trained, trainer_of
 
 from efface.methods import METHODS
 
@@ -68,6 +68,16 @@ def test_an_odd_number_of_pairs_is_filled_up(of_two: list[dict[str, Any]], tmp_p
     first, second = (results["odd"] for results in of_two)
     assert all(torch.equal(first[name], second[name]) and first[name].isfinite().all() for name in first)
     assert any(not torch.equal(first[name], weight) for name, weight in of_two[0]["repo"].items())
+
+
+def test_an_evaluation_counts_every_pair_once(of_two: list[dict[str, Any]], tmp_path: Path) -> None:
+    first, second = (results["evaluated"] for results in of_two)
+    assert first == second
+    for sizes, found in zip(EVALUATED, first, strict=True):
+        alone = evaluated(tmp_path, *sizes)
+        assert len(alone) >= 4 and found.keys() == alone.keys()
+        for name, value in alone.items():
+            assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6), (sizes, name)
 
 
 def test_a_process_with_a_loss_that_is_no_number_takes_the_others_along(of_two: list[dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from forwards import RAGGED, batch_of
+from peft import LoraConfig
 from safetensors.torch import save_file
 from tiny import FAMILIES, tiny_model
 from trained import Build, assert_same, build, weights
@@ -257,3 +258,17 @@ def test_a_cache_that_cannot_be_written_does_not_end_a_run_that_needs_none(
     assert "the reference runs live instead" in caplog.text
     found.train()
     assert_same(weights(found.model), weights(live.model), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+@pytest.mark.parametrize("kept", ["on", "off"])
+def test_a_base_that_its_adapter_has_changed_is_no_reference(start: Any, kept: str, build: Build) -> None:
+    """With such an adapter off the model is another one than before it."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=start)
+    with pytest.raises(UserError, match="peft_config changes weights of the base.*Pass ref_model"):
+        build(peft_config=config, precompute_reference=kept)
+    assert not (cache_dir() / "reference").exists()
+    given = build(peft_config=config, precompute_reference=kept, ref_model=tiny_model("llama"))
+    assert given.reference.kept_in == ("float32" if kept == "on" else None)
+    usual = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights="gaussian")
+    build(peft_config=usual, precompute_reference=kept)

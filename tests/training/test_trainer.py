@@ -16,14 +16,17 @@ from peft import LoraConfig, get_peft_model
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from trained import PASSAGES, ROWS, assert_same, weights, whole_batch
+from transformers import AutoModelForCausalLM
 
 from efface.errors import RunError, UserError
 from efface.files.results import write_jsonl
 from efface.methods import load_method
 from efface.methods.repo import REPOConfig, REPOTrainer
+from efface.model.copies import merged_copy
 from efface.model.load import load_model
 from efface.model.save import save_model
 from efface.training import reference_cache
+from efface.training.evaluating import share_of
 from efface.training.reference import LiveReference
 from efface.training.step import Counts
 
@@ -223,6 +226,28 @@ def test_an_adapter_that_is_named_is_trained_on(method: str, adapter: Path, tmp_
     assert moved and all("lora_" in name for name in moved)
 
 
+def test_of_an_adapter_only_the_chosen_blocks_are_trained(adapter: Path, tmp_path: Path) -> None:
+    """The base's own weights in these blocks were trained as well, and not saved."""
+    trainer = build("dpo", adapter, tmp_path / "out", trainable_layers="last")
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 4 and all("lora_" in name and ".layers.1." in name for name in trained)
+    trainer.train()
+    trainer.save_model()
+    assert_same(weights(load_model(tmp_path / "out", device="cpu")[0]), weights(trainer.model))
+    base, _ = load_model(adapter.parent / "base", device="cpu")
+    partly = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[0], task_type="CAUSAL_LM")
+    with pytest.raises(UserError, match="trainable_layers must name blocks that it adapts"):
+        build("dpo", get_peft_model(base, partly), tmp_path / "out", trainable_layers="last")
+
+
+def test_an_adapter_that_transformers_has_put_into_a_model_is_refused(adapter: Path, tmp_path: Path) -> None:
+    """It ended in a traceback, and merging left it where it was."""
+    model = AutoModelForCausalLM.from_pretrained(adapter)
+    for attempt in (lambda: build("dpo", model, tmp_path / "out"), lambda: merged_copy(model)):
+        with pytest.raises(UserError, match="LlamaForCausalLM holds an adapter .* Pass what load_model gives"):
+            attempt()
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_new_adapter_on_an_old_one_is_refused(named: bool, adapter: Path, tmp_path: Path) -> None:
     """It would be saved as an adapter of the base, and without the old one compute something else."""
@@ -245,6 +270,24 @@ def test_half_precision_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "the trained weights are bfloat16: an optimizer's small steps round away" in caplog.text
     with pytest.raises(UserError, match="the trained weights are float16"):
         build("repo", tiny_model("llama").half(), tmp_path)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_model_in_half_precision_is_its_own_reference_to_the_bit(
+    adapted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an autocast as well: the rounding of other batches was taken for a model that looks at padding."""
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "cache"))
+    passages = tmp_path / "passages.jsonl"
+    write_jsonl(passages, [{"text": text} for text in PASSAGES])
+    more: dict[str, Any] = {"lora_r": 2} if adapted else {}
+    for layout in ("plain", "shared"):
+        model = tiny_model("llama").bfloat16()
+        trainer = build("dpo", model, tmp_path / "out", layout=layout, retain_text=str(passages), **more)
+        assert trainer.reference.kept_in is None and trainer.reference.layout == layout
+        assert retained(trainer) == (0.0, 0.0)
+    cached = build("dpo", tiny_model("llama").bfloat16(), tmp_path / "out", precompute_reference="on", **more)
+    assert cached.reference.kept_in == "float32"
 
 
 @pytest.mark.parametrize(
@@ -319,6 +362,17 @@ def test_the_terms_of_an_evaluation_are_means_over_all_of_it(tmp_path: Path) -> 
     assert len(names) >= 4
     for name in names:
         assert at_once[name] == pytest.approx(in_parts[name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "processes"), [(4, 2, 2), (5, 4, 2), (7, 1, 3), (1, 8, 2), (2, 3, 4), (9, 2, 1)]
+)
+def test_processes_share_the_pairs_of_an_evaluation(n: int, size: int, processes: int) -> None:
+    shares = [share_of(n, size, process, processes) for process in range(processes)]
+    assert len({len(batches) for batches, _ in shares}) == 1
+    counted = [pair for batches, own in shares for batch in batches[:own] for pair in batch]
+    assert counted == list(range(n))
+    assert all(0 < len(batch) <= size for batches, _ in shares for batch in batches)
 
 
 def test_several_evaluation_sets_and_new_rows(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ class GPTQEditor(PairEditor):
 
     config_class = GPTQConfig
     args: GPTQConfig
+    of_an_edit = True
 
     def __init__(
         self,

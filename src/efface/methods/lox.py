@@ -71,6 +71,7 @@ class LoxEditor(PairEditor):
 
     config_class = LoxConfig
     args: LoxConfig
+    of_an_edit = True
 
     def __init__(
         self,

@@ -18,6 +18,8 @@ CONFIG, ADAPTER = "config.json", "adapter_config.json"
 WEIGHTS = "*.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
 """What holds pickled weights under the names that loaders look for."""
+FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.jinja")
+"""What makes up a checkpoint: of a repository of the hub no more is fetched."""
 MOST_LABELS = 100_000
 """Of a classifier: transformers makes a list of them."""
 HINT = "Put the config.json there that belongs to it."

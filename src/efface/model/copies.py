@@ -17,14 +17,28 @@ from efface.model.whole import without_old_names
 LORA: Any = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
+def check_adapter(model: Any) -> None:
+    """Raise a `UserError` if an adapter has been put into `model` by transformers, and not around it by PEFT: it can
+    be neither switched off nor merged here, and would not be saved with its base's name."""
+    from peft import PeftModel  # on use: it costs a second
+
+    if hasattr(model, "peft_config") and not isinstance(model, PeftModel):
+        raise UserError(
+            f"{type(model).__name__} holds an adapter that transformers has put into it, and no PeftModel is around "
+            "it to merge it or switch it off. Pass what load_model gives for the adapter, or "
+            "PeftModel.from_pretrained(base, adapter)."
+        )
+
+
 def merged(model: Any) -> PreTrainedModel:
     """`model` with an adapter, if it has one, merged into its weights, which are trainable again; changed in place.
 
     Raises:
-        UserError: if the adapter is one of virtual tokens.
+        UserError: if the adapter is one of virtual tokens, or in the model without a `PeftModel` around it.
     """
     from peft import PeftModel  # on use: it costs a second
 
+    check_adapter(model)
     if not isinstance(model, PeftModel):
         return model
     if model.active_peft_config.is_prompt_learning:

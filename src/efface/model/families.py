@@ -77,9 +77,10 @@ def rope_of_transformers_4(config: dict[str, Any]) -> dict[str, Any]:
         return {}
     names: dict[str, Any] = {}
     if FULL in rope:  # Gemma 3: one set of parameters per kind of layer
-        names["rope_local_base_freq"] = rope[SLIDING]["rope_theta"]
+        if SLIDING in rope:
+            names["rope_local_base_freq"] = rope[SLIDING]["rope_theta"]
         rope = rope[FULL]
-    is_neox = config["model_type"] == "gpt_neox"
+    is_neox = config.get("model_type") == "gpt_neox"
     if "rope_theta" in rope:
         names["rotary_emb_base" if is_neox else "rope_theta"] = rope["rope_theta"]
     if "partial_rotary_factor" in rope:

@@ -7,7 +7,8 @@ misspelt directory is one.
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from efface.errors import UserError, reason_of
 
@@ -38,12 +39,15 @@ def offline() -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def ask_hub(name: str, revision: str | None, what: str, hint: str) -> bool:
+def ask_hub(name: str, revision: str | None, what: str, hint: str, telling: Sequence[str] = ("config.json",)) -> bool:
     """Whether what `name` is on the hub can only be taken from the cache, since the hub cannot be reached.
 
     Args:
+        name: of the repository.
+        revision: of it; None is the newest.
         what: it is, for the error: "model 'a/b'".
         hint: what to do instead.
+        telling: files of which one is in the cache if that has anything of use.
 
     Raises:
         UserError: if there is no such repository, it is not open to this user, or the hub cannot be reached and the
@@ -60,7 +64,7 @@ def ask_hub(name: str, revision: str | None, what: str, hint: str) -> bool:
 
     where = f"{what} is no directory here, and "
     try:
-        cached = isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+        cached = any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in telling)
         if constants.HF_HUB_OFFLINE:
             if cached:
                 return True
@@ -90,6 +94,46 @@ def ask_hub(name: str, revision: str | None, what: str, hint: str) -> bool:
             f"{where}the Hugging Face hub cannot be reached ({reason_of(error)}), nor is it in the cache. {hint}"
         ) from error
     return False
+
+
+def file_on_hub(name: str, file: str, revision: str | None) -> Path | None:
+    """A file of a repository; None if it has none, or where nothing may be asked, if the cache has none.
+
+    Raises:
+        OSError: if the hub does not say.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file, revision=revision))
+    except LocalEntryNotFoundError:  # of a hub that is busy or out of reach as well
+        if not constants.HF_HUB_OFFLINE:
+            raise
+    except EntryNotFoundError:
+        pass
+    return None
+
+
+def fetched(name: str, revision: str | None, folder: str, patterns: Sequence[str], also: Sequence[str] = ()) -> Path:
+    """Where a repository lies in the cache with all files of one of its folders that match, not of those below it.
+
+    Args:
+        name: of the repository.
+        revision: of it; None is the newest.
+        folder: the one, "" for the repository's own.
+        patterns: of names of files in it.
+        also: files of other folders.
+
+    Raises:
+        OSError: if the hub fails.
+    """
+    from huggingface_hub import snapshot_download
+
+    inside = f"{folder}/" if folder else ""
+    wanted, not_wanted = [*(inside + pattern for pattern in patterns), *also], [f"{inside}*/*"]
+    found = snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=not_wanted)
+    return Path(str(found))
 
 
 @contextlib.contextmanager

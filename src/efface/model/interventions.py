@@ -20,8 +20,6 @@ from typing import Any
 
 import safetensors.numpy
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -30,6 +28,8 @@ from efface.files.io import is_regular_file
 from efface.files.results import parse_json
 from efface.files.shapes import check_shape
 from efface.model.blocks import decoder_blocks
+from efface.model.checkpoint_files import ADAPTER, CONFIG
+from efface.model.hub import file_on_hub
 
 FILE = "interventions.safetensors"
 BELOW = "without-interventions"
@@ -182,19 +182,38 @@ def attach_saved_(model: nn.Module, file: Path) -> None:
         raise UserError(f"{file}: {error}") from error
 
 
-def folder_on_hub(name: str, revision: str | None) -> str:
-    """Where the ordinary checkpoint of a model of the Hugging Face hub lies: "", or `BELOW`. Raises OSError if the hub
-    fails."""
-    with contextlib.suppress(EntryNotFoundError):
-        hf_hub_download(name, f"{BELOW}/config.json", revision=revision)
-        return BELOW
-    return ""
+def places_on_hub(top: str) -> list[tuple[str, str]]:
+    """The folders of a repository in which an ordinary checkpoint may lie, each with a file that says what it is.
+
+    Args:
+        top: the folder that is asked for, "" for the repository's own.
+    """
+    return [("/".join(filter(None, (top, below))), file) for below in (BELOW, "") for file in (ADAPTER, CONFIG)]
 
 
-def attach_from_hub_(model: nn.Module, name: str, revision: str | None) -> None:
-    """`attach_saved_` for a model of the Hugging Face hub. Raises OSError if the hub fails."""
-    with contextlib.suppress(EntryNotFoundError):  # the ordinary case: a model without such a file
-        attach_saved_(model, Path(hf_hub_download(name, FILE, revision=revision)))
+def place_on_hub(name: str, revision: str | None, top: str) -> tuple[str, str]:
+    """Which of `places_on_hub` there is; the last if none, as its loader says what is missing. Raises OSError if the
+    hub fails."""
+    *others, last = places_on_hub(top)
+    there = (place for place in others if file_on_hub(name, "/".join(filter(None, place)), revision))
+    return next(there, last)
+
+
+def attach_from_hub_(model: nn.Module, name: str, revision: str | None, top: str, folder: str) -> None:
+    """`attach_saved_` for a model of the Hugging Face hub whose ordinary checkpoint lies in `folder` (`place_on_hub`).
+
+    Raises:
+        OSError: if the hub fails.
+        UserError: if there must be interventions, and are none.
+    """
+    file = file_on_hub(name, "/".join(filter(None, (top, FILE))), revision)
+    if file is not None:
+        attach_saved_(model, file)
+    elif folder != top:
+        raise UserError(
+            f"model {name!r} lacks {FILE}, without which it is the untouched model ({folder}). Upload the whole "
+            "directory; from the cache alone: load it once where the hub can be reached."
+        )
 
 
 def read_interventions(path: Path) -> list[Intervention]:

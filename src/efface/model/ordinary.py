@@ -14,14 +14,11 @@ import torch
 
 from efface.errors import UserError, explained
 from efface.model import interventions, sources
-from efface.model.checkpoint_files import ADAPTER, CONFIG, check_files, has_weights, read
-from efface.model.hub import ask_hub, from_cache
+from efface.model.checkpoint_files import ADAPTER, CONFIG, FILES, check_files, has_weights, read
+from efface.model.hub import ask_hub, fetched, from_cache
 from efface.model.load import below
 from efface.model.loading import how_to_load
 from efface.model.names import PYPI, check_model, is_gguf, short
-
-FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-"""Of a repository of the hub: what makes up a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +95,7 @@ def _check_directory(path: Path) -> None:
 
 def _from_hub(name: str, revision: str | None, subfolder: str | None) -> Path:
     """The folder of the cache with a model of the hub."""
-    from huggingface_hub import snapshot_download
-
     what, hint = f"model {short(name)!r}", "Check the name, or pass a local directory."
-    inside = f"{subfolder}/" if subfolder else ""
-    wanted, not_wanted = [f"{inside}{pattern}" for pattern in FILES], [f"{inside}*/*"]
     cached = ask_hub(name, revision, what, hint)
     with explained(what, hint, "could not be loaded from the Hugging Face hub"), from_cache(cached):
-        found = snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=not_wanted)
-        return Path(str(found))
+        return fetched(name, revision, subfolder or "", FILES)

@@ -23,6 +23,11 @@ def is_wide(model: nn.Module) -> bool:
     return all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
+def is_half(model: nn.Module) -> bool:
+    """Whether there are weights in half precision, so that a forward rounds to it with no autocast at all."""
+    return any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in model.parameters())
+
+
 @contextlib.contextmanager
 def read_in(model: nn.Module, dtype: str | None) -> Iterator[None]:
     """Inside, the weights of a model in float32 are rounded to `dtype`; afterwards they are the very ones of before.

@@ -161,7 +161,7 @@ def _make_readable_by_transformers_4(directory: Path) -> None:
     config_file, tokenizer_file = directory / "config.json", directory / "tokenizer_config.json"
     if config_file.exists():
         config = json.loads(config_file.read_text(encoding="utf-8"))
-        config.update(rope_of_transformers_4(config))
+        _name_rope_(config)
         config.setdefault("torch_dtype", config.get("dtype"))
         write_json(config_file, config)
     if tokenizer_file.exists():
@@ -169,6 +169,14 @@ def _make_readable_by_transformers_4(directory: Path) -> None:
         if tokenizer.get("tokenizer_class") == "TokenizersBackend":
             tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
             write_json(tokenizer_file, tokenizer)
+
+
+def _name_rope_(config: dict[str, Any]) -> None:
+    """Add the names to a configuration and to those in it: a model of texts and images has one of its decoder."""
+    config.update(rope_of_transformers_4(config))
+    for part in config.values():
+        if isinstance(part, dict):
+            _name_rope_(part)
 
 
 def _name_base(model: Any, directory: Path) -> None:

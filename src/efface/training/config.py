@@ -88,7 +88,10 @@ class PairConfig(TrainingArguments):
     )
     trainable_layers: None | str | tuple[float, ...] = field(
         default=None,
-        metadata={"help": "Train only these decoder blocks (`8,16,-1`, `0.5`, `last`); default: everything."},
+        metadata={
+            "help": "Train only these decoder blocks (`8,16,-1`, `0.5`, `last`), of an adapter its weights there; "
+            "default: everything."
+        },
     )
     trainable: str = field(
         default="all",

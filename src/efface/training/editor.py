@@ -57,6 +57,8 @@ class PairEditor:
 
     config_class: type[EditConfig] = EditConfig
     args: EditConfig
+    of_an_edit: bool = False
+    """Whether `model` is an edit of another one, which the setting `base` names."""
 
     def __init__(
         self,

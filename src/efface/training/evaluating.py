@@ -1,7 +1,9 @@
 """How does a trainer evaluate on pairs? By every term of its loss over all of them; which of them may select."""
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,6 +31,8 @@ class EvaluatesPairs(Trainer):
     """By which of the terms that `loss` logs `load_best_model_at_end` may choose."""
     _longest: int | None
     _evaluated: Counts | None
+    _left: int
+    """Batches of an evaluation that are still to be counted."""
     metrics: Metrics
 
     def loss_does_not_select(self, args: Any) -> str | None:
@@ -78,12 +82,37 @@ class EvaluatesPairs(Trainer):
                 self.reference.prepare(dataset)
         return super().evaluate(eval_dataset, *args, **kwargs)
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As `Trainer.get_eval_dataloader`; of several processes each reads pairs that no other reads (`share_of`).
+
+        The usual one begins again from the first pair until all have full batches, which would count these twice.
+        """
+        loader = super().get_eval_dataloader(eval_dataset)
+        if self.args.world_size == 1:
+            return loader
+        return DataLoader(
+            loader.dataset,
+            batch_sampler=self._share(loader)[0],
+            collate_fn=loader.collate_fn,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def _share(self, loader: DataLoader) -> tuple[list[list[int]], int]:
+        n: int = len(loader.dataset)  # type: ignore[arg-type]
+        return share_of(n, self.args.eval_batch_size, self.args.process_index, self.args.world_size)
+
     def evaluation_loop(
         self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         """As `Trainer.evaluation_loop`; loss and terms are sums over the whole of `dataloader`, divided once."""
         training, self.metrics = self.metrics, Metrics()
-        counts = torch.stack([torch.stack(Counts.of(batch)) for batch in dataloader]).sum(0).to(self.args.device)
+        self._left = self._share(dataloader)[1]
+        counts = torch.zeros(len(Counts._fields), dtype=torch.long)
+        for i, batch in enumerate(dataloader):
+            if i < self._left:
+                counts += torch.stack(Counts.of(batch)).cpu()
+        counts = counts.to(self.args.device)
         self._evaluated = Counts(*self.accelerator.reduce(counts, "sum"))
         try:
             output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
@@ -98,13 +127,36 @@ class EvaluatesPairs(Trainer):
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor, None, None]:
         assert self._evaluated is not None
+        whole, self.metrics = self.metrics, Metrics()
         with torch.no_grad():
             counts = torch.stack(list(self._evaluated))
             loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=counts)
             assert isinstance(loss, Tensor)  # a tuple only on request
             loss = loss.detach() / self.accelerator.num_processes  # which compute_loss multiplies by, for DDP
             self.metrics.add({"loss": loss.item()})
-            return loss, None, None
+        terms, self.metrics = self.metrics.sums, whole
+        # What does not count is said nevertheless: processes add up what all of them name.
+        self.metrics.add(terms if self._left > 0 else dict.fromkeys(terms, 0.0))
+        self._left -= 1
+        return loss, None, None
+
+
+def share_of(n: int, size: int, process: int, processes: int) -> tuple[list[list[int]], int]:
+    """The pairs that one of several processes evaluates: their numbers by batch, and how many of these batches count.
+
+    Every pair counts in one process. All have as many batches, since they wait for each other in each: who has fewer
+    pairs reads the first one again, which does not count.
+
+    Args:
+        n: pairs in all.
+        size: the most of a batch.
+        process: which of them, from 0.
+        processes: how many there are.
+    """
+    shares = np.array_split(np.arange(n), processes)  # the first are the largest
+    rounds = math.ceil(len(shares[0]) / size)
+    own = [batch.tolist() for batch in np.array_split(shares[process], rounds) if len(batch)]
+    return own + [[0]] * (rounds - len(own)), len(own)
 
 
 def datasets_in(data: Any) -> list[PairDataset]:

@@ -19,6 +19,7 @@ from efface.data.store import PairStore
 from efface.data.tokens import tokens_of
 from efface.errors import UserError
 from efface.files.results import RESULTS, read_json
+from efface.model.copies import check_adapter
 from efface.model.load import load_model, tokenizer_of
 from efface.model.vocabulary import check_vocabulary
 from efface.training.config import PairConfig
@@ -46,8 +47,8 @@ def model_and_tokenizer(
         new_adapter: the model is to get one.
 
     Raises:
-        UserError: if there is no such model, if `model` is no causal language model, or one with an adapter that is to
-            get another.
+        UserError: if there is no such model, if `model` is no causal language model, one with an adapter that is to
+            get another, or one whose adapter cannot be told from it.
     """
     if isinstance(model, str | os.PathLike):
         model, its_own = load_model(model, device="cpu" if use_cpu else None, trainable=True)
@@ -58,6 +59,7 @@ def model_and_tokenizer(
             f"model is a {type(model).__name__}; it must be a causal language model of transformers, or what "
             "`load_model` takes: an id, a directory, a .gguf file."
         )
+    check_adapter(model)
     if new_adapter and hasattr(model, "peft_config"):
         raise UserError(
             "the model has an adapter already, and lora_r or peft_config asks for another, which would be saved as "

@@ -17,8 +17,22 @@ from efface.training.config import PairConfig
 logger = logging.getLogger(__name__)
 
 
-def prepare_model_(model: PreTrainedModel, args: PairConfig, peft_config: Any) -> PreTrainedModel:
-    """The model that will be trained: wrapped in a LoRA adapter, with chosen blocks alone trainable, or as it is."""
+def prepare_model_(
+    model: PreTrainedModel, args: PairConfig, peft_config: Any, *, off_is_reference: bool
+) -> PreTrainedModel:
+    """The model that will be trained: wrapped in a LoRA adapter, with chosen blocks alone trainable, or as it is.
+
+    Args:
+        model: changed in place.
+        args: say which of these.
+        peft_config: the caller's own adapter; None: that of `args`, if they ask for one.
+        off_is_reference: with its adapter off the model is to be its own reference.
+
+    Raises:
+        UserError: if an adapter does not fit the model or its reference, or nothing would be trained.
+    """
+    kept = list(model.parameters()) if peft_config is not None and off_is_reference else []
+    before = _sums(kept)
     if args.lora_r is not None:
         peft_config = peft_config or lora_config(args)
     if peft_config is not None:
@@ -31,6 +45,12 @@ def prepare_model_(model: PreTrainedModel, args: PairConfig, peft_config: Any) -
                 model = get_peft_model(model, peft_config)
         except ValueError as error:  # a rank of 0, modules the model does not have
             raise UserError(f"the LoRA adapter does not fit the model: {error}") from error
+        if _sums(kept) != before:
+            raise UserError(
+                "peft_config changes weights of the base (as PiSSA, OLoRA and KaSA do), so that with the adapter off "
+                "it is not the model that was given, and no reference. Pass ref_model, or another peft_config, such "
+                "as one with init_lora_weights=True."
+            )
         if args.gradient_checkpointing:
             model.enable_input_require_grads()
     elif args.trainable_layers is not None:
@@ -41,14 +61,20 @@ def prepare_model_(model: PreTrainedModel, args: PairConfig, peft_config: Any) -
     return model
 
 
+def _sums(parameters: list[nn.Parameter]) -> list[float]:
+    return [parameter.detach().float().sum().item() for parameter in parameters]
+
+
 def _check_trainable(model: PreTrainedModel) -> None:
     """Raise a `UserError` if nothing would be trained, or in a precision that swallows the steps; warn if it may."""
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
     if not dtypes:
-        advice = "Load its adapter with is_trainable=True" if hasattr(model, "peft_config") else "Unfreeze some"
+        advice = "Unfreeze some, or set trainable_layers or lora_r."
+        if hasattr(model, "peft_config"):
+            advice = "Load its adapter with is_trainable=True; trainable_layers must name blocks that it adapts."
         raise UserError(
             f"none of the parameters of {type(model).__name__} is trainable (requires_grad): training would leave it "
-            f"as it is. {advice}, or set trainable_layers or lora_r."
+            f"as it is. {advice}"
         )
     if torch.float16 in dtypes:
         raise UserError(
@@ -128,11 +154,15 @@ def disable_dropout_(model: nn.Module) -> None:
 
 
 def train_only_(model: nn.Module, layers: list[int]) -> None:
-    """Freeze everything but the parameters of these decoder blocks, in place."""
-    model.requires_grad_(False)
+    """Freeze everything but the parameters of these decoder blocks, in place; of a model with an adapter, everything
+    but what of that is trainable there, since the base's own weights are not saved with it."""
     blocks = decoder_blocks(model)
-    for layer in layers:
-        blocks[layer].requires_grad_(True)
+    chosen = [parameter for layer in layers for parameter in blocks[layer].parameters()]
+    if hasattr(model, "peft_config"):
+        chosen = [parameter for parameter in chosen if parameter.requires_grad]
+    model.requires_grad_(False)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
 
 
 def lora_config(args: PairConfig) -> Any:

@@ -64,6 +64,7 @@ def check_first_batch(
     project: Tensor,
     *,
     layout: str,
+    half: bool,
     args: PairConfig,
     autocast: Callable[[], AbstractContextManager[None]],
 ) -> None:
@@ -73,11 +74,12 @@ def check_first_batch(
         batch: of the run's own making.
         project: (rows, T) bool, the positions whose logits the loss will ask for.
         layout: the policy's.
+        half: its forward rounds to half precision.
+        args: say whether dropout is off.
         autocast: the precision of its forward.
     """
     if reference.head is None or not project.any():
         return
-    half = bool(args.bf16)
     with eval_mode(model), autocast():
         model.train(args.disable_dropout)  # as it will run: some families then do otherwise
         policy = policy_forward(model, batch, project, [], torch.zeros_like(project), layout, exact=half)

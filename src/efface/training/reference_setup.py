@@ -19,6 +19,7 @@ from efface.files.results import cache_dir
 from efface.model.fingerprint import fingerprint_of
 from efface.model.forward import Forward, Head
 from efface.model.layout import Layout
+from efface.model.precision import is_half
 from efface.training.config import PairConfig
 from efface.training.reference import LiveReference, Reference
 from efface.training.reference_cache import ReferenceCache, open_cache
@@ -27,8 +28,14 @@ from efface.training.reference_check import cache_error, tolerance
 logger = logging.getLogger(__name__)
 
 
-def precomputes(args: PairConfig, n_pairs: int, *, states_only: bool = True) -> bool:
+def precomputes(args: PairConfig, n_pairs: int, *, half: bool, states_only: bool = True) -> bool:
     """Is the reference asked once, before training? It pays if every pair is seen, and is not done in half precision.
+
+    Args:
+        args: `precompute_reference`, and how much is trained.
+        n_pairs: that there are.
+        half: the policy's forward rounds to half precision.
+        states_only: what a cache holds is all that the method asks of the reference.
 
     Raises:
         UserError: if that is wanted of a method that needs more of the reference than is cached (not `states_only`).
@@ -42,7 +49,7 @@ def precomputes(args: PairConfig, n_pairs: int, *, states_only: bool = True) -> 
         return False
     if args.precompute_reference != "auto":
         return args.precompute_reference == "on"
-    if args.bf16:  # what other batches round otherwise would be a KL at the start; see LiveReference.layout
+    if half:  # what other batches round otherwise would be a KL at the start; see LiveReference.layout
         return False
     if args.max_steps < 0:
         return args.num_train_epochs >= 1
@@ -62,6 +69,7 @@ def set_up_reference(
     fingerprint: str | None,
     autocast: Callable[[], AbstractContextManager[None]],
     layout: str,
+    half: bool,
 ) -> Reference:
     """A live reference, or one whose cache is filled for `datasets`. A given `ref_model` stays as it is, but for the
     device it is on.
@@ -75,9 +83,10 @@ def set_up_reference(
         autocast: the precision of the policy's forward, which must be the reference's too: rounding that only one of
             them does is a KL that nobody asked for.
         layout: the policy's.
+        half: its forward rounds to half precision.
     """
     # In half precision only the very same forward rounds the same way; another model says something else anyhow.
-    like = layout if args.bf16 and ref_model is None else None
+    like = layout if half and ref_model is None else None
     # Before training the model itself is the reference; only one that must outlive the first step is copied.
     own = ref_model is None and not adapted
     live = LiveReference(model if ref_model is None else ref_model, adapted and ref_model is None, autocast, like)
@@ -168,7 +177,7 @@ class CachedReference:
 
     def _tried(self, items: Sequence[Item]) -> ReferenceCache:
         """The cache of the states of `items`, of which the live reference has been asked a few again."""
-        half = self.live.precision(self.args.device) is not None
+        half = self.live.precision(self.args.device) is not None or is_half(self.live.model)
         limit = tolerance(self.args.reference_dtype, half=half)
         states = self._opened(items)
         off = cache_error(states, self.live, items, self.layers, self.args.device)

@@ -28,7 +28,7 @@ from efface.model.card import write_card
 from efface.model.fingerprint import fingerprint_of
 from efface.training.checkpoints import SAVING, newest_whole, state_of
 from efface.training.editor import PairEditor
-from efface.training.inputs import model_and_tokenizer, pair_reader
+from efface.training.inputs import base_of, model_and_tokenizer, pair_reader
 from efface.training.interruption import interruptible
 from efface.training.live import speak_of
 from efface.training.log_book import LogBook
@@ -93,9 +93,11 @@ def train(
     """
     if eval_pairs is not None and issubclass(trainer_class, PairEditor):
         raise UserError(f"eval_pairs={str(eval_pairs)!r}: {method} has no loss that could be measured. Leave it out.")
-    read = (model, pairs, eval_pairs, settings.get("retain_text"), settings.get("base"), *inputs)
+    base = _base(trainer_class, model, settings)
+    read = (model, pairs, eval_pairs, settings.get("retain_text"), base, *inputs)
     directory = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=read)
-    config = build_config(trainer_class.config_class, settings, directory)
+    given = settings if base is None else settings | {"base": base}
+    config = build_config(trainer_class.config_class, given, directory)
     _check_processes(trainer_class)
     finished = resume and (directory / RESULTS).exists()
     begun = resume and bool(contents(directory))
@@ -166,6 +168,14 @@ def train(
             write_json(directory / RESULTS, result)
             write_card(directory)
         return result
+
+
+def _base(trainer_class: type[PairTrainer] | type[PairEditor], model: str, settings: dict[str, Any]) -> str | None:
+    """What the method takes for the base of an edit: beside `model`, as long as it is a path, lies what names it."""
+    given = settings.get("base")
+    if not given and issubclass(trainer_class, PairEditor) and trainer_class.of_an_edit:
+        return base_of(model)
+    return given
 
 
 def _complete(directory: Path) -> None:

@@ -30,6 +30,7 @@ from efface.model.fingerprint import fingerprint_of
 from efface.model.forward import Head
 from efface.model.head_check import check_head
 from efface.model.padding import max_positions
+from efface.model.precision import is_half
 from efface.model.tied import sparse_lookup
 from efface.model.vocabulary import pad_id
 from efface.training.account import describe_run, record_run
@@ -118,12 +119,13 @@ class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsN
         passages = tokenize_passages(retain_text, args, processing_class, max_positions=self._longest)
         dataset = make_dataset(rows, passages, args, processing_class, self.sides, max_positions=self._longest)
         needs_reference = self.needed.reference or (bool(passages) and args.w_retain_text > 0)
-        cached = needs_reference and precomputes(args, len(dataset), states_only=not self.needed.residuals)
+        states_only, self.half = not self.needed.residuals, bool(args.bf16) or is_half(model)
+        cached = needs_reference and precomputes(args, len(dataset), half=self.half, states_only=states_only)
         # Of the weights as they are before an adapter is put into them.
         fingerprint = fingerprint_of(given or model) if cached else None
         set_seed(args.seed)  # as Trainer does, but before the adapter's start is drawn
         self._trainable = Trainable(model, adapted=adapted)
-        model = prepare_model_(model, args, peft_config)
+        model = prepare_model_(model, args, peft_config, off_is_reference=needs_reference and given is None)
         self.metrics = Metrics()
         self.perturbed = Perturbed.of(args)
         self.checkpoint_files = (*self.checkpoint_files, *self.perturbed.files)
@@ -169,16 +171,13 @@ class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsN
                 fingerprint=fingerprint,
                 autocast=self.accelerator.autocast,
                 layout=self.layout,
+                half=self.half,
             )
             if given is None and peft_config is None:  # an adapter of one's own may start anywhere
                 batch = self.example(args.train_batch_size, self.passage_stream.numbers(0))
                 asked = self.project(batch)
-                check_first_batch(
-                    *(model, self.head, self.reference, batch, asked),
-                    layout=self.layout,
-                    args=args,
-                    autocast=self.accelerator.autocast,
-                )
+                how: Any = {"layout": self.layout, "half": self.half, "autocast": self.accelerator.autocast}
+                check_first_batch(model, self.head, self.reference, batch, asked, args=args, **how)
         self.set_up_()
 
     def set_up_(self) -> None:
@@ -251,7 +250,7 @@ class PairTrainer(EvaluatesPairs, TakesPerturbedSteps, WholeCheckpoints, TrainsN
         with sparse_lookup(model):
             policy = policy_forward(
                 *(model, inputs, project, self.layers, of_pairs(inputs), self.layout),
-                exact=bool(self.args.bf16),
+                exact=self.half,
                 whole=self.parts > 1,
             )
         policy.hidden = policy.hidden.to(self.head.weight.dtype)  # the head is outside the forward's autocast
