@@ -106,11 +106,11 @@ def _rows(model: Known, base: Known | None, *, one_of_many: bool) -> Iterator[li
     theirs = base if base is not None and base is not model else None
     sources = {column.source.name for column in model.columns}
     for column in model.columns:
-        worst = "worst of these" + (f", {column.source.name}" if len(sources) > 1 else "")
-        found, p = column.found, _p(column.found.get("p_holm"))
-        yield [worst, *named, column.access, *_cells(found["judged"]), p, _reached(_same_column(theirs, column)), ""]
-        if found.get("any_cost") is not None:
-            yield [f"{worst}{ANY_COST}", *named, column.access, *_cells(found["any_cost"]), "", "", ""]
+        of_these = "worst of these" + (f", {column.source.name}" if len(sources) > 1 else "")
+        case, p = column.found, _p(column.found.get("p_holm"))
+        yield [of_these, *named, column.access, *_cells(case["judged"]), p, _reached(_same_column(theirs, column)), ""]
+        if case.get("any_cost") is not None:
+            yield [f"{of_these}{ANY_COST}", *named, column.access, *_cells(case["any_cost"]), "", "", ""]
     for said, worst in {WORST: model.worst, WORST_OF_ALL: model.worst_of_all}.items():
         if worst is not None:
             other = None if theirs is None else theirs.worst if said == WORST else theirs.worst_of_all
