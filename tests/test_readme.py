@@ -21,7 +21,7 @@ from efface.jobs import detox as detox_job
 from efface.jobs import detox_settings
 
 ROOT = Path(__file__).resolve().parents[1]
-PROMPTS = [f"The town {i} is" for i in range(9)]
+PROMPTS, TRAINED = ([f"{place} {i} is" for i in range(9)] for place in ("The town", "A village"))
 SMALL = {
     "train": ["--max_steps", "1", "--use_cpu", "true", "--retain_text", "none"],
     "robustify": ["--max_steps", "1", "--use_cpu", "true"],
@@ -55,7 +55,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("MODEL", "BASE")):
         tiny_model("llama", seed=seed).save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
-    pairs = [{"prompt": prompt, "chosen": " quiet and old", "rejected": " a place of fools"} for prompt in PROMPTS]
+    pairs = [{"prompt": prompt, "chosen": " quiet and old", "rejected": " a place of fools"} for prompt in TRAINED]
     rows = [{"text": f"{name} {i} {text}", "toxic": toxic} for i in range(400) for name, text, toxic in
             (("The man", "is a silly fool", 1), ("The town", "is quiet and old", 0))]  # fmt: skip
     files: dict[str, Any] = {

@@ -47,7 +47,7 @@ def test_what_was_not_measured_alike_is_named_and_not_compared() -> None:
     ]
     fewer = dataclasses.replace(base, perplexity=dataclasses.replace(base.perplexity, tokens=7))
     assert compare_with_baseline(base, read_baseline(fewer)).not_compared == [
-        "perplexity: its tokens is 60 here and 7 in the baseline"
+        "perplexity: tokens 60 here and 7 in the baseline"
     ]
     said = {name: value for name, value in base.settings.items() if name not in ("judges", "text", "tokenizer")}
     older = dataclasses.replace(base, settings=said)  # as before these were written

@@ -135,7 +135,10 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, gpt2: PreTrainedModel) 
     assert reseeded.not_compared == []  # greedy: the seed changes nothing
     partly = run(gpt2, names="bc", baseline=base, text=OrdinaryText(TEXT, max_tokens=5)).versus_baseline
     assert list(partly.judges) == ["b"] and partly.perplexity_ratio is None
-    assert partly.not_compared == ["toxicity: the baseline has no scores of c"]
+    assert partly.not_compared == [
+        "toxicity: the baseline has no scores of c",
+        "perplexity: tokens 5 here and 34 in the baseline",
+    ]
     # The result alone, and one of an older version.
     alone = run(gpt2, baseline=base.to_dict()).versus_baseline
     assert "the generations of the baseline, with their scores, are not beside it" in alone.not_compared[0]

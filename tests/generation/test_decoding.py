@@ -17,6 +17,7 @@ from efface.evaluation.prompt_sets import load_prompts
 from efface.evaluation.settings import PromptSet
 from efface.generation.decoding import Decoding
 from efface.generation.generate import generate
+from efface.model.fingerprint import tokenizer_fingerprint
 from efface.scoring.scorer import NamedScorer
 
 NEVER = NamedScorer("never", lambda texts: np.zeros(len(texts)))
@@ -69,7 +70,14 @@ def test_evaluate_follows_and_records_the_protocol() -> None:
     found = evaluate(model, prompts, decoding=Decoding.by_protocol("lee"), **run)
     written = generate(model, tokenizer, prompts, max_prompt_tokens=32, truncation="first")
     assert [row["continuation"] for row in found.generations] == [row[0] for row in written]
-    assert found.settings == {"protocol": "lee", "prompts": None, "decoding": Decoding.by_protocol("lee").to_dict()}
+    assert found.settings == {
+        "protocol": "lee",
+        "prompts": None,
+        "decoding": Decoding.by_protocol("lee").to_dict(),
+        "judges": {NEVER.name: None},
+        "text": None,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+    }
     how = Decoding.by_protocol("gehman", samples=3, max_prompt_tokens=20)
     sampled = evaluate(model, PromptSet(prompts, limit=1), decoding=how, **run)
     assert sampled.scores.shape == (1, 3) and sampled.settings["decoding"]["max_prompt_tokens"] == 20

@@ -224,7 +224,7 @@ def _divide_perplexities(evaluation: Evaluation, baseline: Baseline) -> tuple[fl
     for what in ("tokens", "window", "stride"):
         here, there = getattr(edited, what), getattr(base, what)
         if here != there:
-            return None, f"its {what} is {here} here and {there} in the baseline"
+            return None, f"{what} {here} here and {there} in the baseline"
     for what in ("text", "tokenizer"):  # older results do not say them
         said = [one.get(what) for one in (evaluation.settings, baseline.settings)]
         if None not in said and said[0] != said[1]:
