@@ -76,5 +76,7 @@ def test_the_inputs_that_are_read_are_those_of_real_tokens() -> None:
 def test_a_base_that_lies_on_no_such_grid_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="do not lie on the grid of 3 bits"):
         editor(tmp_path, bits=3)
+    with pytest.raises(UserError, match="keeps its experts in stacks of matrices, which gptq does not reach"):
+        editor(tmp_path, "mixtral")
     with pytest.raises(UserError, match="bits=9"):
         GPTQConfig("out", bits=9)

@@ -618,3 +618,9 @@ def test_the_estimate_asks_for_maps_only_where_a_kind_moves_them(build: Build, m
     assert build(withstand="relearn:1e-3,merge:.5,noise:.1,sharpness:.1").memory.perturbed
     with pytest.raises(UserError, match="quantised"):
         build(withstand="round:4").memory  # noqa: B018
+
+
+def test_rounding_that_would_leave_the_experts_alone_is_refused(build: Build) -> None:
+    trainer: Any = build(tiny_model("mixtral"), withstand="round:4", max_steps=1)
+    with pytest.raises(UserError, match="keeps its experts in stacks of matrices, which --withstand round does not"):
+        trainer.train()

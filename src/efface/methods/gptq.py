@@ -25,7 +25,7 @@ from efface.model.blocks import accepted
 from efface.model.copies import eval_mode, merged, without_adapter
 from efface.model.edit import check_same_parameters, move_
 from efface.model.padding import batches_by_length, max_positions, pad_batch, position_ids
-from efface.model.projections import linear_maps, output_weight
+from efface.model.projections import linear_maps, output_weight, refuse_experts
 from efface.model.settling import lies_on_grid, settled
 from efface.model.vocabulary import pad_id
 from efface.terminal.progress import track
@@ -105,6 +105,7 @@ class GPTQEditor(PairEditor):
         base, _ = model_and_tokenizer(name, self.processing_class, use_cpu=self.args.use_cpu)
         self.model, self.base = merged(self.model), without_adapter(base)
         check_same_parameters(self.model, self.base, "settled")
+        refuse_experts(self.base, "gptq")
         config = self.args
         off = [
             path

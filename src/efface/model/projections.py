@@ -131,6 +131,20 @@ def expert_maps(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def refuse_experts(model: nn.Module, what: str) -> None:
+    """Raise a `UserError` if there are maps that only `expert_maps` lists: left alone, most of such a model would be.
+
+    Args:
+        model: that is edited.
+        what: cannot edit them: "gptq".
+    """
+    if expert_maps(model):
+        raise UserError(
+            f"{type(model).__name__} keeps its experts in stacks of matrices, which {what} does not reach: most of "
+            "its weights would be left as they are. Use a model without a mixture of experts."
+        )
+
+
 def part_unreached(model: nn.Module, reached: int, what: str) -> float:
     """Which part of the weights inside the decoder blocks an edit leaves alone that may change so many of them: of the
     matrices and stacks of matrices, not of the norms and biases. It is warned of: in a mixture of experts it may be

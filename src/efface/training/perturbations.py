@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from efface.checks import not_negative, one_of
 from efface.errors import UserError
-from efface.model.projections import linear_maps
+from efface.model.projections import linear_maps, refuse_experts
 from efface.model.rounding import SCHEMES, rounded
 from efface.training.perturbed import Maps, Place
 
@@ -46,6 +46,7 @@ class Rounded:
 
     @torch.no_grad()
     def move_(self, place: Place) -> None:
+        refuse_experts(place.model, "--withstand round")
         for name, module in block_maps(place.model):
             weight = place.parameters[name].data
             adapter = _adapter_of(place.model, name)
