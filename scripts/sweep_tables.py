@@ -96,6 +96,7 @@ def comparison_hh() -> str:
 
 
 CURVES = [f"{rows} {rate}" for rows in ("pairs", "paradetox") for rate in ("2e-05", "0.0001")]
+FEW_BITS = [f"4 bits {scheme}" for scheme in ("asymmetric/32", "symmetric/64")]
 GRIDS = [f"{bits} bits {scheme}" for scheme in ("asymmetric/32", "symmetric/64") for bits in (8, 4)]
 
 
@@ -145,6 +146,37 @@ def comparison_attacks() -> str:
     points = [(curve, step) for curve in CURVES for step in (5, 10, 20)]
     columns = {f"{curve}, {step}": (f"{curve}/share at {step}", ".2f") for curve, step in points}
     return figure_table(Figures("comparison.json"), columns)
+
+
+def comparison_targets() -> str:
+    """What REPO's lasting entry was to reach, what it has, and the best entry of another method beside it."""
+    figures, ours = Figures("comparison.json"), ("repo-withstand", 0)
+    others = [model for model in figures.models if model[0] != "base" and "repo" not in model[0]]
+    rows = []
+    for title, wanted, figure, best, form in (
+        ("toxic share, of the base's", "at most 0.15", "relative_share", min, ".2f"),
+        ("ratio of drops, worst attack", "at least 2", "worst_ratio", max, ".2f"),
+        *((f"of the drop at {grid}", "at least 70%", f"surviving/{grid}", max, ".0%") for grid in FEW_BITS),
+    ):
+        known = {model: value for model in others if (value := figures.get(model, figure)) is not None}
+        other = best(known, key=known.__getitem__) if known else None
+        rows.append([title, wanted, cell(figures.get(ours, figure), form), _with_name(other, known.get(other), form)])
+    for curve in CURVES:
+        known = {model: _steps(figures, model, curve) for model in others}
+        other = max(known, key=known.__getitem__)
+        found = [reached(figures, model, curve, "half") for model in (ours, other)]
+        rows.append([f"steps to half, {curve}", "twice the other's", found[0], f"{found[1]}, {other[0]}"])
+    return table(["target", "wanted", ours[0], "best of another method"], rows)
+
+
+def _steps(figures: Figures, model: tuple[str, int | None], curve: str) -> float:
+    """At least so many steps to half; 0 where it was not attacked."""
+    ends = (figures.get(model, f"{curve}/steps_to_half{end}") for end in ("", ", more than"))
+    return max((float(value) for value in ends if value is not None), default=0.0)
+
+
+def _with_name(model: tuple[str, int | None] | None, value: Any, form: str) -> str:
+    return "" if model is None else f"{cell(value, form)}, {model[0]}"
 
 
 def comparison_best() -> str:

@@ -123,6 +123,17 @@ def test_shares_under_attack_are_rows_but_of_wrecked_models() -> None:
     assert shares == {f"{at}{one['steps']}": one["share"] for one in points[:-1]} != {}
 
 
+def test_paired_differences_are_rows() -> None:
+    mine = {
+        row["metric"]: row for row in benchmark_rows(results()) if row["method"] == "dpo" and " less " in row["metric"]
+    }
+    difference, p = (mine[f"main/reported less repo, lexical/{figure}"] for figure in ("difference", "p_holm"))
+    assert (difference["value"], difference["ci95"], difference["seed"]) == (-0.02, [-0.04, 0.0], 0)
+    assert (p["value"], p["ci95"]) == (0.02, None) and p.keys() == difference.keys() == benchmark_rows(results())[
+        0
+    ].keys()
+
+
 def test_what_failed_is_listed_whatever_it_was() -> None:
     found = results()
     found["kept"][1]["rounding"].append({"error": "no grid"})

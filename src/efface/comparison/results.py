@@ -252,4 +252,17 @@ def benchmark_rows(results: Row) -> list[dict[str, Any]]:
             for name, value in values.items()
             if value is not None
         ]
+    common = {"model": model, "command": command}
+    return rows + [row | common for one in results["comparisons"] for row in _difference_rows(one, results["kept"])]
+
+
+def _difference_rows(one: Row, kept: Sequence[Row]) -> list[Row]:
+    """Of a paired comparison, by each judge: the difference with its interval, and p after Holm."""
+    seed = next(row["seed"] for row in kept if (row["entry"], row["budget"]) == (one["entry"], one["budget"]))
+    rows = []
+    for judge, block in one["judges"].items():
+        name = f"{one['budget']}/{one['what']} less {one['against']}, {judge}"
+        for figure, ends in (("difference", block["ci95"]), ("p_holm", None)):
+            found = {"method": one["entry"], "seed": seed, "metric": f"{name}/{figure}"}
+            rows.append(found | {"value": block[figure], "ci95": ends})
     return rows
