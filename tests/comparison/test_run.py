@@ -471,6 +471,42 @@ def test_what_was_attacked_further_before_is_in_the_results_of_a_run_that_is_int
     assert by_name(read_json(out / "results.json"))["base"] == by_name(expected)["base"]
 
 
+def test_what_another_process_attacks_further_meanwhile_is_in_the_results(
+    whole: Any, silly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is at the base, and done with it while this one attacks the best."""
+    expected, folder = whole
+    out, said = tmp_path / "out", list[str]()
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("model"))
+    file, attack = out / "kept" / "base" / "record.json", kept_models.Kept.attack_best
+    theirs = read_json(file)
+    write_json(file, theirs | {"parts": {name: part for name, part in theirs["parts"].items() if name != "sgd"}})
+    with contextlib.ExitStack() as other:
+        other.enter_context(claimed_elsewhere(out / ".claims" / "base.best"))
+
+        def attack_best(kept: Any, place: str) -> Any:
+            if place != "base":
+                write_json(file, theirs)
+                other.close()
+            return attack(kept, place)
+
+        monkeypatch.setattr(kept_models.Kept, "attack_best", attack_best)
+        results = sweep(config_of(silly), output=out, resume=True, say=said.append)
+    assert timeless(results) == timeless(expected) and read_json(out / "results.json")["unfinished"] == []
+    assert not any("sgd" in line for line in said), "it was attacked again"
+
+
+def test_results_that_know_more_are_not_written_over(whole: Any, silly: Path, tmp_path: Path) -> None:
+    """By a process that may not look yet at what another one has attacked further."""
+    expected, folder = whole
+    out = tmp_path / "out"
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("model"))
+    (place,) = (row["place"] for row in expected["kept"] if row["worst_of_all"] and row["place"] != "base")
+    with claimed_elsewhere(out / ".claims" / f"{place}.best"):
+        assert sweep(config_of(silly), output=out, resume=True)["unfinished"] == ["base"]
+    assert timeless(read_json(out / "results.json")) == timeless(expected)
+
+
 @pytest.mark.full
 def test_a_killed_process_is_gone_on_from(whole: Any, silly: Path, tmp_path: Path) -> None:
     expected, _ = whole

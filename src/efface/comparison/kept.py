@@ -54,7 +54,8 @@ class Kept:
         return self._measured(place, row)
 
     def attack_best(self, place: str) -> None:
-        """The attacks that only the base and the best are worth."""
+        """The attacks that only the base and the best are worth; what other processes have made of them is taken."""
+        self._records[place].read_again()
         self._measured(place, self.rows[place], best=True)
 
     def best(self, budget: str) -> list[str]:

@@ -41,9 +41,13 @@ class Record:
         """Whether a part was made now."""
         self._model: Any = None
         self.found: Row = {"made_by": digest(made_by), "weights": None, "parts": {}}
-        if file.exists():
+        self.read_again()
+
+    def read_again(self) -> None:
+        """Take what lies on the disk: another process may have measured more meanwhile."""
+        if self.file.exists():
             with contextlib.suppress(UserError):
-                check_shape(found := read_json(file), SHAPE, str(file))
+                check_shape(found := read_json(self.file), SHAPE, str(self.file))
                 if found["made_by"] == self.found["made_by"]:
                     self.found = found
 

@@ -155,14 +155,20 @@ class _Sweep:
         if self.unfinished:
             self.say(f"not finished, by another process: {', '.join(self.unfinished)}. Run again when it is.")
             return
-        for place in [BASE, *self.kept.best(self.arms.main)]:
-            with self._claimed(f"{place}.best") as mine:
-                if not mine:
-                    self.say(f"{place} is attacked further by another process. Run again when it is done.")
-                    self.done.discard(BASE)  # so that this is not said to be the whole
-                else:
-                    self.kept.attack_best(place)
-                    self.note()  # also what was made before, and by others
+        left = [BASE, *self.kept.best(self.arms.main)]
+        for _ in ("first", "what others were at work on"):
+            left = [place for place in left if not self._attacked_further(place)]
+        for place in left:
+            self.say(f"{place} is attacked further by another process. Run again when it is done.")
+            self.done.discard(BASE)  # so that this is not said to be the whole
+
+    def _attacked_further(self, place: str) -> bool:
+        """Attack it further, unless another process is at it."""
+        with self._claimed(f"{place}.best") as mine:
+            if mine:
+                self.kept.attack_best(place)
+                self.note()  # also what was made before, and by others
+            return mine
 
     @property
     def unfinished(self) -> list[str]:
@@ -200,8 +206,8 @@ class _Sweep:
         """
         file = self.folder / RESULTS
         there = read_json(file) if file.exists() else {}
-        known = {"arms": self.arms.rows, "kept": self.kept.rows}
-        more = [len(rows) - len(there.get(name, [])) for name, rows in known.items()]
+        known = {"arms": list(self.arms.rows.values()), "kept": list(self.kept.rows.values())}
+        more = [_amount(rows) - _amount(there.get(name, [])) for name, rows in known.items()]
         if min(more) >= 0 and (changed or any(more)):
             write_json(file, self.results())
 
@@ -228,3 +234,8 @@ class _Sweep:
             **conclude(self.config, kept, self.kept.options, self.kept.reported),
             "environment": environment(seed=self.config.seed, model=self.kept.bench.base, command=self.command),
         }
+
+
+def _amount(rows: Sequence[Row]) -> int:
+    """How much is known: of how many, and of how many of them also what only the best are put through."""
+    return len(rows) + sum(bool(row.get("worst_of_all")) for row in rows)
