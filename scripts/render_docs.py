@@ -1,4 +1,5 @@
-"""Do README and docs say what the result files say? Renders every table (`tables.py`) from `benchmarks/results/`.
+"""Do README and docs say what the result files say? Renders every table (`tables.py`) from `benchmarks/results/`, and
+the picture of the comparison.
 
     python scripts/render_docs.py [--check]
 
@@ -10,6 +11,7 @@ import re
 import sys
 from pathlib import Path
 
+import comparison_figure
 from tables import ROOT, TABLES
 
 from efface.errors import UserError
@@ -48,9 +50,14 @@ def main() -> int:
         path for path in documents() if rendered(path.read_text(encoding="utf-8")) != path.read_text(encoding="utf-8")
     ]
     for path in stale:
-        print(f"{'stale' if args.check else 'rendered'}: {path.relative_to(ROOT)}")
         if not args.check:
             path.write_text(rendered(path.read_text(encoding="utf-8")), encoding="utf-8")
+    if not comparison_figure.is_current():
+        stale.append(comparison_figure.PICTURE)
+        if not args.check:
+            comparison_figure.draw()
+    for path in stale:
+        print(f"{'stale' if args.check else 'rendered'}: {path.relative_to(ROOT)}")
     return int(args.check and bool(stale))
 
 

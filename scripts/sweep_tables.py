@@ -95,6 +95,12 @@ def comparison_hh() -> str:
     return curves_table("comparison-hh.json", points, ["paradetox 0.0001"])
 
 
+def comparison_gemma() -> str:
+    points = [("pairs 2e-05", 20), ("pairs 0.0001", 5), ("pairs 0.0001", 10), ("pairs 0.0001", 20)]
+    points += [("paradetox 0.0001", 5), ("paradetox 0.0001", 10), ("paradetox 0.0001", 20)]
+    return curves_table("comparison-gemma.json", points, ["pairs 0.0001", "paradetox 0.0001"])
+
+
 CURVES = [f"{rows} {rate}" for rows in ("pairs", "paradetox") for rate in ("2e-05", "0.0001")]
 FEW_BITS = [f"4 bits {scheme}" for scheme in ("asymmetric/32", "symmetric/64")]
 GRIDS = [f"{bits} bits {scheme}" for scheme in ("asymmetric/32", "symmetric/64") for bits in (8, 4)]

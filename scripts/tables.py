@@ -816,4 +816,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "comparison_best": sweep_tables.comparison_best,
     "comparison_best_steps": sweep_tables.comparison_best_steps,
     "comparison_hh": sweep_tables.comparison_hh,
+    "comparison_gemma": sweep_tables.comparison_gemma,
 }

@@ -28,6 +28,16 @@ def test_tables_are_what_the_result_files_say():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_picture_of_other_figures_is_noticed(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    picture = script("scripts/comparison_figure")
+    assert picture.is_current()
+    panels = picture.points()
+    panels["pairs 0.0001"]["repo"].pop()
+    monkeypatch.setattr(picture, "points", lambda: panels)
+    assert not picture.is_current()
+
+
 def test_costs_of_methods_are_those_measured():
     measured = read_json(RESULTS / "methods.json")["methods"]
     for name, method in METHODS.items():

@@ -196,6 +196,7 @@ def test_pictures_show_every_kept_model() -> None:
     assert len(tradeoff_figure(found).axes[0].containers) == 2
     steps = steps_figure(found)
     assert steps is not None and len(steps.axes) == 1 and len(steps.axes[0].lines) == 3
+    assert len(steps.legends[0].get_texts()) == 3 and steps.axes[0].get_legend() is None  # beside, and hides no point
     bare = copy.deepcopy(found)
     for row in bare["kept"]:
         row["attacks"] = {}

@@ -27,6 +27,7 @@ from efface.methods.npo import NPOTrainer
 from efface.methods.repo import REPOConfig, REPOTrainer
 from efface.methods.sft import SFTConfig, SFTTrainer
 from efface.training import DEFAULT_STEPS, checkpoints
+from efface.training.account import share_of_pairs
 from efface.training.checkpoints import newest_whole, what_is_missing
 from efface.training.config import PairConfig
 
@@ -437,6 +438,12 @@ def test_how_much_of_the_pairs_a_run_sees_is_said(models: Path, tmp_path: Path) 
     trainer = SFTTrainer(str(models / "gpt2"), args, rows(8))
     assert "3 steps x 2 = 6 of 8 pairs (0.75 epochs)" in trainer.describe()
     assert trainer.record()["share_of_pairs"] == {"steps": 3, "pairs_a_step": 2, "pairs_drawn": 6, "epochs": 0.75}
+    # Three epochs of 2 + 2 + 1 pairs, or of 2 + 2 where the last one is dropped.
+    for drop, steps, drawn in ((False, 9, 15), (True, 6, 12)):
+        args = SFTConfig(str(tmp_path), num_train_epochs=3, per_device_train_batch_size=2, dataloader_drop_last=drop)
+        share = share_of_pairs(args, 5)
+        assert share == {"steps": steps, "pairs_a_step": 2, "pairs_drawn": drawn, "epochs": drawn / 5}
+    assert share_of_pairs(SFTConfig(str(tmp_path), max_steps=4, per_device_train_batch_size=2), 5)["pairs_drawn"] == 7
 
 
 @pytest.mark.parametrize("trainer_class", [SFTTrainer, REPOTrainer, NPOTrainer, LeaceEditor])

@@ -60,7 +60,7 @@ def steps_figure(results: Row) -> Figure | None:
         return None
     rows = math.ceil(len(panels) / COLUMNS)
     figure = Figure(
-        figsize=(4 * min(len(panels), COLUMNS), 3 * rows), dpi=150, layout="constrained", facecolor="white"
+        figsize=(4 * min(len(panels), COLUMNS) + 1.5, 3 * rows), dpi=150, layout="constrained", facecolor="white"
     )
     for number, (attack, rate) in enumerate(panels, 1):
         axes = figure.add_subplot(rows, min(len(panels), COLUMNS), number)
@@ -81,8 +81,17 @@ def steps_figure(results: Row) -> Figure | None:
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _plain(axes, f"{attack}, rate {rate}", "steps of the attacker", "toxic continuations")
-    figure.axes[0].legend(fontsize=6, frameon=False)
+    _legend_beside(figure)
     return figure
+
+
+def _legend_beside(figure: Figure) -> None:
+    """One legend for all panels, outside of them: inside it would hide points."""
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), fontsize=7, frameon=False, loc="outside right upper")
 
 
 def _kept(results: Row) -> list[Row]:

@@ -60,9 +60,14 @@ def _share_in_words(args: PairConfig, n_pairs: int) -> str:
 
 def share_of_pairs(args: PairConfig, n_pairs: int) -> dict[str, Any]:
     """How much of the data the run is to see (with max_batch_tokens, at most)."""
-    a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(n_pairs / a_step))
-    drawn = steps * a_step if args.max_steps > 0 else math.ceil(args.num_train_epochs * n_pairs)
+    a_batch = args.train_batch_size * args.world_size
+    a_step = a_batch * args.gradient_accumulation_steps
+    seen = n_pairs // a_batch * a_batch if args.dataloader_drop_last else n_pairs
+    an_epoch = max(math.ceil(seen / a_step), 1)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * an_epoch)
+    # An epoch's last step takes what is left of the pairs.
+    epochs, more = divmod(steps, an_epoch)
+    drawn = epochs * seen + more * a_step
     return {"steps": steps, "pairs_a_step": a_step, "pairs_drawn": drawn, "epochs": drawn / n_pairs}
 
 
