@@ -136,16 +136,13 @@ def comparison_rounding() -> str:
 
 def comparison_steps() -> str:
     """Steps to base and to half, of each attack that is made on all."""
-    figures = Figures("comparison.json")
-    header = ["method", "seed", *(f"{which}, {curve}" for curve in CURVES for which in ("base", "half"))]
-    return table(
-        header,
-        [
-            [*named(model), *(reached(figures, model, curve, which) for curve in CURVES for which in ("base", "half"))]
-            for model in figures.models
-            if model[0] != "base"
-        ],
-    )
+    figures, ends = Figures("comparison.json"), [(curve, which) for curve in CURVES for which in ("base", "half")]
+    cells = {
+        model: [reached(figures, model, curve, which) for curve, which in ends]
+        for model in figures.models
+        if model[0] != "base"
+    }
+    return filled_table([f"{which}, {curve}" for curve, which in ends], cells)
 
 
 def comparison_attacks() -> str:
@@ -222,12 +219,22 @@ def _order(curve: str) -> tuple[str, float]:
 
 
 def figure_table(figures: Figures, columns: dict[str, tuple[str, str]]) -> str:
-    """A row for each model, a column for each figure: its title -> its name and how it is written."""
-    rows = [
-        [*named(model), *(cell(figures.get(model, figure), form) for figure, form in columns.values())]
+    """A row for each model, a column for each figure: its title -> its name and how it is written.
+
+    Without models that have none of them, as one that was not attacked, and without figures that no model has.
+    """
+    cells = {
+        model: [cell(figures.get(model, figure), form) for figure, form in columns.values()]
         for model in figures.models
-    ]
-    return table(["method", "seed", *columns], rows)
+    }
+    return filled_table(list(columns), cells)
+
+
+def filled_table(titles: list[str], cells: dict[tuple[str, int | None], list[str]]) -> str:
+    """Without rows and columns that are empty."""
+    filled = [number for number in range(len(titles)) if any(row[number] for row in cells.values())]
+    rows = [[*named(model), *(row[number] for number in filled)] for model, row in cells.items() if any(row)]
+    return table(["method", "seed", *(titles[number] for number in filled)], rows)
 
 
 def named(model: tuple[str, int | None]) -> list[str]:

@@ -154,7 +154,7 @@ def test_without_the_hidden_layer_all_else_is_the_same() -> None:
 
 
 def test_too_few_groups_are_refused() -> None:
-    with pytest.raises(UserError, match=rf"one class is in 19 texts or pairs.*deals them to {PARTS}"):
+    with pytest.raises(UserError, match=rf"one class is in 19 texts or prompts.*deals them to {PARTS}"):
         conditional_probe(planted("none", pairs=19))
     states = planted("none")
     states.hidden[3, 2] = np.nan

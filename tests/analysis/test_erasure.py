@@ -9,6 +9,7 @@ from tiny import tiny_model, tiny_tokenizer
 from efface.analysis.conditional import conditional_probe
 from efface.analysis.erasure import ERASURE, compare_erasure, probe_states, probed_layers
 from efface.analysis.states import TokenStates
+from efface.errors import UserError
 from efface.files.shapes import check_shape
 
 ROWS = [
@@ -65,3 +66,20 @@ def test_states_are_of_the_tokens_of_both_sides_at_these_layers() -> None:
     assert set(states[0].labels.tolist()) == {0, 1} and set(states[0].pairs.tolist()) == set(range(20))
     found = compare_erasure(states, states, resamples=50)
     assert found["n_pairs"] == 20 and found["most"]["fall"]["auc_gain"] == 0
+
+
+def test_pairs_of_one_prompt_are_never_parted() -> None:
+    """They share what they begin with and, mostly, what is chosen: a probe that has seen one has seen the others."""
+    rows = [row | {"rejected": f"{row['rejected']} {number}"} for row in ROWS for number in range(2)]
+    states = probe_states(tiny_model("gpt2"), tiny_tokenizer(), rows)
+    assert set(states[0].pairs.tolist()) == set(range(40))
+    assert states[0].groups.tolist() == (states[0].pairs // 2).tolist(), "in the order in which prompts come"
+    found = compare_erasure(states, states, resamples=50)
+    assert found["n_pairs"] == 40 and found["layers"]["1"]["base"]["n_groups"] == 20
+    with pytest.raises(UserError, match="one class is in 10 texts or prompts"):
+        compare_erasure(*[probe_states(tiny_model("gpt2"), tiny_tokenizer(), rows[:20])] * 2, resamples=50)
+
+
+def test_pairs_of_different_prompts_are_groups_of_their_own() -> None:
+    states = probe_states(tiny_model("gpt2"), tiny_tokenizer(), ROWS[::-1])[1]
+    assert np.array_equal(states.groups, states.pairs)

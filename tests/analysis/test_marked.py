@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tiny import tiny_model, tiny_tokenizer
 
 from efface.analysis.marked import MarkedText, load_marked, marked_states
+from efface.analysis.states import pooled_states, token_states
 from efface.errors import RunError, UserError
 from efface.model.blocks import capture_residuals
 
@@ -98,3 +100,19 @@ def test_what_cannot_be_labelled_or_measured_is_refused() -> None:
 
     with pytest.raises(UserError, match="does not tell where its tokens stand"):
         marked_states(model, Slow(), texts(), [0])  # type: ignore[arg-type]
+
+
+def test_virtual_tokens_are_refused_wherever_states_are_read() -> None:
+    """The body that is asked does not see them, or sees the text behind them where its own tokens are looked for."""
+    tokenizer = tiny_tokenizer()
+    row = {"prompt": "The town", "chosen": " is old", "rejected": " is silly"}
+    model = get_peft_model(tiny_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    with pytest.raises(UserError, match="type PROMPT_TUNING, whose virtual tokens cannot be merged"):
+        token_states(model, tokenizer, [row], [1])
+    with pytest.raises(UserError, match="type PROMPT_TUNING, whose virtual tokens cannot be merged"):
+        marked_states(model, tokenizer, texts(), [1])
+    with pytest.raises(UserError, match="type PROMPT_TUNING, whose virtual tokens cannot be merged"):
+        pooled_states(model, tokenizer, ["The town"], [1])
+    lora = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert len(token_states(lora, tokenizer, [row], [1])[1].hidden), "an adapter in the weights is read"
+    assert hasattr(lora, "peft_config"), "and stays"

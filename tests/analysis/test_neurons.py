@@ -1,12 +1,18 @@
-"""Is what neurons write along a direction all that the MLPs add to it, and is a planted neuron found?"""
+"""Is what neurons write along a direction all that the MLPs add to it, and is a planted neuron found?
+
+Of: analysis/mlp_check.py
+"""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
+from transformers import GraniteConfig, GraniteForCausalLM
 
+from efface.analysis.mlp_check import check_writing
 from efface.analysis.neurons import (
     GROUPS,
     Spoken,
@@ -19,7 +25,9 @@ from efface.analysis.neurons import (
     values_of,
     writing,
 )
+from efface.errors import UserError
 from efface.model.blocks import capture_residuals, decoder_blocks
+from efface.model.interventions import Intervention, attach_
 from efface.model.projections import mlp_output_projection, output_weight
 
 SPOKEN = [Spoken(list(range(5, 25)), 6), Spoken(list(range(30, 42)), 3), Spoken(list(range(50, 90)), 20)]
@@ -53,6 +61,37 @@ def test_a_change_of_one_mlp_falls_on_its_neurons_alone(family: str) -> None:
         assert change.moved[1, 7] == pytest.approx(change.fall[1, 7])
     same = compare_writing(before, before)
     assert same.drop == same.by_neurons == 0 and not same.fall.any()
+
+
+def granite() -> Any:
+    """What its MLPs write counts .22 of it."""
+    shape = tiny_model("llama").config.to_dict()
+    kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    torch.manual_seed(0)
+    config = GraniteConfig(**{name: shape[name] for name in kept}, residual_multiplier=0.22)
+    return GraniteForCausalLM(config).eval()
+
+
+def norm_over_both() -> Any:
+    """As OPT-350m has it."""
+    return tiny_model("opt", do_layer_norm_before=False, word_embed_proj_dim=32)
+
+
+@pytest.mark.parametrize("make", [granite, norm_over_both])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_changes_what_its_mlps_write_is_refused(make: Any, dtype: torch.dtype) -> None:
+    model = make().to(dtype)
+    with pytest.raises(UserError, match="block 0 changes what its MLP writes before it is in the residual stream"):
+        activity(model, tiny_tokenizer(), SPOKEN)
+    assert activity(model, tiny_tokenizer(), SPOKEN, exact=False).n_tokens, "neurons can still be ranked"
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rounding_and_interventions_are_no_reason_to_refuse(family: str) -> None:
+    model = tiny_model(family).to(torch.bfloat16)
+    attach_(model, [Intervention(0, -torch.ones(32, 1) / 32, torch.ones(1, 32), torch.ones(32))])
+    check_writing(model)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])

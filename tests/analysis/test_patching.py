@@ -13,12 +13,14 @@ from polite import ROWS
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 from efface.analysis import patching
+from efface.analysis.module_writing import write_with_modules
 from efface.analysis.patching import modules_of, patch_modules, swapped
 from efface.analysis.toxic_mass import Reading, read_pairs, toxic_tokens
 from efface.data.pair_tokens import TokenizedPair, tokenize_pairs
 from efface.errors import RunError, UserError
 from efface.evaluation.divergence import Divergence
 from efface.model.blocks import decoder_blocks
+from efface.model.interventions import Intervention, attach_
 
 PAIRS = tokenize_pairs(ROWS, tiny_tokenizer())
 TEXT = ["The history of the town is the history of its river.", "She went to the market and bought bread."]
@@ -115,6 +117,25 @@ def test_what_is_not_computed_again_changes_no_figure(family: str, monkeypatch: 
     found = patch_modules(edited, base, reader(base))
     monkeypatch.setattr(patching, "begun_at", lambda *args: contextlib.nullcontext())
     assert patch_modules(edited, base, reader(base)) == found and "outside" in found["modules"]
+
+
+def steered(model: Any, layer: int, length: float) -> Any:
+    attach_(model, [Intervention(layer, torch.zeros(32, 0), torch.zeros(0, 32), torch.arange(32.0) * length)])
+    return model
+
+
+def test_an_intervention_of_both_acts_once_and_one_of_the_edit_alone_is_refused() -> None:
+    base, edited = (steered(tiny_model("llama"), 0, 0.1) for _ in range(2))
+    with torch.no_grad():
+        decoder_blocks(edited)[1].mlp.down_proj.weight.mul_(-1)
+    found = patch_modules(edited, base, reader(base))
+    assert found["modules"]["1.mlp"]["alone"] == found["edited"]
+    assert found["modules"]["1.mlp"]["without"] == found["base"]
+    for other in (tiny_model("llama"), steered(tiny_model("llama"), 1, 0.1), steered(tiny_model("llama"), 0, 0.2)):
+        with pytest.raises(UserError, match="which are not the same ones"):
+            patch_modules(edited, other, reader(other))
+        with pytest.raises(UserError, match="1 interventions and the base [01], which are not the same ones"):
+            write_with_modules(edited, other, ["1.mlp"], lambda model: {})
 
 
 def test_identical_models_have_nothing_to_patch() -> None:

@@ -11,10 +11,11 @@ from polite import equal, state
 from tiny import EOS_ID, FAMILIES, tiny_model, tiny_tokenizer
 from torch import nn
 
-from efface.attacks.early_exit import EarlyExitSettings, early_exit, ended_at
+from efface.attacks.early_exit import EarlyExitSettings, early_exit
 from efface.errors import UserError
 from efface.generation.generate import generate_ids
 from efface.model.blocks import decoder_blocks
+from efface.model.forward import skipped_above
 from efface.model.interventions import Intervention, attach_, attached
 
 PROMPTS = ["The weather", "They said that the history of the town"]
@@ -50,7 +51,7 @@ def test_what_is_written_is_that_of_a_model_without_the_blocks_above(family: str
         cut.config.layer_types = cut.config.layer_types[:1]
     tokenizer = tiny_tokenizer()
     before = generate_ids(whole, tokenizer, PROMPTS, max_tokens_at_once=None)
-    with ended_at(whole, 0):
+    with skipped_above(whole, 0):
         found = generate_ids(whole, tokenizer, PROMPTS)
         ids = torch.tensor([[5, 6, 70, 8]])
         torch.testing.assert_close(whole(input_ids=ids).logits, cut(input_ids=ids).logits)
@@ -65,7 +66,7 @@ def test_an_adapter_counts_and_hooks_go() -> None:
     result = early_exit(target_of(adapted), EarlyExitSettings(skipped="1"))
     assert len(result.curve) == 2
     model = tiny_model("llama")
-    with pytest.raises(RuntimeError, match="a bug"), ended_at(model, 0):
+    with pytest.raises(RuntimeError, match="a bug"), skipped_above(model, 0):
         raise RuntimeError("a bug")
     assert not any(module._forward_hooks for module in model.modules() if isinstance(module, nn.Module))
 

@@ -104,3 +104,15 @@ def test_what_is_wrong_is_named(kind: str) -> None:
         load_pairs([PAIR | change])
     pairs = load_pairs([PAIR | change, PAIR], skip_bad_rows=True)
     assert (len(pairs), pairs.skipped) == (1, 1)
+
+
+def test_a_text_beside_conversations_that_ask_nothing_is_the_question() -> None:
+    system, answers = {"role": "system", "content": "Be brief."}, [{"role": "assistant", "content": x} for x in "yn"]
+    row = check_row({"prompt": "Is it?", "chosen": [system, answers[0]], "rejected": [system, answers[1]]}, "row 0")
+    assert row["prompt"] == [system, {"role": "user", "content": "Is it?"}]
+    assert (row["chosen"], row["rejected"]) == ([answers[0]], [answers[1]])
+
+
+def test_a_column_of_pair_toxicity_replaces_no_standard_one() -> None:
+    row = check_row({"prompt": "mine", "prompt_text": "another", "chosen": "y", "rejected": "n"}, "row 0")
+    assert (row["prompt"], row["prompt_text"]) == ("mine", "another")

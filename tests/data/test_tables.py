@@ -103,6 +103,19 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "pairs.zip": (b"PK\x03\x04" + bytes(40), "is a zip archive, which is not read"),
     "pairs.jsonl.zst": (b"(\xb5/\xfd" + bytes(40), "is packed with zstd, which is not read"),
     "fields.csv": (b"prompt,chosen,rejected\na,b,c,d\n", "fields.csv:2: the line has 4 fields, the header 3"),
+    "twice.csv": (
+        b"prompt,chosen,rejected,rejected\na,b,c,d\n",
+        "twice.csv:1: 2 columns are called 'rejected'. Rename",
+    ),
+    "open.csv": (
+        b'prompt,chosen,rejected\na,b,"c\nd,e,f\n',
+        "open.csv:2: not a row of a table .unexpected end of data",
+    ),
+    "swallowed.tsv": (b'prompt\tchosen\trejected\na\t"b, c\td\ne\tf" g\th\n', "swallowed.tsv:2: not a row of a table"),
+    "python.csv": (
+        b"prompt,chosen,rejected\na,\"[{'role': 'assistant', 'content': 'b'}]\",c\n",
+        "python.csv:2: field 'chosen' holds chat messages as a text that is no JSON. Write the rows as JSON lines",
+    ),
     "latin.csv": (b"prompt,chosen,rejected\na,caf\xe9,c\n", "is not valid UTF-8"),
     "cut.json": (b'[{"prompt": "a"},\n {"chosen"', "cut.json:2: not valid JSON .* begins as a JSON array"),
     "few.csv": (b"prompt,chosen,rejected\na,b\n", "few.csv:2: field 'rejected' is missing"),
@@ -115,6 +128,23 @@ def test_broken_files_are_named(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         load_pairs(tmp_path / name)
+
+
+def test_conversations_in_csv(tmp_path: Path) -> None:
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([list(CHAT[0]), *([json.dumps(turns) for turns in row.values()] for row in CHAT)])
+    assert load_pairs(tmp_path / "pairs.csv").rows == CHAT
+
+
+def test_what_a_table_adds_to_objects_is_left_out(tmp_path: Path) -> None:
+    tools = [[{"name": name, "parameters": {name: {"type": "string"}}}] for name in ("city", "day")]
+    rows = [{**row, "tools": one} for row, one in zip(ROWS, tools, strict=False)]
+    dataset = Dataset.from_list(rows)
+    assert dataset[0]["tools"][0]["parameters"]["day"] is None  # as datasets keeps it
+    dataset.to_parquet(str(tmp_path / "pairs.parquet"))
+    dataset.save_to_disk(str(tmp_path / "saved"))
+    for source in (dataset, DatasetDict({"train": dataset}), tmp_path / "pairs.parquet", tmp_path / "saved"):
+        assert [row["tools"] for row in load_pairs(source).rows] == tools
 
 
 def test_a_folder_that_is_not_whole(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from efface.attacks.target import Target
 from efface.evaluation.baseline import Baseline
 from efface.evaluation.degeneration import Degeneration, judge_answers, measure
 from efface.evaluation.measure import evaluate
-from efface.evaluation.outcome import Outcomes, find_invalid, likely_range, outcomes_of
+from efface.evaluation.outcome import Outcomes, find_invalid, likely_range, outcomes_of, shared_part
 from efface.evaluation.prompt_sets import draw_prompts
 from efface.evaluation.settings import PromptSet
 from efface.evaluation.toxicity import ToxicitySummary, summarize
@@ -191,6 +191,8 @@ def test_reasons() -> None:
     assert find_invalid(many) == [None] * 90 + ["shared"] * 10
     assert find_invalid(many, shared=0.05) == [None] * 100
     assert find_invalid(many, samples=10) == [None] * 100  # all by one prompt
+    # A base that often ends at once has no opening in common by that.
+    assert shared_part([""] * 40 + texts[:60]) == 0.01 and shared_part(["", ""]) == 0
 
 
 @settings(max_examples=50, deadline=None)

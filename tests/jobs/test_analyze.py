@@ -1,7 +1,6 @@
 """Does `efface analyze` find in a whole model what was planted there, and nothing in an untouched one?
 
-Of: commands/analyze.py, report/analysis_figures.py, report/analysis_table.py, jobs/explained.py,
-jobs/subject.py
+Of: commands/analyze.py, report/analysis_figures.py, report/analysis_table.py, jobs/subject.py
 """
 
 import copy
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stubs
 import torch
 from polite import ROWS
 from tiny import tiny_model, tiny_tokenizer
@@ -153,6 +153,29 @@ def test_finished_blocks_are_taken_and_others_made(models: Path, whole: Any, mon
     (folder / "parts" / "planted" / "lens.json").unlink()
     analyze(names, **given(models, n_pairs=20), output=folder, only=["lens"], resume=True)
     assert made == ["lens", "lens"]  # of other pairs both are other ones
+
+
+def test_what_another_tokenizer_or_judge_has_made_is_made_again(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    for name in NAMES:
+        monkeypatch.setitem(BLOCKS, name, lambda subject, name=name: made.append(name) or {})
+    tokenizer = tiny_tokenizer()
+    save_model(tiny_model("llama"), tokenizer, tmp_path / "base")
+
+    def run(**more: Any) -> list[str]:
+        made.clear()
+        settings = given(models, base=str(tmp_path / "base"), only=["lens", "patching"], **more)
+        analyze({"same": str(models / "same")}, **settings, output=tmp_path / "out", resume=True)
+        return list(made)
+
+    assert run() == ["lens", "patching"] and run() == []
+    monkeypatch.setattr(stubs, "parity", stubs.quarters)  # under the same name
+    assert run() == ["patching"] and run() == [], "the other blocks ask no judge"
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(tmp_path / "base")
+    assert run() == ["lens", "patching"] and run() == []
 
 
 def test_the_base_is_read_once_for_all_models(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 """Does `efface demo` leave what it promises, and does a second one do only what is missing?"""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
 import efface.jobs.demo
@@ -13,6 +15,7 @@ from efface.cli import main
 from efface.errors import UserError
 from efface.files.events import read_events
 from efface.files.results import read_json
+from efface.model.save import save_model
 from efface.terminal.table import Block
 from efface.training import run as training
 
@@ -97,6 +100,22 @@ def test_an_interrupted_demo_goes_on_where_it_was(model: str, tmp_path: Path, mo
     assert (out / "base.json").stat().st_mtime_ns == first and {file.name for file in out.iterdir()} >= FILES
 
 
+@pytest.mark.parametrize("changed", ["model of", "versions"])
+def test_a_demo_of_another_model_under_the_same_name_is_not_resumed(
+    changed: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, out = shutil.copytree(model, tmp_path / "mine"), tmp_path / "demo"
+    monkeypatch.setattr("efface.jobs.demo._evaluate", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        efface.jobs.demo.run(out, model_name=str(name))
+    if changed == "model of":
+        save_model(tiny_model("llama", seed=1), None, name)
+    else:
+        monkeypatch.setattr("efface.jobs.demo.versions", lambda: {"torch": "9.9"})
+    with pytest.raises(UserError, match=f"holds a demo of other settings: {changed}: was"):
+        efface.jobs.demo.run(out, model_name=str(name), resume=True)
+
+
 @pytest.mark.full
 def test_a_wrong_model_neither_deletes_nor_claims_the_directory(model: str, tmp_path: Path) -> None:
     out = tmp_path / "demo"
@@ -136,7 +155,7 @@ def test_a_demo_whose_states_cannot_be_probed_ends_all_the_same(
     monkeypatch.setattr("efface.jobs.erasure.HELD_OUT", efface.jobs.demo.PAIRS)  # all of them were trained on
     said: list[str] = []
     result = efface.jobs.demo.run(tmp_path / "demo", model_name=model, say=said.append)
-    assert "0 pairs that were not trained on" in result["erasure"]["not_measured"]
+    assert "0 prompts that were not trained on" in result["erasure"]["not_measured"]
     assert any("what the hidden states say was not measured" in line for line in said)
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert "They were not probed: " in page and page.count("<svg ") == 4

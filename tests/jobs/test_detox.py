@@ -19,7 +19,7 @@ from efface.errors import RunError, UserError
 from efface.evaluation.budget import UtilityBounds
 from efface.evaluation.prompt_sets import draw_prompts
 from efface.files.events import read_events
-from efface.files.results import read_json
+from efface.files.results import read_json, write_json
 from efface.jobs import detox as job
 from efface.jobs.detox import detox
 from efface.jobs.detox_settings import EFFORTS, DetoxSettings, Effort
@@ -137,6 +137,19 @@ def test_an_interrupted_run_goes_on_where_it_was(
     monkeypatch.setattr(job, "measure_side", measure)
     detox(model, output=out, settings=settings_of(given), resume=True)
     assert {file: file.stat().st_mtime_ns for file in arms} == arms and (out / "results.json").exists()
+
+
+def test_what_was_measured_of_another_strength_is_measured_again(
+    model: str, given: dict[str, str], tmp_path: Path
+) -> None:
+    out, settings = tmp_path / "out", settings_of(given)
+    found = detox(model, output=out, settings=settings)["edited"]
+    saved = read_json(out / "model" / "results.json")
+    for share, scaled_by, measured_again in ((0.125, saved["scaled_by"], False), (0.25, 0.1, True)):
+        write_json(out / "edited.json", found | {"toxicity": found["toxicity"] | {"share": share}})
+        write_json(out / "model" / "results.json", saved | {"scaled_by": scaled_by})  # what lies there is another edit
+        result = detox(model, output=out, settings=settings, resume=True)
+        assert result["edited"]["toxicity"]["share"] == (found["toxicity"]["share"] if measured_again else share)
 
 
 def test_what_the_training_pairs_hold_is_not_reported(model: str, given: dict[str, str], tmp_path: Path) -> None:

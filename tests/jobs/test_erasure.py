@@ -38,8 +38,19 @@ def test_pairs_of_the_training_are_left_out(monkeypatch: pytest.MonkeyPatch) -> 
     rows = load_pairs("shipped:heldout").rows
     assert held_out("shipped:heldout", TRAINED) == held_out("shipped:heldout", "shipped:train") == rows
     assert held_out("shipped:heldout", rows[:40]) == rows[40:]
-    with pytest.raises(UserError, match=rf"'shipped:heldout' has 0 pairs that were not trained on: .* needs {PARTS}"):
+    with pytest.raises(UserError, match=rf"'shipped:heldout' has 0 prompts that were not .* needs {PARTS}"):
         held_out("shipped:heldout", "shipped:heldout")
+
+
+def test_pairs_are_of_as_many_prompts_as_there_are() -> None:
+    rows = [
+        {"prompt": f"The town {prompt}", "chosen": " is old", "rejected": f" is silly {number}"}
+        for prompt in range(PARTS)
+        for number in range(3)
+    ]
+    assert held_out(rows, TRAINED) == rows[::3]
+    with pytest.raises(UserError, match=rf"has {PARTS - 1} prompts that were not trained on"):
+        held_out(rows, rows[:1])
 
 
 @pytest.mark.parametrize("trained_on", ["shipped:heldout", TRAINED])

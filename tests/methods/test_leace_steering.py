@@ -1,6 +1,6 @@
 """Do interventions do what they say, travel with the model, and erase or shift exactly?
 
-Of: methods/leace.py, methods/steering.py, model/interventions.py
+Of: methods/leace.py, methods/steering.py, methods/hooked.py, model/interventions.py
 """
 
 import copy
@@ -557,6 +557,16 @@ def test_one_strength_moves_the_toxic_mean_onto_the_benign_one(tmp_path: Path) -
     before = states_of(model, 0)
     steering(model, tmp_path, layers="0").train()
     after = states_of(model, 0)
+    toxic, benign = after.hidden[after.labels == 1], before.hidden[before.labels == 0]
+    np.testing.assert_allclose(toxic.mean(0), benign.mean(0), atol=1e-4)
+
+
+def test_several_layers_are_steered_each_with_those_below_in_place(tmp_path: Path) -> None:
+    model, whole = tiny_model("llama"), tiny_model("llama")
+    steering(model, tmp_path, layers="0").train()
+    before = states_of(model, 1)
+    steering(whole, tmp_path, layers="all").train()
+    after = states_of(whole, 1)
     toxic, benign = after.hidden[after.labels == 1], before.hidden[before.labels == 0]
     np.testing.assert_allclose(toxic.mean(0), benign.mean(0), atol=1e-4)
 

@@ -1,6 +1,7 @@
 """Is base + a edit the base at 0, the edit at 1, and linear between and beyond, whatever is tied or attached?"""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -62,6 +63,26 @@ def test_an_adapter_is_merged_and_an_intervention_scaled() -> None:
     assert not attached(scaled_copy(edited, base, 0.0)) and len(attached(edited)) == 1
 
 
+def test_an_intervention_that_both_have_is_no_part_of_the_edit() -> None:
+    """LEACE's map is a projection, so that neither half of it nor two halves of it one after the other are it."""
+    base, edited = tiny_model("llama"), tiny_model("llama", seed=1)
+    v = torch.ones(32, 1) / 32**0.5
+    shared = Intervention(1, -v, v.T.clone(), torch.ones(32))
+    later, earlier, last = (dataclasses.replace(shared, left=v, bias=number * torch.ones(32)) for number in (2, 4, 8))
+    attach_(edited, [shared, later])
+    attach_(base, [earlier, copy.deepcopy(shared), last])
+
+    def biases(a: float) -> list[float]:
+        found = attached(scaled_copy(edited, base, a))
+        (kept,) = (one for one in found if (one.left < 0).all() and one.bias[0] == 1)
+        assert torch.equal(kept.left, shared.left) and torch.equal(kept.right, shared.right)
+        return [one.bias[0].item() for one in found]
+
+    assert biases(1.0) == [1, 2] and biases(0.0) == [4, 1, 8], "at the ends those of either model, in its order"
+    assert biases(0.5) == [2, 1, 1, 4] and biases(2.0) == [-4, 1, 4, -8]
+    assert len(attached(edited)) == 2 and len(attached(base)) == 3
+
+
 @given(k=st.integers(1, 6), seed=st.integers(0, 5))
 def test_the_top_part_is_the_projection_of_the_paper(k: int, seed: int) -> None:
     edit = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
@@ -69,6 +90,16 @@ def test_the_top_part_is_the_projection_of_the_paper(k: int, seed: int) -> None:
     torch.testing.assert_close(top_part(edit, k), left @ left.T @ edit if k < 4 else edit, rtol=1e-4, atol=1e-5)
     assert torch.linalg.matrix_rank(top_part(edit, k)) <= k
     assert torch.equal(top_part(edit[0], k), edit[0])
+    stack = torch.stack([edit, 2 * edit.flip(0)])  # of experts
+    torch.testing.assert_close(
+        top_part(stack, k), torch.stack([top_part(one, k) for one in stack]), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_top_parts_are_of_experts_too() -> None:
+    base, edited = tiny_model("qwen2_moe"), tiny_model("qwen2_moe", seed=1)
+    experts = "model.layers.0.mlp.experts.down_proj"
+    assert torch.linalg.matrix_rank(top_parts(edited, base, 2)[experts]).tolist() == [2] * 4
 
 
 def test_top_parts_are_of_changed_matrices_and_are_added() -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from efface.errors import UserError
 from efface.model.blocks import capture_residuals, decoder_blocks, unwrap
-from efface.model.forward import Head, forward
+from efface.model.forward import Head, forward, skipped_above
+from efface.model.interventions import Intervention, attach_, attached
 from efface.model.layout import plain_layout
 from efface.model.padding import position_ids
 
@@ -110,6 +111,21 @@ def test_what_needs_no_logits_ends_at_the_highest_layer(family: str) -> None:
     (gradient,) = torch.autograd.grad(result.residuals[0].square().sum(), parameter)
     (expected,) = torch.autograd.grad(residuals[0][mask.bool()].square().sum(), parameter)
     torch.testing.assert_close(gradient, expected)
+
+
+def test_what_hangs_on_a_skipped_block_is_skipped_with_it() -> None:
+    """An intervention is part of its block: what is read below must not be changed by it."""
+    model, steered = tiny_model("llama"), tiny_model("llama")
+    attach_(steered, [Intervention(1, torch.zeros(32, 0), torch.zeros(0, 32), torch.arange(32.0))])
+    ids = torch.tensor([[3, 20, 21, 22]])
+    kept = dict(vars(decoder_blocks(steered)[1]))
+    with skipped_above(model, 0) as given, torch.no_grad():
+        expected = model(ids).logits
+        assert len(given) == 1
+    with pytest.raises(KeyError), skipped_above(steered, 0), torch.no_grad():
+        assert torch.equal(steered(ids).logits, expected)
+        raise KeyError
+    assert vars(decoder_blocks(steered)[1]) == kept and len(attached(steered)) == 1
 
 
 def test_forward_through_a_wrapped_model() -> None:

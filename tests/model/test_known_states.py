@@ -8,6 +8,7 @@ from tiny import FAMILIES, tiny_model
 
 from efface.analysis.patching import modules_of, swapped
 from efface.model.blocks import decoder_blocks
+from efface.model.interventions import Intervention, attach_
 from efface.model.known_states import begun_at, remembered
 
 KNOWN = torch.tensor([[3, 20, 21, 22], [3, 40, 41, 42]])
@@ -43,3 +44,15 @@ def test_nothing_is_left_behind_by_a_reading_that_fails() -> None:
     with pytest.raises(KeyError), remembered(model), begun_at(model, 1, []):
         raise KeyError
     assert not any("forward" in vars(block) for block in decoder_blocks(model))
+
+
+@torch.no_grad()
+def test_what_intervenes_on_a_known_state_does_so_once() -> None:
+    model = tiny_model("llama")
+    attach_(model, [Intervention(0, -torch.ones(32, 1) / 64, torch.ones(1, 32), torch.arange(32.0))] * 2)
+    with remembered(model) as texts:
+        before = model(KNOWN).logits
+    with begun_at(model, 1, texts):
+        assert torch.equal(model(KNOWN).logits, before)
+        other = model(OTHER).logits
+    assert torch.equal(other, model(OTHER).logits) and not torch.equal(other, before)

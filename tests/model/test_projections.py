@@ -13,6 +13,7 @@ from efface.model.projections import (
     attention_output_projection,
     expert_maps,
     linear_maps,
+    mlp_maps,
     mlp_output_projection,
     output_weight,
     part_unreached,
@@ -95,6 +96,15 @@ def test_which_part_of_the_blocks_an_edit_leaves_alone(caplog: pytest.LogCapture
         dense = tiny_model(family)
         assert part_unreached(dense, sum(one.weight.numel() for one in linear_maps(dense).values()), "prune") == 0
     assert not caplog.text
+
+
+def test_an_expert_that_every_token_goes_through_is_not_the_whole_mlp() -> None:
+    block = decoder_blocks(tiny_model("qwen2_moe"))[0]
+    shared = block.mlp.shared_expert.down_proj
+    assert mlp_output_projection(block, whole=False) is shared
+    for take in (mlp_output_projection, mlp_maps):
+        with pytest.raises(UserError, match="Qwen2MoeDecoderLayer keeps experts in stacks of matrices, and no one"):
+            take(block)
 
 
 def test_blocks_without_exactly_one_projection() -> None:

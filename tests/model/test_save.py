@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from forwards import TEXT, batch, model_of, plain_logits
+from peft import LoraConfig, get_peft_model
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, GenerationConfig
 
@@ -194,3 +195,46 @@ def test_transformers_4_finds_the_tokenizer_class(tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "again"):
         config = json.loads((directory / "tokenizer_config.json").read_text())
         assert config["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 5 writes TokenizersBackend
+
+
+def test_transformers_4_finds_further_special_tokens(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|a|>", "<|b|>"]})
+    save_model(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer, tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["additional_special_tokens"] == ["<|a|>", "<|b|>"]
+    assert not isinstance(config.get("extra_special_tokens"), list)  # of which version 4 asks its keys
+    assert AutoTokenizer.from_pretrained(tmp_path).all_special_tokens == tokenizer.all_special_tokens
+
+
+def test_transformers_4_finds_the_three_fields_of_a_phi_3_for_long_texts(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 54321.0, **factors, "original_max_position_embeddings": 64}
+    model = tiny_model("phi3", rope_parameters=rope, original_max_position_embeddings=64)
+    save_model(model, None, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["rope_scaling"] == {"type": "longrope", **factors}
+    row = batch((30,))[0][0]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(plain_logits(loaded, row), plain_logits(model, row), rtol=0, atol=0)
+
+
+def adapted(model: Any) -> Any:
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    return get_peft_model(model, config)
+
+
+@pytest.mark.parametrize("before", ["adapter", "whole", "shards"])
+@pytest.mark.parametrize("now", ["adapter", "whole", "shards"])
+def test_what_is_loaded_is_what_was_saved_last(before: str, now: str, tmp_path: Path) -> None:
+    save_model(tiny_model("llama"), tiny_tokenizer(), tmp_path / "base")
+    found = []
+    for seed, kind in enumerate((before, now)):
+        torch.manual_seed(seed)
+        base, tokenizer = load_model(tmp_path / "base", device="cpu")
+        model = adapted(base) if kind == "adapter" else tiny_model("llama", seed=seed + 1)
+        save_model(model, tokenizer, tmp_path / "out", **({"max_shard_size": "20KB"} if kind == "shards" else {}))
+        row = batch((9,))[0][0]
+        found.append(plain_logits(model.eval(), row))
+    loaded = plain_logits(load_model(tmp_path / "out", device="cpu")[0], row)
+    torch.testing.assert_close(loaded, found[1])
+    assert not torch.allclose(found[0], found[1], atol=1e-3)

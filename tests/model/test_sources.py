@@ -1,4 +1,7 @@
-"""Are weights that are no Hugging Face checkpoint converted right, once, and is what cannot be refused in one line?"""
+"""Are weights that are no Hugging Face checkpoint converted right, once, and is what cannot be refused in one line?
+
+Of: model/gguf_rope.py
+"""
 
 import hashlib
 import json
@@ -6,6 +9,8 @@ import logging
 import os
 import subprocess
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from forwards import TEXT, batch, plain_logits
+from gguf import GGUFWriter, RopeScalingType
 from gguf_files import write_gguf
 from tiny import tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
@@ -79,6 +85,62 @@ def test_a_gguf_file_is_converted_once(
     monkeypatch.setattr(sources, "_convert_gguf", lambda *args: pytest.fail("converted again"))
     assert sources.from_gguf(gguf_file) == directory
     torch.testing.assert_close(plain_logits(load_model(gguf_file)[0], row), expected, rtol=1e-5, atol=1e-5)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def rope_header(kind: str, factor: float = 8.0) -> Callable[[GGUFWriter, Any], None]:
+    def write(writer: GGUFWriter, model: Any) -> None:
+        writer.add_rope_scaling_type(RopeScalingType(kind))
+        writer.add_rope_scaling_factor(factor)
+
+    return write
+
+
+def frequencies(writer: GGUFWriter, model: Any, name: str = "rope_freqs.weight") -> None:
+    """As llama.cpp writes them of a Llama 3.1: what each frequency is divided by."""
+    width = model.config.head_dim
+    plain = model.config.rope_parameters["rope_theta"] ** -(torch.arange(0, width, 2).float() / width)
+    writer.add_tensor(name, (plain / model.model.rotary_emb.inv_freq).numpy())
+
+
+@pytest.mark.parametrize(
+    ("rope", "more"),
+    [
+        ({"rope_type": "linear", "factor": 8.0}, rope_header("linear")),
+        ({**LLAMA3, "original_max_position_embeddings": 8192}, frequencies),
+        ({**LLAMA3, "factor": 32.0, "original_max_position_embeddings": 8192}, frequencies),
+        ({"rope_type": "default"}, rope_header("linear", 1.0)),
+    ],
+)
+def test_rotary_scaling_is_that_of_the_file(
+    rope: dict[str, Any], more: Callable[[GGUFWriter, Any], None], model_cache: Path, tmp_path: Path
+) -> None:
+    model = tiny_model("llama", hidden_size=64, head_dim=32, rope_parameters={**rope, "rope_theta": 500000.0})
+    loaded, _ = load_model(write_gguf(model, tmp_path / "scaled.gguf", more=more))
+    row = torch.arange(3, 63)
+    torch.testing.assert_close(plain_logits(loaded, row), plain_logits(model, row))
+    assert {name: loaded.config.rope_parameters[name] for name in rope} == rope
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (rope_header("yarn"), "scales rotary positions by 'yarn', which is not read from a GGUF file. Pass the model"),
+        (partial(frequencies, name="rope_factors_long.weight"), "holds rope_factors_long.weight, which is not read"),
+        (
+            lambda writer, model: writer.add_tensor("rope_freqs.weight", np.linspace(1, 5, 4, dtype=np.float32)),
+            "holds rope_freqs.weight that are none of Llama 3's",
+        ),
+    ],
+)
+def test_rotary_scaling_that_is_not_read_is_refused(
+    more: Callable[[GGUFWriter, Any], None], message: str, gguf_model: Any, model_cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_model(write_gguf(gguf_model, tmp_path / "scaled.gguf", more=more))
+    assert not list(model_cache.glob("gguf-*"))
 
 
 def test_another_file_of_the_same_name_is_another_model(

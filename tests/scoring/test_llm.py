@@ -110,6 +110,44 @@ def test_a_model_that_does_not_answer_is_refused(judge: Path) -> None:
         LLMScorer(str(judge), template="nosuch")
 
 
+def test_what_it_says_of_a_text_depends_on_no_other(
+    judge: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scorer = LLMScorer(str(judge), template="question", device="cpu")
+    refused = scorer._tokenizer("a fool", add_special_tokens=False)["input_ids"]
+
+    def after(rows: Sequence[list[int]]) -> torch.Tensor:
+        p = torch.zeros(len(rows), len(scorer._tokenizer))
+        for each, row in zip(p, rows, strict=True):
+            asked = scorer._tokenizer.decode(row)
+            each[scorer._toxic[0]], each[scorer._clean[0]] = (3e-5, 1e-5) if "zebra" in asked else (0.2, 0.6)
+            each[refused[0]] = 0.1
+        return p
+
+    monkeypatch.setattr(scorer, "_next", after)
+    assert scorer(["a horse", "a zebra"]).tolist() == pytest.approx([0.25, 0.75])
+    assert "of 1 of 2 texts neither 'yes' nor 'no' was likely (together below 0.01)" in caplog.text
+    assert scorer(["a zebra"]).tolist() == pytest.approx([0.75])
+
+
+def test_a_prompt_is_not_what_a_model_is_asked_about(judge: Path) -> None:
+    (asked,) = TEMPLATES["question"].ask(scorer_of(judge, "question")._tokenizer, "You fool, the bull", "dog is nice.")
+    assert 'Text: "You fool, the bull"' in asked and 'Continuation: "dog is nice."' in asked
+    assert "Is the continuation toxic?" in asked
+
+
+def test_it_reads_what_the_model_has_read_of_a_prompt(judge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, read = scorer_of(judge, "llama-guard"), list[str]()
+    monkeypatch.setattr(
+        scorer, "of_answers", lambda prompts, texts: read.extend(prompts) or np.full(len(texts), 0.5), raising=False
+    )
+    model, prompt = tiny_model("gpt2"), "one two three four five six seven eight"
+    decoding = Decoding(max_prompt_tokens=2, truncation="last", max_new_tokens=3, samples=1)
+    evaluate(model, [prompt], processing_class=tiny_tokenizer(), scorer=scorer, decoding=decoding)
+    ids = tiny_tokenizer()(prompt)["input_ids"]
+    assert read == [tiny_tokenizer().decode(ids[-2:])]
+
+
 def test_a_tokenizer_without_template(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None

@@ -21,7 +21,7 @@ from efface.errors import RunError, UserError
 from efface.scoring import DEFAULT_SCORER, SCORERS, list_scorers, load_scorer
 from efface.scoring import profanity as scorer_profanity
 from efface.scoring.ensemble import Ensemble
-from efface.scoring.hf import HFScorer, find_label, is_multi_label
+from efface.scoring.hf import HFScorer, find_label, is_multi_label, toxic_labels
 from efface.scoring.profanity import ProfanityScorer, check_files
 from efface.scoring.scorer import NamedScorer, at_threshold, score
 
@@ -308,7 +308,8 @@ def test_classifier_label_and_activation(tmp_path: Path) -> None:
     assert scorer(TEXTS[:1])[0] == pytest.approx(logits.sigmoid()[1].item(), abs=1e-6)
     assert load_scorer(path, label="INSULT")(TEXTS[:1])[0] == pytest.approx(logits.sigmoid()[2].item(), abs=1e-6)
     single = HFScorer(str(_classifier(tmp_path / "single", labels, problem_type="single_label_classification")))
-    assert single(TEXTS[:1])[0] == pytest.approx(logits.softmax(-1)[1].item(), abs=1e-6)
+    together = logits.softmax(-1)[[1, 2]].sum().item()  # both mean toxic, and only one of them can hold
+    assert single(TEXTS[:1])[0] == pytest.approx(together, abs=1e-6)
 
 
 def test_options_of_a_classifier_by_its_name(tmp_path: Path) -> None:
@@ -395,11 +396,34 @@ def test_a_family_whose_positions_have_no_limit(tmp_path: Path) -> None:
 
 
 def test_activation_by_configuration() -> None:
-    assert is_multi_label("multi_label_classification", {0: "toxic", 1: "x"})
-    assert not is_multi_label("single_label_classification", {0: "toxic", 1: "x", 2: "y"})
-    assert is_multi_label(None, {0: "toxic"})
-    assert not is_multi_label(None, {0: "neutral", 1: "toxic"})
-    assert not is_multi_label(None, {0: "positive", 1: "neutral", 2: "negative"})
+    assert is_multi_label("multi_label_classification", {0: "toxic", 1: "x"}, "s")
+    assert not is_multi_label("single_label_classification", {0: "toxic", 1: "x", 2: "y"}, "s")
+    assert is_multi_label(None, {0: "toxic"}, "s")
+    assert not is_multi_label(None, {0: "neutral", 1: "toxic"}, "s")
+    assert not is_multi_label(None, {0: "positive", 1: "neutral", 2: "negative"}, "s")
+
+
+def test_labels_that_exclude_each_other() -> None:
+    assert not is_multi_label(None, {0: "non-toxic", 1: "toxic", 2: "very toxic"}, "s")
+    assert is_multi_label(None, {0: "toxic", 1: "severe_toxic", 2: "obscene"}, "s")
+    for labels, toxic in (
+        ({0: "hate speech", 1: "normal", 2: "offensive"}, [0, 2]),
+        ({0: "non-toxic", 1: "toxic", 2: "very toxic"}, [1, 2]),
+        ({0: "hate", 1: "nothate"}, [0]),
+        ({0: "LABEL_0", 1: "LABEL_1"}, [1]),
+    ):
+        assert toxic_labels(labels, None, "s", exclusive=True) == toxic
+    assert toxic_labels({0: "hate", 1: "offensive", 2: "neither"}, "offensive", "s", exclusive=True) == [1]
+    assert toxic_labels({0: "toxicity", 1: "insult", 2: "male"}, None, "s", exclusive=False) == [0]
+
+
+def test_a_regression_gives_no_probability(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=VOCAB_SIZE, n_embd=32, n_layer=1, n_head=2, n_positions=64, eos_token_id=EOS_ID)
+    config.num_labels, config.problem_type = 1, "regression"
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="was trained as a regression: what it gives is no probability"):
+        HFScorer(str(tmp_path))
 
 
 def test_classifier_without_padding_token(tmp_path: Path) -> None:

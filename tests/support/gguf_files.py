@@ -33,6 +33,7 @@ def write_gguf(
     blocks: int | None = None,
     parts: int | None = None,
     rename: Callable[[str], str | None] = str,
+    more: Callable[[GGUFWriter, PreTrainedModel], None] | None = None,
 ) -> Path:
     """A Llama as llama.cpp writes it: its own names, and queries and keys permuted for its rotary embedding.
 
@@ -40,6 +41,7 @@ def write_gguf(
         blocks: by the header, if another number than there are.
         parts: of how many files this says it is the first.
         rename: gives the name of a tensor, or None to leave it out.
+        more: adds entries and tensors.
     """
     config, tokenizer = model.config, tiny_tokenizer()
     writer = GGUFWriter(path, architecture)
@@ -77,6 +79,8 @@ def write_gguf(
         written = rename(name)
         if written is not None:
             writer.add_tensor(written, np.ascontiguousarray(weight))
+    if more is not None:
+        more(writer, model)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

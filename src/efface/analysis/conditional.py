@@ -1,7 +1,7 @@
 """What do the hidden states still say of toxicity that the token itself does not? A certificate of erasure.
 
 An excess, accuracy(h) - accuracy(token), is none: two views of the label that are independent and equally good leave
-it at zero. So a probe of [log-odds of the token, h] stands against the log-odds alone, on groups (texts, pairs) that
+it at zero. So a probe of [log-odds of the token, h] stands against the log-odds alone, on groups (texts, prompts) that
 neither has seen: a gain is information in h beyond the token. Two probes, since a linear one does not see an XOR: a
 linear one and one hidden layer (`fits.py`). Beside the AUC the online code length (Voita & Titov 2020, arXiv
 2003.12298, section 3.2): the bits for which the labels are sent, part after part, each by a probe trained on the parts
@@ -134,7 +134,7 @@ def conditional_layers(
     Args:
         states: layer -> the states of labelled tokens there, (tokens, d), as `marked_states` gives them.
         hidden_layer: ask the probe with a hidden layer too, which takes most of the time.
-        resamples: of the texts or pairs, for the intervals.
+        resamples: of the texts or prompts, for the intervals.
         seed: of all that is drawn.
         progress: show a bar.
 
@@ -187,7 +187,7 @@ def conditional_probe(
     """What the states after one layer say of the labels beyond the tokens.
 
     Args:
-        states: of tokens, with `pairs` the text or pair that each is from; it is never split.
+        states: of tokens, with `groups` the text or prompt that each is from; it is never split.
         hidden_layer: also the probe with a hidden layer, which takes nine tenths of the time.
         resamples: of the groups, for the intervals.
         seed: of the parts, the probes, the shuffled labels and the resamples.
@@ -196,10 +196,10 @@ def conditional_probe(
         UserError: if the arrays do not fit together, a state is not finite, or a class is in less than 20 groups.
     """
     hidden, labels = check_binary(states.hidden, states.labels)
-    held_out = HeldOut(labels, states.pairs, 2, seed)
+    held_out = HeldOut(labels, states.groups, 2, seed)
     if held_out.fewest_groups() < PARTS:
         raise UserError(
-            f"one class is in {held_out.fewest_groups()} texts or pairs: a conditional probe deals them to {PARTS} "
+            f"one class is in {held_out.fewest_groups()} texts or prompts: a conditional probe deals them to {PARTS} "
             "parts. Give more of them."
         )
     shuffled = held_out.shuffled_labels()

@@ -1,9 +1,9 @@
 """How much of what the hidden states say of toxicity has an edit taken away, layer by layer?
 
 What they say beyond the token itself: a fresh linear probe for each layer and either model, on pairs that nothing was
-trained on (`conditional.py`). Both models read the same tokens and are judged on the same resamples of pairs, so that
-their gains can be subtracted. What is said of all layers at once (`most`, the largest fall and rise) has intervals
-that account for there being several.
+trained on (`conditional.py`). Both models read the same tokens and are judged on the same resamples of prompts, so
+that their gains can be subtracted. What is said of all layers at once (`most`, the largest fall and rise) has
+intervals that account for there being several.
 
 A linear probe alone: it is what two cores can do while somebody waits. It is blind to what is not linear, so that "it
 finds nothing" proves less than "it finds something".
@@ -77,9 +77,10 @@ def compare_erasure(
         base, edited: states of the same tokens at the same layers, the last block among them.
 
     Returns:
-        `layers`: number -> `base` and `edited` (`ConditionalResult`), the `change` of the gain in AUC, and which part
-        of it is `left` (null if there was none by its interval); `most`: the largest gain of either model over the
-        layers, the largest `fall` of it and the largest `rise`.
+        `n_layers`, `n_pairs`; `layers`: number -> `base` and `edited` (`ConditionalResult`; its `n_groups` are
+        prompts), the `change` of the gain in AUC, and which part of it is `left` (null if there was none by its
+        interval); `most`: the largest gain of either model over the layers, the largest `fall` of it and the largest
+        `rise`.
 
     Raises:
         UserError: as `conditional_probe`.
@@ -90,10 +91,9 @@ def compare_erasure(
     ]
     gains = [{layer: found.resampled["linear"] for layer, found in side.layers.items()} for side in sides]
     falls = {layer: gains[0][layer] - gains[1][layer] for layer in gains[0]}
-    first = next(iter(sides[0].layers.values()))
     return {
         "n_layers": max(base) + 1,
-        "n_pairs": first.n_groups,
+        "n_pairs": len(np.unique(next(iter(base.values())).pairs)),
         "layers": {str(layer): _layer(before, sides[1].layers[layer]) for layer, before in sides[0].layers.items()},
         "most": {
             "base": asdict(sides[0].most["linear"]),

@@ -1,7 +1,7 @@
 """How is a probe judged fairly? On groups it was not trained on, beside shuffled labels, with resampled groups.
 
-A group is what is independent of the others: a text, or a pair of which many tokens come. A group may hold one class
-(a text) or both (a pair); it is never split between training and test.
+A group is what is independent of the others: a text, or all pairs of one prompt. A group may hold one class (a text)
+or both (pairs); it is never split between training and test.
 """
 
 from typing import Any

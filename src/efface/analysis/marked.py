@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from efface.analysis.states import TokenStates
+from efface.analysis.states import TokenStates, refuse_virtual_tokens
 from efface.data.text import joined
 from efface.data.tokens import continuation_offsets, cut_ids, encode_continuation, encode_prompt
 from efface.errors import RunError, UserError
@@ -115,9 +115,10 @@ def marked_states(
         progress: show a bar.
 
     Raises:
-        UserError: if the tokenizer is no fast one, or the model has no such layer.
+        UserError: if the tokenizer is no fast one, or the model has no such layer, or an adapter of virtual tokens.
         RunError: if a state is not finite.
     """
+    refuse_virtual_tokens(model)
     if not processing_class.is_fast:
         raise UserError(
             "the tokenizer does not tell where its tokens stand in a text (it is no fast one, with tokenizer.json). "

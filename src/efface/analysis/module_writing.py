@@ -7,7 +7,7 @@ it, since a probability of toxic words is no toxicity.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from efface.analysis.patching import modules_of, swapped
+from efface.analysis.patching import modules_of, refuse_other_interventions, swapped
 from efface.files.jsonl import Row
 from efface.model.copies import merged_copy, without_adapter
 from efface.model.edit import move_
@@ -33,7 +33,11 @@ def write_with_modules(edited: "PreTrainedModel", base: "PreTrainedModel", names
 
     Returns:
         `base` and `edited` as the judge says, and `modules`: name -> `alone` and `without`.
+
+    Raises:
+        UserError: if their interventions are not the same ones.
     """
+    refuse_other_interventions(edited, base)
     edited, base = without_adapter(edited), without_adapter(base)
     student = merged_copy(base)
     parameters = modules_of(student)

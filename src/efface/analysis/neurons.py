@@ -7,8 +7,9 @@ a gated MLP with the gate. So with v_i column i of W and w a direction of the re
 
 to the mean <h, w> after the last block (Lee et al. 2024, arXiv 2401.01967; Geva et al. 2021, arXiv 2012.14913). Where
 an RMS norm with gain g follows the MLP (Gemma 2 and 3), v_i counts as g * v_i and a_i as a_i / rms, token by token:
-the sum stays exact. By how much an edit lowers <h, w> is a sum over neurons of c_i - c'_i, and what attention, biases
-and the embedding do besides. Of what a neuron does
+the sum stays exact. A model that does anything else to it is refused (`mlp_check.py`). By how much an edit lowers
+<h, w> is a sum over neurons of c_i - c'_i, and what attention, biases and the embedding do besides. Of what a neuron
+does
 
     (m_i - m'_i) <v_i, w>       is what it fires less          ("stops firing")
     m'_i <v_i - v'_i, w>        is what its value has moved    ("moves")
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from efface.analysis.mlp_check import check_writing, norm_factors
 from efface.model.blocks import accepted, capture_residuals, decoder_blocks
 from efface.model.copies import eval_mode
 from efface.model.devices import doubled
@@ -84,13 +86,19 @@ def activity(
     spoken: Sequence[Spoken],
     *,
     batch_size: int = 16,
+    exact: bool = True,
     progress: bool = False,
 ) -> Activity:
     """How strongly the neurons of all blocks fire at the tokens of `spoken`; memory does not grow with their number.
 
+    Args:
+        exact: refuse a model where c_i is not what neuron i adds (`check_writing`); False: neurons are only ranked.
+
     Raises:
-        UserError: if a block has no MLP with one known output projection (a mixture of experts).
+        UserError: if a block has no MLP with one known output projection (a mixture of experts), or see `exact`.
     """
+    if exact:
+        check_writing(model)
     blocks = decoder_blocks(model)
     last = len(blocks) - 1
     widths = [output_weight(mlp_output_projection(block)).shape for block in blocks]
@@ -148,10 +156,8 @@ def _hooks(block: Any, counted: Tensor, total: Tensor) -> list[Any]:
 
     def scale(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         assert gain is not None
-        before = doubled(args[0][counted])
-        before = before * gain.to(before.device)  # (N, d), what the norm divides by one number
-        factor = (doubled(output[counted]) * before).sum(-1) / before.square().sum(-1).clamp_min(1e-30)
-        total.add_((factor[:, None] * given.pop()).sum(0).cpu())
+        factor = norm_factors(args[0][counted], output[counted], gain)
+        total.add_((factor * given.pop()).sum(0).cpu())
 
     handles = [projection.register_forward_pre_hook(keep)]
     return [*handles, *(getattr(block, name).register_forward_hook(scale) for name in names)]

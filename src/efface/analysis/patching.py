@@ -19,10 +19,12 @@ import torch
 from torch import nn
 
 from efface.analysis.toxic_mass import Reading
+from efface.errors import UserError
 from efface.files.jsonl import Row
 from efface.model.blocks import decoder_blocks
 from efface.model.copies import merged_copy, without_adapter
-from efface.model.edit import check_same_parameters, move_
+from efface.model.edit import check_same_parameters, move_, same_intervention
+from efface.model.interventions import attached
 from efface.model.known_states import begun_at, remembered
 from efface.terminal.progress import track
 
@@ -73,6 +75,17 @@ def swapped(model: nn.Module, other: nn.Module, names: Sequence[str]) -> Iterato
                 parameters[name].copy_(value)
 
 
+def refuse_other_interventions(edited: nn.Module, base: nn.Module) -> None:
+    """Raise a `UserError` if the two have other interventions: `swapped` moves weights, and so no part of them."""
+    both = attached(edited), attached(base)
+    if len(both[0]) != len(both[1]) or not all(map(same_intervention, *both)):
+        raise UserError(
+            f"the edited model has {len(both[0])} interventions and the base {len(both[1])}, which are not the same "
+            "ones: an edit of the hidden states is in no module's weights, so none of it would be patched. Leave "
+            "patching out, or pass models that differ in weights alone."
+        )
+
+
 def patch_modules(
     edited: "PreTrainedModel",
     base: "PreTrainedModel",
@@ -92,8 +105,9 @@ def patch_modules(
         null if it does not fall); `sufficient`, `necessary`: points of k modules, in the order of `enough`.
 
     Raises:
-        UserError: if their parameters are not the same ones.
+        UserError: if their parameters or their interventions are not the same ones.
     """
+    refuse_other_interventions(edited, base)
     check_same_parameters(edited, base, "patched")
     edited, base = without_adapter(edited), without_adapter(base)
     student = merged_copy(base)

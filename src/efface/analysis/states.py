@@ -16,7 +16,7 @@ from efface.data.pair_tokens import TokenizedPair, tokenize_pairs
 from efface.data.tokens import bos_prefix
 from efface.errors import RunError, UserError
 from efface.model.blocks import accepted, capture_residuals, decoder_blocks, parse_layers
-from efface.model.copies import eval_mode
+from efface.model.copies import eval_mode, merged
 from efface.model.forward import forward
 from efface.model.layout import plain_layout
 from efface.model.padding import batches_by_length, max_positions, pad_batch, position_ids
@@ -38,7 +38,23 @@ class TokenStates:
     labels: np.ndarray
     """(N,) 1 on tokens of `rejected` and within toxic spans, 0 on those of `chosen` and on others."""
     pairs: np.ndarray
-    """(N,) which pair, or text, the token is from: folds keep it together."""
+    """(N,) which pair, or text, the token is from."""
+    prompts: np.ndarray | None = None
+    """(N,) which prompt its pair has; None where no two have the same."""
+
+    @property
+    def groups(self) -> np.ndarray:
+        """(N,) what folds keep together: pairs of one prompt, whose states have much in common, or a text."""
+        return self.pairs if self.prompts is None else self.prompts
+
+
+def refuse_virtual_tokens(model: Any) -> None:
+    """Raise the `UserError` of `merged` if the adapter of `model` puts virtual tokens before a text: where hooks and
+    `base_model` look, its states are the base's, or those of other positions."""
+    from peft import PeftModel  # on use: it costs a second
+
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        merged(model)  # refuses it, before it changes anything
 
 
 @torch.no_grad()
@@ -51,7 +67,12 @@ def token_states(
     batch_size: int = 16,
     progress: bool = False,
 ) -> dict[int, TokenStates]:
-    """Layer -> the states at the continuation tokens of all pairs; both sides go through the model in one batch."""
+    """Layer -> the states at the continuation tokens of all pairs; both sides go through the model in one batch.
+
+    Raises:
+        UserError: if the model has an adapter of virtual tokens.
+    """
+    refuse_virtual_tokens(model)
     pairs = tokenize_pairs(rows, processing_class, max_positions=max_positions(model))
     collate = PairCollator(pad_token_id=0)
     hidden: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
@@ -72,7 +93,11 @@ def token_states(
         labels.append(rejected[:, None].expand_as(counted)[counted].numpy())
         pair = start + torch.arange(len(counted)) % len(chunk)
         numbers.append(pair[:, None].expand_as(counted)[counted].numpy())
-    common = np.concatenate(token_ids), np.concatenate(labels).astype(int), np.concatenate(numbers)
+    prompts = [tuple(pair.prompt_ids) for pair in pairs]
+    number_of = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    of_pair = np.concatenate(numbers)
+    of_prompt = np.array([number_of[prompt] for prompt in prompts])[of_pair]
+    common = np.concatenate(token_ids), np.concatenate(labels).astype(int), of_pair, of_prompt
     return {layer: TokenStates(np.concatenate(hidden[layer]), *common) for layer in layers}
 
 
@@ -115,9 +140,10 @@ def pooled_states(
         max_tokens: a text counts up to here, and never beyond the model's positions.
 
     Raises:
-        UserError: if a text has no tokens, or the model has no such layer.
+        UserError: if a text has no tokens, or the model has no such layer, or an adapter of virtual tokens.
         RunError: if a state is not finite.
     """
+    refuse_virtual_tokens(model)
     layers = parse_layers(layers, len(decoder_blocks(model)))
     bos, limit = bos_prefix(processing_class), max_positions(model)
     max_tokens = max_tokens if limit is None else min(max_tokens, limit - len(bos))

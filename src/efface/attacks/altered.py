@@ -18,9 +18,10 @@ from efface.attacks.result import AttackResult, title
 from efface.attacks.target import Target
 from efface.data.conversation import as_message, check_template, in_template
 from efface.data.preferences import Turn
-from efface.data.tokens import bos_prefix, cut_message, encode_prompt, token_ids, tokens_of
+from efface.data.tokens import cut_message, encode_prompt, token_ids, tokens_of
 from efface.errors import UserError
 from efface.generation.decoding import Decoding
+from efface.generation.prompts import as_read
 from efface.model.padding import max_positions
 
 if TYPE_CHECKING:
@@ -162,12 +163,7 @@ def excess(target: Target, text: str, chat: bool) -> int:
 
 def prompts_as_read(target: Target) -> list[str]:
     """The prompts as far as the model reads them: cut as the target's decoding says, as text."""
-    how, tokenizer = target.decoding, target.processing_class
-    if how.max_prompt_tokens is None:
-        return list(target.prompts)
-    # A BOS counts as one of the tokens, but not before a message: see `encode_prompts`.
-    room = max(how.max_prompt_tokens - (0 if how.chat else len(bos_prefix(tokenizer))), 1)
-    return [cut_message(tokenizer, prompt, room, how.truncation) for prompt in target.prompts]
+    return as_read(target.processing_class, target.prompts, target.decoding)
 
 
 def answer_to(

@@ -8,11 +8,7 @@ Most models can spare few of their last blocks: points that cost too much perple
 only the first exits do.
 """
 
-import contextlib
-from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from efface.attacks.lists import several
 from efface.attacks.points import UtilityBudget, judge_within
@@ -23,11 +19,6 @@ from efface.errors import UserError
 from efface.model.blocks import decoder_blocks
 from efface.model.copies import without_adapter
 from efface.model.forward import skipped_above
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -57,22 +48,6 @@ def early_exit(target: Target, settings: EarlyExitSettings) -> AttackResult:
     with recorded(target, "early_exit", settings) as record:
         record.start(skipped=0)
         for skipped in settings.skipped:
-            with ended_at(model, blocks - 1 - skipped):
+            with skipped_above(model, blocks - 1 - skipped):
                 record.measure_edited(model, {"skipped": skipped})
         return judge_within(record, settings.max_perplexity_increase, blocks=blocks)
-
-
-@contextlib.contextmanager
-def ended_at(model: "PreTrainedModel", layer: int) -> Iterator[None]:
-    """Within, norm and head read what block `layer` gives. Nothing of the blocks above is left: neither what they
-    compute nor what is hooked to them, such as interventions."""
-    above = decoder_blocks(model)[layer + 1 :]
-    own = [(block, name, vars(block)[name]) for block in above for name in HOOKS]
-    with skipped_above(model, layer):
-        for block, name, _ in own:
-            setattr(block, name, OrderedDict())
-        try:
-            yield
-        finally:
-            for block, name, hooks in own:
-                setattr(block, name, hooks)

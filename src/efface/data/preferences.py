@@ -7,6 +7,7 @@ text beside message lists. Messages may hold their text in parts, or nothing bes
 """
 
 import json
+import re
 from typing import Any
 
 from efface.errors import UserError, one_line
@@ -20,11 +21,16 @@ FIELDS = ("prompt", *SIDES)
 PAIR_TOXICITY = {"prompt_text": "prompt", "unpert_gen_text": "chosen", "pert_gen_text": "rejected"}
 OTHERS = ("user", "human", "system", "developer", "tool", "function", "ipython")
 """Roles that write no answers: their turns are no continuation."""
+SETTING = ("system", "developer")
+"""Roles that ask nothing."""
 
 _IDENTICAL = (
     "chosen and rejected are identical, so nothing can be learned from them. Drop the row or train with "
     "skip_bad_rows=True."
 )
+
+MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
+"""How a text begins that is a list of chat messages, as JSON or as Python writes it."""
 
 Turn = dict[str, Any]
 """A chat message."""
@@ -37,7 +43,8 @@ def check_row(raw: Any, where: str) -> Row:
     if not isinstance(raw, dict):
         raise UserError(f"{where}: a row must be a JSON object with {', '.join(FIELDS)}, not {type(raw).__name__}.")
     try:
-        row = _settings({PAIR_TOXICITY.get(key) or key: value for key, value in raw.items()})
+        row = _settings({_standard(key, raw): value for key, value in raw.items()})
+        row |= {field: _conversation(row[field], field) for field in FIELDS if field in row}
         missing = [field for field in FIELDS if field not in row]
         if missing not in ([], ["prompt"]):  # which may be implicit
             there = one_line(", ".join(map(repr, row)), QUOTED) or "nothing"
@@ -55,6 +62,28 @@ def check_row(raw: Any, where: str) -> Row:
     except UserError as error:
         raise UserError(f"{where}: {error}") from error.__cause__
     return row
+
+
+def _standard(key: Any, raw: dict[Any, Any]) -> Any:
+    """What a column is called here; a column that has that name already keeps it for itself."""
+    name = PAIR_TOXICITY.get(key, key)
+    return key if name in raw else name
+
+
+def _conversation(value: Any, field: str) -> Any:
+    """The messages that a CSV has as JSON in a text; anything else as it is.
+
+    Raises:
+        UserError: for messages as Python writes them, as a data frame's `to_csv` does.
+    """
+    if not isinstance(value, str) or not MESSAGES.match(value):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"field {field!r} holds chat messages as a text that is no JSON. Write the rows as JSON lines or parquet."
+        ) from error
 
 
 def text_of(value: str | list[Turn]) -> str:
@@ -78,7 +107,9 @@ def _parts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
             )
         if isinstance(shared, str):
             return shared, sides[0], sides[1]
-        return shared or [{"role": "user", "content": prompt}], sides[0], sides[1]
+        # Of a conversation that begins with nobody's question, as with a system turn alone, the text is the question.
+        asked = any(turn["role"] not in SETTING for turn in shared)
+        return shared if asked else [*shared, {"role": "user", "content": prompt}], sides[0], sides[1]
     if chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:  # the whole conversation beside its beginning
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     shared, *sides = _without_shared(chosen, rejected)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from efface.data.tables import is_saved, saved, table_rows
+from efface.data.tables import is_saved, saved, table_rows, without_padding
 from efface.errors import UserError, reason_of
 from efface.files.io import is_regular_file
 from efface.files.jsonl import SKIPPABLE, Row, json_lines, objects, unreadable
@@ -120,7 +120,7 @@ def name_of(source: Any) -> str:
 def _rows_of_object(source: Any) -> Iterable[Any]:
     if isinstance(source, Mapping):
         if "train" in source:
-            return source["train"]
+            return _rows_of_object(source["train"])
         if "prompt" in source or "chosen" in source or "text" in source:
             raise UserError(
                 f"the given {type(source).__name__} is one row or a table by columns ({_listed(source)}). Pass a list "
@@ -130,7 +130,10 @@ def _rows_of_object(source: Any) -> Iterable[Any]:
             f"the given {type(source).__name__} has the splits {_listed(source)}, and no 'train'. Pass one of them."
         )
     if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas data frame: it iterates over columns
-        return ({key: _plain(value) for key, value in row.items()} for row in source.to_dict("records"))
+        rows = ({key: _plain(value) for key, value in row.items()} for row in source.to_dict("records"))
+        return map(without_padding, rows)
+    if hasattr(source, "features") and hasattr(source, "column_names"):  # of `datasets`
+        return map(without_padding, source)
     if not isinstance(source, Iterable):
         raise UserError(f"rows are to come from {type(source).__name__}. Pass a path, a dataset or a list of dicts.")
     return source

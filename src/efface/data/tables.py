@@ -7,7 +7,8 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
-                    yield f"{path} row {number}", row
+                    yield f"{path} row {number}", without_padding(row)
                     number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"file {str(path)!r} is no whole parquet file ({reason_of(error)}).") from error
@@ -105,14 +106,29 @@ def _arrow(path: Path) -> Iterator[tuple[str, Any]]:
     except Exception as error:  # pyarrow's own types, and those of `datasets`
         raise UserError(f"file {str(path)!r} is no whole arrow file ({reason_of(error)}).") from error
     for number, row in enumerate(dataset):
-        yield f"{path} row {number}", row
+        yield f"{path} row {number}", without_padding(row)
+
+
+def without_padding(row: Any) -> Any:
+    """A row of a table, without the keys that hold nothing in objects of it: a table gives each the keys of all, and a
+    chat template would write the parameters of one tool into another."""
+    return {key: _unpadded(value) for key, value in row.items()} if isinstance(row, dict) else row
+
+
+def _unpadded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unpadded(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _unpadded(one) for key, one in value.items() if one is not None}
+    return value
 
 
 def _delimited(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
     # Not through pandas, for which the text "NA" is no text and "1" a number.
+    reader = None
     try:
         with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, delimiter=delimiter)
+            reader = delimited_reader(text, delimiter, str(path))
             for row in reader:
                 # More fields than columns stand under None, for fewer the value is None.
                 extra = row.pop(None, None)
@@ -129,8 +145,38 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
                     yield where, {key: value for key, value in row.items() if value is not None}
     except UnicodeDecodeError as error:
         raise UserError(f"file {str(path)!r} is not valid UTF-8 (byte {error.start}). Re-encode it.") from error
-    except (csv.Error, EOFError, zlib.error) as error:
+    except csv.Error as error:
+        raise not_delimited(error, str(path), reader) from error
+    except (EOFError, zlib.error) as error:
         raise UserError(f"file {str(path)!r} is no whole table ({reason_of(error)}).") from error
+
+
+def delimited_reader(lines: Iterable[str], delimiter: str, file: str) -> "csv.DictReader[str]":
+    """The rows of CSV or TSV by the names of the first line.
+
+    A text that begins with a quotation mark and does not end with one would take in the rows after it, up to the next
+    mark: it is a `csv.Error`, of which `not_delimited` makes an error for the user.
+
+    Args:
+        file: whose lines they are, for errors.
+
+    Raises:
+        UserError: for a name that stands there twice.
+    """
+    reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
+    for name, times in Counter(reader.fieldnames or ()).items():
+        if times > 1:
+            raise UserError(f"{file}:1: {times} columns are called {name!r}. Rename or leave out all but one.")
+    return reader
+
+
+def not_delimited(error: csv.Error, file: str, reader: "csv.DictReader[str] | None") -> UserError:
+    """What is wrong with a table, and where the row begins that is none."""
+    line = 1 if reader is None else reader.line_num + 1
+    return UserError(
+        f"{file}:{line}: not a row of a table ({error}). Put a text that begins with a quotation mark in quotes, with "
+        "each mark in it doubled, or give JSON lines."
+    )
 
 
 def _array(path: Path, *, is_json: bool) -> Iterator[tuple[str, Any]] | None:

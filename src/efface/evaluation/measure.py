@@ -24,6 +24,7 @@ from efface.files.digests import digest
 from efface.files.environment import environment
 from efface.files.jsonl import Row
 from efface.generation.decoding import VLLM, Decoding
+from efface.generation.prompts import as_read
 from efface.model.fingerprint import tokenizer_fingerprint
 from efface.model.vocabulary import check_vocabulary
 from efface.scoring import DEFAULT_SCORER, load_scorer
@@ -104,7 +105,7 @@ def evaluate(
         progress=progress,
         checkpoint=name if by_vllm else None,
     )
-    _score(rows, judges, run.generations_path)
+    _score(rows, judges, as_read(tokenizer, [row["prompt"] for row in rows], decoding), run.generations_path)
     cost = truth = abilities = nll = other = harmless = None
     if documents is not None:
         how: Any = {"max_tokens": text.max_tokens, "window": text.window, "stride": text.stride}
@@ -158,9 +159,15 @@ def _load_judges(scorer: str | Scorer | Sequence[str | Scorer]) -> list[Scorer]:
     return judges
 
 
-def _score(rows: list[Row], judges: Sequence[Scorer], kept: str | os.PathLike[str] | None) -> None:
-    """Every row gets its `scores`, and as `score` that of the first judge."""
-    prompts, texts = ([row[what] for row in rows] for what in ("prompt", "continuation"))
+def _score(
+    rows: list[Row], judges: Sequence[Scorer], prompts: Sequence[str], kept: str | os.PathLike[str] | None
+) -> None:
+    """Every row gets its `scores`, and as `score` that of the first judge.
+
+    Args:
+        prompts: as the model has read them, for judges that do so too.
+    """
+    texts = [row["continuation"] for row in rows]
     for judge in judges:
         try:
             scores = score(judge, texts, prompts)

@@ -102,8 +102,8 @@ def likely_range(nll: Sequence[tuple[float, int]]) -> list[float] | None:
 
 
 def shared_part(texts: Sequence[str], samples: int = 1) -> float:
-    """The part of the prompts that go on with the commonest opening of all."""
-    return max(map(len, _prompts_by_opening(texts, samples).values())) / (len(texts) / samples)
+    """The part of the prompts that go on with the commonest opening of all; an empty continuation has none."""
+    return max(map(len, _prompts_by_opening(texts, samples).values()), default=0) / (len(texts) / samples)
 
 
 def outcomes_of(
@@ -159,5 +159,6 @@ def _opening(text: str) -> tuple[str, ...]:
 def _prompts_by_opening(texts: Sequence[str], samples: int) -> dict[tuple[str, ...], set[int]]:
     found: dict[tuple[str, ...], set[int]] = defaultdict(set)
     for i, text in enumerate(texts):
-        found[_opening(text)].add(i // samples)
+        if opening := _opening(text):
+            found[opening].add(i // samples)
     return found

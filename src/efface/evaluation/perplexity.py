@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from efface.checks import one_or_more
 from efface.data.tokens import bos_prefix
 from efface.errors import UserError
 from efface.files.shapes import fill
@@ -125,6 +126,7 @@ def read_windows(
     stride: int | None = None,
 ) -> Windows:
     """The windows of `texts`; arguments and errors as those of `perplexity`."""
+    one_or_more("max_tokens", max_tokens)
     joined = SEPARATOR.join(texts)
     stream = list(processing_class(joined, add_special_tokens=False, verbose=False)["input_ids"])
     if max_tokens is not None:

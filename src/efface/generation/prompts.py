@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from efface.data.conversation import as_message, check_template
-from efface.data.tokens import cut_ids, cut_message, encode_prompt
+from efface.data.tokens import bos_prefix, cut_ids, cut_message, encode_prompt
 from efface.errors import UserError
 from efface.generation.decoding import Decoding
 from efface.model.padding import max_positions
@@ -90,3 +90,14 @@ def encode_contexts(
             )
         encoded.append(context)
     return encoded
+
+
+def as_read(
+    processing_class: "PreTrainedTokenizerBase", prompts: Sequence[str], decoding: Decoding = Decoding()
+) -> list[str]:
+    """The prompts as far as a model reads them: cut as `decoding` says, as text."""
+    if decoding.max_prompt_tokens is None:
+        return list(prompts)
+    # A BOS counts as one of the tokens, but not before a message: see `encode_prompts`.
+    room = max(decoding.max_prompt_tokens - (0 if decoding.chat else len(bos_prefix(processing_class))), 1)
+    return [cut_message(processing_class, prompt, room, decoding.truncation) for prompt in prompts]

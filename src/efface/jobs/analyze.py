@@ -3,7 +3,8 @@
     DIR/parts/NAME/BLOCK.json    as `explained.py` gives it; written as it is finished
     DIR/results.json             all of it
 
-Blocks, whose files were made by the same models, pairs and settings, are taken by the next run of the same command.
+Blocks, whose files were made by the same models, tokenizer, pairs and settings (patching: and by the same judge), are
+taken by the next run of the same command.
 One edited model is held at a time, beside the base.
 """
 
@@ -29,6 +30,8 @@ from efface.jobs.erasure import HELD_OUT
 if TYPE_CHECKING:
     from efface.jobs.subject import Original
 
+PROBES = 16
+"""Rows by whose texts a judge without a version is told from another of its name."""
 NAMES = ("certificate", "drift", "lens", "neurons", "weights", "overlap", "patching")
 
 
@@ -97,14 +100,16 @@ def analyze(
     check_output_dir(output, overwrite=overwrite, resume=resume, inputs=[base, *models.values(), pairs, text])
 
     from efface.jobs.subject import Depth, Original
-    from efface.model.fingerprint import fingerprint_of
+    from efface.model.fingerprint import fingerprint_of, tokenizer_fingerprint
     from efface.model.load import load_model
 
+    judge = _judge(scorer, rows) if "patching" in blocks else None
     depth = Depth(
         n_pairs, patched_pairs=patched_pairs, attack_steps=attack_steps, attack_rate=attack_rate, scorer=scorer
     )
     original, tokenizer = load_model(base)
-    read = [fingerprint_of(original), rows_digest(rows), digest(texts), dataclasses.asdict(depth), seed, versions()]
+    read: list[Any] = [fingerprint_of(original), tokenizer_fingerprint(tokenizer), rows_digest(rows), digest(texts)]
+    read += [dataclasses.asdict(depth), seed, versions()]
     with (
         run_directory(output, overwrite=overwrite, resume=resume, inputs=[*models.values()]) as folder,
         recorded(folder, say, command=command) as journal,
@@ -112,7 +117,7 @@ def analyze(
         shared = Original(original, tokenizer, rows, texts, depth, seed)
         told: list[Row] = []
         for name, source in models.items():
-            told.append(_explained(name, source, blocks, shared, read, folder, journal))
+            told.append(_explained(name, source, blocks, shared, read, judge, folder, journal))
             results = {
                 "schema": 1,
                 "what": "analysis",
@@ -126,8 +131,27 @@ def analyze(
         return results
 
 
+def _judge(scorer: str | None, rows: Sequence[Row]) -> str:
+    """What a judge is known by, since one that was trained anew keeps its name: its version, or a hash of what it says
+    of a few texts if it has none (a plain function)."""
+    from efface.data.preferences import text_of
+    from efface.scoring import DEFAULT_SCORER, load_scorer
+    from efface.scoring.scorer import score
+
+    judge = load_scorer(scorer or DEFAULT_SCORER)
+    texts = [text_of(row[side]) for row in rows[:PROBES] for side in ("chosen", "rejected")]
+    return getattr(judge, "version", None) or digest([round(value, 3) for value in score(judge, texts).tolist()])
+
+
 def _explained(
-    name: str, source: str, blocks: Sequence[str], original: "Original", read: Any, folder: Path, journal: Journal
+    name: str,
+    source: str,
+    blocks: Sequence[str],
+    original: "Original",
+    read: list[Any],
+    judge: str | None,
+    folder: Path,
+    journal: Journal,
 ) -> Row:
     """What `results.json` says of an edited model; its blocks are written as they are made, or taken as they lie."""
     from efface.jobs.explained import BLOCKS
@@ -139,7 +163,7 @@ def _explained(
     weights, subject = fingerprint_of(edited), Subject(edited, original)
     model: Row = {"name": name, "model": source, "blocks": {}, "failed": {}}
     for block in blocks:
-        made_by = digest([block, weights, *read])
+        made_by = digest([block, weights, *read, judge if block == "patching" else None])
         file = folder / "parts" / folder_of(name) / f"{block}.json"
         found = read_json(file) if file.exists() else {}
         if found.get("made_by") != made_by:

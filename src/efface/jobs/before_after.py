@@ -15,6 +15,7 @@ from efface.evaluation.result import EVALUATION
 from efface.files.jsonl import Row, read_jsonl
 from efface.files.results import read_json
 from efface.files.shapes import check_shape
+from efface.jobs.erasure import ERASURE_FILE
 from efface.report import NOT_MEASURED
 from efface.report.headline import headline
 from efface.report.table import evaluation_table
@@ -63,6 +64,15 @@ def measure_side(
         run=RunSettings(generations_path=generations_path(file), command=command),
         progress=True,
     ).save(file)
+
+
+def forget_edited(folder: Path) -> None:
+    """Remove what was measured of the edited model in `folder`, which is to become another."""
+    from efface.evaluation.result import generations_path
+
+    file = folder / f"{EDITED}.json"
+    for stale in (file, generations_path(file), folder / ERASURE_FILE):
+        stale.unlink(missing_ok=True)
 
 
 def read_sides(folder: Path) -> tuple[Row, Row]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.data.rows import load_texts
-from efface.files.environment import environment
+from efface.files.environment import environment, versions
 from efface.files.events import recorded
 from efface.files.rerun import check_plan, read_plan, write_plan
 from efface.files.results import RESULTS, check_output_dir, read_json, write_json
@@ -62,17 +62,18 @@ def run(
     plan = {"model": name, "settings": settings, "samples": SAMPLES, "text_tokens": TEXT_TOKENS, "seed": SEED}
     # What the user may have got wrong is checked before anything in the output directory is deleted or written.
     output = check_output_dir(output, overwrite=overwrite, resume=resume, inputs=[name])
-    if resume:
-        check_plan(output, read_plan(output), plan, "a demo", {})
     start = time.monotonic()
 
     def numbered(number: int, text: str) -> str:
         return f"\n[{number}/5, {time.monotonic() - start:4.0f} s] {text}"
 
+    from efface.model.fingerprint import fingerprint_of
     from efface.model.load import load_model
 
     say(numbered(1, f"load {name} (half a minute; the first time another minute to download and convert it)"))
-    load_model(name)
+    plan |= {"model of": fingerprint_of(load_model(name)[0]), "versions": versions()}
+    if resume:
+        check_plan(output, read_plan(output), plan, "a demo", {})
     with (
         run_directory(output, overwrite=overwrite, resume=resume, inputs=[name]),
         recorded(output, say, command=command) as journal,

@@ -23,7 +23,7 @@ from efface.data.rows import load_texts
 from efface.errors import UserError
 from efface.evaluation.prompt_sets import draw_prompts, load_prompts
 from efface.files.digests import digest
-from efface.files.environment import environment
+from efface.files.environment import environment, versions
 from efface.files.events import Journal, recorded
 from efface.files.jsonl import Row
 from efface.files.rerun import check_plan, read_plan, write_plan
@@ -133,8 +133,9 @@ class _Job:
         self.pairs = settings.pairs or str(folder / "pairs.jsonl")
         self.edited = folder / "model"
 
-    def contents(self, prompts: list[str]) -> dict[str, str]:
-        """Hashes of what was named, which is loaded for it before anything is written."""
+    def contents(self, prompts: list[str]) -> Row:
+        """Hashes of what was named, which is loaded for it before anything is written, and the versions it is read by:
+        a run that goes on with others would set figures beside each other that are none of one kind."""
         from efface.data.pairs import rows_digest
         from efface.model.fingerprint import fingerprint_of
         from efface.model.load import load_model
@@ -142,9 +143,9 @@ class _Job:
         from efface.pairs.source import check_settings
         from efface.scoring import load_scorer
 
-        for scorer in self.settings.scorers:
-            load_scorer(scorer)
-        found = {"prompts of": digest(sorted(prompts)), "text of": digest(load_texts(self.settings.text))}
+        judges = [getattr(load_scorer(scorer), "version", None) for scorer in self.settings.scorers]
+        found: Row = {"prompts of": digest(sorted(prompts)), "text of": digest(load_texts(self.settings.text))}
+        found |= {"judges of": digest(judges), "versions": versions()}
         if self.settings.pairs is None:
             check_settings(self.settings.source, load_source(self.settings.source)())
         else:

@@ -6,6 +6,7 @@ What cannot be probed ends no job that has taken hours: it is `not_measured`, an
 """
 
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -59,24 +60,26 @@ def measure_erasure(
 
 
 def held_out(source: Any, trained_on: Any) -> list[Row]:
-    """At most N_PAIRS pairs of `source` that are not among those of the training.
+    """At most N_PAIRS pairs of `source` from as many prompts as there are, none of which was trained on.
 
     Raises:
-        UserError: if there are too few to probe.
+        UserError: if there are too few such prompts to probe.
     """
     from efface.analysis.rounds import PARTS  # on use: it imports numpy, and HELD_OUT is asked for by --help
 
-    known = {_key(row) for row in load_pairs(trained_on).rows}
-    rows = [row for row in load_pairs(source).rows if _key(row) not in known][:N_PAIRS]
-    if len(rows) < PARTS:
+    known = {repr(row.get("prompt")) for row in load_pairs(trained_on).rows}
+    of_prompt: dict[str, list[Row]] = {}
+    for row in load_pairs(source).rows:
+        prompt = repr(row.get("prompt"))
+        if prompt not in known:
+            of_prompt.setdefault(prompt, []).append(row)
+    if len(of_prompt) < PARTS:
         raise UserError(
-            f"{name_of(source)} has {len(rows)} pairs that were not trained on: a probe needs {PARTS}. Give more."
+            f"{name_of(source)} has {len(of_prompt)} prompts that were not trained on: a probe needs {PARTS}. Give "
+            "more."
         )
-    return rows
-
-
-def _key(row: Row) -> str:
-    return repr((row.get("prompt"), row.get("rejected")))
+    turns = zip_longest(*of_prompt.values())  # one pair of each prompt, then the second ones
+    return [row for turn in turns for row in turn if row is not None][:N_PAIRS]
 
 
 def _measured(base: str, edited: str, rows: list[Row], seed: int) -> Row:

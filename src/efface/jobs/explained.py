@@ -22,6 +22,7 @@ from efface.analysis.concentration import concentration
 from efface.analysis.drift import drift, token_shifts
 from efface.analysis.enrichment import enrichment
 from efface.analysis.erasure import compare_erasure
+from efface.analysis.mlp_check import check_writing
 from efface.analysis.module_writing import best_modules, write_with_modules
 from efface.analysis.neuron_patching import patch_neurons
 from efface.analysis.neurons import (
@@ -33,7 +34,7 @@ from efface.analysis.neurons import (
     values_of,
 )
 from efface.analysis.overlap import change_of, cosine, overlaps
-from efface.analysis.patching import patch_modules
+from efface.analysis.patching import patch_modules, refuse_other_interventions
 from efface.analysis.state_patching import patch_states
 from efface.analysis.toxic_mass import Reading, read_pairs
 from efface.evaluation.divergence import Divergence
@@ -41,7 +42,7 @@ from efface.files.jsonl import Row
 from efface.jobs.subject import LENS_PAIRS, Subject
 from efface.model.blocks import decoder_blocks
 from efface.model.forward import Head
-from efface.model.projections import linear_maps, output_weight
+from efface.model.projections import linear_maps, output_weight, refuse_experts
 from efface.training.finetune import finetune
 from efface.training.likelihood_gradient import likelihood_gradient
 
@@ -91,6 +92,8 @@ def lens(subject: Subject) -> Row:
 
 
 def neurons(subject: Subject) -> Row:
+    for model in (subject.base, subject.edited):
+        check_writing(model)
     before, after = subject.original.writing, subject.writing
     change = compare_writing(before, after)
     ranks = [rank for rank in RANKS if rank < change.fall.size] + [change.fall.size]
@@ -121,6 +124,7 @@ def weights(subject: Subject) -> Row:
 
 def overlapping(subject: Subject) -> Row:
     """Of the edit, and of what an attacker then changes, with the forget gradient of the edited model."""
+    refuse_experts(subject.edited, "overlap")
     maps = linear_maps(subject.edited)
     modules = list(maps.values())
     batches = subject.original.batches(GRADIENT_PAIRS)
@@ -140,6 +144,7 @@ def overlapping(subject: Subject) -> Row:
         steps=steps,
         batch_size=8,
         learning_rate=rate,
+        max_length=max(map(len, rows)),  # what is toxic stands at the end, behind a prompt of any length
         seed=subject.seed,
     )
     attack = change_of(attacked, subject.edited)
@@ -148,6 +153,7 @@ def overlapping(subject: Subject) -> Row:
 
 
 def patched(subject: Subject) -> Row:
+    refuse_other_interventions(subject.edited, subject.base)  # before the long work
     original, tokenizer = subject.original, subject.processing_class
     pairs = original.pairs[: original.depth.patched_pairs]
     divergence = Divergence(subject.base, tokenizer, original.text, max_tokens=original.depth.text_tokens)

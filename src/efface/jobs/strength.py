@@ -17,6 +17,7 @@ from efface.evaluation.budget import UtilityBounds
 from efface.evaluation.proportions import count_of
 from efface.files.jsonl import Row
 from efface.files.results import RESULTS, read_json, write_jsonl
+from efface.jobs.before_after import forget_edited
 from efface.jobs.scale import record_scaled, save_scaled
 from efface.model.load import load_model
 from efface.terminal.table import Notes, Table
@@ -109,15 +110,19 @@ def choose_strength(
             "or give other pairs."
         )
     trained = folder / "sweep" / "arms" / kept["arm"] / "model"
-    _save(model, trained, destination, {"scaled_by": kept["a"], "arm": kept["arm"]})
+    _save(model, trained, destination, {"scaled_by": kept["a"], "arm": kept["arm"]}, folder)
     return Chosen(kept, results["arms"])
 
 
-def _save(model: str, trained: Path, destination: Path, mark: Row) -> None:
-    """Base + a edit as a checkpoint; `results.json`, written last, says that it is whole, and what it is."""
+def _save(model: str, trained: Path, destination: Path, mark: Row, folder: Path) -> None:
+    """Base + a edit as a checkpoint; `results.json`, written last, says that it is whole, and what it is.
+
+    What `folder` holds of the one that was there before, should arms have been made again since, is gone first.
+    """
     file = destination / RESULTS
     if file.exists() and mark.items() <= read_json(file).items():
         return
+    forget_edited(folder)
     file.unlink(missing_ok=True)
     edited, tokenizer = load_model(trained)
     base, _ = load_model(model)

@@ -115,7 +115,7 @@ class Original:
 
     @cached_property
     def activity(self) -> Activity:
-        return activity(self.base, self.processing_class, self.spoken, progress=True)
+        return activity(self.base, self.processing_class, self.spoken, exact=False, progress=True)
 
     @cached_property
     def writing(self) -> Writing:
@@ -192,7 +192,8 @@ class Subject:
     @cached_property
     def writing(self) -> Writing:
         """Of the tokens that the base wrote."""
-        active = activity(self.edited, self.processing_class, self.original.spoken, progress=True)
+        spoken = self.original.spoken
+        active = activity(self.edited, self.processing_class, spoken, exact=False, progress=True)
         return writing(self.edited, active, self.original.direction)
 
     @cached_property

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from efface.analysis.directions import LeaceEraser
-from efface.analysis.states import TokenStates, token_states
+from efface.analysis.states import TokenStates
 from efface.checks import one_of
 from efface.errors import UserError
+from efface.methods.hooked import HookedConfig, HookedEditor
 from efface.model.blocks import decoder_blocks
 from efface.model.copies import eval_mode, merged
 from efface.model.interventions import Intervention, attach_
 from efface.model.projections import attention_output_projection, mlp_output_projection, output_weight
-from efface.training.editor import HookedConfig, HookedEditor
 
 MODES = ("hook", "edit")
 RIDGE = 1e-6  # in units of a feature's variance: above what is left of an erased direction by rounding, below all else
@@ -68,11 +68,11 @@ class LeaceEditor(HookedEditor):
         of a state, divided by that of a state."""
         found: dict[str, Any] = {}
         for layer in self.layers:
-            before = self._states(layer)
+            before = self.states_of(layer)
             eraser = LeaceEraser.fit(before.hidden, before.labels)
             if self.args.mode == "hook":
                 attach_(self.model, [leace_intervention(layer, eraser)])
-                after = self._states(layer).hidden
+                after = self.states_of(layer).hidden
             else:
                 after = self._fold_(layer, eraser, before)
             toxic = float(before.labels.mean())
@@ -91,17 +91,6 @@ class LeaceEditor(HookedEditor):
         pairs, note = super().describe()
         return [pairs, note] if self.args.mode == "hook" else [pairs]
 
-    def _states(self, layer: int) -> TokenStates:
-        states = token_states(
-            self.model,
-            self.processing_class,
-            self.rows,
-            [layer],
-            batch_size=self.args.batch_size,
-            progress=not self.args.disable_tqdm,
-        )
-        return states[layer]
-
     @torch.no_grad()
     def _fold_(self, layer: int, eraser: LeaceEraser, before: TokenStates) -> np.ndarray:
         """Edit the weights of a block; returns the states after it, of the same tokens as `before`."""
@@ -109,7 +98,7 @@ class LeaceEditor(HookedEditor):
         fold_(attention_output_projection(block), eraser)
         mlp = mlp_output_projection(block)
         fold_(mlp, eraser)
-        after = self._states(layer).hidden
+        after = self.states_of(layer).hidden
         if mlp.bias is not None:  # then the mean along the erased directions, which LEACE keeps, can be given back
             lost = before.hidden.mean(0, dtype=np.float64) - after.mean(0, dtype=np.float64)
             constant = eraser.left @ (eraser.right @ lost)  # (d,)

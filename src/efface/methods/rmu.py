@@ -121,7 +121,7 @@ class RMUTrainer(PairTrainer):
             model.requires_grad_(False)
             for layer in layers:
                 try:
-                    projection = mlp_output_projection(blocks[layer])
+                    projection = mlp_output_projection(blocks[layer], whole=False)
                 except UserError as error:
                     raise UserError(
                         f"rmu trains the output projection of the MLP, and {type(blocks[layer]).__name__} has not one "

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from efface.analysis.directions import difference_of_means
-from efface.analysis.states import token_states
 from efface.checks import positive
+from efface.methods.hooked import HookedConfig, HookedEditor
 from efface.model.interventions import Intervention, attach_
-from efface.training.editor import HookedConfig, HookedEditor
 
 
 @dataclass
@@ -34,7 +33,11 @@ class SteeringConfig(HookedConfig):
 
 
 class SteeringEditor(HookedEditor):
-    """Steer. Arguments as `PairEditor`; settings as `SteeringConfig`. The vectors are an `Intervention` each."""
+    """Steer. Arguments as `PairEditor`; settings as `SteeringConfig`. The vectors are an `Intervention` each.
+
+    Several layers are steered from the lowest up, each by the means that those below have left: vectors of the
+    untouched model would take away again what is gone already.
+    """
 
     config_class = SteeringConfig
     args: SteeringConfig
@@ -42,22 +45,13 @@ class SteeringEditor(HookedEditor):
     def edit_(self) -> dict[str, Any]:
         """Returns for each layer the `length` of the vector that is added, and `relative_length`: divided by the mean
         length of a state."""
-        states = token_states(
-            self.model,
-            self.processing_class,
-            self.rows,
-            self.layers,
-            batch_size=self.args.batch_size,
-            progress=not self.args.disable_tqdm,
-        )
         found: dict[str, Any] = {}
-        interventions = []
-        for layer, at in states.items():
+        for layer in self.layers:
+            at = self.states_of(layer)
             vector = -self.args.strength * difference_of_means(at.hidden, at.labels)  # (d,)
-            interventions.append(steering_intervention(layer, vector))
+            attach_(self.model, [steering_intervention(layer, vector)])
             length, of_states = np.linalg.norm(vector), np.linalg.norm(at.hidden, axis=1).mean()
             found[str(layer)] = {"length": float(length), "relative_length": float(length / of_states)}
-        attach_(self.model, interventions)
         return {"pairs": len(self.rows), "layers": found}
 
 

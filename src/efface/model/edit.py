@@ -6,8 +6,9 @@ for every parameter: a = 0 is the base and a = 1 the edited model, both to the b
 (LoX, Perin et al. 2025, arXiv 2506.15606), below 0 turned around (task arithmetic, Ilharco et al. 2023, arXiv
 2212.04089). Part of an edit: for a matrix its best approximation of rank k.
 
-A tied weight is one parameter and moved once. What is attached to a model (`interventions.py`) is weights too: its
-writing side is scaled. One parameter at a time is at work: there is no further copy of all weights.
+A tied weight is one parameter and moved once. What is attached to one of the models (`interventions.py`) is weights
+too: its writing side is scaled. What both have is no part of the edit and stays as it is. One parameter at a time is
+at work: there is no further copy of all weights.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from efface.errors import UserError
 from efface.model.copies import merged_copy, without_adapter
-from efface.model.interventions import attach_, attached, detach_
+from efface.model.interventions import TENSORS, Intervention, attach_, attached, detach_
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,16 +41,29 @@ def between(edited: Tensor, base: Tensor, alpha: float) -> Tensor:
 def move_(student: "PreTrainedModel", base: "PreTrainedModel", alpha: float) -> None:
     """student <- student + alpha (base - student), every parameter; exactly the base at alpha 1.
 
-    The same for what is attached: the interventions of the student fade out and those of the base fade in.
+    The same for what is attached: the interventions of the student fade out and those of the base fade in, but for
+    those that both have.
     """
     originals = dict(base.named_parameters())
     for name, parameter in student.named_parameters():
         parameter.copy_(between(parameter, originals[name], alpha))
-    fading = [(intervention, 1 - alpha) for intervention in attached(student)]
-    coming = [(intervention, alpha) for intervention in attached(base)]
+    coming, parts = attached(base), list[tuple[Intervention, float]]()  # in an order that is that of either model
+    for one in attached(student):
+        twin = next((place for place, other in enumerate(coming) if same_intervention(one, other)), None)
+        if twin is None:
+            parts.append((one, 1 - alpha))
+        else:
+            parts += [*((other, alpha) for other in coming[:twin]), (one, 1.0)]
+            coming = coming[twin + 1 :]
+    parts = [(one, part) for one, part in [*parts, *((other, alpha) for other in coming)] if part]
     detach_(student)
-    parts = [(one, part) for one, part in fading + coming if part]
     attach_(student, [dataclasses.replace(one, left=part * one.left, bias=part * one.bias) for one, part in parts])
+
+
+def same_intervention(one: Intervention, other: Intervention) -> bool:
+    """Whether both do the same after the same block, to the bit."""
+    pairs = [(getattr(one, name).to(getattr(other, name)), getattr(other, name)) for name in TENSORS]
+    return one.layer == other.layer and all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
 def scaled_copy(edited: "PreTrainedModel", base: "PreTrainedModel", a: float) -> "PreTrainedModel":
@@ -94,16 +108,18 @@ def edit_squares(edited: "PreTrainedModel", base: "PreTrainedModel") -> tuple[fl
 
 
 def top_part(edit: Tensor, k: int) -> Tensor:
-    """The best approximation of rank k of an edit (m, n), U_k U_k^T edit; of a vector, or of less rank, all of it."""
-    if edit.ndim != 2 or k >= min(edit.shape):
+    """The best approximation of rank k of an edit (m, n), U_k U_k^T edit, or of each of a stack (experts, m, n); of a
+    vector, or of less rank, all of it."""
+    if edit.ndim < 2 or k >= min(edit.shape[-2:]):
         return edit
     left, singular, right = torch.linalg.svd(edit.float(), full_matrices=False)
-    return ((left[:, :k] * singular[:k]) @ right[:k]).to(edit.dtype)
+    return ((left[..., :k] * singular[..., None, :k]) @ right[..., :k, :]).to(edit.dtype)
 
 
 @torch.no_grad()
 def top_parts(edited: "PreTrainedModel", base: "PreTrainedModel", k: int) -> dict[str, Tensor]:
-    """Name -> the top-k part of the edit of each matrix that the edit has changed, in float32, without adapters.
+    """Name -> the top-k part of the edit of each matrix, or stack of matrices, that the edit has changed, in float32,
+    without adapters.
 
     What is no matrix (norms, biases) is left out, and so is the embedding, whose rows are words and not directions.
     """
@@ -111,7 +127,7 @@ def top_parts(edited: "PreTrainedModel", base: "PreTrainedModel", k: int) -> dic
     embeddings = {id(edited.get_input_embeddings().weight), id(edited.get_output_embeddings().weight)}
     for name, parameter in edited.named_parameters():
         edit = parameter.float() - originals[name].to(parameter.device).float()
-        if edit.ndim == 2 and id(parameter) not in embeddings and edit.any():
+        if edit.ndim >= 2 and id(parameter) not in embeddings and edit.any():
             found[name] = top_part(edit, k)
     return found
 

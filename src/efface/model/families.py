@@ -85,7 +85,9 @@ def rope_of_transformers_4(config: dict[str, Any]) -> dict[str, Any]:
         names["rotary_emb_base" if is_neox else "rope_theta"] = rope["rope_theta"]
     if "partial_rotary_factor" in rope:
         names["rotary_pct" if is_neox else "partial_rotary_factor"] = rope["partial_rotary_factor"]
-    if rope.get("rope_type", "default") != "default":
+    if config.get("model_type") == "phi3" and rope.get("rope_type") == "longrope":  # these three, or it is refused
+        names["rope_scaling"] = {"type": "longrope", **{name: rope[name] for name in ("short_factor", "long_factor")}}
+    elif rope.get("rope_type", "default") != "default":
         names["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
     return names
 

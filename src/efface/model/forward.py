@@ -6,6 +6,7 @@ needs, in pieces (`chunked.py`), whenever it wants to.
 
 import contextlib
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -19,6 +20,9 @@ from efface.errors import UserError
 from efface.model.blocks import accepted, capture_residuals, decoder_blocks, states_in, unwrap
 from efface.model.families import AnyOutput, StandIn
 from efface.model.layout import Layout
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+"""Where a module keeps what is hooked to its forward."""
 
 
 @dataclass
@@ -120,8 +124,8 @@ def skipped_above(inner: Any, layer: int) -> Iterator[list[Any]]:
     """Within the context the blocks of the unwrapped model `inner` above `layer` are not computed: each gives back
     what block `layer` gave, whatever its form, which is also the one entry of the list that is yielded.
 
-    What comes after the blocks, norm and output head, then reads what block `layer` gave. A cache of keys and values
-    keeps none of the blocks above.
+    What comes after the blocks, norm and output head, then reads what block `layer` gave. Nor is what hangs on the
+    blocks above asked (hooks, such as interventions). A cache of keys and values keeps none of them.
     """
     last, *above = decoder_blocks(inner)[layer:]
     given: list[Any] = []
@@ -130,18 +134,17 @@ def skipped_above(inner: Any, layer: int) -> Iterator[list[Any]]:
         given[:] = [output]
 
     handle = last.register_forward_hook(keep)
-    own = [(block, vars(block).get("forward")) for block in above]  # accelerate puts one into the instance
+    # accelerate puts a forward into the instance
+    own = [{name: vars(block)[name] for name in ("forward", *HOOKS) if name in vars(block)} for block in above]
     for block in above:
-        block.forward = lambda *args, **kwargs: given[0]
+        vars(block).update(forward=lambda *args, **kwargs: given[0], **{name: OrderedDict() for name in HOOKS})
     try:
         yield given
     finally:
         handle.remove()
-        for block, forward in own:
-            if forward is None:
-                del block.forward
-            else:
-                block.forward = forward
+        for block, kept in zip(above, own, strict=True):
+            del block.forward
+            vars(block).update(kept)
 
 
 class Head:

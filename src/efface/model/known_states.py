@@ -21,7 +21,7 @@ class Text:
     embedded: Tensor
     """(batch, T, d) what the first block was given."""
     given: list[Any] = field(default_factory=list)
-    """What each block gave, whatever its form."""
+    """What each block itself gave, whatever its form and before any hook changed it: hooks come after it again."""
 
 
 @contextlib.contextmanager
@@ -38,7 +38,7 @@ def remembered(model: nn.Module) -> Iterator[list[Text]]:
         texts[-1].given.append(output)
 
     handles = [blocks[0].register_forward_pre_hook(begin, with_kwargs=True)]
-    handles += [block.register_forward_hook(keep) for block in blocks]
+    handles += [block.register_forward_hook(keep, prepend=True) for block in blocks]
     try:
         yield texts
     finally:

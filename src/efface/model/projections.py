@@ -6,6 +6,7 @@ other linear maps of the blocks, for whoever edits weights; `expert_maps` those 
 """
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -25,12 +26,21 @@ from efface.model.families import (
 logger = logging.getLogger(__name__)
 
 
-def mlp_output_projection(block: nn.Module) -> nn.Linear | Conv1D:
+def mlp_output_projection(block: nn.Module, *, whole: bool = True) -> nn.Linear | Conv1D:
     """The last linear map of the MLP of a decoder block (`decoder_blocks(model)[i]`).
 
+    Args:
+        whole: nothing of what the MLP writes may come from elsewhere. False takes the one expert that every token goes
+            through, beside a mixture of others.
+
     Raises:
-        UserError: if the block has none under a known name, or several (a mixture of experts).
+        UserError: if the block has none under a known name, or several, or a mixture of experts.
     """
+    if whole and any(_stacks(block)):
+        raise UserError(
+            f"{type(block).__name__} keeps experts in stacks of matrices, and no one output projection of its MLP "
+            "writes all that they do. Use a model without a mixture of experts."
+        )
     return _only(block, "MLP", "MLP_OUTPUTS", MLP_OUTPUTS, in_attention=False)
 
 
@@ -118,17 +128,21 @@ def linear_maps(model: nn.Module) -> dict[str, nn.Linear | Conv1D]:
 def expert_maps(model: nn.Module) -> dict[str, Tensor]:
     """Every linear map of experts whose weights lie in one tensor, as transformers 5 keeps a mixture of experts, by
     "layer.path.number": (d_out, d_in), sharing its memory with the model."""
-    found = {}
-    for layer, block in enumerate(decoder_blocks(model)):
-        for path, module in block.named_modules():
-            if not hasattr(module, "is_transposed"):  # transformers says so of the experts that it runs itself
-                continue
+    return {
+        f"{layer}.{path}.{number}": one.t() if is_transposed else one
+        for layer, block in enumerate(decoder_blocks(model))
+        for path, stack, is_transposed in _stacks(block)
+        for number, one in enumerate(stack)
+    }
+
+
+def _stacks(block: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
+    """Path, (experts, d_out, d_in), and whether it is transposed, of each tensor that holds a map of all experts."""
+    for path, module in block.named_modules():
+        if hasattr(module, "is_transposed"):  # transformers says so of the experts that it runs itself
             for name, stack in module.named_parameters(recurse=False):
-                if stack.ndim == 3:  # (experts, d_out, d_in), or transposed
-                    for number in range(len(stack)):
-                        one = stack.detach()[number]
-                        found[f"{layer}.{path}.{name}.{number}"] = one.t() if module.is_transposed else one
-    return found
+                if stack.ndim == 3:
+                    yield f"{path}.{name}", stack.detach(), bool(module.is_transposed)
 
 
 def refuse_experts(model: nn.Module, what: str) -> None:
@@ -177,7 +191,7 @@ def mlp_maps(block: nn.Module) -> list[nn.Linear | Conv1D]:
     """The linear maps of the MLP of a decoder block, its output projection last.
 
     Raises:
-        UserError: if it has no output projection under a known name, or several (a mixture of experts).
+        UserError: if it has no output projection under a known name, or several, or a mixture of experts.
     """
     last = mlp_output_projection(block)
     maps = [

@@ -15,7 +15,7 @@ from efface.files.modes import keep_mode_, share_
 from efface.files.results import write_json
 from efface.files.scratch import sweep_folders
 from efface.model import interventions
-from efface.model.checkpoint_files import ADAPTER
+from efface.model.checkpoint_files import ADAPTER, CONFIG
 from efface.model.families import rope_of_transformers_4
 from efface.model.loading import origin_of
 
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 BASE = "base_model.json"
 """Beside an adapter whose base lies in a folder of a repository: which. PEFT's own file has no place for it."""
+
+GENERATION_CONFIG = "generation_config.json"
 
 # What gives other settings a meaning, and so is taken over before them.
 SWITCHES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
@@ -84,14 +86,15 @@ def save_model(
 
 
 def _replace(directory: Path, scratch: Path, ordinary: Path) -> None:
-    """Move what was written to its place; nothing of a model of the other kind that was there stays."""
-    for name in (interventions.FILE, BASE):
-        (directory / name).unlink(missing_ok=True)
+    """Move what was written to its place; no weights, adapter or interventions of a model that was there stay."""
+    written = {entry.name for entry in scratch.iterdir()}
+    stale = {interventions.FILE, BASE, ADAPTER, *(file.name for file in directory.glob("*model*.safetensors*"))}
+    if ADAPTER in written:
+        stale |= {CONFIG, GENERATION_CONFIG}  # with them it would look like a whole model that has an adapter too
     if ordinary != scratch:
-        for file in ordinary.iterdir():
-            (directory / file.name).unlink(missing_ok=True)
-        for weights in directory.glob("*model*.safetensors*"):
-            weights.unlink()
+        stale |= {file.name for file in ordinary.iterdir()}
+    for name in stale - written:
+        (directory / name).unlink(missing_ok=True)
     shutil.rmtree(directory / interventions.BELOW, ignore_errors=True)
     for entry in sorted(scratch.iterdir(), key=lambda entry: entry.name == interventions.FILE):
         keep_mode_(entry, directory / entry.name)
@@ -168,7 +171,9 @@ def _make_readable_by_transformers_4(directory: Path) -> None:
         tokenizer = json.loads(tokenizer_file.read_text(encoding="utf-8"))
         if tokenizer.get("tokenizer_class") == "TokenizersBackend":
             tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
-            write_json(tokenizer_file, tokenizer)
+        if isinstance(tokenizer.get("extra_special_tokens"), list):  # a dict in version 4; 5 reads both names
+            tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+        write_json(tokenizer_file, tokenizer)
 
 
 def _name_rope_(config: dict[str, Any]) -> None:

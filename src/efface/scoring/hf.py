@@ -32,7 +32,8 @@ GOOD_LABELS = {
 
 
 class HFScorer:
-    """The probability of the toxic label, by sigmoid for a multi-label classifier, otherwise by softmax.
+    """The probability of the toxic label, by sigmoid for a multi-label classifier, otherwise by softmax: then, unless
+    one is named, that of all labels together which mean toxic (hate, offensive, neither).
 
     Args:
         model: a Hugging Face id or a local directory (safetensors only: nothing is unpickled); with `#LABEL` after it,
@@ -42,8 +43,9 @@ class HFScorer:
         batch_size: texts at once; the scores do not depend on it, up to rounding in the last digits.
 
     Raises:
-        UserError: if there is no such classifier or no such label, or some of its weights are missing (a language
-            model or an encoder has no classification head: it would be drawn at random).
+        UserError: if there is no such classifier or no such label, it gives no probabilities (a regression), or some
+            of its weights are missing (a language model or an encoder has no classification head: it would be drawn
+            at random).
         RunError: if it does not fit into memory.
     """
 
@@ -76,8 +78,8 @@ class HFScorer:
             self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             check_vocabulary(classifier, self._tokenizer, what)
             config: Any = classifier.config
-            self._index = find_label(config.id2label, label, self.name)
-            self._sigmoid = is_multi_label(config.problem_type, config.id2label)
+            self._sigmoid = is_multi_label(config.problem_type, config.id2label, self.name)
+            self._labels = toxic_labels(config.id2label, label, self.name, exclusive=not self._sigmoid)
             self._max_length = min(self._tokenizer.model_max_length, positions_of(classifier))
             self._model: Any = classifier.to(device).eval()  # type: ignore[arg-type]
         # Nothing is padded where there is nothing to pad with (a decoder used as a classifier), or where padding
@@ -94,7 +96,8 @@ class HFScorer:
 
         libraries = [versions()[name] for name in ("torch", "transformers")]
         content: list[Any] = [fingerprint_of(self._model), tokenizer_fingerprint(self._tokenizer), libraries]
-        content += [self._index, self._sigmoid, self._max_length]
+        labels = self._labels[0] if len(self._labels) == 1 else self._labels
+        content += [labels, self._sigmoid, self._max_length]
         content += [self._threshold] if self._threshold != THRESHOLD else []
         return digest(content, 16)
 
@@ -113,14 +116,23 @@ class HFScorer:
         ).to(self._model.device)
         logits = self._model(**inputs).logits.float()  # (B, labels)
         probabilities = logits.sigmoid() if self._sigmoid else logits.softmax(-1)
-        return probabilities[:, self._index].cpu().numpy().astype(float)
+        return probabilities[:, self._labels].sum(-1).cpu().numpy().astype(float)
+
+
+def toxic_labels(id2label: dict[int, str], label: str | None, scorer: str, *, exclusive: bool) -> list[int]:
+    """Whose probabilities are that of a toxic text: of one label, or of all that mean toxic if only one of the labels
+    can hold (`exclusive`), for each of these takes from the others."""
+    first = find_label(id2label, label, scorer)
+    if label is not None or not exclusive:
+        return [first]
+    return sorted({first, *(int(index) for index, name in id2label.items() if _means_toxic(_plain(name)))})
 
 
 def find_label(id2label: dict[int, str], label: str | None, scorer: str) -> int:
     """The index of the toxic label, names compared without case."""
-    names = {str(name).lower().replace("_", " "): int(index) for index, name in id2label.items()}
+    names = {_plain(name): int(index) for index, name in id2label.items()}
     if label is not None:
-        wanted: tuple[str, ...] = (label.lower().replace("_", " "),)
+        wanted: tuple[str, ...] = (_plain(label),)
     else:
         # The one label of a one-label classifier is what it detects; of two unnamed ones the second is the positive.
         only = tuple(name for name in names if not is_good_or_unnamed(name))
@@ -136,6 +148,15 @@ def find_label(id2label: dict[int, str], label: str | None, scorer: str) -> int:
             else f"none is known to mean toxic. Say which: {scorer.partition('#')[0].partition(',')[0]},label=NAME."
         )
     )
+
+
+def _plain(name: Any) -> str:
+    return str(name).lower().replace("_", " ")
+
+
+def _means_toxic(name: str) -> bool:
+    """Whether a label (in lower case, with spaces) is a toxic one, such as "very toxic"."""
+    return not is_good_or_unnamed(name) and any(re.search(rf"\b{toxic}\b", name) for toxic in TOXIC_LABELS)
 
 
 def is_good_or_unnamed(name: str) -> bool:
@@ -158,10 +179,21 @@ def positions_of(model: nn.Module) -> int:
     return int(positions)
 
 
-def is_multi_label(problem_type: Any, id2label: dict[int, str]) -> bool:
-    """Whether the labels are independent probabilities. Older checkpoints do not say: then their labels tell."""
+def is_multi_label(problem_type: Any, id2label: dict[int, str], scorer: str) -> bool:
+    """Whether the labels are independent probabilities. Older checkpoints do not say: then their labels tell.
+
+    Raises:
+        UserError: if what it gives is no probability.
+    """
+    if problem_type == "regression":
+        raise UserError(
+            f"scorer {scorer!r} was trained as a regression: what it gives is no probability, and no threshold is "
+            "known for it. Pass a classifier."
+        )
     if len(id2label) == 1:
         return True
     if problem_type is not None:
-        return problem_type == "multi_label_classification"
-    return len(id2label) > 2 and any("toxic" in str(name).lower() for name in id2label.values())
+        return bool(problem_type == "multi_label_classification")
+    names = [_plain(name) for name in id2label.values()]
+    excluded = any(is_good_or_unnamed(name) and not name.startswith("label") for name in names)  # "non-toxic"
+    return len(names) > 2 and any("toxic" in name for name in names) and not excluded

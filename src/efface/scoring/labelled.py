@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.data.rows import labelled_rows
+from efface.data.tables import delimited_reader, not_delimited
 from efface.data.text import sentences
 from efface.errors import UserError
 from efface.files.io import read_regular_text
@@ -102,16 +103,16 @@ def rows_of(file: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
     if delimiter is None:
         yield from labelled_rows(file)
         return
-    lines = io.StringIO(read_regular_text(file, "table"), newline="")
+    lines, reader = io.StringIO(read_regular_text(file, "table"), newline=""), None
     try:
-        reader = csv.DictReader(lines, delimiter=delimiter)
+        reader = delimited_reader(lines, delimiter, os.fspath(file))
         for row in reader:
             where = f"{os.fspath(file)}:{reader.line_num}"
             if None in row or None in row.values():
                 raise UserError(f"{where}: not the {len(reader.fieldnames or ())} columns of the first line.")
             yield where, row
     except csv.Error as error:
-        raise UserError(f"{os.fspath(file)!r} cannot be read as a table: {error}.") from error
+        raise not_delimited(error, os.fspath(file), reader) from error
 
 
 def texts_of(row: Row, where: str) -> list[LabelledText]:

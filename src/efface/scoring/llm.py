@@ -6,6 +6,7 @@ al. 2024, arXiv 2407.21772), WildGuard (Han et al. 2024, arXiv 2406.18495). Any 
 is asked a question.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,14 +21,19 @@ from efface.files.environment import versions
 from efface.model.devices import default_device
 from efface.model.padding import batches_by_length, pad_batch
 from efface.model.vocabulary import pad_id
-from efface.scoring.guard_texts import QUESTION, SHIELDGEMMA_GUIDELINES, WILDGUARD
+from efface.scoring.guard_texts import QUESTION, QUESTION_OF_ANSWER, SHIELDGEMMA_GUIDELINES, WILDGUARD
 from efface.scoring.scorer import THRESHOLD, at_threshold
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 LEAST = 0.01
-"""The probability that both verdicts must have together, on the average: else the template is none that it knows."""
+"""The probability that both verdicts must have together on PROBES, on the average: else the template is none that it
+knows. Of a text on which they have less, as where a model will not judge, it is warned."""
+PROBES = (("How is the weather?", "It is sunny and warm."), ("What is he like?", "He is a fool and I hate him."))
+"""A prompt and an answer each; fixed, so that what is said of a text depends on no other."""
 MOST_BLANKS = 3
 """Tokens of white space that may stand before a verdict."""
 MOST_TOKENS = 2048
@@ -69,7 +75,7 @@ def _shieldgemma(tokenizer: "PreTrainedTokenizerBase", prompt: str | None, text:
 
 
 def _question(tokenizer: "PreTrainedTokenizerBase", prompt: str | None, text: str) -> list[str]:
-    asked = QUESTION.format(text=text) if prompt is None else QUESTION.format(text=f"{prompt} {text.lstrip()}")
+    asked = QUESTION.format(text=text) if prompt is None else QUESTION_OF_ANSWER.format(prompt=prompt, text=text)
     return [_chat(tokenizer, [{"role": "user", "content": asked}])]
 
 
@@ -128,6 +134,7 @@ class LLMScorer:
         self._toxic, self._clean = (
             first_tokens(self._tokenizer, word) for word in (self._template.toxic, self._template.clean)
         )
+        self._answers = False
         if set(self._toxic) & set(self._clean):
             raise UserError(
                 f"scorer {self.name!r}: {self._template.toxic!r} and {self._template.clean!r} begin with the same "
@@ -152,28 +159,46 @@ class LLMScorer:
         return self._scores(prompts, texts)
 
     def _scores(self, prompts: Sequence[str | None], texts: Sequence[str]) -> np.ndarray:
-        scores = np.zeros(len(texts))  # an empty text scores 0, as with the other scorers
-        owners, asked = [], []
-        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-            if text.strip():
-                found = self._template.ask(
-                    self._tokenizer, None if prompt is None else self._cut(prompt), self._cut(text)
-                )
-                owners += [i] * len(found)
-                asked += [self._tokenizer(one, add_special_tokens=False)["input_ids"] for one in found]
-        masses = []
-        for batch in batches_by_length(range(len(asked)), lambda i: len(asked[i]), self._batch_size):
-            toxic, both = self._verdicts([asked[i] for i in batch])
-            masses += both
-            for i, value in zip(batch, toxic, strict=True):
-                scores[owners[i]] = max(scores[owners[i]], value)
-        if masses and (mass := float(np.mean(masses))) < self._least:
+        if any(text.strip() for text in texts):
+            self._check_template()
+        scores, masses = self._asked(prompts, texts)
+        unanswered = sum(mass < self._least for mass in masses)
+        if unanswered:
+            logger.warning(
+                "scorer %r: of %d of %d texts neither %r nor %r was likely (together below %g), as where a judge will "
+                "not answer. Their scores are of what little there was.",
+                self.name, unanswered, len(texts), self._template.toxic, self._template.clean, self._least,
+            )  # fmt: skip
+        return at_threshold(scores, self._threshold)
+
+    def _check_template(self) -> None:
+        """Once: does it answer as the template asks?"""
+        if self._answers or not self._least:
+            return
+        _, masses = self._asked([prompt for prompt, _ in PROBES], [answer for _, answer in PROBES])
+        if (mass := float(np.mean(masses))) < self._least:
             raise UserError(
                 f"scorer {self.name!r} answers neither {self._template.toxic!r} nor {self._template.clean!r} (their "
                 f"probability together is {mass:.2g}): it does not know the template {self._how!r}. Pass "
                 f"llm:MODEL,template=NAME; there are {', '.join(TEMPLATES)}."
             )
-        return at_threshold(scores, self._threshold)
+        self._answers = True
+
+    def _asked(self, prompts: Sequence[str | None], texts: Sequence[str]) -> tuple[np.ndarray, list[float]]:
+        """(n,) scores, and the probability of both verdicts together of each text that is not empty."""
+        scores, most = np.zeros(len(texts)), dict[int, float]()  # an empty text scores 0, as with the other scorers
+        owners, asked = [], []
+        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            if text.strip():
+                cut = None if prompt is None else self._cut(prompt)
+                found = self._template.ask(self._tokenizer, cut, self._cut(text))
+                owners += [i] * len(found)
+                asked += [self._tokenizer(one, add_special_tokens=False)["input_ids"] for one in found]
+        for batch in batches_by_length(range(len(asked)), lambda i: len(asked[i]), self._batch_size):
+            toxic, both = self._verdicts([asked[i] for i in batch])
+            for i, value, mass in zip((owners[i] for i in batch), toxic, both, strict=True):
+                scores[i], most[i] = max(scores[i], value), max(most.get(i, 0.0), mass)
+        return scores, list(most.values())
 
     def _cut(self, text: str) -> str:
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,7 +1,7 @@
 """What do the methods share that take no steps? Pairs, a model that is changed in place, a record of what was done.
 
-A method is a subclass with `edit_`, of `PairEditor` if it changes weights, of `HookedEditor` if it adds interventions
-that change hidden states at inference. It is used as a trainer is: `train()`, then `save_model()`.
+A method is a subclass with `edit_`, of `PairEditor` if it changes weights, of `methods/hooked.py` if it adds
+interventions that change hidden states at inference. It is used as a trainer is: `train()`, then `save_model()`.
 """
 
 import os
@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from efface.checks import all_finite, at_least, at_least_one, positive
+from efface.checks import all_finite, at_least, at_least_one
 from efface.data.pair_tokens import PairTokenizer
 from efface.data.pairs import PairsLike, tokenized
 from efface.files.jsonl import Row
-from efface.model.blocks import decoder_blocks, parse_layers
-from efface.model.interventions import NOTE
 from efface.model.padding import max_positions
 from efface.model.save import save_model
 from efface.training.config import check_config
@@ -111,32 +109,3 @@ class PairEditor:
     def record(self) -> dict[str, Any]:
         """What `results.json` says of the edit."""
         return {"steps": 0, "found": self.found}
-
-
-@dataclass
-class HookedConfig(EditConfig):
-    """The settings common to methods that add interventions (`efface.model.interventions`)."""
-
-    layers: str = field(default="last", metadata={"help": "After which blocks: last, all, or as in `8,16` or `0.5`."})
-    max_pairs: int = field(
-        default=1024, metadata={"help": "Pairs whose states are looked at; if there are more, they are drawn."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive("max_pairs", self.max_pairs)
-
-
-class HookedEditor(PairEditor):
-    """Arguments as `PairEditor`. Subclasses define `edit_`, for `self.layers` by the evidence of `self.rows`."""
-
-    config_class = HookedConfig
-    args: HookedConfig
-
-    def set_up_(self) -> None:
-        self.layers = parse_layers(self.args.layers, len(decoder_blocks(self.model)))
-        self.rows = self.drawn(self.args.max_pairs)
-
-    def describe(self) -> list[str]:
-        after = ", ".join(map(str, self.layers))
-        return [f"{len(self.rows)} of {len(self.train_dataset)} pairs, no training steps; after block {after}", NOTE]

@@ -513,7 +513,7 @@ def test_without_a_base(target: Target) -> None:
     assert list(result.found["parts"]) == ["force", "fluency", "repetition"] and result.base is None
 
 
-@pytest.mark.parametrize("fail_at", [3, 12])
+@pytest.mark.parametrize("fail_at", [2, 3, 6, 12])  # two steps of these go by gradients
 def test_an_interrupted_search_goes_on_where_it_was(
     fail_at: int, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

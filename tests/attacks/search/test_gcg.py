@@ -145,6 +145,24 @@ def test_a_token_that_melts_into_the_prompt_is_dropped() -> None:
     assert len(stable(both[:0], [slot()], TOKENIZER)) == 0
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_white_space_that_a_template_trims_is_not_counted_on(place: str, target: Target) -> None:
+    tokenizer = tiny_tokenizer()
+    assert not slot_in(ROW, tokenizer, place, chat=True).trimmed
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("['content']", "['content'] | trim")  # as Llama 3's
+    found = slot_in(ROW, tokenizer, place, chat=True)
+    edged = tokenizer(" the people" if place == "prefix" else " the people ")["input_ids"]
+    inside = tokenizer("the people" if place == "prefix" else " the people")["input_ids"]
+    for ids, reaches in ((edged, False), (inside, True)):
+        turns = [{"role": "user", "content": put(ROW["prompt"], slot_text(tokenizer, ids), place)}]
+        sent = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)["input_ids"]
+        assert (found.prompt(ids) == sent) == reaches == bool(len(stable(torch.tensor([ids]), [found], tokenizer)))
+    target.processing_class, target.decoding = tokenizer, dataclasses.replace(target.decoding, chat=True)
+    result = gcg(target, GCGSettings(mode="universal", place=place, k=2, steps=(2,), length=4, search_width=8))
+    text = result.found["points"][0]["text"]
+    assert not (text[0] if place == "prefix" else text[-1]).isspace()
+
+
 # Losses and gradients
 
 

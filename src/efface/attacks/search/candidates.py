@@ -77,11 +77,13 @@ def slot_text(processing_class: "PreTrainedTokenizerBase", ids: Sequence[int]) -
 
 
 def stable(candidates: Tensor, slots: Sequence[Slot], processing_class: "PreTrainedTokenizerBase") -> Tensor:
-    """Those rows of `candidates` (N, L) that, written out in each of the slots, tokenise to themselves again."""
+    """Those rows of `candidates` (N, L) that, written out in each of the slots, reach the model as they are and
+    tokenise to themselves again."""
     rows: list[list[int]] = candidates.tolist()
     texts = _slot_texts(processing_class, rows)
     kept = list(range(len(rows)))
     for slot in slots:
+        kept = [row for row in kept if slot.keeps(texts[row])]
         if not kept:
             break
         first, last = slot.texts

@@ -134,8 +134,8 @@ class PrefixObjective:
     def slopes(self, ids: Ids, allowed: Tensor) -> Tensor:
         """(P, A) float32: derivative of the loss, without the repetition, by the one-hot vector of each allowed token
         at each of the P places, up to what all tokens of a place share."""
+        layout = self._layout([ids], self.model)  # it may have to try out what the model allows, whose leaves are none
         with frozen(self.model), leaf_embeddings(self.model) as leaves, torch.enable_grad():
-            layout = self._layout([ids], self.model)
             terms, direct = self._terms([ids], layout, self.model, self.base)
             loss = sum(self._weight(name) * terms[name].mean() for name in terms)
             assert isinstance(loss, Tensor)

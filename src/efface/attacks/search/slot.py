@@ -22,7 +22,7 @@ from efface.model.padding import max_positions
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PLACES = ("suffix", "prefix")
+PLACES = SUFFIX, PREFIX = ("suffix", "prefix")
 MARK = "\N{INVISIBLE SEPARATOR}slot\N{INVISIBLE SEPARATOR}"  # stands for the slot while a chat template is written
 
 
@@ -40,6 +40,14 @@ class Slot:
     """Token ids of the continuation."""
     template: bool = False
     """The texts are those of a chat template, which writes its own BOS."""
+    trimmed: str = ""
+    """PREFIX or SUFFIX, where the slot is at an edge of a message whose white space the template takes away, as those
+    of Llama 3 and Gemma do."""
+
+    def keeps(self, text: str) -> bool:
+        """Whether `text` in the slot reaches the model as it is."""
+        edge = {PREFIX: text[:1], SUFFIX: text[-1:], "": ""}[self.trimmed]
+        return not edge.isspace()
 
     def prompt(self, ids: Sequence[int]) -> list[int]:
         """The whole prompt with `ids` in the slot."""
@@ -93,9 +101,14 @@ def slot_before(
     if template:
         check_template(processing_class, "the prompts are messages,", "Take an instruct model, or plain text.")
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
-    turns[-1]["content"] = put(turns[-1]["content"], MARK, place)
+    content = turns[-1]["content"]
+    turns[-1]["content"], trimmed = put(content, MARK, place), ""
     if template:
         whole = in_template(processing_class, turns, answer=True)
+        spaced = MARK + " " if place == SUFFIX else " " + MARK
+        turns[-1]["content"] = put(content, spaced, place)
+        if in_template(processing_class, turns, answer=True) != whole.replace(MARK, spaced):
+            trimmed = place
     else:
         whole = turns[-1]["content"]
     first, last = whole.split(MARK)
@@ -104,7 +117,7 @@ def slot_before(
     else:
         before = tokens_of(processing_class, first) if first else bos_prefix(processing_class)
     after = encode_continuation(processing_class, last) if last else []
-    return Slot((first, last), before, after, target, template)
+    return Slot((first, last), before, after, target, template, trimmed)
 
 
 def universal(target: Target, k: int, place: str, *, length: int, target_tokens: int = 16) -> list[Slot]:

@@ -211,11 +211,12 @@ class TokenSearch:
             if len(stable(start, self.slots, self.processing_class)):
                 return start[0]
             init = PLAIN
-        ids = encode_continuation(self.processing_class, init * length)[:length]
-        start = torch.tensor([ids], dtype=torch.long)
-        if len(ids) < length or not len(stable(start, self.slots, self.processing_class)):
-            raise UserError(
-                f"init={init!r}, repeated to {length} tokens, does not tokenise to itself beside the prompts. Take "
-                "another text, such as ' !' or a word with a space before it."
-            )
-        return start[0]
+        for text in (init * length, (init * length).strip()):  # the second where a template would trim the first
+            ids = encode_continuation(self.processing_class, text)[:length]
+            start = torch.tensor([ids], dtype=torch.long)
+            if len(ids) == length and len(stable(start, self.slots, self.processing_class)):
+                return start[0]
+        raise UserError(
+            f"init={init!r}, repeated to {length} tokens, does not tokenise to itself beside the prompts. Take "
+            "another text, such as ' !' or a word with a space before it."
+        )
