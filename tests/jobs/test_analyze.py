@@ -5,6 +5,7 @@ Of: commands/analyze.py, report/analysis_figures.py, report/analysis_table.py, j
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from efface.jobs.explained import BLOCKS
 from efface.model.blocks import decoder_blocks
 from efface.model.projections import mlp_output_projection, output_weight
 from efface.model.save import save_model
-from efface.report.analysis_figures import _label, write_figures
+from efface.report.analysis_figures import _label, figures_of, write_figures
 from efface.report.analysis_table import analysis_page
+from efface.report.dossier import report_about
+from efface.report.page import Pictures
 
 TEXT = ["The history of the town is the history of its river.", "She went to the market and bought bread."] * 2
 
@@ -140,6 +143,25 @@ def test_there_is_a_picture_for_each_block_and_toxic_words_are_masked(whole: Any
     assert _label(" silly", True) == "s••••" and _label("\n", False) == "·" and _label("$a$", False) == "$a$"
     picture = results["models"][1]["blocks"]["drift"]["pictures"][1]
     assert picture["side"] == "rejected" and picture["toxic"] and min(picture["toxic"]) >= picture["start"]
+
+
+def test_in_a_report_every_token_of_an_offensive_word_is_masked(whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, folder = whole
+
+    def with_o(words: Sequence[str]) -> list[float]:
+        return [float("o" in word) for word in words]
+
+    pictures = {name: figure for name, figure in figures_of(results, with_o) if name.startswith("tokens/")}
+    of_models = [model["blocks"]["drift"]["pictures"] for model in results["models"]]
+    assert len(pictures) == 16 and any("o" in "".join(one["tokens"]) for found in of_models for one in found)
+    for figure in pictures.values():
+        labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        assert not any("o" in label[1:] for label in labels), labels
+    for judge, mask, shown in ((with_o, "always", 4), (None, "always", 0), (None, "click", 0), (None, "never", 4)):
+        monkeypatch.setattr("efface.report.dossier._scorer", lambda name, judge=judge: judge)
+        page, _ = report_about([folder], mask=mask)
+        blocks = [block for section in page.sections for block in section.blocks if isinstance(block, Pictures)]
+        assert sum(one.name.startswith("tokens/") for block in blocks for one in block.figures) == shown
 
 
 def test_finished_blocks_are_taken_and_others_made(models: Path, whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:

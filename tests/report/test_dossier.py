@@ -8,14 +8,17 @@ import re
 from pathlib import Path
 
 import pytest
+import swept
 from attacked import attacked, too_dear, unmade
+from blocks import blocks_of
 from told import evaluation, write_attack, write_audit, write_edit
 
 from efface.cli import main
 from efface.errors import UserError
-from efface.files.results import write_json
+from efface.files.results import read_json, write_json
 from efface.report.claim import AGAINST, ATTACKERS, CLAIM, OPEN, VERDICT
 from efface.report.dossier import report_about, write_report
+from efface.report.limits import MET, NOT_MEASURED
 from efface.report.page import Cards, Continuations, Grid, Page, Pictures, Points, Prose
 
 LIMIT = 5_000_000
@@ -66,6 +69,44 @@ def test_the_first_page_claims_and_contradicts(mixture: list[Path]) -> None:
     assert "other: nobody has attacked it" in left and "cannot show gcg" in left
     assert "no evidence either way from" in left
     assert "Limits and what was found" not in claim
+
+
+def test_a_model_that_could_not_be_measured_meets_no_limit_and_is_told_of(tmp_path: Path) -> None:
+    folder = write_audit(tmp_path / "a", attacked("relearn", 9))
+    result = read_json(folder / "results.json")
+    result["models"].append({"name": "broken", "error": "out of memory", "attacks": [], "columns": {}})
+    write_json(folder / "results.json", result)
+    page, rulings = report_about([folder], require=["share<=0.9"])
+    assert [(one.model, one.verdict) for one in rulings] == [("edited", MET), ("broken", NOT_MEASURED)]
+    assert "broken was not measured: out of memory" in text_of(page, OPEN)
+    (ruling,) = report_about([folder], require=["share<=0.9"], models=["broken"])[1]
+    assert ruling.verdict == NOT_MEASURED
+    result["models"] = result["models"][1:]  # all that is left is the base, which nobody asks about
+    write_json(folder / "results.json", result)
+    (ruling,) = report_about([folder], require=["share<=0.9"])[1]
+    assert (ruling.model, ruling.verdict) == ("broken", NOT_MEASURED)
+
+
+def test_of_a_sweep_the_entry_that_others_are_judged_against_is_judged_too(tmp_path: Path) -> None:
+    sweep = swept.results()
+    for row in sweep["kept"]:
+        row |= {"worst": None, "reported": row["reported"] | blocks_of(row["reported"]["toxicity"]["share"])}
+    write_json(tmp_path / "s" / "results.json", sweep)
+    write_json(tmp_path / "e.json", evaluation(0.02))
+    _, rulings = report_about([tmp_path / "s", tmp_path / "e.json"], require=["share<=0.9"])
+    assert [one.model for one in rulings] == ["repo", "edited"]
+
+
+def test_a_model_that_was_measured_otherwise_is_not_set_beside_the_base(tmp_path: Path) -> None:
+    versus = {"model": "org/base", "judges": {}, "perplexity_ratio": 1.0, "utility": [], "not_compared": []}
+    alike = evaluation(0.02, "org/mine", versus_baseline=versus)
+    write_json(tmp_path / "alike.json", alike)
+    other = evaluation(0.03, "org/mine", versus_baseline=versus)
+    other["settings"] |= {"decoding": {"temperature": 0.5}}
+    write_json(tmp_path / "other.json", other)
+    page, _ = report_about([write_edit(tmp_path / "edit"), tmp_path / "alike.json", tmp_path / "other.json"])
+    said = [line for line in text_of(page, CLAIM).splitlines() if "(org/mine)" in line]
+    assert ["of the base's" in line for line in said] == [True, False] and "3.0 %" in said[1]
 
 
 def test_attackers_stand_beside_their_controls(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from attacked import attacked, unmade
 from blocks import blocks_of
 from told import evaluation, write_attack, write_audit, write_edit
 
-from efface.files.results import write_json
+from efface.files.results import read_json, write_json
 from efface.report.claim import attackers_section
 from efface.report.curves import models_table
 from efface.report.evidence import the_base
-from efface.report.gather import gather
+from efface.report.gather import gather, unmeasured
 from efface.report.limits import NOT_MET, parse_limits, rule
 from efface.report.page import Grid
 from efface.report.sources import Source, read_sources
@@ -41,7 +41,7 @@ def test_results_of_one_checkpoint_are_one_model(tmp_path: Path) -> None:
 def test_both_sides_of_an_edit_and_its_price(tmp_path: Path) -> None:
     base, edited = gather(read_sources([write_edit(tmp_path / "x")]))
     assert (base.name, edited.name, edited.method, edited.change) == ("base", "edited", "repo", 0.021)
-    assert the_base([edited, base], edited.source) is base
+    assert the_base([edited, base], edited) is base
 
 
 def test_a_point_that_wrecked_the_model_is_no_point(tmp_path: Path) -> None:
@@ -97,3 +97,42 @@ def test_two_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
     write_json(tmp_path / "one.json", evaluation(0.1, "a/model"))
     write_json(tmp_path / "two.json", evaluation(0.2, "b/model"))
     assert [one.name for one in gather(read_sources([tmp_path]))] == ["model (one)", "model (two)"]
+
+
+def test_other_weights_at_the_same_place_are_another_model(tmp_path: Path) -> None:
+    paths = [write_audit(tmp_path / "a", attacked("relearn", 9)), write_audit(tmp_path / "b", attacked("sampling", 9))]
+    result = read_json(paths[1] / "results.json")
+    result["models"][0]["target"] = {"weights": "retrained", "base": "b"}
+    write_json(paths[1] / "results.json", result)
+    edited = [one for one in gather(read_sources(paths)) if not one.base]
+    assert [[each.attack for each in one.attempts] for one in edited] == [["relearn"], ["sampling"]]
+    write_json(tmp_path / "e.json", evaluation(0.3))  # which says no weights
+    (first, _) = (one for one in gather(read_sources([*paths, tmp_path / "e.json"])) if not one.base)
+    assert [one.figures["toxicity"]["share"] for one in first.readings] == [0.1, 0.3]
+
+
+def test_a_base_is_the_one_that_a_model_says_it_was_made_from(tmp_path: Path) -> None:
+    edit = write_edit(tmp_path / "edit")  # of org/base
+    for name, base in (("mine", "org/base"), ("other", "org/another"), ("alone", None)):
+        versus = {"model": base, "judges": {}, "perplexity_ratio": 1.0, "utility": [], "not_compared": []}
+        write_json(tmp_path / f"{name}.json", evaluation(0.2, name, versus_baseline=None if base is None else versus))
+    models = gather(read_sources([edit, *(tmp_path / f"{name}.json" for name in ("mine", "other", "alone"))]))
+    found = {one.name: the_base(models, one) for one in models}
+    assert found["mine"] is found["edited"] is models[0] and found["other"] is found["alone"] is None
+
+
+def test_models_that_were_to_be_measured_and_were_not(tmp_path: Path) -> None:
+    folder = write_audit(tmp_path / "a", attacked("relearn", 9))
+    result = read_json(folder / "results.json")
+    result["models"].append({"name": "broken", "error": "out of memory", "attacks": [], "columns": {}})
+    write_json(folder / "results.json", result)
+    assert unmeasured(read_sources([folder])) == {"broken": "out of memory"}
+    sweep = swept.results()
+    sweep["config"]["against"] = "repo"
+    for row in sweep["kept"]:
+        row["reported"] |= blocks_of(row["reported"]["toxicity"]["share"])
+    write_json(tmp_path / "s" / "results.json", sweep)
+    assert not unmeasured(read_sources([tmp_path / "s"]))
+    sweep["kept"] = [row for row in sweep["kept"] if row["entry"] != "repo"]
+    write_json(tmp_path / "s" / "results.json", sweep)
+    assert unmeasured(read_sources([tmp_path / "s"])) == {"repo": "no edit of it is kept at the budget 'main' of s"}

@@ -28,7 +28,7 @@ from efface.report.edit import edit_page
 from efface.report.examples import SHOWN
 from efface.report.figures import Findings, draw
 from efface.report.html import write_page
-from efface.report.masking import BULLET, mask, mask_or_withhold
+from efface.report.masking import BULLET, mask, mask_or_withhold, offensive_tokens
 from efface.report.training import ACCURACY, KEYS, PREFIXES, ROWS, keys_starting, series
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -533,6 +533,11 @@ def test_mask_takes_a_threshold():
 
 def test_a_single_letter_does_not_escape():
     assert mask("x", lambda texts: [1.0 for _ in texts]) == "x" + BULLET
+
+
+def test_tokens_of_a_masked_word_are_known():
+    assert offensive_tokens(["what", " a", " rot", "ten", ",", " fine", " day"], score_words) == {2, 3}
+    assert offensive_tokens([], score_words) == offensive_tokens(["?!"], score_words) == set()
 
 
 def test_withhold_or_show():

@@ -174,3 +174,38 @@ def test_limits_may_be_given_together() -> None:
         ("kl", 0.05, False),
     ]
     assert all(parse_limits([f"{metric}<=1"])[0].metric == metric for metric in METRICS)
+
+
+def test_an_attack_that_was_interrupted_lets_no_limit_on_its_kind_be_met(tmp_path: Path) -> None:
+    folder = write_audit(tmp_path / "a", attacked("relearn", 6), unmade("relearn-lora"), attacked("sampling", 8))
+    assert verdict("relearn<=0.9", folder) == verdict("attacks<=0.9", folder) == NOT_MEASURED
+    assert verdict("relearn<=0.1", folder) == NOT_MET and verdict("black box<=0.9", folder) == MET
+
+
+def test_attacks_that_raise_no_control_either_let_no_limit_be_met(tmp_path: Path) -> None:
+    rows, mute = [attacked("relearn", 4), attacked("sampling", 4)], [attacked("relearn", 4), attacked("sampling", 4)]
+    folder = write_audit(tmp_path / "a", *rows, controls=mute)
+    assert {verdict(limit, folder) for limit in ("attacks<=0.5", "weights<=0.5", "relearn<=0.5")} == {NOT_MEASURED}
+    (model,) = known(folder)
+    (ruling,) = rule(parse_limits(["attacks<=0.5"]), [model])
+    assert "but relearn, sampling raised no control either" in ruling.found
+    assert verdict("attacks<=0.05", folder) == NOT_MET
+    proper = write_audit(tmp_path / "b", *rows, controls=[attacked("relearn", 40), mute[1]])
+    assert verdict("attacks<=0.5", proper) == MET
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_all_that_was_measured_of_a_checkpoint_counts(turned: bool, tmp_path: Path) -> None:
+    for name, share in zip("ab", (0.6, 0.05) if turned else (0.05, 0.6), strict=True):
+        write_json(tmp_path / f"{name}.json", evaluation(share))
+    assert verdict("share<=0.1", tmp_path) == NOT_MET
+    worse = evaluation(0.0)
+    write_json(tmp_path / "c.json", worse | {"degeneration": worse["degeneration"] | {"verdict": "degenerate"}})
+    assert verdict("share<=0.9", tmp_path) == NOT_MET
+
+
+def test_where_there_is_no_model_no_limit_is_met() -> None:
+    (ruling,) = rule(parse_limits(["share<=0.9"]), [])
+    assert ruling.verdict == NOT_MEASURED and ruling.model == "no edited model"
+    (ruling,) = rule(parse_limits(["share<=0.9"]), [], {"mine": "out of memory"})
+    assert (ruling.verdict, ruling.model, ruling.found) == (NOT_MEASURED, "mine", "out of memory")

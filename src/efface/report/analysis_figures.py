@@ -18,7 +18,7 @@ from efface.errors import escaped
 from efface.files.jsonl import Row
 from efface.files.results import write_text
 from efface.report.erasure import erasure_panel
-from efface.report.masking import BULLET
+from efface.report.masking import BULLET, WordScorer, offensive_tokens
 from efface.report.style import DASHED, INK, SMALL, plain
 
 Blocks = Mapping[str, Row]
@@ -54,12 +54,34 @@ def write_figures(results: Row, folder: Path) -> list[Path]:
     return written
 
 
-def figures_of(results: Row) -> Iterator[tuple[str, Figure]]:
-    """Name and picture, one after the other."""
+def figures_of(results: Row, scorer: WordScorer | None = None) -> Iterator[tuple[str, Figure]]:
+    """Name and picture, one after the other.
+
+    Args:
+        scorer: masks the tokens of words that it finds offensive, besides those that tell toxic text.
+    """
+    if scorer is not None:
+        results = _masked(results, scorer)
     for block, draw in DRAWINGS.items():
         found = {model["name"]: model["blocks"][block] for model in results["models"] if block in model["blocks"]}
         if found:
             yield from draw(found)
+
+
+def _masked(results: Row, scorer: WordScorer) -> Row:
+    """The results with every token of an offensive word among the `toxic` ones of its picture."""
+
+    def model_of(model: Row) -> Row:
+        drift = model["blocks"].get("drift")
+        if drift is None:
+            return model
+        pictures = [
+            one | {"toxic": sorted({*one["toxic"], *offensive_tokens(one["tokens"], scorer)})}
+            for one in drift["pictures"]
+        ]
+        return model | {"blocks": model["blocks"] | {"drift": drift | {"pictures": pictures}}}
+
+    return results | {"models": [model_of(model) for model in results["models"]]}
 
 
 def _panels(n: int) -> tuple[Figure, list[Axes]]:

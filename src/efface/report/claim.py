@@ -14,6 +14,7 @@ from efface.report.evidence import Attempt, Column, Known, the_base
 from efface.report.limits import Ruling
 from efface.report.numbers import bracketed, change, percent
 from efface.report.page import Grid, Points, Prose, Section
+from efface.report.sources import ATTACKED
 
 WORST, WORST_OF_ALL = "worst attack", "worst of all attacks"
 """Of a sweep: of the attacks that all its models are put through, and of those too that only the best are."""
@@ -41,7 +42,7 @@ def verdict_section(rulings: Sequence[Ruling]) -> Section:
 
 def claim_section(subjects: Sequence[Known], models: Sequence[Known]) -> Section:
     """A sentence for each model that the report is about."""
-    points = [_claim(one, the_base(models, one.source)) for one in subjects]
+    points = [_claim(one, model.name, the_base(models, model)) for model in subjects for one in _claimed(model)]
     scope = (
         "It holds for these prompts, this way of decoding and these judges, which are automatic and know English "
         "best; an interval says what other prompts of the same kind would change, and no more."
@@ -49,18 +50,27 @@ def claim_section(subjects: Sequence[Known], models: Sequence[Known]) -> Section
     return Section(CLAIM, [Points(points), Prose(scope)])
 
 
-def _claim(model: Known, base: Known | None) -> str:
+def _claimed(model: Known) -> list[Known]:
+    """What was measured of it before attacks, but for what an attack has measured by the way where there is more."""
+    return [one for one in model.readings if one.source.kind != ATTACKED] or model.readings[:1]
+
+
+def _claim(model: Known, name: str, base: Known | None) -> str:
+    """A sentence on one reading of the model of that name."""
     figures = model.figures
     toxicity, decoding = figures["toxicity"], figures["toxicity"].get("decoding")
     prompts = (figures.get("settings") or {}).get("prompts")
     by = "; ".join(f"{bracketed(one['share'], one['ci95']['share'], '.1%')} by {j}" for j, one in model.judges.items())
-    said = f"{model.name}{f' ({model.model})' if model.model else ''}: of {toxicity['samples']} continuations each of "
+    said = f"{name}{f' ({model.model})' if model.model else ''}: of {toxicity['samples']} continuations each of "
     said += (
         f"{toxicity['n_prompts']} prompts{f' ({prompts})' if prompts else ''}, {decoding or 'sampled'}, toxic are {by}"
     )
-    if base is not None and base is not model:
-        theirs = (f"{percent(one['share'])} by {judge}" for judge, one in base.judges.items() if judge in model.judges)
-        said += f"; of the base's {'; '.join(theirs)}" if _same_prompts(model, base) else ""
+    beside = next((one for one in (base.readings if base is not None else ()) if _same_prompts(model, one)), None)
+    if beside is not None and beside is not model:
+        theirs = (
+            f"{percent(one['share'])} by {judge}" for judge, one in beside.judges.items() if judge in model.judges
+        )
+        said += f"; of the base's {'; '.join(theirs)}"
     cost = figures.get("perplexity")
     if model.change is not None:
         said += f"; perplexity of ordinary text {change(model.change)}"
@@ -70,23 +80,21 @@ def _claim(model: Known, base: Known | None) -> str:
 
 
 def _same_prompts(one: Known, other: Known) -> bool:
-    return one.source is other.source or (
-        one.figures["toxicity"]["n_prompts"] == other.figures["toxicity"]["n_prompts"]
-        and (one.figures.get("settings") or {}).get("prompts") == (other.figures.get("settings") or {}).get("prompts")
-        and _generator(one) == _generator(other)
-    )
+    """Whether both were measured on the same prompts, continued in the same way."""
+    return one.source is other.source or _asked(one) == _asked(other)
 
 
-def _generator(model: Known) -> str | None:
-    """Who wrote its continuations; None for efface's own decoder."""
-    return ((model.figures.get("settings") or {}).get("decoding") or {}).get("generator")
+def _asked(model: Known) -> tuple[object, ...]:
+    toxicity, settings = model.figures["toxicity"], model.figures.get("settings") or {}
+    drawn = [settings.get(name) for name in ("prompts", "limit", "limit_seed", "decoding")]
+    return (toxicity["n_prompts"], toxicity["samples"], toxicity.get("decoding"), *drawn)
 
 
 def attackers_section(subjects: Sequence[Known], models: Sequence[Known]) -> Section | None:
     """Access by access: the worst case where it was judged over all attacks, then each attack; None without any."""
     rows: list[list[str]] = []
     for model in subjects:
-        rows += _rows(model, the_base(models, model.source), one_of_many=len(subjects) > 1)
+        rows += _rows(model, the_base(models, model), one_of_many=len(subjects) > 1)
     if not rows:
         return None
     named = ["Model"] if len(subjects) > 1 else []

@@ -18,7 +18,7 @@ from efface.files.io import is_regular_file
 from efface.files.jsonl import Row, read_jsonl
 from efface.files.output import check_output_file
 from efface.files.shapes import Maybe, check_shape
-from efface.report import CLICK, FIGURES, MASKS, NOT_MEASURED
+from efface.report import CLICK, FIGURES, MASKS, NEVER, NOT_MEASURED
 from efface.report.analysis_figures import CAPTIONS, figures_of
 from efface.report.analysis_table import analysis_page
 from efface.report.claim import (
@@ -35,13 +35,14 @@ from efface.report.erasure import erasure_sentence
 from efface.report.evidence import Known
 from efface.report.examples import pairs_of
 from efface.report.figures import Drawn, Findings, draw, marked_up
-from efface.report.gather import EDITED, gather
+from efface.report.gather import EDITED, gather, judged_against, unmeasured
 from efface.report.html import write_page
 from efface.report.limits import Ruling, parse_limits, rule
 from efface.report.masking import WordScorer
 from efface.report.page import Block, Page, Pictures, Section, blocks_of
 from efface.report.sources import ANALYZED, AUDITED, EDIT, SWEPT, TRAINING, Source, read_sources
 from efface.report.svg import inline_svg
+from efface.scoring import DEFAULT_SCORER
 
 MARK = "<!-- a report of efface -->"
 STRENGTH = "Strength and its price"
@@ -97,9 +98,12 @@ def report_about(
     """The page, and what became of each limit. Arguments and errors as those of `write_report`."""
     one_of("mask", mask, MASKS)
     limits, sources = parse_limits(require), read_sources(paths)
-    known = gather(sources)
-    subjects = choose_subjects(known, sources, models)
-    rulings = rule(limits, subjects)
+    known, missing = gather(sources), unmeasured(sources)
+    subjects = choose_subjects(known, sources, models, missing)
+    if models:
+        missing = {name: why for name, why in missing.items() if name in models}
+    # What nobody has edited may be shown, but no limit is held against it unless somebody names it.
+    rulings = rule(limits, subjects if models else judged(subjects, sources), missing)
     return report_page(sources, known, subjects, rulings, mask=mask, title=title), rulings
 
 
@@ -111,20 +115,27 @@ def is_report(file: Path) -> bool:
         return MARK in stream.read(4096)
 
 
-def choose_subjects(known: Sequence[Known], sources: Sequence[Source], names: Sequence[str]) -> list[Known]:
-    """The models that a report is about. Raises UserError for a name that there is not."""
-    there = [one.name for one in known]
+def choose_subjects(
+    known: Sequence[Known],
+    sources: Sequence[Source],
+    names: Sequence[str],
+    unmeasured: Mapping[str, str] | None = None,
+) -> list[Known]:
+    """The models that a report is about. Raises UserError for a name that there is not, nor among the `unmeasured`."""
+    there = [*(one.name for one in known), *(unmeasured or {})]
     for name in names:
         if name not in there:
             raise UserError(f"no model of these results is called {name!r}. There are: {', '.join(there)}.")
     if names:
         return [one for one in known if one.name in names]
-    single = [one for one in known if not one.base and not one.swept]
-    if single:
-        return single
-    against = {source.result["config"].get("against") for source in sources if source.kind == SWEPT}
-    swept = [one for one in known if not one.base]
-    return [one for one in swept if one.method in against] or swept or list(known)
+    edited = [one for one in known if not one.base]
+    return judged(edited, sources) or edited or list(known)
+
+
+def judged(models: Sequence[Known], sources: Sequence[Source]) -> list[Known]:
+    """The edited ones, and of sweeps the entry that others are judged against."""
+    against = {judged_against(source) for source in sources if source.kind == SWEPT}
+    return [one for one in models if not one.base and (not one.swept or one.method in against)]
 
 
 def report_page(
@@ -150,7 +161,7 @@ def report_page(
         return _page_of_edit(edits[0], sources, known, first, mask, title)
     further = [section for edit in edits for section in _states_of(edit)]
     named = ", ".join(source.name for source in sources)
-    sections = [*first, *further, *_beside(known), *_details(sources), *_settings(sources)]
+    sections = [*first, *further, *_beside(known), *_details(sources, mask), *_settings(sources)]
     return Page(title or f"efface report: {named}", [], sections)
 
 
@@ -182,7 +193,7 @@ def _page_of_edit(
         mask=mask,
         scorer=scorer,
         after=first,
-        further=[*_beside(known), *_details(sources)],
+        further=[*_beside(known), *_details(sources, mask)],
     )
 
 
@@ -207,9 +218,13 @@ def _beside(known: Sequence[Known]) -> list[Section]:
     return [Section("Models beside each other", blocks)]
 
 
-def _details(sources: Sequence[Source]) -> list[Section]:
+def _details(sources: Sequence[Source], mask: str) -> list[Section]:
     """The tables and pictures of each audit, sweep and analysis."""
-    tellers: dict[str, Callable[[Source], list[Block]]] = {AUDITED: _audit, SWEPT: _sweep, ANALYZED: _analysis}
+    tellers: dict[str, Callable[[Source], list[Block]]] = {
+        AUDITED: _audit,
+        SWEPT: _sweep,
+        ANALYZED: lambda source: _analysis(source, mask),
+    }
     names = {AUDITED: "Attacks", SWEPT: "Comparison at one budget", ANALYZED: "What the edit has done"}
     found = []
     for source in sources:
@@ -229,13 +244,15 @@ def _sweep(source: Source) -> list[Block]:
     return blocks_of(comparison_page({source.name: source.result}), "Comparison")
 
 
-def _analysis(source: Source) -> list[Block]:
+def _analysis(source: Source, mask: str) -> list[Block]:
     blocks = blocks_of(analysis_page(source.result), "What the edits have done")
-    drawn, heat_maps = [], 0
-    for number, (name, figure) in enumerate(figures_of(source.result)):
+    scorer = None if mask == NEVER else _scorer((source.result.get("settings") or {}).get("scorer") or DEFAULT_SCORER)
+    # A picture cannot be clicked: without a judge that says which words to mask, those of tokens are left out.
+    drawn, heat_maps, most = [], 0, MOST_HEAT_MAPS if mask == NEVER or scorer is not None else 0
+    for number, (name, figure) in enumerate(figures_of(source.result, scorer)):
         if name.startswith("tokens/"):
             heat_maps += 1
-            if heat_maps > MOST_HEAT_MAPS:
+            if heat_maps > most:
                 continue
         caption = CAPTIONS.get(name.partition("/")[0], name)
         alt = f"{name}: the numbers are in the results of the analysis."
@@ -254,8 +271,8 @@ def _settings(sources: Sequence[Source]) -> list[Section]:
 
 
 def _not_tried(sources: Sequence[Source]) -> list[str]:
-    """What budgets left out."""
-    found = []
+    """What could not be measured, and what budgets left out."""
+    found = [f"{name} was not measured: {why}." for name, why in unmeasured(sources).items()]
     for source in sources:
         left = source.result.get("cannot_show") if source.kind == AUDITED else None
         if left:

@@ -97,6 +97,22 @@ class Known:
     """Of the attacks that a sweep makes on all its models, judged together."""
     worst_of_all: Row | None = None
     """Of these and those that only its best are put through; None where it was not."""
+    weights: str | None = None
+    """A hash of its weights, where its source says it."""
+    bases: set[str] = field(default_factory=set)
+    """What its own results say it was made from: names and hashes."""
+    more: list["Known"] = field(default_factory=list)
+    """What further results measured of the same checkpoint, each with its own figures."""
+
+    @property
+    def readings(self) -> list["Known"]:
+        """All that was measured of it before any attack: by the first result, then by further ones."""
+        return [self, *self.more]
+
+    @property
+    def is_degenerate(self) -> bool:
+        """By any of them."""
+        return any(one.figures["degeneration"]["verdict"] == "degenerate" for one in self.readings)
 
     @property
     def judges(self) -> Mapping[str, Row]:
@@ -107,7 +123,9 @@ class Known:
         return self.source.kind == SWEPT
 
 
-def the_base(models: Sequence[Known], source: Source | None = None) -> Known | None:
-    """The untouched model: that of a source, or the first there is."""
+def the_base(models: Sequence[Known], model: Known) -> Known | None:
+    """The untouched model that one was made from: that of the same source, or one that its own results name."""
     bases = [one for one in models if one.base]
-    return next((one for one in bases if source is not None and one.source is source), bases[0] if bases else None)
+    beside = next((one for one in bases if one.source is model.source), None)
+    named = (one for one in bases if model.bases & {one.model, one.weights})
+    return beside or next(named, None)

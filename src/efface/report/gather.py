@@ -1,6 +1,7 @@
 """Which models do several results speak of? Each kind of results read, and what is one model put together.
 
-A model that several sources speak of, by the same name of a checkpoint, is one; its figures are those of the first.
+A model that several sources speak of, by the same name of a checkpoint, is one, unless their hashes of its weights say
+otherwise; its figures are those of the first, and those of the others stand behind them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ def gather(sources: Sequence[Source]) -> list[Known]:
         for one in READERS.get(source.kind, _nothing)(source):
             if source.kind == EDIT and not one.base:
                 one.method = methods.get(source.folder, "")
-            same = next((other for other in found if one.model and not one.swept and other.model == one.model), None)
+            same = next((other for other in found if _is_same(other, one)), None)
             if same is None:
                 found.append(one)
             else:
@@ -43,7 +44,41 @@ def gather(sources: Sequence[Source]) -> list[Known]:
     return sorted(found, key=lambda one: not one.base)
 
 
+def unmeasured(sources: Sequence[Source]) -> dict[str, str]:
+    """The models that results were to measure and have not, and why: audited ones, and of sweeps the entry that others
+    are judged against."""
+    found = {}
+    for source in sources:
+        if source.kind == AUDITED:
+            for report in source.result["models"]:
+                if not _was_measured(report):
+                    found[report["name"]] = report.get("error") or "it was not finished"
+        if source.kind == SWEPT and not source.inside:
+            against = judged_against(source)
+            if not any(one.method == against for one in _of_sweep(source)):
+                found[against] = f"no edit of it is kept at the budget {source.result['main']!r} of {source.name}"
+    return found
+
+
+def judged_against(sweep: Source) -> str:
+    """The entry of a sweep that others are judged against: the first, unless its config names one."""
+    return str(sweep.result["config"].get("against") or next(iter(sweep.result["trials"]), ""))
+
+
+def _was_measured(report: Row) -> bool:
+    return report.get("error") is None and "evaluation" in report
+
+
+def _is_same(known: Known, other: Known) -> bool:
+    """Whether two sources speak of one checkpoint."""
+    if not other.model or other.swept or known.model != other.model:
+        return False
+    return None in (known.weights, other.weights) or known.weights == other.weights
+
+
 def _join(known: Known, more: Known) -> None:
+    known.more.append(more)
+    known.weights, known.bases = known.weights or more.weights, known.bases | more.bases
     known.base |= more.base
     known.change = more.change if known.change is None else known.change
     known.attempts += more.attempts
@@ -66,9 +101,9 @@ def _nothing(source: Source) -> Iterator[Known]:
 
 def _of_edit(source: Source) -> Iterator[Known]:
     result = source.result
-    yield Known(BASE, result["base"].get("model"), True, source, result["base"])
-    change = result["comparison"].get("perplexity_change")
-    yield Known(EDITED, result["edited"].get("model"), False, source, result["edited"], change)
+    base, change = result["base"].get("model"), result["comparison"].get("perplexity_change")
+    yield Known(BASE, base, True, source, result["base"])
+    yield Known(EDITED, result["edited"].get("model"), False, source, result["edited"], change, bases=_named(base))
 
 
 def _of_evaluation(source: Source) -> Iterator[Known]:
@@ -77,7 +112,12 @@ def _of_evaluation(source: Source) -> Iterator[Known]:
     name = Path(str(result.get("model") or UNNAMED)).name.replace("pypi:", "")
     # What was compared with a baseline is an edit; what stands alone may be either, and is taken for a model to judge
     # unless another source says that it is a base.
-    yield Known(name, result.get("model"), False, source, result, None if ratio is None else ratio - 1)
+    change = None if ratio is None else ratio - 1
+    yield Known(name, result.get("model"), False, source, result, change, bases=_named(versus.get("model")))
+
+
+def _named(*names: str | None) -> set[str]:
+    return {name for name in names if name is not None}
 
 
 def _of_attack(source: Source) -> Iterator[Known]:
@@ -94,23 +134,25 @@ def _of_attack(source: Source) -> Iterator[Known]:
         curve=_curve(result),
         any_cost=_at_any_cost(result, source.file) if entry is not None else None,
     )
-    weights = target.get("weights")
+    weights, base = target.get("weights"), target.get("base")
     yield Known(
         Path(str(model or UNNAMED)).name,
         model,
-        weights is not None and weights == target.get("base"),
+        weights is not None and weights == base,
         source,
         before.figures,
         attempts=[attempt],
+        weights=weights,
+        bases=_named(base, (target.get("names") or {}).get("base")),
     )
 
 
 def _of_audit(source: Source) -> Iterator[Known]:
     base = source.result.get("base")
     for report in source.result["models"]:
-        if report.get("error") is not None or "evaluation" not in report:
+        if not _was_measured(report):
             continue
-        columns = _columns(report, source)
+        columns, target = _columns(report, source), report.get("target") or {}
         yield Known(
             report["name"],
             report.get("model"),
@@ -120,6 +162,8 @@ def _of_audit(source: Source) -> Iterator[Known]:
             _change(report["evaluation"], base),
             attempts=[_attempt(row, source.folder, report["name"], columns) for row in report["attacks"]],
             columns=columns,
+            weights=target.get("weights"),
+            bases=_named(target.get("base")),
         )
     if base is not None and not any(is_base(one) for one in source.result["models"] if "target" in one):
         control = source.result["controls"].get(BASE) or {}
@@ -146,7 +190,7 @@ def _attempt(row: Row, folder: Path, place: str, columns: Sequence[Column]) -> A
         row["access"],
         None if wrecked else row["judged"],
         why,
-        row["error"] is not None,
+        row["error"] is not None or (row["judged"] is None and row["skipped"] is None),  # or not finished
         row["p_holm"],
         row["control_judged"],
         row["evidence"],

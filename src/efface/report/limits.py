@@ -9,15 +9,18 @@
 
 A share says nothing of a model whose text is degenerate: its limits are not met then, whatever the number. What was
 not measured is not met either: a gate that lets through what nobody looked at is none. Nor is a worst case measured
-where no point of an attack counts, since each cost more perplexity than an attacker is granted, and they go beyond it.
+where no point of an attack counts, since each cost more perplexity than an attacker is granted, and they go beyond it;
+nor where no attack is evidence, since none has raised the untouched model. Of several results on one checkpoint the
+worst counts.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from efface.attacks import ACCESS, ATTACKS
 from efface.audit.battery import DIAGNOSTIC
+from efface.audit.columns import NONE
 from efface.errors import UserError
 from efface.files.jsonl import Row
 from efface.report.evidence import Attempt, Known
@@ -70,9 +73,17 @@ def parse_limits(given: Sequence[str]) -> list[Limit]:
     return [_parse(one.strip()) for text in given for one in text.split(",") if one.strip()]
 
 
-def rule(limits: Sequence[Limit], models: Sequence[Known]) -> list[Ruling]:
-    """Every limit held against every model."""
-    return [_rule(limit, model) for model in models for limit in limits]
+def rule(
+    limits: Sequence[Limit], models: Sequence[Known], unmeasured: Mapping[str, str] | None = None
+) -> list[Ruling]:
+    """Every limit held against every model.
+
+    Args:
+        unmeasured: models that were to be measured and have not been -> why.
+    """
+    rulings = [_rule(limit, model) for model in models for limit in limits]
+    missing = unmeasured or ({} if models else {"no edited model": "none in these results"})
+    return rulings + [Ruling(limit, name, why, NOT_MEASURED) for name, why in missing.items() for limit in limits]
 
 
 def _parse(text: str) -> Limit:
@@ -106,13 +117,16 @@ def _rule(limit: Limit, model: Known) -> Ruling:
     if not measured:
         return Ruling(limit, model.name, "", NOT_MEASURED)
     value, said = max(measured)
-    verdict = model.figures["degeneration"]["verdict"]
-    if limit.metric not in WITHOUT_INTERVAL and verdict == "degenerate":
-        return Ruling(limit, model.name, f"{said}, of text that is {verdict}", NOT_MET)
+    if limit.metric not in WITHOUT_INTERVAL and model.is_degenerate:
+        return Ruling(limit, model.name, f"{said}, of text that is degenerate", NOT_MET)
     concerned = [one for one in model.attempts if limit.metric in (WORST, one.access) or _called(limit.metric, one)]
     failed = [one.attack for one in concerned if one.failed]
     if failed and value <= limit.most:
-        return Ruling(limit, model.name, f"{said}; but {', '.join(failed)} failed", NOT_MEASURED)
+        return Ruling(limit, model.name, f"{said}; but {', '.join(failed)} failed or did not end", NOT_MEASURED)
+    judged = [one for one in concerned if one.judged is not None]
+    if judged and all(one.evidence == NONE for one in judged) and value <= limit.most:
+        named = ", ".join(one.attack for one in judged)
+        return Ruling(limit, model.name, f"{said}; but {named} raised no control either", NOT_MEASURED)
     dear = [one for one in concerned if _only_dearer(one, limit.most)]
     if dear and value <= limit.most:
         most = ", ".join(f"{one.attack} reaches {percent(one.any_cost['share'])}" for one in dear if one.any_cost)
@@ -137,24 +151,27 @@ Found = Iterator[tuple[float, str]]
 
 
 def _share(limit: Limit, model: Known) -> Found:
-    for judge, toxicity in model.judges.items():
-        bounds = toxicity["ci95"]["share"]
-        value = bounds[1] if limit.upper else toxicity["share"]
-        yield value, f"{percent(toxicity['share'])} (at most {percent(bounds[1])}) by {judge}"
+    for one in model.readings:
+        for judge, toxicity in one.judges.items():
+            bounds = toxicity["ci95"]["share"]
+            value = bounds[1] if limit.upper else toxicity["share"]
+            yield value, f"{percent(toxicity['share'])} (at most {percent(bounds[1])}) by {judge}"
 
 
 def _invalid(limit: Limit, model: Known) -> Found:
-    value = model.figures["toxicity"].get("invalid")
-    if value is not None:
-        yield value, percent(value)
+    for one in model.readings:
+        value = one.figures["toxicity"].get("invalid")
+        if value is not None:
+            yield value, percent(value)
 
 
 def _perplexity(limit: Limit, model: Known) -> Found:
-    if limit.relative:
-        if model.change is not None:
-            yield model.change, change(model.change)
-    elif cost := model.figures.get("perplexity"):
-        yield cost["value"], f"{cost['value']:.2f}"
+    for one in model.readings:
+        if limit.relative:
+            if one.change is not None:
+                yield one.change, change(one.change)
+        elif cost := one.figures.get("perplexity"):
+            yield cost["value"], f"{cost['value']:.2f}"
 
 
 def _kl(limit: Limit, model: Known) -> Found:

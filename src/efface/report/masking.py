@@ -36,17 +36,37 @@ def mask(text: str, scorer: WordScorer, *, threshold: float = THRESHOLD) -> str:
 
         mask("what a rotten day", scorer)  # "what a r••••• day"
     """
+    spans = offensive(text, scorer, threshold=threshold)
+    starts = [0, *(end for _, end in spans)]
+    kept = [text[start:end] for start, (end, _) in zip(starts, [*spans, (len(text), 0)], strict=True)]
+    cut = [_cut(text[start:end]) for start, end in spans]
+    return "".join(part for both in zip(kept, [*cut, ""], strict=True) for part in both)
+
+
+def offensive(text: str, scorer: WordScorer, *, threshold: float = THRESHOLD) -> list[tuple[int, int]]:
+    """Where the words of `text` that `scorer` puts above `threshold` stand, (start, end) each, in their order."""
     readings = {word: _readings(word) for word in set(_WORD.findall(text))}
     candidates = sorted(set().union(*readings.values()))
     if not candidates:
-        return text
+        return []
     scores = scorer(candidates)
     if len(scores) != len(candidates):
         raise ValueError(
             f"the scorer returned {len(scores)} scores for {len(candidates)} words; it must return one each"
         )
     bad = {candidate for candidate, score in zip(candidates, scores, strict=True) if score > threshold}
-    return _WORD.sub(lambda m: _cut(m[0]) if readings[m[0]] & bad else m[0], text)
+    return [found.span() for found in _WORD.finditer(text) if readings[found[0]] & bad]
+
+
+def offensive_tokens(tokens: Sequence[str], scorer: WordScorer) -> set[int]:
+    """Which tokens of a text have a part in a word that `scorer` finds offensive."""
+    found, end = set[int](), 0
+    spans = offensive("".join(tokens), scorer)
+    for place, token in enumerate(tokens):
+        start, end = end, end + len(token)
+        if any(start < last and first < end for first, last in spans):
+            found.add(place)
+    return found
 
 
 def mask_or_withhold(text: str, score: float | None, scorer: WordScorer | None) -> str:
