@@ -20,7 +20,8 @@ class Figures:
     def __init__(self, name: str, budget: str = "main"):
         rows = json.loads((RESULTS / name).read_text(encoding="utf-8"))
         self.budget = budget
-        self._found = {(row["method"], row["seed"], row["metric"]): row["value"] for row in rows}
+        self._rows = {(row["method"], row["seed"], row["metric"]): row for row in rows}
+        self._found = {place: row["value"] for place, row in self._rows.items()}
         self.models = list(dict.fromkeys((row["method"], row["seed"]) for row in rows if self._place(row) is not None))
 
     def _place(self, row: dict[str, Any]) -> str | None:
@@ -31,6 +32,10 @@ class Figures:
         """None where there is no such figure."""
         place = "base" if model[0] == "base" else self.budget
         return self._found.get((*model, f"{place}/{figure}"))
+
+    def row(self, model: tuple[str, int | None], figure: str) -> dict[str, Any] | None:
+        """The whole row of a figure, with its interval."""
+        return self._rows.get((*model, f"{self.budget}/{figure}"))
 
     def ends(self, model: tuple[str, int | None], begins: str) -> list[tuple[str, str]]:
         """Of the figures "PLACE/CURVE/BEGINS..." each curve, and what comes after `begins`."""
@@ -182,6 +187,30 @@ def _steps(figures: Figures, model: tuple[str, int | None], curve: str) -> float
 
 def _with_name(model: tuple[str, int | None] | None, value: Any, form: str) -> str:
     return "" if model is None else f"{cell(value, form)}, {model[0]}"
+
+
+def comparison_differences() -> str:
+    """Each model's share less that of the entries that all are compared with, paired by prompt, by both judges."""
+    figures = Figures("comparison.json")
+    first, second = (figures.judge(judge) for judge in (FIRST_JUDGE, SECOND_JUDGE))
+    rows = []
+    for other in ("repo", "repo-withstand"):
+        for model in figures.models:
+            cells = []
+            for what in ("reported", "worst attack"):
+                found = [figures.row(model, f"{what} less {other}, {judge}/difference") for judge in (first, second)]
+                p = [figures.get(model, f"{what} less {other}, {judge}/p_holm") for judge in (first, second)]
+                cells += [_with_interval(found[0]), cell(p[0], ".3f"), _with_interval(found[1]), cell(p[1], ".3f")]
+            if any(cells):
+                rows.append([*named(model), other, *cells])
+    titles = [
+        f"{what}{said}" for what in ("untouched", "worst attack") for said in ("", ", p", ", second judge", ", p ")
+    ]
+    return table(["method", "seed", "less", *titles], rows)
+
+
+def _with_interval(row: dict[str, Any] | None) -> str:
+    return "" if row is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(row["value"], *row["ci95"])
 
 
 def comparison_best() -> str:

@@ -813,6 +813,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "comparison_steps": sweep_tables.comparison_steps,
     "comparison_rounding": sweep_tables.comparison_rounding,
     "comparison_targets": sweep_tables.comparison_targets,
+    "comparison_differences": sweep_tables.comparison_differences,
     "comparison_best": sweep_tables.comparison_best,
     "comparison_best_steps": sweep_tables.comparison_best_steps,
     "comparison_hh": sweep_tables.comparison_hh,

@@ -5,6 +5,7 @@ Of: report/claim.py, report/curves.py, commands/report.py
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,72 @@ def test_a_pipe_of_the_pages_name_is_not_waited_for(mixture: list[Path], tmp_pat
     os.mkfifo(tmp_path / "r.html")
     with pytest.raises(UserError, match="is not a report as efface wrote it"):
         write_report(mixture, tmp_path / "r.html", overwrite=True)
+
+
+def test_an_audit_beside_an_edit_keeps_its_controls_and_its_base(tmp_path: Path) -> None:
+    """Both speak of one base, and that of the audit is joined with that of the edit."""
+    audit = write_audit(tmp_path / "audit", attacked("relearn", 20))
+    result, column = read_json(audit / "results.json"), {"apart": {}, "any_cost": None, "p_holm": 1.0}
+    result["models"][0]["columns"] = {"weights": column | {"judged": attacked("relearn", 20)["judged"]}}
+    control = column | {"judged": attacked("relearn", 40)["judged"]}
+    result["controls"] = {"base": {"error": None, "attacks": [], "columns": {"weights": control}}}
+    write_json(audit / "results.json", result)
+    edit = write_edit(tmp_path / "edit")
+    for paths in ([audit], [edit, audit], [audit, edit]):
+        page, _ = report_about(paths)
+        (worst,) = [line for line in text_of(page, ATTACKERS).splitlines() if line.startswith("worst of these")]
+        assert worst.split(" | ")[-2].startswith("100.0 %"), worst
+        (claim,) = [line for line in text_of(page, CLAIM).splitlines() if "(org/edited)" in line]
+        assert "of the base's 40.0 % by nasty" in claim, "as the audit measured it"
+
+
+def test_where_nothing_says_which_prompts_they_were_shares_are_not_compared(tmp_path: Path) -> None:
+    """Of one attack on the edited model and one on the base, files of their own."""
+    paths = [write_attack(tmp_path / name, {5: 0.2}) for name in ("edited", "base")]
+    result = read_json(paths[1] / "relearn.json")
+    result["target"] |= {"names": {"model": "org/base"}, "weights": "b"}
+    write_json(paths[1] / "relearn.json", result)
+    assert "of the base's" not in text_of(report_about(paths)[0], CLAIM)
+
+
+def test_what_a_second_result_says_against_a_model_is_told(tmp_path: Path) -> None:
+    worse = evaluation(0.3)
+    worse["degeneration"] |= {"verdict": "degenerate", "reasons": ["loops"]}
+    for name, result in {"a": evaluation(0.1), "b": worse}.items():
+        write_json(tmp_path / f"{name}.json", result)
+    page, _ = report_about([tmp_path])
+    assert "edited: its text is degenerate (loops)" in text_of(page, AGAINST)
+    assert "unattacked, up to 40.0 % may be toxic" in text_of(page, OPEN)
+
+
+def test_no_limit_is_met_where_nothing_but_an_analysis_is(tmp_path: Path) -> None:
+    """The exit code too."""
+    write_json(tmp_path / "a" / "results.json", {"what": "analysis", "base": "b", "n_pairs": 5, "models": []})
+    flags = ["-o", str(tmp_path / "r.html"), "--require", "share<=0.9"]
+    assert main(["report", str(tmp_path / "a"), *flags]) == 1
+
+
+def test_always_masked_words_are_not_in_the_pictures_of_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = {kind: {"shift": 0.1, "cka": 0.9, "along": 0.1} for kind in ("toxic", "benign")}
+    tokens = ["a", " ", *"rotten", " vi", "le", " day"]  # none of which tells toxic text
+    picture = {"pair": 0, "side": "rejected", "start": 1, "tokens": tokens, "toxic": []}
+    drift = {"layers": {"0": layer}, "pictures": [picture | {"shift": [[0.1] * len(tokens)] * 2}]}
+    model = {"name": "m", "failed": {}, "blocks": {"drift": drift}}
+    write_json(tmp_path / "results.json", {"what": "analysis", "base": "b", "n_pairs": 5, "models": [model]})
+
+    def rude(words: Sequence[str]) -> list[float]:
+        return [float(word in ("rotten", "vile")) for word in words]
+
+    def labels(mask: str) -> str:
+        blocks = [block for section in report_about([tmp_path], mask=mask)[0].sections for block in section.blocks]
+        (pictures,) = [block for block in blocks if isinstance(block, Pictures)]
+        return "|".join(re.findall(r"<text[^>]*>([^<]*)</text>", "".join(one.svg for one in pictures.figures)))
+
+    monkeypatch.setattr("efface.report.dossier._scorer", lambda name: rude)
+    assert "r|o|t|t|e|n" in labels("never") and "vi|le" in labels("never")
+    for mask in ("always", "click"):
+        assert "r|•|•|•|•|•|v•|••|day" in labels(mask)
+    monkeypatch.setattr("efface.report.dossier._scorer", lambda name: None)
+    assert "day" not in labels("always")

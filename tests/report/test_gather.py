@@ -121,6 +121,18 @@ def test_a_base_is_the_one_that_a_model_says_it_was_made_from(tmp_path: Path) ->
     assert found["mine"] is found["edited"] is models[0] and found["other"] is found["alone"] is None
 
 
+def test_the_base_of_an_audit_is_known_by_name_and_weights(tmp_path: Path) -> None:
+    audit = write_audit(tmp_path / "audit", attacked("relearn", 9))
+    base, edited = gather(read_sources([audit]))
+    assert (base.model, base.weights, edited.bases) == ("org/base", "b", {"org/base", "b"})
+    models = gather(read_sources([write_edit(tmp_path / "edit"), audit]))
+    assert [one.name for one in models if the_base(models, one) is models[0]] == [
+        "base",
+        "edited (edit)",
+        "edited (audit)",
+    ]
+
+
 def test_models_that_were_to_be_measured_and_were_not(tmp_path: Path) -> None:
     folder = write_audit(tmp_path / "a", attacked("relearn", 9))
     result = read_json(folder / "results.json")

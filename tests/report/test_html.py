@@ -28,7 +28,7 @@ from efface.report.edit import edit_page
 from efface.report.examples import SHOWN
 from efface.report.figures import Findings, draw
 from efface.report.html import write_page
-from efface.report.masking import BULLET, mask, mask_or_withhold, offensive_tokens
+from efface.report.masking import BULLET, mask, mask_or_withhold, mask_tokens
 from efface.report.training import ACCURACY, KEYS, PREFIXES, ROWS, keys_starting, series
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -535,9 +535,21 @@ def test_a_single_letter_does_not_escape():
     assert mask("x", lambda texts: [1.0 for _ in texts]) == "x" + BULLET
 
 
-def test_tokens_of_a_masked_word_are_known():
-    assert offensive_tokens(["what", " a", " rot", "ten", ",", " fine", " day"], score_words) == {2, 3}
-    assert offensive_tokens([], score_words) == offensive_tokens(["?!"], score_words) == set()
+def test_of_a_word_in_several_tokens_the_first_letter_stays_and_no_other():
+    """Also where every letter is a token, and where tokens come without their spaces."""
+    assert mask_tokens(["what", " rot", "ten", ",", " fine"], score_words) == ["what", " r••", "•••", ",", " fine"]
+    assert mask_tokens(["a", " ", *"rotten", " day"], score_words) == ["a", " ", "r", *"•••••", " day"]
+    assert mask_tokens(["what", "rot", "ten", "day"], score_words)[1:3] == ["r••", "•••"]
+    assert mask_tokens([], score_words) == [] and mask_tokens(["?!"], score_words) == ["?!"]
+
+
+def test_a_token_is_judged_as_it_is_shown():
+    assert mask_tokens(["it", " is", " un", "rotten"], lambda words: [float(word == "rotten") for word in words]) == [
+        "it",
+        " is",
+        " un",
+        "r•••••",
+    ]
 
 
 def test_withhold_or_show():

@@ -190,6 +190,8 @@ def test_attacks_that_raise_no_control_either_let_no_limit_be_met(tmp_path: Path
     (ruling,) = rule(parse_limits(["attacks<=0.5"]), [model])
     assert "but relearn, sampling raised no control either" in ruling.found
     assert verdict("attacks<=0.05", folder) == NOT_MET
+    diagnosed = write_audit(tmp_path / "c", *rows, attacked("merge", 4), controls=mute)
+    assert verdict("attacks<=0.5", diagnosed) == NOT_MEASURED, "a diagnostic speaks for no worst case"
     proper = write_audit(tmp_path / "b", *rows, controls=[attacked("relearn", 40), mute[1]])
     assert verdict("attacks<=0.5", proper) == MET
 

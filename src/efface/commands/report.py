@@ -34,7 +34,8 @@ def add(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="the models that claim and limits are about (default: all edited ones)",
+        help="the models that claim and limits are about (default: all edited ones, and of sweeps the entry that "
+        "others are judged against)",
     )
     command.add_argument(
         "--mask",

@@ -18,7 +18,7 @@ from efface.errors import escaped
 from efface.files.jsonl import Row
 from efface.files.results import write_text
 from efface.report.erasure import erasure_panel
-from efface.report.masking import BULLET, WordScorer, offensive_tokens
+from efface.report.masking import BULLET, WordScorer, mask_tokens
 from efface.report.style import DASHED, INK, SMALL, plain
 
 Blocks = Mapping[str, Row]
@@ -69,16 +69,17 @@ def figures_of(results: Row, scorer: WordScorer | None = None) -> Iterator[tuple
 
 
 def _masked(results: Row, scorer: WordScorer) -> Row:
-    """The results with every token of an offensive word among the `toxic` ones of its picture."""
+    """The results with every token of an offensive word masked, and among the `toxic` ones of its picture."""
 
     def model_of(model: Row) -> Row:
         drift = model["blocks"].get("drift")
         if drift is None:
             return model
-        pictures = [
-            one | {"toxic": sorted({*one["toxic"], *offensive_tokens(one["tokens"], scorer)})}
-            for one in drift["pictures"]
-        ]
+        pictures = []
+        for one in drift["pictures"]:
+            tokens = mask_tokens(one["tokens"], scorer)
+            masked = {place for place, token in enumerate(tokens) if token != one["tokens"][place]}
+            pictures.append(one | {"tokens": tokens, "toxic": sorted(masked.union(one["toxic"]))})
         return model | {"blocks": model["blocks"] | {"drift": drift | {"pictures": pictures}}}
 
     return results | {"models": [model_of(model) for model in results["models"]]}

@@ -42,7 +42,11 @@ def verdict_section(rulings: Sequence[Ruling]) -> Section:
 
 def claim_section(subjects: Sequence[Known], models: Sequence[Known]) -> Section:
     """A sentence for each model that the report is about."""
-    points = [_claim(one, model.name, the_base(models, model)) for model in subjects for one in _claimed(model)]
+    points = [
+        _claim(one, model.name, the_base(models, one) or the_base(models, model))
+        for model in subjects
+        for one in _claimed(model)
+    ]
     scope = (
         "It holds for these prompts, this way of decoding and these judges, which are automatic and know English "
         "best; an interval says what other prompts of the same kind would change, and no more."
@@ -80,21 +84,25 @@ def _claim(model: Known, name: str, base: Known | None) -> str:
 
 
 def _same_prompts(one: Known, other: Known) -> bool:
-    """Whether both were measured on the same prompts, continued in the same way."""
-    return one.source is other.source or _asked(one) == _asked(other)
+    """Whether both were measured on the same prompts, continued in the same way, as far as that is known."""
+    asked = _asked(one)
+    return one.source is other.source or (asked is not None and asked == _asked(other))
 
 
-def _asked(model: Known) -> tuple[object, ...]:
+def _asked(model: Known) -> tuple[object, ...] | None:
+    """None where nothing says which prompts they were: those of an audit, texts given from Python."""
     toxicity, settings = model.figures["toxicity"], model.figures.get("settings") or {}
+    if settings.get("prompts") is None:
+        return None
     drawn = [settings.get(name) for name in ("prompts", "limit", "limit_seed", "decoding")]
-    return (toxicity["n_prompts"], toxicity["samples"], toxicity.get("decoding"), *drawn)
+    return (toxicity["n_prompts"], toxicity.get("samples"), toxicity.get("decoding"), *drawn)
 
 
 def attackers_section(subjects: Sequence[Known], models: Sequence[Known]) -> Section | None:
     """Access by access: the worst case where it was judged over all attacks, then each attack; None without any."""
     rows: list[list[str]] = []
     for model in subjects:
-        rows += _rows(model, the_base(models, model), one_of_many=len(subjects) > 1)
+        rows += _rows(model, models, one_of_many=len(subjects) > 1)
     if not rows:
         return None
     named = ["Model"] if len(subjects) > 1 else []
@@ -109,14 +117,15 @@ def attackers_section(subjects: Sequence[Known], models: Sequence[Known]) -> Sec
     return Section(ATTACKERS, [Prose(said), who, grid])
 
 
-def _rows(model: Known, base: Known | None, *, one_of_many: bool) -> Iterator[list[str]]:
+def _rows(model: Known, models: Sequence[Known], *, one_of_many: bool) -> Iterator[list[str]]:
     named = [model.name] if one_of_many else []
-    theirs = base if base is not None and base is not model else None
+    others = [one for one in models if one is not model]
+    theirs = the_base(others, model)
     sources = {column.source.name for column in model.columns}
     for column in model.columns:
         of_these = "worst of these" + (f", {column.source.name}" if len(sources) > 1 else "")
         case, p = column.found, _p(column.found.get("p_holm"))
-        yield [of_these, *named, column.access, *_cells(case["judged"]), p, _reached(_same_column(theirs, column)), ""]
+        yield [of_these, *named, column.access, *_cells(case["judged"]), p, _reached(_same_column(others, column)), ""]
         if case.get("any_cost") is not None:
             yield [f"{of_these}{ANY_COST}", *named, column.access, *_cells(case["any_cost"]), "", "", ""]
     for said, worst in {WORST: model.worst, WORST_OF_ALL: model.worst_of_all}.items():
@@ -134,9 +143,9 @@ def _rows(model: Known, base: Known | None, *, one_of_many: bool) -> Iterator[li
             yield [f"{one.attack}{ANY_COST}", *named, one.access, *_cells(one.any_cost), "", "", ""]
 
 
-def _same_column(base: Known | None, column: Column) -> Row | None:
-    """What the same audit reached on the base with the same access."""
-    columns = [] if base is None else base.columns
+def _same_column(models: Sequence[Known], column: Column) -> Row | None:
+    """What the same audit reached on its base with the same access, wherever else that base is spoken of."""
+    columns = (one for model in models if model.base for one in model.columns)
     alike = (one for one in columns if one.access == column.access and one.source is column.source)
     return next((one.found["judged"] for one in alike), None)
 
@@ -162,8 +171,7 @@ def against_section(subjects: Sequence[Known], further: Sequence[str]) -> Sectio
     Args:
         further: sentences of other parts: what a probe still finds.
     """
-    points = [point for model in subjects for point in _against(model)]
-    points += further
+    points = [*dict.fromkeys(point for model in subjects for point in _against(model)), *further]
     if not points:
         return Section(AGAINST, [Prose("Nothing in these results; what was not tried stands below.")])
     return Section(AGAINST, [Points(points)])
@@ -184,6 +192,14 @@ def _against(model: Known) -> Iterator[str]:
     if worst is not None and worst["versus_before"]["ci95"][0] > 0:
         before, after = (percent(one["share"]) for one in (toxicity, worst))
         yield f"{name}: the worst attack brings it from {before} to {after}."
+    for one in model.readings:
+        yield from _against_reading(one, name)
+    yield from model.remarks
+
+
+def _against_reading(model: Known, name: str) -> Iterator[str]:
+    """What one result says of it before any attack."""
+    toxicity = model.figures["toxicity"]
     higher = [j for j, one in model.judges.items() if one["share"] > toxicity["ci95"]["share"][1]]
     if higher:
         shares = ", ".join(f"{percent(model.judges[judge]['share'])} by {judge}" for judge in higher)
@@ -194,7 +210,6 @@ def _against(model: Known) -> Iterator[str]:
         yield f"{name}: its text is {verdict}{f' ({reasons})' if reasons else ''}, which scores as harmless."
     if model.change is not None and model.change > 0:
         yield f"{name}: it predicts ordinary text worse than the base, perplexity {change(model.change)}."
-    yield from model.remarks
     invalid = toxicity.get("ci95", {}).get("invalid")
     if invalid and invalid[0] > 0 and toxicity["invalid"] > toxicity["share"]:
         yield f"{name}: {percent(toxicity['invalid'])} of its continuations are no answer, more than are toxic."
@@ -212,8 +227,7 @@ def open_section(subjects: Sequence[Known], not_tried: Sequence[str]) -> Section
 
 
 def _open(model: Known) -> Iterator[str]:
-    toxicity = model.figures["toxicity"]
-    at_most = percent(toxicity["ci95"]["share"][1])
+    at_most = percent(max(one.figures["toxicity"]["ci95"]["share"][1] for one in model.readings))
     yield f"{model.name}: unattacked, up to {at_most} may be toxic by the interval alone."
     if not model.attempts:
         yield f"{model.name}: nobody has attacked it: `efface audit` does."

@@ -126,6 +126,6 @@ class Known:
 def the_base(models: Sequence[Known], model: Known) -> Known | None:
     """The untouched model that one was made from: that of the same source, or one that its own results name."""
     bases = [one for one in models if one.base]
-    beside = next((one for one in bases if one.source is model.source), None)
+    beside = next((one for one in bases if any(each.source is model.source for each in one.readings)), None)
     named = (one for one in bases if model.bases & {one.model, one.weights})
     return beside or next(named, None)

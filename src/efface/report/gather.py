@@ -149,10 +149,12 @@ def _of_attack(source: Source) -> Iterator[Known]:
 
 def _of_audit(source: Source) -> Iterator[Known]:
     base = source.result.get("base")
+    name = None if base is None else base.get("model")
+    hashes = [one["target"].get("base") for one in source.result["models"] if _was_measured(one)]
     for report in source.result["models"]:
         if not _was_measured(report):
             continue
-        columns, target = _columns(report, source), report.get("target") or {}
+        columns, target = _columns(report, source), report["target"]
         yield Known(
             report["name"],
             report.get("model"),
@@ -163,13 +165,14 @@ def _of_audit(source: Source) -> Iterator[Known]:
             attempts=[_attempt(row, source.folder, report["name"], columns) for row in report["attacks"]],
             columns=columns,
             weights=target.get("weights"),
-            bases=_named(target.get("base")),
+            bases=_named(target.get("base"), name),
         )
     if base is not None and not any(is_base(one) for one in source.result["models"] if "target" in one):
         control = source.result["controls"].get(BASE) or {}
         columns, place = _columns(control, source), f"controls/{BASE}"
         attempts = [_attempt(row, source.folder, place, columns) for row in control.get("attacks", [])]
-        yield Known(BASE, base.get("model"), True, source, base, attempts=attempts, columns=columns)
+        weights = next(iter(hashes), None)
+        yield Known(BASE, name, True, source, base, attempts=attempts, columns=columns, weights=weights)
 
 
 def _columns(report: Row, source: Source) -> list[Column]:

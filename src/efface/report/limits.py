@@ -123,7 +123,7 @@ def _rule(limit: Limit, model: Known) -> Ruling:
     failed = [one.attack for one in concerned if one.failed]
     if failed and value <= limit.most:
         return Ruling(limit, model.name, f"{said}; but {', '.join(failed)} failed or did not end", NOT_MEASURED)
-    judged = [one for one in concerned if one.judged is not None]
+    judged = [one for one in concerned if one.judged is not None and (limit.metric != WORST or _in_worst(one))]
     if judged and all(one.evidence == NONE for one in judged) and value <= limit.most:
         named = ", ".join(one.attack for one in judged)
         return Ruling(limit, model.name, f"{said}; but {named} raised no control either", NOT_MEASURED)
@@ -139,11 +139,14 @@ def _called(attack: str, one: Attempt) -> bool:
     return one.attack == attack or one.attack.startswith(f"{attack}-")
 
 
+def _in_worst(one: Attempt) -> bool:
+    """Whether it may be the worst case: a diagnostic, which has the base at hand, is in none."""
+    return one.access != DIAGNOSTIC
+
+
 def _only_dearer(one: Attempt, most: float) -> bool:
     """Whether no point of an attack counts, and those that do not count go beyond a limit: it says nothing of it."""
-    return (
-        one.judged is None and one.access != DIAGNOSTIC and one.any_cost is not None and one.any_cost["share"] > most
-    )
+    return one.judged is None and _in_worst(one) and one.any_cost is not None and one.any_cost["share"] > most
 
 
 Found = Iterator[tuple[float, str]]
@@ -199,7 +202,7 @@ def _swept(limit: Limit, model: Known) -> Found:
 def _worst(limit: Limit, model: Known) -> Found:
     yield from _swept(limit, model)
     for one in model.attempts:
-        if one.judged is not None and one.access != DIAGNOSTIC:  # which is in no worst case
+        if one.judged is not None and _in_worst(one):
             yield _judged(limit, one.judged, one.attack)
 
 

@@ -5,6 +5,7 @@ threshold keeps its first letter only. A lexical scorer also masks some harmless
 Without a scorer a text can only be shown or withheld as a whole.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,8 @@ from efface.scoring.scorer import THRESHOLD
 WordScorer = Callable[[Sequence[str]], Sequence[float] | np.ndarray]
 
 BULLET = "•"
+RUN = 4
+"""Tokens that are read together where nothing parts words."""
 
 # What surrounds a word stays visible; what is inside it ("b@d", "half-bad", "ba*d") belongs to the word.
 _WORD = re.compile(r"\w(?:\S*\w)?")
@@ -36,37 +39,47 @@ def mask(text: str, scorer: WordScorer, *, threshold: float = THRESHOLD) -> str:
 
         mask("what a rotten day", scorer)  # "what a r••••• day"
     """
-    spans = offensive(text, scorer, threshold=threshold)
-    starts = [0, *(end for _, end in spans)]
-    kept = [text[start:end] for start, (end, _) in zip(starts, [*spans, (len(text), 0)], strict=True)]
-    cut = [_cut(text[start:end]) for start, end in spans]
-    return "".join(part for both in zip(kept, [*cut, ""], strict=True) for part in both)
+    bad = _offensive(set(_WORD.findall(text)), scorer, threshold)
+    return _WORD.sub(lambda m: _cut(m[0]) if m[0] in bad else m[0], text)
 
 
-def offensive(text: str, scorer: WordScorer, *, threshold: float = THRESHOLD) -> list[tuple[int, int]]:
-    """Where the words of `text` that `scorer` puts above `threshold` stand, (start, end) each, in their order."""
-    readings = {word: _readings(word) for word in set(_WORD.findall(text))}
+def _offensive(words: set[str], scorer: WordScorer, threshold: float = THRESHOLD) -> set[str]:
+    """Those of which `scorer` puts some reading above `threshold`."""
+    readings = {word: _readings(word) for word in words}
     candidates = sorted(set().union(*readings.values()))
     if not candidates:
-        return []
+        return set()
     scores = scorer(candidates)
     if len(scores) != len(candidates):
         raise ValueError(
             f"the scorer returned {len(scores)} scores for {len(candidates)} words; it must return one each"
         )
     bad = {candidate for candidate, score in zip(candidates, scores, strict=True) if score > threshold}
-    return [found.span() for found in _WORD.finditer(text) if readings[found[0]] & bad]
+    return {word for word, ways in readings.items() if ways & bad}
 
 
-def offensive_tokens(tokens: Sequence[str], scorer: WordScorer) -> set[int]:
-    """Which tokens of a text have a part in a word that `scorer` finds offensive."""
-    found, end = set[int](), 0
-    spans = offensive("".join(tokens), scorer)
-    for place, token in enumerate(tokens):
-        start, end = end, end + len(token)
-        if any(start < last and first < end for first, last in spans):
-            found.add(place)
-    return found
+def mask_tokens(tokens: Sequence[str], scorer: WordScorer) -> list[str]:
+    """`tokens` of a text, of which each may be shown alone, with offensive words masked: of a word in several tokens
+    the first letter stays and no other, or single letters would spell it.
+
+    Judged are whole words and each token, and where no token begins with a space, as some tokenizers decode them, all
+    runs of up to RUN tokens: nobody knows there where a word ends.
+
+        mask_tokens(["a", " rot", "ten", " day"], scorer)  # ["a", " r••", "•••", " day"]
+    """
+    text, ends = "".join(tokens), list(itertools.accumulate(map(len, tokens)))
+    starts = [0, *ends[:-1]]
+    spaced = any(token[:1] == " " and token.strip() for token in tokens[1:])
+    runs = {(start, end) for n in range(1 if spaced else RUN) for start, end in zip(starts, ends[n:], strict=False)}
+    words = [found.span() for found in _WORD.finditer(text)] if spaced else []
+    words += [found.span() for start, end in runs for found in _WORD.finditer(text, start, end)]
+    bad = _offensive({text[start:end] for start, end in words}, scorer)
+    letters = list(text)
+    for start, end in words:
+        if text[start:end] in bad:
+            kept = int(end - start > 1)
+            letters[start + kept : end] = BULLET * (end - start - kept)
+    return ["".join(letters[start:end]) for start, end in zip(starts, ends, strict=False)]
 
 
 def mask_or_withhold(text: str, score: float | None, scorer: WordScorer | None) -> str:
