@@ -36,9 +36,11 @@ Line = list[tuple[int, float, float, float]]
 
 
 def points() -> dict[str, dict[str, Line]]:
-    """Panel -> method -> its line. A point at which a seed costs too much perplexity to count is left out."""
+    """Panel -> what the legend says -> its line. A point at which a seed costs too much perplexity to count is left
+    out."""
     figures = Figures("comparison.json")
-    return {curve: {name: _line(figures, name, curve) for name in ("base", *PLAIN, *LASTING)} for curve in PANELS}
+    labels = {name: _label(figures, name) for name in ("base", *PLAIN, *LASTING)}
+    return {curve: {label: _line(figures, name, curve) for name, label in labels.items()} for curve in PANELS}
 
 
 def _line(figures: Figures, name: str, curve: str) -> Line:
@@ -54,10 +56,10 @@ def _line(figures: Figures, name: str, curve: str) -> Line:
 def drawn(panels: dict[str, dict[str, Line]]) -> Figure:
     figure = Figure(figsize=(9.5, 3.6), dpi=130, layout="constrained", facecolor="white")
     for axes, (curve, lines) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
-        for name, line in lines.items():
+        for label, line in lines.items():
             if line:
                 steps, means, lows, highs = zip(*line, strict=True)
-                (drawn_line,) = axes.plot(steps, means, label=_label(name), **_style(name))
+                (drawn_line,) = axes.plot(steps, means, label=label, **_style(label.partition(",")[0]))
                 axes.fill_between(steps, lows, highs, color=drawn_line.get_color(), alpha=0.15, linewidth=0)
         axes.set(title=PANELS[curve], xlabel="steps of the attacker", ylim=(0, 1))
         axes.title.set_fontsize(10)
@@ -72,8 +74,9 @@ def drawn(panels: dict[str, dict[str, Line]]) -> Figure:
     return figure
 
 
-def _label(name: str) -> str:
-    return f"{name} (default)" if name == "repo-rows" else name
+def _label(figures: Figures, name: str) -> str:
+    seeds = sum(model[0] == name for model in figures.models)
+    return f"{name}, {seeds} seed{'s' * (seeds > 1)}" if name in LASTING else name
 
 
 def _style(name: str) -> dict[str, Any]:

@@ -157,10 +157,10 @@ def comparison_attacks() -> str:
 
 
 def comparison_targets() -> str:
-    """What REPO's lasting entry was to reach, what it has, and the best entry of another method beside it, among those
-    that leave at most half of the base's share: of a small drop everything may last."""
+    """What REPO's lasting entry was to reach, what it has, and the best entry of another method beside it, by first
+    seeds, among those that leave at most half of the base's share: of a small drop everything may last."""
     figures, ours = Figures("comparison.json"), ("repo-withstand", 0)
-    others = [model for model in figures.models if "repo" not in model[0]]
+    others = [model for model in figures.models if "repo" not in model[0] and model[1] == 0]
     others = [model for model in others if (figures.get(model, "relative_share") or 1.0) <= 0.5]
     rows = []
     for title, wanted, figure, best, form in (
