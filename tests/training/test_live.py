@@ -138,6 +138,7 @@ class Arguments:
     max_steps: int = 48
     num_train_epochs: float = 3
     max_batch_tokens: int | None = None
+    dataloader_drop_last: bool = False
 
 
 @pytest.mark.parametrize(
