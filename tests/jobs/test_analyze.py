@@ -151,17 +151,17 @@ def test_in_a_report_every_token_of_an_offensive_word_is_masked(whole: Any, monk
     def with_o(words: Sequence[str]) -> list[float]:
         return [float("o" in word) for word in words]
 
-    pictures = {name: figure for name, figure in figures_of(results, with_o) if name.startswith("tokens/")}
-    of_models = [model["blocks"]["drift"]["pictures"] for model in results["models"]]
-    assert len(pictures) == 16 and any("o" in "".join(one["tokens"]) for found in of_models for one in found)
+    one_of_them = results | {"models": results["models"][:1]}
+    pictures = {name: figure for name, figure in figures_of(one_of_them, with_o) if name.startswith("tokens/")}
+    drawn = results["models"][0]["blocks"]["drift"]["pictures"]
+    assert len(pictures) == 8 and any("o" in "".join(one["tokens"]) for one in drawn)
     for figure in pictures.values():
         labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
         assert not any("o" in label[1:] for label in labels), labels
-    for judge, mask, shown in ((with_o, "always", 4), (None, "always", 0), (None, "click", 0), (None, "never", 4)):
-        monkeypatch.setattr("efface.report.dossier._scorer", lambda name, judge=judge: judge)
-        page, _ = report_about([folder], mask=mask)
-        blocks = [block for section in page.sections for block in section.blocks if isinstance(block, Pictures)]
-        assert sum(one.name.startswith("tokens/") for block in blocks for one in block.figures) == shown
+    monkeypatch.setattr("efface.report.dossier._scorer", lambda name: None)
+    page, _ = report_about([folder])  # without a judge they are left out
+    blocks = [block for section in page.sections for block in section.blocks if isinstance(block, Pictures)]
+    assert blocks and not any(one.name.startswith("tokens/") for block in blocks for one in block.figures)
 
 
 def test_finished_blocks_are_taken_and_others_made(models: Path, whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,11 +145,10 @@ def test_what_was_measured_of_another_strength_is_measured_again(
     out, settings = tmp_path / "out", settings_of(given)
     found = detox(model, output=out, settings=settings)["edited"]
     saved = read_json(out / "model" / "results.json")
-    for share, scaled_by, measured_again in ((0.125, saved["scaled_by"], False), (0.25, 0.1, True)):
-        write_json(out / "edited.json", found | {"toxicity": found["toxicity"] | {"share": share}})
-        write_json(out / "model" / "results.json", saved | {"scaled_by": scaled_by})  # what lies there is another edit
-        result = detox(model, output=out, settings=settings, resume=True)
-        assert result["edited"]["toxicity"]["share"] == (found["toxicity"]["share"] if measured_again else share)
+    write_json(out / "edited.json", found | {"toxicity": found["toxicity"] | {"share": 0.125}})
+    write_json(out / "model" / "results.json", saved | {"scaled_by": 0.1})  # what lies there is another edit
+    result = detox(model, output=out, settings=settings, resume=True)
+    assert result["edited"]["toxicity"]["share"] == found["toxicity"]["share"] != 0.125
 
 
 def test_what_the_training_pairs_hold_is_not_reported(model: str, given: dict[str, str], tmp_path: Path) -> None:
